@@ -1,0 +1,18 @@
+"""Massive activations and gradient flow in attention-based graph neural networks.
+
+The package computes, the notebooks argue:
+
+- ``configs``: every hyper-parameter the papers and their code state.
+- ``data``: ``load(name)`` gives graphs in three splits.
+- ``models``: attention networks with edge features; ``models.official`` reads published weights.
+- ``train``, ``checkpoint``: fit, evaluate, save, load.
+- ``hooks``: record or edit what any submodule of any torch model returns.
+- ``detection``: activation ratio, threshold, summaries that stream.
+- ``experiments``: from a configuration to tidy tables; ``plots``: from tables to figures.
+"""
+
+from mapkg.configs import CONFIGS, Config
+from mapkg.data import load
+from mapkg.models import build
+
+__all__ = ["CONFIGS", "Config", "build", "load"]

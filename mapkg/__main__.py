@@ -1,0 +1,143 @@
+"""The command line: ``python -m mapkg train``, ``collect`` and ``data``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from mapkg.configs import CONFIGS, Config
+
+USAGE_ERROR = 2
+"""Exit status when what was asked for cannot be done, as argparse uses it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.function(parsed)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mapkg", description="Paper companion tools.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="train a network, watch massive activations emerge, write tables"
+    )
+    train.add_argument("--config", required=True, choices=CONFIGS, help="a published configuration")
+    train.add_argument("--dataset", required=True, help="a data set that mapkg.data.load knows")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--epochs", type=int, help="at most so many; default: the configuration's")
+    train.add_argument("--out", type=Path, required=True, help="folder; a stopped run goes on")
+    train.add_argument("--device", default="cpu", help="for example cpu or cuda (default: cpu)")
+    train.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a value of the configuration; may be repeated",
+    )
+    train.add_argument("--limit", type=int, help="only so many graphs of each split, to try out")
+    train.set_defaults(function=_train)
+
+    collect = commands.add_parser("collect", help="join the tables of finished runs")
+    collect.add_argument("folders", nargs="+", type=Path, help="what train wrote")
+    collect.add_argument(
+        "-o", "--output", required=True, help="path prefix, for example data/results/emergence_"
+    )
+    collect.set_defaults(function=_collect)
+
+    data = commands.add_parser("data", help="load a data set and say what it is")
+    data.add_argument("dataset")
+    data.set_defaults(function=_data)
+    return parser
+
+
+def _train(parsed: argparse.Namespace) -> int:
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments import emergence, observation_epochs
+
+    config = CONFIGS[parsed.config].replace(**_overrides(parsed.set))
+    if parsed.epochs is not None:
+        config = config.replace(max_epochs=parsed.epochs)
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    splits = load(parsed.dataset)
+    if parsed.limit is not None:
+        limited = {name: getattr(splits, name)[: parsed.limit] for name in ("train", "val", "test")}
+        title = f"{splits.description.title}, first {parsed.limit}"
+        splits = replace(splits, description=replace(splits.description, title=title), **limited)
+    emergence(
+        config,
+        splits,
+        seed=parsed.seed,
+        name=parsed.config,
+        folder=parsed.out,
+        device=parsed.device,
+        observe_epochs=observation_epochs(config.max_epochs),
+    )
+    return 0
+
+
+def _collect(parsed: argparse.Namespace) -> int:
+    from mapkg.experiments import collect
+
+    for path in collect(parsed.folders, parsed.output):
+        print(path)
+    return 0
+
+
+def _data(parsed: argparse.Namespace) -> int:
+    from mapkg.data import load
+
+    splits = load(parsed.dataset)
+    for name, value in vars(splits.description).items():
+        lines = value if isinstance(value, tuple) else (value,)
+        for line in lines:
+            print(f"{name}: {line}")
+    for name in ("train", "val", "test"):
+        graphs = getattr(splits, name)
+        nodes, edges = (sum(getattr(g, key) for g in graphs) for key in ("num_nodes", "num_edges"))
+        print(f"{name}: {len(graphs):,} graphs, {nodes:,} nodes, {edges:,} directed edges")
+    return 0
+
+
+def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    """Values of ``NAME=VALUE``, converted to the type of the configuration's field."""
+    types = {field.name: field.type for field in fields(Config)}
+    values = {}
+    for assignment in assignments:
+        name, found, text = assignment.partition("=")
+        if not found or name not in types:
+            raise ValueError(
+                f"--set {assignment}: expected NAME=VALUE with NAME one of {', '.join(types)}"
+            )
+        kind = types[name] if isinstance(types[name], type) else type(None)
+        try:
+            values[name] = _parse(text, kind)
+        except ValueError:
+            raise ValueError(f"--set {assignment}: expected a {kind.__name__}") from None
+    return values
+
+
+def _parse(text: str, kind: type) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if kind is type(None):  # a field that may be None: int | None, str | None
+        return None if text == "None" else int(text) if text.isdigit() else text
+    return kind(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

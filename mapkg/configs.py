@@ -1,0 +1,254 @@
+"""Hyper-parameters: one frozen dataclass, and every configuration the papers' code states.
+
+``CONFIGS`` holds the ten published (model, data set) pairs of the massive-activations paper,
+read from the configuration files of its code. A value that the code derives from the data
+set and that we do not know is ``None``, never a guess.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+READOUTS = ("mean", "sum")
+
+
+def _stated(source: str, **kwargs: Any) -> Any:
+    """A dataclass field that carries where its value is stated."""
+    return field(metadata={"source": source}, **kwargs)
+
+
+_FILE = "the configuration file named in `source`"
+_MAIN = "training script of the published code (common to all pairs)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A model, its training schedule, and where both are stated.
+
+    Every field carries the place its value is stated in as ``metadata["source"]``
+    (``dataclasses.fields(Config)``); the published file of one pair is in ``source``.
+
+    Raises:
+        ValueError: if a value is out of range, or heads do not divide hidden channels.
+    """
+
+    architecture: str = _stated(_FILE)
+    dataset: str = _stated(_FILE)
+    num_node_types: int | None = _stated("the data set: size of the node embedding table")
+    num_edge_types: int | None = _stated("the data set: size of the edge embedding table")
+    out_channels: int = _stated("the data set: number of targets")
+    num_layers: int = _stated(_FILE)
+    hidden_channels: int = _stated(_FILE)
+    heads: int = _stated(_FILE)
+    batch_size: int = _stated(_FILE)
+    lr: float = _stated(_FILE)
+    lr_patience: int = _stated(_FILE)
+    min_lr: float = _stated(_FILE)
+    dropout: float = _stated(_FILE)
+    readout: str | None = _stated(_FILE)
+    residual: bool = _stated(_FILE)
+    max_hours: float = _stated(_FILE)
+    source: str = _stated("the published repository's own path")
+    lr_factor: float = _stated(_MAIN, default=0.5)
+    weight_decay: float = _stated(_MAIN, default=0.0)
+    max_epochs: int = _stated(_MAIN, default=1000)
+    seed: int = _stated(_MAIN, default=41)
+    batch_norm: bool = _stated(_MAIN, default=True)
+    layer_norm: bool = _stated(_MAIN, default=False)
+    use_bias: bool = _stated("scripts/train of the published code", default=False)
+
+    def __post_init__(self) -> None:
+        positive = (
+            "out_channels num_layers hidden_channels heads batch_size lr min_lr max_hours".split()
+        )
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)!r}")
+        for name in ("lr_patience", "max_epochs", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)!r}")
+        if self.hidden_channels % self.heads:
+            raise ValueError(
+                f"hidden_channels ({self.hidden_channels}) must be a multiple of heads "
+                f"({self.heads}): each head has hidden_channels // heads channels"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a probability in [0, 1), got {self.dropout!r}")
+        if not 0 < self.lr_factor < 1:
+            raise ValueError(f"lr_factor: expected a value in (0, 1), got {self.lr_factor!r}")
+        if self.readout is not None and self.readout not in READOUTS:
+            raise ValueError(
+                f"readout: expected one of {READOUTS} or None (node-level task), "
+                f"got {self.readout!r}"
+            )
+
+    def replace(self, **changes: Any) -> "Config":
+        """The same configuration with some values changed.
+
+        Raises:
+            ValueError: if a name is not a field, or a value is out of range.
+        """
+        unknown = sorted(set(changes) - {f.name for f in fields(self)})
+        if unknown:
+            known = ", ".join(f.name for f in fields(self))
+            raise ValueError(f"unknown configuration value {', '.join(unknown)}; known: {known}")
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; ``Config(**d)`` is the way back."""
+        return asdict(self)
+
+
+_ZINC = dict(dataset="zinc", num_node_types=28, num_edge_types=4, out_channels=1)
+_TOX21 = dict(dataset="tox21", num_node_types=None, num_edge_types=None, out_channels=12)
+_PROTEINS = dict(
+    dataset="ogbn-proteins", num_node_types=8, num_edge_types=None, out_channels=112, readout=None
+)
+# Sum readout, patience 25: common to the LSPE and SAN repositories' molecule runs.
+_NODE_STREAM = dict(readout="sum", residual=True, lr_patience=25, heads=8, num_layers=10)
+
+CONFIGS: Mapping[str, Config] = MappingProxyType(
+    {
+        "GT-ZINC": Config(
+            architecture="gt",
+            **_ZINC,
+            num_layers=10,
+            hidden_channels=64,
+            heads=8,
+            batch_size=128,
+            lr=7e-4,
+            lr_patience=15,
+            min_lr=1e-6,
+            dropout=0.0,
+            readout="mean",
+            residual=True,
+            max_hours=24,
+            source="graphtransformer/configs/molecules_GraphTransformer_ZINC_500k_sparse_graph_BN.json",
+        ),
+        "GT-TOX21": Config(
+            architecture="gt",
+            **_TOX21,
+            num_layers=10,
+            hidden_channels=444,
+            heads=12,
+            batch_size=128,
+            lr=7e-4,
+            lr_patience=15,
+            min_lr=1e-6,
+            dropout=0.0,
+            readout="mean",
+            residual=True,
+            max_hours=24,
+            source="graphtransformer/configs/molecules_GraphTransformer_TOX21_sparse_graph_BN.json",
+        ),
+        "GT-PROTEINS": Config(
+            architecture="gt",
+            **_PROTEINS,
+            num_layers=3,
+            hidden_channels=64,
+            heads=8,
+            batch_size=512,
+            lr=7e-4,
+            lr_patience=15,
+            min_lr=1e-6,
+            dropout=0.0,
+            residual=False,
+            max_hours=24,
+            source="gnn-lspe/configs/GraphTransformer_PROTEINS_NoPE.json",
+        ),
+        "EGAT-PROTEINS": Config(
+            architecture="egat",
+            **_PROTEINS,
+            num_layers=3,
+            hidden_channels=64,
+            heads=8,
+            batch_size=512,
+            lr=7e-4,
+            lr_patience=15,
+            min_lr=1e-6,
+            dropout=0.0,
+            residual=False,
+            max_hours=24,
+            source="gnn-lspe/configs/EdgeGAT_PROTEINS_NoPE.json",
+        ),
+        "GraphiT-ZINC": Config(
+            architecture="graphit",
+            **_ZINC,
+            **_NODE_STREAM,
+            hidden_channels=64,
+            batch_size=32,
+            lr=3e-4,
+            min_lr=1e-6,
+            dropout=0.0,
+            max_hours=48,
+            source="gnn-lspe/configs/GraphiT_ZINC_NoPE.json",
+        ),
+        "GraphiT-TOX21": Config(
+            architecture="graphit",
+            **_TOX21,
+            **_NODE_STREAM,
+            hidden_channels=88,
+            batch_size=256,
+            lr=7e-4,
+            min_lr=1e-6,
+            dropout=0.5,
+            max_hours=96,
+            source="gnn-lspe/configs/GraphiT_MOLTOX21_NoPE.json",
+        ),
+        "GraphiT-PROTEINS": Config(
+            architecture="graphit",
+            **_PROTEINS,
+            num_layers=3,
+            hidden_channels=88,
+            heads=8,
+            batch_size=768,
+            lr=7e-4,
+            lr_patience=25,
+            min_lr=1e-5,
+            dropout=0.5,
+            residual=False,
+            max_hours=96,
+            source="gnn-lspe/configs/GraphiT_PROTEINS_NoPE.json",
+        ),
+        "SAN-ZINC": Config(
+            architecture="san",
+            **_ZINC,
+            **_NODE_STREAM,
+            hidden_channels=56,
+            batch_size=32,
+            lr=7e-4,
+            min_lr=1e-6,
+            dropout=0.0,
+            max_hours=24,
+            source="SAN/configs/ZINC/optimized",
+        ),
+        "SAN-TOX21": Config(
+            architecture="san",
+            **_TOX21,
+            **_NODE_STREAM,
+            hidden_channels=88,
+            batch_size=128,
+            lr=7e-4,
+            min_lr=1e-6,
+            dropout=0.5,
+            max_hours=96,
+            source="gnn-lspe/configs/SAN_MOLTOX21_NoPE.json",
+        ),
+        "SAN-PROTEINS": Config(
+            architecture="san",
+            **_PROTEINS,
+            num_layers=3,
+            hidden_channels=88,
+            heads=8,
+            batch_size=512,
+            lr=7e-4,
+            lr_patience=25,
+            min_lr=1e-5,
+            dropout=0.5,
+            residual=False,
+            max_hours=96,
+            source="gnn-lspe/configs/SAN_PROTEINS_NoPE.json",
+        ),
+    }
+)

@@ -1,0 +1,98 @@
+"""The ZINC benchmark as PyG fetches it, brought to the form of our SMILES tables."""
+
+import collections
+import io
+import pickle
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import platformdirs
+import torch
+from rdkit import Chem
+from torch_geometric.data import Data
+from torch_geometric.datasets import ZINC
+
+from mapkg.data.molecules import SPLITS, to_molecule
+
+FOLDER = "ZINC"
+"""Folder of PyG's ZINC under a data root; its files lie in ``raw/`` inside."""
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles lists and dicts of tensors and nothing else, so that no code can run."""
+
+    _allowed = {
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch.storage", "_load_from_bytes"): lambda content: torch.load(
+            io.BytesIO(content), weights_only=True
+        ),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            raise pickle.UnpicklingError(
+                f"refused to load {module}.{name}: the benchmark's files hold tensors only"
+            )
+        return self._allowed[module, name]
+
+
+def read_tensors(file: BinaryIO) -> Any:
+    """Unpickle tensors from a file that is not trusted.
+
+    Raises:
+        pickle.UnpicklingError: if the file asks for anything but tensors.
+    """
+    return _TensorUnpickler(file).load()
+
+
+class _BenchmarkZINC(ZINC):
+    """PyG's ZINC, its pickles read without the power to run code."""
+
+    def process(self) -> None:
+        raw, processed = Path(self.raw_dir), Path(self.processed_dir)
+        for split in SPLITS:
+            with (raw / f"{split}.pickle").open("rb") as file:
+                molecules = read_tensors(file)
+            chosen = (raw / f"{split}.index").read_text().strip().split(",")
+            graphs = [_benchmark_graph(molecules[int(i)]) for i in chosen]
+            self.save(graphs, str(processed / f"{split}.pt"))
+
+
+def _benchmark_graph(molecule: dict[str, Any]) -> Data:
+    bonds = torch.as_tensor(molecule["bond_type"]).long()  # [N, N], 0 where no bond
+    edge_index = bonds.nonzero().t().contiguous()
+    data = Data(
+        x=torch.as_tensor(molecule["atom_type"]).long().flatten(),
+        edge_index=edge_index,
+        edge_attr=bonds[edge_index[0], edge_index[1]],
+        y=torch.as_tensor(molecule["logP_SA_cycle_normalized"]).float().reshape(1, 1),
+    )
+    data.smiles = Chem.MolToSmiles(to_molecule(data))
+    return data
+
+
+def benchmark_splits(roots: list[Path], *, download: bool) -> tuple[list[Data], ...] | None:
+    """Train, validation and test graphs of the benchmark, or None if it cannot be had.
+
+    Args:
+        roots: folders that may hold ``ZINC/raw``; it is downloaded to the user's cache folder.
+        download: whether to try the network if none does.
+    """
+    files = [f"{split}.{kind}" for split in SPLITS for kind in ("pickle", "index")]
+    for root in roots:
+        if all((root / FOLDER / "raw" / name).is_file() for name in files):
+            break
+    else:
+        if not download:
+            return None
+        root = platformdirs.user_cache_path("mapkg")
+    try:
+        datasets = [
+            _BenchmarkZINC(str(root / FOLDER), subset=True, split=split) for split in SPLITS
+        ]
+    except OSError as error:  # what urllib raises without a network
+        print(f"could not fetch ZINC: {error}", file=sys.stderr)
+        return None
+    return tuple([graph for graph in dataset] for dataset in datasets)

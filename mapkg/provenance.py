@@ -1,0 +1,40 @@
+"""Where a result comes from: versions and commit."""
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+NOT_AVAILABLE = "not available"
+
+
+@cache
+def versions() -> str:
+    """Versions that results depend on, for example ``"python 3.11.7; torch 2.13.0; ..."``."""
+    packages = ("torch", "torch-geometric", "numpy", "rdkit")
+    numbers = [f"python {platform.python_version()}"]
+    # A build tag such as +cpu says how torch was packaged, not what it computes.
+    numbers += [f"{name} {version(name).split('+')[0]}" for name in packages]
+    return "; ".join(numbers)
+
+
+@cache
+def commit() -> str:
+    """The commit of the package's code, with ``-dirty`` if the code differs from it.
+
+    "not available" where the package does not lie in a git work tree.
+    """
+    package = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True
+        )
+        return result.stdout.strip()
+
+    try:
+        head = git("rev-parse", "HEAD")
+        return f"{head}-dirty" if git("status", "--porcelain", "--", str(package)) else head
+    except (OSError, subprocess.CalledProcessError):
+        return NOT_AVAILABLE
