@@ -1,4 +1,4 @@
-"""The command line: ``python -m mapkg train``, ``collect`` and ``data``."""
+"""The command line: ``python -m mapkg run``, ``train``, ``collect`` and ``data``."""
 
 import argparse
 import sys
@@ -26,6 +26,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mapkg", description="Paper companion tools.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a notebook with other parameters, strictly")
+    run.add_argument("notebook", type=Path)
+    run.add_argument(
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter of the notebook; may be repeated",
+    )
+    run.add_argument("-o", "--output", type=Path, help="where the executed notebook goes")
+    run.add_argument("--list", action="store_true", help="list the parameters and stop")
+    run.set_defaults(function=_run)
 
     train = commands.add_parser(
         "train", help="train a network, watch massive activations emerge, write tables"
@@ -58,6 +73,23 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("dataset")
     data.set_defaults(function=_data)
     return parser
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from mapkg import notebook
+
+    if parsed.list:
+        print(notebook.describe(notebook.parameters(parsed.notebook)))
+        return 0
+    values = notebook.parse(parsed.notebook, map(tuple, parsed.parameter))
+    if parsed.output is None:
+        raise ValueError("nowhere to write to; name the executed notebook with -o OUT.ipynb")
+    try:
+        print(notebook.run(parsed.notebook, parsed.output, values))
+    except notebook.NotebookFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _train(parsed: argparse.Namespace) -> int:

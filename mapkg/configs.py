@@ -22,6 +22,12 @@ _FILE = "the configuration file named in `source`"
 _MAIN = "training script of the published code (common to all pairs)"
 
 
+_POSITIVE = (
+    *("out_channels", "num_layers", "hidden_channels", "heads"),
+    *("batch_size", "lr", "min_lr", "max_hours"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A model, its training schedule, and where both are stated.
@@ -59,14 +65,17 @@ class Config:
     use_bias: bool = _stated("scripts/train of the published code", default=False)
 
     def __post_init__(self) -> None:
-        positive = (
-            "out_channels num_layers hidden_channels heads batch_size lr min_lr max_hours".split()
-        )
-        for name in positive:
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)!r}")
+        for name in ("num_node_types", "num_edge_types"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(
+                    f"{name}: expected a value above 0 or None (not stated), "
+                    f"got {getattr(self, name)!r}"
+                )
         for name in ("lr_patience", "max_epochs", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)!r}")
         if self.hidden_channels % self.heads:
             raise ValueError(
@@ -123,7 +132,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             dropout=0.0,
             readout="mean",
             residual=True,
-            max_hours=24,
+            max_hours=24.0,
             source="graphtransformer/configs/molecules_GraphTransformer_ZINC_500k_sparse_graph_BN.json",
         ),
         "GT-TOX21": Config(
@@ -139,7 +148,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             dropout=0.0,
             readout="mean",
             residual=True,
-            max_hours=24,
+            max_hours=24.0,
             source="graphtransformer/configs/molecules_GraphTransformer_TOX21_sparse_graph_BN.json",
         ),
         "GT-PROTEINS": Config(
@@ -154,7 +163,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             min_lr=1e-6,
             dropout=0.0,
             residual=False,
-            max_hours=24,
+            max_hours=24.0,
             source="gnn-lspe/configs/GraphTransformer_PROTEINS_NoPE.json",
         ),
         "EGAT-PROTEINS": Config(
@@ -169,7 +178,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             min_lr=1e-6,
             dropout=0.0,
             residual=False,
-            max_hours=24,
+            max_hours=24.0,
             source="gnn-lspe/configs/EdgeGAT_PROTEINS_NoPE.json",
         ),
         "GraphiT-ZINC": Config(
@@ -181,7 +190,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             lr=3e-4,
             min_lr=1e-6,
             dropout=0.0,
-            max_hours=48,
+            max_hours=48.0,
             source="gnn-lspe/configs/GraphiT_ZINC_NoPE.json",
         ),
         "GraphiT-TOX21": Config(
@@ -193,7 +202,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             lr=7e-4,
             min_lr=1e-6,
             dropout=0.5,
-            max_hours=96,
+            max_hours=96.0,
             source="gnn-lspe/configs/GraphiT_MOLTOX21_NoPE.json",
         ),
         "GraphiT-PROTEINS": Config(
@@ -208,7 +217,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             min_lr=1e-5,
             dropout=0.5,
             residual=False,
-            max_hours=96,
+            max_hours=96.0,
             source="gnn-lspe/configs/GraphiT_PROTEINS_NoPE.json",
         ),
         "SAN-ZINC": Config(
@@ -220,7 +229,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             lr=7e-4,
             min_lr=1e-6,
             dropout=0.0,
-            max_hours=24,
+            max_hours=24.0,
             source="SAN/configs/ZINC/optimized",
         ),
         "SAN-TOX21": Config(
@@ -232,7 +241,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             lr=7e-4,
             min_lr=1e-6,
             dropout=0.5,
-            max_hours=96,
+            max_hours=96.0,
             source="gnn-lspe/configs/SAN_MOLTOX21_NoPE.json",
         ),
         "SAN-PROTEINS": Config(
@@ -247,7 +256,7 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
             min_lr=1e-5,
             dropout=0.5,
             residual=False,
-            max_hours=96,
+            max_hours=96.0,
             source="gnn-lspe/configs/SAN_PROTEINS_NoPE.json",
         ),
     }

@@ -60,6 +60,28 @@ def is_massive(
     return ratio > threshold
 
 
+def product_of_normals(
+    rows: int, channels: int, *, factors: int = 3, seed: int = 0
+) -> Float[Tensor, "rows channels"]:
+    """A null model of the score: products of independent standard normals.
+
+    The score is a product of three projections; if these were independent and normal, its
+    rows would look like this.
+
+    Args:
+        rows: number of rows.
+        channels: number of channels.
+        factors: how many normals are multiplied.
+        seed: of the draw.
+
+    Returns:
+        Activations, shape [rows, channels], double precision.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (factors, rows, channels)
+    return torch.randn(shape, generator=generator, dtype=torch.double).prod(dim=0)
+
+
 class StreamingHistogram:
     """Counts of values in equal bins, filled batch by batch, and quantiles from them.
 
@@ -223,19 +245,20 @@ class ActivationSummary:
     def statistics(self) -> dict[str, Any]:
         """The summary as one flat row.
 
+        Rows with a zero median and rows that are not finite are counted, as ``zero_medians``
+        and ``nonfinite_rows``, and left out of what follows. Shares are NaN without a usable
+        row; quantiles are exact to 0.6 %.
+
         Returns:
-            - ``rows``, ``channels``; ``zero_medians`` and ``nonfinite_rows``: rows that are
-              counted here and left out of what follows;
-            - ``rows_with_massive``: their number; ``share_rows_with_massive``: of usable rows;
-              ``share_massive``: of all activations in usable rows;
-              ``share_channels_with_massive``: of channels;
-            - ``max_ratio`` and ``row_max_ratio_qXX``: maximum, and quantiles over rows, of the
-              row's largest ratio;
-            - ``max_abs``: largest magnitude; ``row_max_abs_q50``, ``row_median_q50``: medians
-              over rows of the row's largest and median magnitude;
-            - ``share_saturated``: share of (row, head) whose summed score lies outside the
-              clamp; None without heads.
-            Quantiles are exact to 0.6 %. Without a usable row, shares and values are NaN.
+            A dict with the keys ``rows`` and ``channels``; ``zero_medians`` and
+            ``nonfinite_rows``; ``rows_with_massive``, their number, and
+            ``share_rows_with_massive``, of usable rows; ``share_massive``, of all activations
+            in usable rows; ``share_channels_with_massive``, of channels; ``max_ratio`` and
+            ``row_max_ratio_qXX``, maximum and quantiles over rows of the row's largest ratio;
+            ``max_abs``, the largest magnitude; ``row_max_abs_q50`` and ``row_median_q50``,
+            medians over rows of the row's largest and median magnitude; and
+            ``share_saturated``, the share of (row, head) whose summed score lies outside the
+            clamp, None without heads.
         """
         channels = 0 if self.massive_by_channel is None else len(self.massive_by_channel)
         usable = self.num_rows - self.num_zero_medians - self.num_nonfinite_rows
@@ -248,7 +271,9 @@ class ActivationSummary:
             "rows_with_massive": self.num_rows_with_massive,
             "share_rows_with_massive": _share(self.num_rows_with_massive, usable),
             "share_massive": _share(int(massive.sum()), usable * channels),
-            "share_channels_with_massive": _share(int((massive > 0).sum()), channels),
+            "share_channels_with_massive": _share(
+                int((massive > 0).sum()), channels if usable else 0
+            ),
             "max_ratio": _power(self._row_max_ratio.max),
             **{
                 f"row_max_ratio_q{round(100 * q):02d}": _power(self._row_max_ratio.quantile(q))

@@ -1,7 +1,8 @@
 """Experiments: from a configuration to tidy tables, one function per question."""
 
+import gzip
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from torch_geometric.loader import DataLoader
 
 from mapkg import checkpoint, hooks
 from mapkg.configs import CONFIGS, Config
-from mapkg.data import Splits
-from mapkg.detection import ActivationSummary
+from mapkg.data import ATOM_TYPES, BOND_TYPES, Splits
+from mapkg.detection import ActivationSummary, activation_ratio
 from mapkg.models import build
 from mapkg.train import Fit, calibrate_batch_norm, evaluate, fit, predict, seed_all
 
@@ -24,6 +25,26 @@ SCORES = "layers.*.score"
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
 """The tables of an emergence run."""
+
+
+def count_types(splits: Splits) -> pd.DataFrame:
+    """How often each atom type and bond type occurs in each split.
+
+    Returns:
+        Columns ``split``, ``kind`` (atom or bond), ``id``, ``type`` and ``count``. Bonds are
+        counted once per direction.
+    """
+    rows = []
+    for split in ("train", "val", "test"):
+        graphs = getattr(splits, split)
+        for kind, ids in (("atom", "x"), ("bond", "edge_attr")):
+            names = dict(enumerate(ATOM_TYPES)) if kind == "atom" else BOND_TYPES
+            counts = torch.cat([graph[ids] for graph in graphs]).bincount(minlength=max(names) + 1)
+            rows += [
+                {"split": split, "kind": kind, "id": i, "type": name, "count": int(counts[i])}
+                for i, name in names.items()
+            ]
+    return pd.DataFrame(rows)
 
 
 @torch.no_grad()
@@ -64,6 +85,37 @@ def summarise(
             predict(model, batch)
     model.train(was_training)
     return summaries
+
+
+def row_maxima(
+    model: nn.Module,
+    graphs: list[Data],
+    *,
+    names: str | Sequence[str] = SCORES,
+    batch_size: int = 128,
+) -> torch.Tensor:
+    """The largest activation ratio of every edge in every layer, in evaluation mode.
+
+    Args:
+        model: as for ``train.fit``.
+        graphs: the graphs to look at.
+        names: submodules whose output has one row per edge, names or patterns.
+        batch_size: graphs per forward pass.
+
+    Returns:
+        Shape [layers * edges]; NaN where a row has no ratio.
+    """
+    maxima: list[torch.Tensor] = []
+    model.eval()
+    with (
+        torch.no_grad(),
+        hooks.record(
+            model, names, reduce=lambda _, x: maxima.append(activation_ratio(x).amax(dim=-1))
+        ),
+    ):
+        for batch in DataLoader(graphs, batch_size):
+            predict(model, batch)
+    return torch.cat(maxima)
 
 
 def observation_epochs(max_epochs: int) -> list[int]:
@@ -158,42 +210,127 @@ def emergence(
     }
     weights = {"base": base_weights, "base_calibrated": base_weights}
     weights |= {"best": run.best_weights, "last": run.last_weights}
-    summary, maxima, histogram = [], [], []
-    for state, values in weights.items():
-        model.load_state_dict(values)
-        if state == "base_calibrated":
-            calibrate_batch_norm(model, splits.train, batch_size=config.batch_size, device=device)
-        error = evaluate(model, splits.test, batch_size=config.batch_size, device=device)
-        for layer, found in enumerate(summarise(model, splits.test, **settings).values()):
-            row = {"state": state, "layer": layer}
-            summary.append({**row, "test_mae": error, **found.statistics()})
-            maxima.append(
-                pd.DataFrame({"graph": range(len(found.graph_maxima))}).assign(
-                    **row, max_ratio=found.graph_maxima
-                )
-            )
-            counts = found.neg_log_ratio.counts
-            filled = counts.nonzero().flatten()
-            histogram.append(
-                pd.DataFrame(
-                    {
-                        "bin": filled.tolist(),
-                        "low": found.neg_log_ratio.edges[filled].tolist(),
-                        "count": counts[filled].tolist(),
-                    }
-                ).assign(**row)
-            )
-    tables = {
-        "summary": pd.DataFrame(summary).assign(best_epoch=run.best_epoch),
-        "trajectory": run.observations,
-        "graph_maxima": pd.concat(maxima, ignore_index=True),
-        "histogram": pd.concat(histogram, ignore_index=True),
-        "history": run.history,
-    }
+    tables = observe_states(weights, config, splits, device=device)
+    tables["summary"] = tables["summary"].assign(best_epoch=run.best_epoch)
+    tables |= {"trajectory": run.observations, "history": run.history}
     tables = {key: table.assign(**constant) for key, table in tables.items()}
     if folder is not None:
         _write(Path(folder), tables, weights, config, run, constant)
     return Emergence(**tables, fit=run)
+
+
+@torch.no_grad()
+def observe_states(
+    weights: Mapping[str, Mapping[str, torch.Tensor]],
+    config: Config,
+    splits: Splits,
+    *,
+    device: str | torch.device = "cpu",
+) -> dict[str, pd.DataFrame]:
+    """What the scores of one network look like on the test split, with several weights.
+
+    Args:
+        weights: from state to state dict; the state ``base_calibrated`` has its BatchNorm
+            statistics set to those of the training split first.
+        config: what the weights belong to.
+        splits: the data.
+        device: where to compute.
+
+    Returns:
+        The tables ``summary``, ``graph_maxima`` and ``histogram`` of ``Emergence``, without
+        the columns that say where they come from.
+    """
+    settings = dict(batch_size=config.batch_size, device=device)
+    model = build(config).to(device)
+    tables: dict[str, list[pd.DataFrame]] = {"summary": [], "graph_maxima": [], "histogram": []}
+    for state, values in weights.items():
+        model.load_state_dict(values)
+        if state == "base_calibrated":
+            calibrate_batch_norm(model, splits.train, **settings)
+        error = evaluate(model, splits.test, **settings)
+        found = summarise(model, splits.test, heads=config.heads, **settings)
+        for layer, summary in enumerate(found.values()):
+            row = {"state": state, "layer": layer}
+            counts, edges = summary.neg_log_ratio.counts, summary.neg_log_ratio.edges
+            filled = counts.nonzero().flatten()
+            columns = {
+                "summary": {"test_mae": [error], **summary.statistics()},
+                "graph_maxima": {
+                    "graph": range(len(summary.graph_maxima)),
+                    "max_ratio": summary.graph_maxima,
+                },
+                "histogram": {
+                    "bin": filled.tolist(),
+                    "low": edges[filled].tolist(),
+                    "count": counts[filled].tolist(),
+                },
+            }
+            for table, values_of in columns.items():
+                frame = pd.DataFrame(values_of)
+                tables[table].append(pd.DataFrame(row, index=frame.index).join(frame))
+    return {table: pd.concat(parts, ignore_index=True) for table, parts in tables.items()}
+
+
+def examine_checkpoint(
+    path: Path | str, splits: Splits, *, device: str | torch.device = "cpu"
+) -> dict[str, pd.DataFrame]:
+    """The tables of a saved network beside those of its untrained self.
+
+    The untrained network is built again from the seed in the checkpoint.
+
+    Args:
+        path: a checkpoint that ``emergence`` wrote.
+        splits: the data to look at; its training split calibrates the untrained network.
+        device: where to compute.
+
+    Returns:
+        The tables ``summary``, ``graph_maxima``, ``histogram`` (as ``observe_states``; the
+        saved weights are the state ``best``) and ``history``, with the checkpoint's seed,
+        epoch, versions and commit in each row.
+    """
+    model, information = checkpoint.load(path)
+    config = Config(**information["config"])
+    seed_all(information["seed"])
+    base = build(config).state_dict()
+    weights = {"base": base, "base_calibrated": base, "best": model.state_dict()}
+    tables = observe_states(weights, config, splits, device=device)
+    tables["history"] = pd.DataFrame(information["history"])
+    named = {key: information[key] for key in ("seed", "epoch", "versions", "commit")}
+    named |= {"config": information["name"], "dataset": splits.description.title}
+    return {
+        key: table.assign(**{name: value for name, value in named.items() if name not in table})
+        for key, table in tables.items()
+    }
+
+
+def emergence_table(summary: pd.DataFrame, states: Sequence[str]) -> pd.DataFrame:
+    """A summary as a table to read: a row per layer, columns by statistic and state.
+
+    Args:
+        summary: rows of one seed of the summary of ``Emergence``.
+        states: which states, in order.
+    """
+    columns = {
+        "max_ratio": "largest ratio",
+        "share_rows_with_massive": "share of edges with an MA",
+        "max_abs": "largest |s|",
+        "row_median_q50": "typical row median of |s|",
+    }
+    wide = summary.pivot(index="layer", columns="state", values=list(columns))
+    order = [(statistic, state) for statistic in columns for state in states]
+    return wide[order].rename(columns=columns, level=0)
+
+
+def range_over_seeds(summary: pd.DataFrame, statistic: str) -> pd.DataFrame:
+    """Least and greatest value of a statistic over seeds, a row per layer, a column per state.
+
+    Args:
+        summary: the summary of ``Emergence``, of several seeds.
+        statistic: one of its columns; values are written with three digits.
+    """
+    values = summary.groupby(["layer", "state"], sort=False)[statistic].agg(["min", "max"])
+    texts = values.apply(lambda row: f"{row['min']:.3g} to {row['max']:.3g}", axis=1)
+    return texts.unstack("state")
 
 
 def read_emergence(folder: Path | str, prefix: str = "") -> Emergence:
@@ -246,8 +383,6 @@ def _changes(config: Config, name: str) -> str:
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
-    import gzip
-
     text = table.to_csv(index=False, float_format="%.6g").encode()
     checkpoint.write_atomically(path, gzip.compress(text, mtime=0))
 

@@ -1,4 +1,4 @@
-"""Look at, or replace, what any submodule of a model returns.
+"""Look at, or replace, what any submodule of a model returns::
 
     with record(model, "layers.*.score") as seen:
         model(x, edge_index, edge_attr)
@@ -87,8 +87,7 @@ def record(
             return
         outputs[name].append(detached)
         # Inference tensors keep no version counter.
-        if isinstance(detached, Tensor) and not detached.is_inference():
-            versions.append((name, detached, detached._version))
+        versions.extend((name, x, x._version) for x in _tensors(detached) if not x.is_inference())
 
     with _hooked(modules, lambda name, output: observe(name, output)):
         yield outputs
@@ -148,6 +147,14 @@ def _hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Any], Any]) -
 
 def _matches(pattern: str, names: Iterable[str]) -> set[str]:
     return {name for name in names if fnmatchcase(name, pattern)}
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, tuple | list | dict):
+        for item in output.values() if isinstance(output, dict) else output:
+            yield from _tensors(item)
 
 
 def _detach(output: Any) -> Any:

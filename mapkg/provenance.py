@@ -23,7 +23,8 @@ def versions() -> str:
 def commit() -> str:
     """The commit of the package's code, with ``-dirty`` if the code differs from it.
 
-    "not available" where the package does not lie in a git work tree.
+    "not available" where the package is not tracked in a git work tree. One that is installed
+    inside another project's tree does not take that project's commit for its own.
     """
     package = Path(__file__).parent
 
@@ -34,6 +35,7 @@ def commit() -> str:
         return result.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "--", Path(__file__).name)
         head = git("rev-parse", "HEAD")
         return f"{head}-dirty" if git("status", "--porcelain", "--", str(package)) else head
     except (OSError, subprocess.CalledProcessError):

@@ -7,8 +7,8 @@
 writes ``moses12k.csv.gz`` beside this script: 10,000 training and 1,000 validation molecules
 drawn without replacement from the benchmark's training file, 1,000 test molecules from its
 test file, with a fixed seed, in the order drawn. The few molecules with an atom outside the
-28 types of ``mapkg.data.molecules.ATOM_TYPES`` are passed over. The same inputs and versions give the same
-bytes.
+28 types of ``mapkg.data.molecules.ATOM_TYPES`` are passed over. The same inputs and versions
+give the same bytes.
 """
 
 import argparse

@@ -6,8 +6,10 @@ or triple. The 28 atom types are those of the ZINC benchmark: element, explicit 
 after kekulising, and charge.
 """
 
+import gzip
 import math
 import sys
+import zlib
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +29,7 @@ ATOM_TYPES = (
     *("N -", "S -", "I", "P", "O H1 +", "N H1 -", "O +", "S +", "P H1", "P H2", "C H2 -"),
     *("P +", "S H1 +", "C H1 -", "P H1 +"),
 )
-"""Atom types by id, in the benchmark's order: element, explicit hydrogens, charge."""
+"""Atom types by id, in the benchmark's order, as element, explicit hydrogens and charge."""
 
 BOND_TYPES = {1: "single", 2: "double", 3: "triple"}
 """Bond types by id. Id 0 means "no bond" and never occurs on an edge."""
@@ -60,10 +62,14 @@ def read_table(path: Path | str) -> pd.DataFrame:
     """
     path = Path(path)
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        # Blank lines are dropped below, so that the others keep their line numbers.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except pd.errors.EmptyDataError:
         table = pd.DataFrame(columns=list(COLUMNS))
-    except (UnicodeDecodeError, pd.errors.ParserError) as error:
+    except (
+        *(UnicodeDecodeError, pd.errors.ParserError),
+        *(gzip.BadGzipFile, zlib.error, EOFError),  # damaged or cut gzip
+    ) as error:
         raise ValueError(f"{path}: expected a CSV table, could not read it: {error}") from error
     missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
@@ -71,9 +77,10 @@ def read_table(path: Path | str) -> pd.DataFrame:
             f"{path}: missing column {', '.join(missing)}; expected {', '.join(COLUMNS)}, "
             f"found {', '.join(map(str, table.columns))}"
         )
+    table.index = pd.RangeIndex(2, len(table) + 2, name="line")
+    table = table[(table != "").any(axis="columns")]
     if table.empty:
         raise ValueError(f"{path}: the table has no rows; expected at least one molecule")
-    table.index = pd.RangeIndex(2, len(table) + 2, name="line")
     unknown = table.loc[~table["split"].isin(SPLITS), "split"]
     if not unknown.empty:
         raise ValueError(
@@ -87,7 +94,7 @@ def read_table(path: Path | str) -> pd.DataFrame:
             f"{path}, line {bad.index[0]}: the target y must be a finite number, "
             f"got {bad.iloc[0]!r}"
         )
-    return table.assign(y=target)
+    return table.assign(y=target.astype(float))  # not int where all are whole numbers
 
 
 def table_graphs(table: pd.DataFrame, source: str) -> list[Data]:
@@ -175,6 +182,11 @@ def to_molecule(data: Data) -> Chem.Mol:
     """
     molecule = Chem.RWMol()
     for type_id in data.x.flatten().tolist():
+        if type_id not in range(len(ATOM_TYPES)):
+            raise ValueError(
+                f"atom type id {type_id}: expected 0 to {len(ATOM_TYPES) - 1}, "
+                "the ids of the known atom types"
+            )
         element, *modifiers = ATOM_TYPES[type_id].split()
         atom = Chem.Atom(element)
         for modifier in modifiers:
@@ -186,6 +198,8 @@ def to_molecule(data: Data) -> Chem.Mol:
     orders = {order: bond_type for bond_type, order in _BOND_ORDER.items()}
     edges = zip(data.edge_index.t().tolist(), data.edge_attr.flatten().tolist(), strict=True)
     for (source, target), order in edges:
+        if order not in orders:
+            raise ValueError(f"bond type id {order}: expected one of {', '.join(map(str, orders))}")
         if source < target:
             molecule.AddBond(source, target, orders[order])
     try:

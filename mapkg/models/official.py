@@ -1,4 +1,4 @@
-"""Read checkpoints of the published repositories: their parameter names, our modules.
+"""Read checkpoints of the published repositories: their parameter names, our modules::
 
     layer = load_layer(state_dict, kind="gt", heads=8)
     network = load_network(state_dict, kind="gt", heads=8)
@@ -16,7 +16,7 @@ from mapkg.models.edge_attention import GraphTransformerLayer
 from mapkg.models.networks import GraphNetwork
 
 KINDS = ("gt",)
-"""Layer kinds that can be read: ``"gt"``, the GraphTransformer with an edge stream."""
+"""Layer kinds that can be read; ``"gt"`` is the GraphTransformer with an edge stream."""
 
 StateDict = Mapping[str, Tensor]
 
@@ -108,6 +108,7 @@ def load_network(
         for number in numbers
     ]
     required = [f"{module}.weight" for module in _NETWORK_MODULES]
+    required += [f"layers.{number}.attention.Q.weight" for number in numbers]
     _require(required, state_dict)
     width = state_dict["embedding_h.weight"].size(1)
     network = GraphNetwork(

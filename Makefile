@@ -1,0 +1,47 @@
+# Thin: each line is a command one could type.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test lint format lock paper clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: $(INSTALLED) ## create .venv and install the locked packages, if missing or out of date
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+book: $(INSTALLED) ## build the site in _build/html, running the notebooks that changed
+	$(BIN)/python book/build.py
+
+test: $(INSTALLED) ## lint, unit tests, notebooks and the built book
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python book/build.py
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --numprocesses 2 --dist loadfile notebooks
+
+lint: $(INSTALLED) ## ruff alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: pyproject.toml ## resolve requirements.lock anew (needs pip-tools)
+	pip-compile --all-extras --strip-extras --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --output-file requirements.lock pyproject.toml
+
+paper: $(INSTALLED) ## the paper-scale runs: GT on ZINC, three seeds, 100 epochs (hours); needs ZINC
+	for seed in 0 1 2; do $(BIN)/python -m mapkg train --config GT-ZINC --dataset zinc --seed $$seed --epochs 100 --out runs/gt-zinc-$$seed || exit 1; done
+	$(BIN)/python -m mapkg collect runs/gt-zinc-0 runs/gt-zinc-1 runs/gt-zinc-2 --output data/results/emergence_gt_zinc_
+
+clean: ## remove the built site and the executed notebooks
+	rm -rf _build

@@ -1,0 +1,160 @@
+"""Build the book: run the notebooks that changed, then render all pages.
+
+    python book/build.py
+
+A notebook is executed again when it, the package, the installed packages or the data it reads
+have changed; what it reads stands in its metadata (``mapkg.reads``). Executed copies and the
+pages are in ``_build``; pages are rendered from a staging folder, with execution off. When
+nothing changed at all, nothing is done.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import distribution
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "_build"
+EXECUTED = BUILD / "executed"
+STAGE = BUILD / "stage"
+HTML = BUILD / "html"
+STAMP = BUILD / "html.sha256"
+KEY_FILE = "keys.json"
+BESIDE_PAGES = ("book/references.bib", "book/emergence.png")
+
+
+def main() -> int:
+    """Build what is out of date; returns the exit status."""
+    pages = list(toc_pages(yaml.safe_load((ROOT / "_toc.yml").read_text())))
+    notebooks = [page for page in pages if page.suffix == ".ipynb"]
+    BUILD.mkdir(exist_ok=True)
+    failed = execute(notebooks)
+    if failed:
+        print("\n\n".join(failed), file=sys.stderr)
+        return 1
+    stage(pages)
+    key = digest([STAGE, Path(__file__), ROOT / "requirements.lock", ROOT / "mapkg"])
+    if STAMP.is_file() and STAMP.read_text() == key and HTML.is_dir():
+        print(f"the book is up to date: {HTML / 'index.html'}", file=sys.stderr)
+        return 0
+    STAMP.unlink(missing_ok=True)
+    status = render()
+    if status == 0:
+        STAMP.write_text(key)
+        print(f"built {HTML / 'index.html'}", file=sys.stderr)
+    return status
+
+
+def toc_pages(toc: dict) -> Iterator[Path]:
+    """The source file of every page in the table of contents."""
+    for entry in (toc["root"], *(c["file"] for p in toc.get("parts", ()) for c in p["chapters"])):
+        found = [ROOT / f"{entry}{suffix}" for suffix in (".md", ".ipynb")]
+        existing = [path for path in found if path.is_file()]
+        if not existing:
+            raise FileNotFoundError(f"_toc.yml names {entry}, but there is no {found[0]}")
+        yield existing[0]
+
+
+def execute(notebooks: list[Path]) -> list[str]:
+    """Run the notebooks whose key changed, side by side; returns what failed."""
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    keys_path = EXECUTED / KEY_FILE
+    keys = json.loads(keys_path.read_text()) if keys_path.is_file() else {}
+    wanted = {path: notebook_key(path) for path in notebooks}
+    stale = [
+        path
+        for path, key in wanted.items()
+        if keys.get(path.name) != key or not (EXECUTED / path.name).is_file()
+    ]
+    if not stale:
+        return []
+    jobs = min(len(stale), os.cpu_count() or 1)
+    failures = []
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        tqdm(total=len(stale), desc="notebooks", file=sys.stderr) as bar,
+    ):
+        # One thread of arithmetic per notebook: pools of threads that share cores crawl.
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        for path, output in pool.map(lambda path: (path, run_notebook(path, threads)), stale):
+            bar.update()
+            if output is None:
+                keys[path.name] = wanted[path]
+                keys_path.write_text(json.dumps(keys, indent=1))
+            else:
+                failures.append(output)
+    return failures
+
+
+def run_notebook(path: Path, threads: str) -> str | None:
+    """Run one notebook through the strict runner; returns its output if it failed."""
+    command = [sys.executable, "-m", "mapkg", "run", str(path), "-o", str(EXECUTED / path.name)]
+    environment = os.environ | {"OMP_NUM_THREADS": threads}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return None if result.returncode == 0 else f"{path.name}:\n{result.stdout}{result.stderr}"
+
+
+def notebook_key(path: Path) -> str:
+    """Changes when the notebook, the package, the locked packages or its data do."""
+    reads = json.loads(path.read_text())["metadata"].get("mapkg", {}).get("reads", [])
+    missing = [name for name in reads if not (ROOT / name).exists()]
+    if missing:
+        raise FileNotFoundError(f"{path.name} reads {', '.join(missing)}, which is not there")
+    shared = [ROOT / "mapkg", ROOT / "requirements.lock"]
+    return digest([path, *shared, *(ROOT / name for name in reads)])
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """SHA-256 over names and contents of files, and of all files in folders."""
+    total = hashlib.sha256()
+    for path in paths:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts:
+                total.update(str(file.relative_to(ROOT)).encode())
+                total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def stage(pages: list[Path]) -> None:
+    """Lay out what Jupyter Book reads: pages, executed notebooks, configuration, statics."""
+    shutil.rmtree(STAGE, ignore_errors=True)
+    for page in pages:
+        target = STAGE / page.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(EXECUTED / page.name if page.suffix == ".ipynb" else page, target)
+    for name in ("_config.yml", "_toc.yml", *BESIDE_PAGES):
+        shutil.copy(ROOT / name, STAGE / name)
+    # Pages load MathJax from the site itself: the site must work without a network.
+    package = distribution("sphinx-mathjax-offline")
+    scripts = [file for file in package.files or () if file.name == "tex-svg.js"]
+    (STAGE / "_static").mkdir()
+    shutil.copy(package.locate_file(scripts[0]), STAGE / "_static" / "tex-svg.js")
+
+
+def render() -> int:
+    """Run Jupyter Book on the staging folder, warnings as errors; returns the exit status."""
+    output = STAGE / "_build"
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [str(program), "build", str(STAGE), "-W", "-n", "--keep-going", "-q"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        print(f"{result.stdout}\n{result.stderr}", file=sys.stderr)
+        return result.returncode
+    shutil.rmtree(HTML, ignore_errors=True)
+    shutil.move(output / "html", HTML)
+    shutil.rmtree(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The package's picture: who imports whom, and what every module has."""
+
+import ast
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "mapkg"
+MAX_LINES = 400
+
+EVERYTHING_BELOW = {
+    *("configs", "provenance", "hooks", "detection", "data", "models"),
+    *("checkpoint", "train"),
+}
+
+# What a room may import of the package; a room that is a folder may import from itself.
+PICTURE = {
+    "configs": set(),
+    "provenance": set(),
+    "hooks": set(),
+    "detection": set(),
+    "notebook": set(),
+    "data": {"configs", "provenance"},
+    "models": {"configs"},
+    "checkpoint": {"configs", "models"},
+    "train": {"configs", "provenance", "data", "models", "checkpoint"},
+    "experiments": EVERYTHING_BELOW,
+    "plots": {"configs", "detection"},
+    "__init__": {"configs", "data", "models"},
+    "__main__": {*EVERYTHING_BELOW, "experiments", "plots", "notebook"},
+}
+
+# The modules of the rooms that are folders.
+FOLDERS = {
+    "data": {"__init__", "description", "graph_cache", "molecules", "zinc_benchmark"},
+    "models": {"__init__", "edge_attention", "networks", "official"},
+}
+
+MODULES = {
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+"""Files of the package by dotted name, for example ``data.molecules`` or ``data.__init__``."""
+
+each_module = pytest.mark.parametrize("module", MODULES)
+
+
+def tree_of(module):
+    return ast.parse(MODULES[module].read_text())
+
+
+def module_named(dotted):
+    """The module that ``mapkg.dotted`` is: a file, a folder's ``__init__``, or None."""
+    for candidate in (dotted, f"{dotted}.__init__" if dotted else "__init__"):
+        if candidate in MODULES:
+            return candidate
+    return None
+
+
+def imports_of(tree):
+    """Modules of the package that a file imports, wherever in the file it does so."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import; write the full name"
+            # "from mapkg import hooks" is an import of mapkg.hooks, not of mapkg's own names.
+            names = [
+                inner if module_named(inner.partition(".")[2]) else node.module
+                for inner in (f"{node.module}.{alias.name}" for alias in node.names)
+            ]
+        else:
+            continue
+        for name in names:
+            package, _, dotted = name.partition(".")
+            if package == "mapkg":
+                module = module_named(dotted)
+                assert module is not None, f"line {node.lineno}: there is no module {name}"
+                found.add(module)
+    return found
+
+
+def room_of(module):
+    return module.partition(".")[0]
+
+
+def test_every_file_is_in_the_picture():
+    expected = {room for room in PICTURE if room not in FOLDERS}
+    expected |= {f"{room}.{module}" for room, modules in FOLDERS.items() for module in modules}
+    assert set(MODULES) == expected
+
+
+@each_module
+def test_a_module_imports_only_what_its_room_may(module):
+    room = room_of(module)
+    allowed = PICTURE[room] | ({room} if room in FOLDERS else set())
+    forbidden = {name for name in imports_of(tree_of(module)) if room_of(name) not in allowed}
+    assert not forbidden
+
+
+def test_no_room_of_the_picture_is_below_itself():
+    try:
+        order = list(TopologicalSorter(PICTURE).static_order())
+    except CycleError as error:
+        pytest.fail(f"the picture has a circle: {error}")
+    assert order[-1] == "__main__" or order[-1] == "__init__"
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {module: imports_of(tree_of(module)) for module in MODULES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+@pytest.mark.parametrize("top", ["__main__", "experiments", "plots"])
+def test_what_is_on_top_is_imported_by_the_command_line_alone(top):
+    above = {module for module in MODULES if top in imports_of(tree_of(module))}
+    assert above <= ({"__main__"} if top != "__main__" else set())
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import mapkg.hooks", {"hooks"}),
+        ("import mapkg.data as d, torch", {"data.__init__"}),
+        ("from mapkg import hooks, train", {"hooks", "train"}),
+        ("from mapkg import CONFIGS", {"__init__"}),
+        ("from mapkg.data import molecules, load", {"data.molecules", "data.__init__"}),
+        ("from mapkg.data.molecules import SPLITS", {"data.molecules"}),
+        ("def f():\n    if True:\n        from mapkg import plots", {"plots"}),
+        ("import torch\nfrom mapkgs import hooks", set()),
+    ],
+)
+def test_imports_are_found_in_every_form(source, expected):
+    assert imports_of(ast.parse(source)) == expected
+
+
+def test_a_relative_import_is_refused():
+    with pytest.raises(AssertionError, match="relative import"):
+        imports_of(ast.parse("from . import hooks"))
+
+
+@each_module
+def test_a_module_and_all_that_is_public_in_it_have_a_docstring(module):
+    def undocumented(node, name):
+        if not ast.get_docstring(node):
+            yield name
+        for child in node.body:
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            if isinstance(child, kinds) and not child.name.startswith("_"):
+                # Functions inside functions are nobody's interface.
+                if isinstance(child, ast.ClassDef):
+                    yield from undocumented(child, f"{name}.{child.name}")
+                elif not ast.get_docstring(child):
+                    yield f"{name}.{child.name}"
+
+    assert list(undocumented(tree_of(module), module)) == []
+
+
+@each_module
+def test_a_module_is_short_enough_to_read(module):
+    assert len(MODULES[module].read_text().splitlines()) <= MAX_LINES
+
+
+@each_module
+def test_a_module_is_named_for_what_it_does(module):
+    vague = {"util", "utils", "helper", "helpers", "misc", "common", "tools"}
+    assert not vague & set(module.split("."))
+
+
+def test_importing_the_package_does_not_import_plotting():
+    # In a process of its own: in this one another test may have imported it.
+    code = (
+        "import sys, mapkg; "
+        "print(*(n for n in ('matplotlib', 'seaborn', 'papermill') if n in sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == []

@@ -1,0 +1,207 @@
+"""Configurations against a second, independent copy of the published hyper-parameters."""
+
+import json
+from dataclasses import FrozenInstanceError, asdict, fields
+
+import pytest
+
+from mapkg.configs import CONFIGS, Config
+
+# Typed from the configuration files of the published code, apart from the package's own copy.
+# "-" is a node-level task, which has no readout.
+PUBLISHED = """
+name             layers channels heads batch lr   patience min_lr dropout readout residual hours
+GT-ZINC          10     64       8     128   7e-4 15       1e-6   0       mean    yes      24
+GT-TOX21         10     444      12    128   7e-4 15       1e-6   0       mean    yes      24
+GT-PROTEINS      3      64       8     512   7e-4 15       1e-6   0       -       no       24
+EGAT-PROTEINS    3      64       8     512   7e-4 15       1e-6   0       -       no       24
+GraphiT-ZINC     10     64       8     32    3e-4 25       1e-6   0       sum     yes      48
+GraphiT-TOX21    10     88       8     256   7e-4 25       1e-6   0.5     sum     yes      96
+GraphiT-PROTEINS 3      88       8     768   7e-4 25       1e-5   0.5     -       no       96
+SAN-ZINC         10     56       8     32    7e-4 25       1e-6   0       sum     yes      24
+SAN-TOX21        10     88       8     128   7e-4 25       1e-6   0.5     sum     yes      96
+SAN-PROTEINS     3      88       8     512   7e-4 25       1e-5   0.5     -       no       96
+"""
+COLUMNS = {
+    "layers": ("num_layers", int),
+    "channels": ("hidden_channels", int),
+    "heads": ("heads", int),
+    "batch": ("batch_size", int),
+    "lr": ("lr", float),
+    "patience": ("lr_patience", int),
+    "min_lr": ("min_lr", float),
+    "dropout": ("dropout", float),
+    "readout": ("readout", {"mean": "mean", "sum": "sum", "-": None}.get),
+    "residual": ("residual", {"yes": True, "no": False}.get),
+    "hours": ("max_hours", float),
+}
+HEADER, *ROWS = (line.split() for line in PUBLISHED.strip().splitlines())
+
+HEAD_WIDTHS = {
+    **{"GT-ZINC": 8, "GT-TOX21": 37, "GT-PROTEINS": 8, "EGAT-PROTEINS": 8, "GraphiT-ZINC": 8},
+    **{"GraphiT-TOX21": 11, "GraphiT-PROTEINS": 11, "SAN-ZINC": 7, "SAN-TOX21": 11},
+    "SAN-PROTEINS": 11,
+}
+
+COMMON = dict(
+    lr_factor=0.5,
+    weight_decay=0.0,
+    max_epochs=1000,
+    seed=41,
+    batch_norm=True,
+    layer_norm=False,
+    use_bias=False,
+)
+
+# Per data set: its name, node types, edge types, targets.
+DATA_SETS = {
+    "ZINC": ("zinc", 28, 4, 1),
+    "TOX21": ("tox21", None, None, 12),
+    "PROTEINS": ("ogbn-proteins", 8, None, 112),
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_a_published_row_is_reproduced(row):
+    name, *texts = row
+    expected = {}
+    for column, text in zip(HEADER[1:], texts, strict=True):
+        field, convert = COLUMNS[column]
+        expected[field] = convert(text)
+    found = CONFIGS[name].to_dict()
+    assert {field: found[field] for field in expected} == expected
+
+
+def test_there_are_the_ten_published_pairs_and_no_other():
+    assert sorted(CONFIGS) == sorted(row[0] for row in ROWS)
+    assert len(CONFIGS) == 10
+
+
+@pytest.mark.parametrize("name", HEAD_WIDTHS)
+def test_a_head_has_the_published_width(name):
+    assert CONFIGS[name].hidden_channels / CONFIGS[name].heads == HEAD_WIDTHS[name]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_all_pairs_share_is_as_published(name):
+    found = CONFIGS[name].to_dict()
+    assert {key: found[key] for key in COMMON} == COMMON
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_architecture_and_data_set_are_those_in_the_name(name):
+    architecture, _, data_set = name.partition("-")
+    config = CONFIGS[name]
+    assert config.architecture == architecture.lower()
+    found = (config.dataset, config.num_node_types, config.num_edge_types, config.out_channels)
+    assert found == DATA_SETS[data_set]
+
+
+def test_every_pair_names_a_configuration_file_of_its_own():
+    assert len({config.source for config in CONFIGS.values()}) == len(CONFIGS)
+    for name, config in CONFIGS.items():
+        # The file names say the data set; MOLTOX21 is the OGB version of TOX21.
+        assert name.partition("-")[2] in config.source.upper(), name
+
+
+def test_the_published_configurations_cannot_be_changed():
+    with pytest.raises(TypeError, match="item assignment"):
+        CONFIGS["GT-ZINC"] = CONFIGS["SAN-ZINC"]
+    with pytest.raises(FrozenInstanceError):
+        CONFIGS["GT-ZINC"].lr = 1.0
+
+
+def test_every_value_says_where_it_is_stated():
+    for field in fields(Config):
+        assert isinstance(field.metadata.get("source"), str), field.name
+        assert field.metadata["source"].strip(), field.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(
+            ({name: value}, f"{name}: expected a value above 0, got {value}")
+            for name in ("out_channels", "num_layers", "hidden_channels", "heads", "batch_size")
+            for value in (0, -1)
+        ),
+        *(
+            ({name: value}, f"{name}: expected a value above 0, got {value}")
+            for name in ("lr", "min_lr", "max_hours")
+            for value in (0.0, -1.0)
+        ),
+        *(
+            ({name: value}, f"{name}: expected a value above 0 or None")
+            for name in ("num_node_types", "num_edge_types")
+            for value in (0, -1)
+        ),
+        ({"lr": float("nan")}, "lr: expected a value above 0, got nan"),
+        ({"lr_patience": -1}, "lr_patience: expected 0 or more, got -1"),
+        ({"max_epochs": -1}, "max_epochs: expected 0 or more, got -1"),
+        ({"weight_decay": -1e-9}, "weight_decay: expected 0 or more, got -1e-09"),
+        ({"weight_decay": float("nan")}, "weight_decay: expected 0 or more, got nan"),
+        ({"hidden_channels": 60}, r"hidden_channels \(60\) must be a multiple of heads \(8\)"),
+        ({"heads": 7}, r"hidden_channels \(64\) must be a multiple of heads \(7\)"),
+        ({"dropout": 1.0}, r"dropout: expected a probability in \[0, 1\), got 1.0"),
+        ({"dropout": -0.1}, r"dropout: expected a probability in \[0, 1\), got -0.1"),
+        ({"lr_factor": 0.0}, r"lr_factor: expected a value in \(0, 1\), got 0.0"),
+        ({"lr_factor": 1.0}, r"lr_factor: expected a value in \(0, 1\), got 1.0"),
+        ({"readout": "max"}, "readout: expected one of .*'mean', 'sum'.* or None.*got 'max'"),
+    ],
+    ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if type(value) is dict else "",
+)
+def test_a_value_out_of_range_is_refused_by_name(changes, message):
+    valid = CONFIGS["GT-ZINC"]
+    with pytest.raises(ValueError, match=message):
+        valid.replace(**changes)
+    with pytest.raises(ValueError, match=message):  # not only through replace
+        Config(**{**valid.to_dict(), **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_epochs": 0},  # an untrained network is a run too
+        {"lr_patience": 0},
+        {"weight_decay": 0.0},
+        {"dropout": 0.0},
+        {"dropout": 0.999},
+        {"hidden_channels": 8},  # one channel per head
+        {"readout": None},
+        {"num_node_types": None, "num_edge_types": None},
+        {"num_node_types": 1, "num_edge_types": 1},
+    ],
+    ids=str,
+)
+def test_a_value_on_the_edge_of_its_range_is_accepted(changes):
+    changed = CONFIGS["GT-ZINC"].replace(**changes)
+    assert {name: getattr(changed, name) for name in changes} == changes
+
+
+def test_replace_changes_what_it_is_told_and_nothing_else():
+    before = CONFIGS["GT-ZINC"]
+    after = before.replace(lr=1e-3, heads=4)
+    assert (after.lr, after.heads) == (1e-3, 4)
+    assert after.to_dict() == {**before.to_dict(), "lr": 1e-3, "heads": 4}
+    assert (before.lr, before.heads) == (7e-4, 8)
+
+
+def test_replace_names_the_unknown_value_and_lists_the_known_ones():
+    with pytest.raises(ValueError, match="learning_rate, num_head") as caught:
+        CONFIGS["GT-ZINC"].replace(num_head=4, learning_rate=1e-3, lr=1.0)
+    message = str(caught.value)
+    assert message.startswith("unknown configuration value learning_rate, num_head; known: ")
+    listed = message.partition("known: ")[2].split(", ")
+    assert listed == [field.name for field in fields(Config)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_survives_json(name):
+    config = CONFIGS[name]
+    assert config.to_dict() == asdict(config)
+    assert Config(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_arguments_are_given_by_name_only():
+    with pytest.raises(TypeError, match="positional"):
+        Config("gt", "zinc")

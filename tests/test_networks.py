@@ -1,0 +1,358 @@
+"""Whole networks: size, inputs, readout, batches, and PyG's explainers on an unchanged model."""
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
+from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
+
+from mapkg.configs import CONFIGS
+from mapkg.hooks import record
+from mapkg.models import GraphNetwork, build
+
+SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
+EXACT = dict(rtol=1e-10, atol=1e-10)
+
+
+def random_graph(seed, nodes, edges):
+    generator = torch.Generator().manual_seed(seed)
+    return Data(
+        x=torch.randint(28, (nodes,), generator=generator),
+        edge_index=torch.randint(nodes, (2, edges), generator=generator),
+        edge_attr=torch.randint(4, (edges,), generator=generator),
+    )
+
+
+def random_network(seed=0, config=SMALL):
+    """A network whose BatchNorm statistics are not the trivial ones, in evaluation mode."""
+    torch.manual_seed(seed)
+    model = build(config).double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return model
+
+
+def inputs(graph):
+    return graph.x, graph.edge_index, graph.edge_attr
+
+
+def one_hot(graph):
+    return (
+        nn.functional.one_hot(graph.x, 28).double(),
+        graph.edge_index,
+        nn.functional.one_hot(graph.edge_attr, 4).double(),
+    )
+
+
+def head_by_formula(network, pooled):
+    first, second, third = network.head[0], network.head[2], network.head[4]
+    hidden = (pooled @ first.weight.T + first.bias).clamp(min=0)
+    hidden = (hidden @ second.weight.T + second.bias).clamp(min=0)
+    return hidden @ third.weight.T + third.bias
+
+
+# Building.
+
+
+def test_the_zinc_network_has_588_353_parameters():
+    model = build(CONFIGS["GT-ZINC"])
+    assert sum(parameter.numel() for parameter in model.parameters()) == 588_353
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(use_bias=True),
+        dict(batch_norm=False, layer_norm=True),
+        dict(hidden_channels=48, heads=6, num_layers=3, out_channels=12, num_node_types=9),
+    ],
+    ids=["as published", "bias", "LayerNorm", "other sizes"],
+)
+def test_the_number_of_parameters_follows_from_the_configuration(changes):
+    config = CONFIGS["GT-ZINC"].replace(**changes)
+    width = config.hidden_channels
+    norms = config.batch_norm + config.layer_norm
+    attention = 4 * (width * width + width * config.use_bias)
+    project, expand = width * width + width, width * 2 * width + 2 * width
+    contract = 2 * width * width + width
+    stream = project + expand + contract + 2 * norms * 2 * width
+    head = width * (width // 2) + width // 2
+    head += (width // 2) * (width // 4) + width // 4
+    head += (width // 4 + 1) * config.out_channels
+    embeddings = (config.num_node_types + config.num_edge_types) * width
+    expected = embeddings + config.num_layers * (attention + 2 * stream) + head
+    found = sum(parameter.numel() for parameter in build(config).parameters())
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["GraphiT-ZINC", "SAN-ZINC", "EGAT-PROTEINS"])
+def test_an_architecture_that_is_not_built_here_is_an_error(name):
+    with pytest.raises(ValueError, match=f"architecture: .*'{CONFIGS[name].architecture}'"):
+        build(CONFIGS[name])
+
+
+def test_a_node_level_configuration_is_an_error():
+    with pytest.raises(ValueError, match=r"readout: .* got None"):
+        build(CONFIGS["GT-PROTEINS"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({}, "num_node_types"), (dict(num_node_types=9), "num_edge_types")],
+)
+def test_a_configuration_without_a_number_of_types_is_an_error_that_says_what_to_set(
+    changes, named
+):
+    with pytest.raises(ValueError, match=rf"config\.replace\({named}=\.\.\.\)"):
+        build(CONFIGS["GT-TOX21"].replace(**changes))
+
+
+def test_with_its_numbers_of_types_that_configuration_is_built():
+    config = CONFIGS["GT-TOX21"].replace(num_node_types=9, num_edge_types=3, num_layers=1)
+    model = build(config)
+    assert model.node_embedding.weight.shape == (9, 444)
+    assert model.edge_embedding.weight.shape == (3, 444)
+    assert model.head[-1].out_features == 12
+
+
+def test_an_unknown_readout_is_an_error():
+    with pytest.raises(ValueError, match=r"expected one of \('mean', 'sum'\), got 'max'"):
+        GraphNetwork(
+            [],
+            num_node_types=2,
+            num_edge_types=2,
+            hidden_channels=4,
+            out_channels=1,
+            readout="max",
+        )
+
+
+def test_the_seed_before_build_fixes_the_weights():
+    first, again, other = (random_network(seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["node_embedding.weight"], other["node_embedding.weight"])
+    assert not torch.equal(
+        first["layers.0.attention.query.weight"], first["layers.1.attention.query.weight"]
+    )
+
+
+def test_the_configuration_reaches_every_layer():
+    config = SMALL.replace(
+        dropout=0.25, residual=False, batch_norm=False, layer_norm=True, use_bias=True
+    )
+    for layer in build(config).layers:
+        assert layer.attention.heads == 4
+        assert layer.attention.query.bias is not None
+        for block in (layer.node_block, layer.edge_block):
+            assert block.dropout.p == 0.25
+            assert not block.residual
+            assert isinstance(block.batch_norm1, nn.Identity)
+            assert isinstance(block.layer_norm1, nn.LayerNorm)
+
+
+# The forward pass.
+
+
+@pytest.mark.parametrize("readout", ["mean", "sum"])
+def test_the_network_is_embeddings_then_layers_then_readout_then_head(readout):
+    model = random_network(config=SMALL.replace(readout=readout))
+    graphs = [random_graph(seed, nodes, 2 * nodes) for seed, nodes in enumerate((5, 1, 8))]
+    batch = Batch.from_data_list(graphs)
+    x = model.node_embedding.weight[batch.x]
+    edge_attr = model.edge_embedding.weight[batch.edge_attr]
+    for layer in model.layers:
+        x, edge_attr = layer(x, batch.edge_index, edge_attr)
+    pooled = torch.zeros(3, 16, dtype=torch.float64)
+    for node, graph in enumerate(batch.batch.tolist()):
+        pooled[graph] += x[node]
+    if readout == "mean":
+        pooled /= torch.tensor([[5.0], [1.0], [8.0]], dtype=torch.float64)
+    expected = head_by_formula(model, pooled)
+    found = model(*inputs(batch), batch.batch, 3)
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_one_hot_rows_give_what_ids_give():
+    model, graph = random_network(), random_graph(0, 8, 20)
+    torch.testing.assert_close(model(*one_hot(graph)), model(*inputs(graph)), **EXACT)
+
+
+def test_a_mixture_of_types_is_embedded_as_the_mixture_of_their_embeddings():
+    embedding = random_network().node_embedding
+    mixture = torch.zeros(1, 28, dtype=torch.float64)
+    mixture[0, 3], mixture[0, 7] = 0.25, 0.75
+    expected = 0.25 * embedding.weight[3] + 0.75 * embedding.weight[7]
+    torch.testing.assert_close(embedding(mixture)[0], expected, **EXACT)
+
+
+def test_gradients_flow_into_one_hot_rows():
+    model, graph = random_network(), random_graph(0, 8, 20)
+    x, edge_index, edge_attr = one_hot(graph)
+    x.requires_grad_(), edge_attr.requires_grad_()
+    prediction = model(x, edge_index, edge_attr)
+    gradients = torch.autograd.grad(prediction.sum(), (x, edge_attr))
+    for rows, gradient in zip((x, edge_attr), gradients, strict=True):
+        step = torch.zeros_like(rows)
+        step[0, 1] = 1e-6
+        moved = [rows.detach() + sign * step for sign in (1, -1)]
+        values = [
+            model(m, edge_index, edge_attr) if rows is x else model(x, edge_index, m) for m in moved
+        ]
+        slope = ((values[0] - values[1]) / 2e-6).item()
+        assert gradient[0, 1].item() == pytest.approx(slope, rel=1e-5, abs=1e-9)
+        assert slope != 0
+
+
+@pytest.mark.parametrize("readout", ["mean", "sum"])
+def test_a_batch_gives_what_each_graph_gives_alone(readout):
+    model = random_network(config=SMALL.replace(readout=readout))
+    graphs = [random_graph(seed, nodes, 2 * nodes) for seed, nodes in enumerate((5, 1, 8))]
+    batch = Batch.from_data_list(graphs)
+    alone = torch.cat([model(*inputs(graph)) for graph in graphs])
+    torch.testing.assert_close(model(*inputs(batch), batch.batch), alone, **EXACT)
+    torch.testing.assert_close(model(*inputs(batch), batch.batch, 3), alone, **EXACT)
+
+
+def test_relabelling_the_nodes_changes_no_prediction():
+    model, graph = random_network(), random_graph(0, 8, 20)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    permuted = model(graph.x[order], order.argsort()[graph.edge_index], graph.edge_attr)
+    torch.testing.assert_close(permuted, model(*inputs(graph)), **EXACT)
+
+
+@pytest.mark.parametrize("readout", ["mean", "sum"])
+def test_graphs_without_nodes_are_read_out_as_zeros_if_the_batch_size_is_given(readout):
+    model = random_network(config=SMALL.replace(readout=readout))
+    graph = random_graph(0, 8, 20)
+    node_graph = torch.tensor([1] * 8)  # graph 0 and graph 2 have no nodes
+    alone = model(*inputs(graph))[0]
+    nothing = head_by_formula(model, torch.zeros(16, dtype=torch.float64))
+    found = model(*inputs(graph), node_graph, 3)
+    torch.testing.assert_close(found, torch.stack([nothing, alone, nothing]), **EXACT)
+    # Without it nothing says that graph 2 exists.
+    found = model(*inputs(graph), node_graph)
+    torch.testing.assert_close(found, torch.stack([nothing, alone]), **EXACT)
+
+
+def test_a_graph_without_edges_has_a_prediction_of_its_own():
+    model = random_network()
+    lonely = Data(
+        x=torch.tensor([3]),
+        edge_index=torch.empty(2, 0, dtype=torch.long),
+        edge_attr=torch.empty(0, dtype=torch.long),
+    )
+    batch = Batch.from_data_list([lonely, random_graph(0, 8, 20)])
+    alone = model(*inputs(lonely))
+    torch.testing.assert_close(model(*inputs(batch), batch.batch, 2)[:1], alone, **EXACT)
+
+
+# PyG's explainers.
+
+
+def explained(algorithm, arguments, **settings):
+    model = random_network()
+    explainer = Explainer(
+        model,
+        algorithm,
+        explanation_type="model",
+        model_config=dict(mode="regression", task_level="graph", return_type="raw"),
+        **settings,
+    )
+    x, edge_index, edge_attr = arguments
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    prediction = model(*arguments)
+    explanation = explainer(x, edge_index, edge_attr=edge_attr)
+    assert torch.equal(model(*arguments), prediction), "the model came back changed"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return model, explanation
+
+
+def test_gnn_explainer_learns_a_mask_over_edges():
+    torch.manual_seed(1)
+    graph = random_graph(0, 8, 20)
+    _, explanation = explained(GNNExplainer(epochs=5), one_hot(graph), edge_mask_type="object")
+    mask = explanation.edge_mask
+    assert mask.shape == (20,)
+    assert ((mask >= 0) & (mask <= 1)).all()
+    assert mask.unique().numel() == 20  # every edge has its own gradient
+
+
+def test_gnn_explainer_masks_the_attributes_of_one_hot_nodes():
+    torch.manual_seed(1)
+    graph = random_graph(0, 8, 20)
+    _, explanation = explained(
+        GNNExplainer(epochs=5),
+        one_hot(graph),
+        node_mask_type="attributes",
+        edge_mask_type="object",
+    )
+    assert explanation.node_mask.shape == (8, 28)
+    # A mask multiplies the rows, so only the type that a node has can matter.
+    assert torch.equal(explanation.node_mask > 0, nn.functional.one_hot(graph.x, 28) > 0)
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+def test_attention_explainer_reads_the_attention_weights(reduce):
+    graph = random_graph(0, 8, 20)
+    model, explanation = explained(
+        AttentionExplainer(reduce), inputs(graph), edge_mask_type="object"
+    )
+    with record(model, "layers.*.attention_weight") as seen:
+        model(*inputs(graph))
+    weights = torch.stack([weight for (weight,) in seen.values()])  # [layers, E, H]
+    expected = weights.amax(dim=(0, 2)) if reduce == "max" else weights.mean(dim=(0, 2))
+    torch.testing.assert_close(explanation.edge_mask, expected, **EXACT)
+
+
+def test_an_edge_mask_of_ones_changes_nothing():
+    model, graph = random_network(), random_graph(0, 8, 20)
+    expected = model(*inputs(graph))
+    ones = torch.ones(20, dtype=torch.float64)
+    set_masks(model, ones, graph.edge_index, apply_sigmoid=False)
+    assert torch.equal(model(*inputs(graph)), expected)
+    clear_masks(model)
+    assert torch.equal(model(*inputs(graph)), expected)
+
+
+def test_masking_an_edge_takes_away_its_message_and_leaves_the_other_weights():
+    model, graph = random_network(config=SMALL.replace(num_layers=1)), random_graph(0, 8, 20)
+    layer = model.layers[0]
+    expected = model(*inputs(graph))
+    masked_edge = 6
+    target = graph.edge_index[1, masked_edge].item()
+    assert (graph.edge_index[1] == target).sum() > 1
+
+    mask = torch.ones(20, dtype=torch.float64)
+    mask[masked_edge] = 0
+    set_masks(model, mask, graph.edge_index, apply_sigmoid=False)
+    with record(model, ["layers.0.attention", "layers.0.attention.attention_weight"]) as seen:
+        masked = model(*inputs(graph))
+    clear_masks(model)
+    attended, score = seen["layers.0.attention"][0]
+
+    x = model.node_embedding.weight[graph.x]
+    gate = layer.attention.edge(model.edge_embedding.weight[graph.edge_attr])
+    key, query = layer.attention.key(x), layer.attention.query(x)
+    value = layer.attention.value(x)
+    own = torch.stack(
+        [
+            key[source] * query[target] / 2 * gate[edge]
+            for edge, (source, target) in enumerate(graph.edge_index.T.tolist())
+        ]
+    )
+    torch.testing.assert_close(score, own, **EXACT)
+    weight = own.unflatten(1, (4, 4)).sum(dim=2).clamp(-5, 5).exp()
+    own_attended = torch.zeros(8, 16, dtype=torch.float64)
+    for edge, (source, target) in enumerate(graph.edge_index.T.tolist()):
+        total = weight[graph.edge_index[1] == target].sum(dim=0) + 1e-6
+        if edge != masked_edge:
+            own_attended[target] += (weight[edge] / total).repeat_interleave(4) * value[source]
+    torch.testing.assert_close(attended, own_attended, **EXACT)
+    pooled = layer.node_block(x, own_attended).mean(dim=0, keepdim=True)
+    torch.testing.assert_close(masked, head_by_formula(model, pooled), **EXACT)
+    assert not torch.allclose(masked, expected)
+    assert torch.equal(model(*inputs(graph)), expected)

@@ -1,0 +1,114 @@
+"""Every notebook of the book: its form, and a run with other, tiny parameters."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import REPOSITORY
+
+from mapkg import notebook
+
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+TINY = {
+    "01_graphs": {"graph": 3},
+    "02_edge_attention": {"hidden_channels": 6, "heads": 3, "edge_scale": 2.0, "seed": 1},
+    "03_detection": {"rows": 500, "threshold": 500.0, "seed": 1},
+    "04_emergence": {
+        "epochs": 2,
+        "train_graphs": 64,
+        "hidden_channels": 8,
+        "num_layers": 2,
+        "heads": 2,
+        "seed": 1,
+    },
+}
+CHECKED = "nbval-check-output"
+
+pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path, kind=None):
+    return [c for c in nbformat.read(path, 4).cells if kind is None or c.cell_type == kind]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def test_it_follows_the_form_of_a_page(path):
+    every = cells(path)
+    assert every[0].cell_type == "markdown"
+    assert every[0].source.startswith("# ")
+    claim = every[0].source.splitlines()[2]
+    assert claim.startswith("*"), "a one-sentence claim follows the title"
+    assert re.search(r"\{cite\}`\w+`", every[0].source), "the opening cites its source"
+    code = cells(path, "code")
+    assert [tags(cell) for cell in code].count(["parameters"]) == 1
+    assert tags(code[0]) == ["parameters"], "parameters come before all other code"
+    assert any(c.source.startswith("## Summary") for c in cells(path, "markdown"))
+
+
+def test_code_only_chooses_calls_and_shows(path):
+    code = cells(path, "code")
+    for cell in code:
+        lines = cell.source.splitlines()
+        assert len(lines) <= 20, f"a cell of {len(lines)} lines:\n{cell.source}"
+        assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE), cell.source
+        for forbidden in ("!pip", "%pip", "sys.path", "filterwarnings", ".backward("):
+            assert forbidden not in cell.source
+        assert not re.search(r"['\"]/\w+/", cell.source), f"an absolute path in:\n{cell.source}"
+    prose = sum(len(cell.source.split()) for cell in cells(path, "markdown"))
+    assert prose >= sum(len(cell.source.split()) for cell in code), "more code than prose"
+
+
+def test_every_parameter_is_typed_and_explained(path):
+    for parameter in notebook.parameters(path).values():
+        assert parameter.type != "None", f"{parameter.name} has no type"
+        assert parameter.help, f"{parameter.name} has no comment"
+
+
+def test_only_checked_cells_keep_outputs_and_these_are_text(path):
+    for cell in cells(path, "code"):
+        if CHECKED in tags(cell):
+            assert cell.execution_count is not None, "nbval would not check this cell"
+            assert [output.output_type for output in cell.outputs] == ["stream"]
+        else:
+            assert cell.execution_count is None
+            assert cell.outputs == []
+
+
+def test_what_it_reads_is_declared(path):
+    reads = json.loads(path.read_text())["metadata"]["mapkg"]["reads"]
+    assert all((REPOSITORY / name).exists() for name in reads)
+    code = "\n".join(cell.source for cell in cells(path, "code"))
+    if "load(" in code:
+        assert "data/molecules" in reads
+    if "read_emergence" in code:
+        assert "data/results" in reads
+    if "examine_checkpoint" in code:
+        assert "data/checkpoints" in reads
+
+
+def test_it_runs_with_other_parameters(path, tmp_path):
+    assert path.stem in TINY, "add a tiny parameter set for the new notebook"
+    output = tmp_path / path.name
+    settings = [
+        part for name, value in TINY[path.stem].items() for part in ("-p", name, str(value))
+    ]
+    command = [sys.executable, "-m", "mapkg", "run", str(path), *settings, "-o", str(output)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    injected = [cell for cell in cells(output, "code") if "injected-parameters" in tags(cell)]
+    for name, value in TINY[path.stem].items():
+        assert f"{name} = {value}" in injected[0].source
+    if path.stem == "04_emergence":
+        # Other parameters, other results: the live history has one row per epoch asked for.
+        history = next(c for c in cells(output, "code") if "live.history" in c.source)
+        table = next(o for o in history.outputs if "data" in o).data["text/plain"]
+        assert len(table.splitlines()) == 1 + TINY[path.stem]["epochs"]

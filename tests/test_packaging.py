@@ -1,0 +1,141 @@
+"""What is declared, what is locked and what is installed agree."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+REPOSITORY = Path(__file__).parents[1]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+LOCK_LINES = (REPOSITORY / "requirements.lock").read_text().splitlines()
+PIN = re.compile(r"([a-z0-9][a-z0-9.-]*)==([0-9][0-9a-z.+!]*)")
+
+
+def requirements(*groups):
+    """Requirements by canonical name; the package itself is no requirement."""
+    parsed = map(Requirement, (text for group in groups for text in group))
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+CORE = requirements(PROJECT["dependencies"])
+DECLARED = requirements(*EXTRAS.values(), PROJECT["dependencies"])
+
+
+@pytest.fixture(scope="module")
+def lock():
+    """Versions of the lock by canonical name."""
+    pins = [PIN.fullmatch(line) for line in LOCK_LINES if line and not line.startswith("#")]
+    return {canonicalize_name(pin[1]): Version(pin[2]) for pin in pins if pin}
+
+
+def installed(name):
+    """The installed version, or None."""
+    try:
+        return Version(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def test_every_line_of_the_lock_is_a_pin_or_a_comment():
+    # An index, a path or an option would tie the lock to the machine that wrote it.
+    others = [
+        line for line in LOCK_LINES if line and not line.startswith("#") and not PIN.fullmatch(line)
+    ]
+    assert others == []
+
+
+def test_no_package_is_pinned_twice(lock):
+    pins = [line for line in LOCK_LINES if line and not line.startswith("#")]
+    assert len(lock) == len(pins)
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_the_lock_pins_a_declared_package_at_a_version_it_allows(name, lock):
+    assert name in lock, f"{name} is declared and not locked; run make lock"
+    assert lock[name] in DECLARED[name].specifier
+
+
+def test_torch_is_one_version_without_a_build_tag(lock):
+    # A tag such as +cpu is on no index but torch's own: the lock could not be installed.
+    assert str(lock["torch"]) == "2.13.0"
+    assert str(CORE["torch"].specifier) == "==2.13.0"
+
+
+def test_both_extras_are_declared():
+    assert sorted(EXTRAS) == ["book", "test"]
+
+
+def test_the_environment_file_installs_the_lock_and_the_package():
+    environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
+    assert environment["name"] == "mapkg"
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert pip == ["-r requirements.lock", "-e ."]
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    assert "pip" in conda
+    (python,) = (entry for entry in conda if re.match(r"python\b", entry))
+    # conda's python=3.11 is any 3.11, and python>=3.11 any from 3.11 on.
+    version = re.fullmatch(r"python[=>]=?([0-9.]+)", python)[1]
+    assert Version(version) in Requirement(f"python{PROJECT['requires-python']}").specifier
+
+
+def test_this_python_is_one_the_package_is_for():
+    running = Version(".".join(map(str, sys.version_info[:3])))
+    assert running in Requirement(f"python{PROJECT['requires-python']}").specifier
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_the_installed_version_is_the_locked_one(name, lock):
+    found = installed(name)
+    if found is None and name not in CORE:
+        extra = next(key for key, group in EXTRAS.items() if name in requirements(group))
+        pytest.skip(f"{name}, of the extra {extra!r}, is not installed")
+    assert found is not None, f"{name} is not installed; run make setup"
+    # What follows a + is how it was built: torch's for a GPU is the same version.
+    assert found.public == lock[name].public, "the environment is not the lock's; run make setup"
+
+
+def phony_targets():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    return re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
+
+
+def test_make_help_lists_every_target_with_a_line_of_its_own():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    result = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    listed = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    assert all(len(entry) == 2 and len(entry[1]) > 8 for entry in listed)
+    assert [target for target, _ in listed] == phony_targets()
+    default = subprocess.run(
+        ["make", "--no-print-directory"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert default.stdout == result.stdout
+
+
+def test_every_target_that_is_no_file_is_phony():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = re.findall(r"^([a-z]+):", makefile, re.MULTILINE)
+    assert sorted(targets) == sorted(phony_targets())
+
+
+def test_the_declared_version_is_the_installed_one():
+    found = installed(PROJECT["name"])
+    if found is None:
+        pytest.skip("the package is imported from its folder and not installed")
+    assert found == Version(PROJECT["version"])
