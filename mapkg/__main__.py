@@ -3,9 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from mapkg.configs import CONFIGS, Config
 
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         return parsed.function(parsed)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
 
@@ -51,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=int, help="at most so many; default: the configuration's")
     train.add_argument("--out", type=Path, required=True, help="folder; a stopped run goes on")
     train.add_argument("--device", default="cpu", help="for example cpu or cuda (default: cpu)")
-    train.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    train.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
     train.add_argument(
         "--set",
         action="append",
@@ -59,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="change a value of the configuration; may be repeated",
     )
-    train.add_argument("--limit", type=int, help="only so many graphs of each split, to try out")
+    train.add_argument(
+        "--limit", type=_positive, help="only so many graphs of each split, to try out"
+    )
     train.set_defaults(function=_train)
 
     collect = commands.add_parser("collect", help="join the tables of finished runs")
@@ -101,6 +104,7 @@ def _train(parsed: argparse.Namespace) -> int:
     config = CONFIGS[parsed.config].replace(**_overrides(parsed.set))
     if parsed.epochs is not None:
         config = config.replace(max_epochs=parsed.epochs)
+    device = _device(parsed.device)
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
     splits = load(parsed.dataset)
@@ -114,7 +118,7 @@ def _train(parsed: argparse.Namespace) -> int:
         seed=parsed.seed,
         name=parsed.config,
         folder=parsed.out,
-        device=parsed.device,
+        device=device,
         observe_epochs=observation_epochs(config.max_epochs),
     )
     return 0
@@ -143,9 +147,27 @@ def _data(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _positive(text: str) -> int:
+    if not (text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _device(name: str) -> Any:
+    """The torch device of that name, if this machine has it."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name}: cannot be used here: {reason}") from None
+
+
 def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
     """Values of ``NAME=VALUE``, converted to the type of the configuration's field."""
-    types = {field.name: field.type for field in fields(Config)}
+    types = get_type_hints(Config)
     values = {}
     for assignment in assignments:
         name, found, text = assignment.partition("=")
@@ -153,11 +175,11 @@ def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
             raise ValueError(
                 f"--set {assignment}: expected NAME=VALUE with NAME one of {', '.join(types)}"
             )
-        kind = types[name] if isinstance(types[name], type) else type(None)
+        kinds = get_args(types[name]) or (types[name],)  # int | None has two
         try:
-            values[name] = _parse(text, kind)
+            values[name] = None if text == "None" and NoneType in kinds else _parse(text, kinds[0])
         except ValueError:
-            raise ValueError(f"--set {assignment}: expected a {kind.__name__}") from None
+            raise ValueError(f"--set {assignment}: expected a {kinds[0].__name__}") from None
     return values
 
 
@@ -166,8 +188,6 @@ def _parse(text: str, kind: type) -> Any:
         if text.lower() not in ("true", "false"):
             raise ValueError(text)
         return text.lower() == "true"
-    if kind is type(None):  # a field that may be None: int | None, str | None
-        return None if text == "None" else int(text) if text.isdigit() else text
     return kind(text)
 
 

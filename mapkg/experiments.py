@@ -186,6 +186,14 @@ def emergence(
             for layer, summary in enumerate(summaries.values())
         ]
 
+    about = splits.description
+    for needed in ("num_node_types", "num_edge_types"):
+        has = getattr(config, needed)
+        if has is not None and has < getattr(about, needed):
+            raise ValueError(
+                f"{needed}: the configuration has {has}, but the data set {about.title} has "
+                f"{getattr(about, needed)}"
+            )
     seed_all(seed)
     model = build(config).to(device)
     base_weights = {key: value.detach().clone() for key, value in model.state_dict().items()}

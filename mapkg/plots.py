@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
+from torch import Tensor
 
 from mapkg.detection import MASSIVE_RATIO
 
@@ -225,43 +226,51 @@ def row_maxima(
 
 def score_in_layer(ax: Axes) -> Axes:
     """Where the score sits in a GraphTransformer layer, as a diagram."""
+    plain, watched = "white", "#FFE0B2"
     boxes = {
-        "node": (0.10, 0.80, "node features\n$h_j,\\ h_i$", "white"),
-        "edge": (0.10, 0.30, "edge features\n$e_{ji}$", "white"),
-        "qk": (0.33, 0.80, "$K_j \\odot Q_i\\,/\\sqrt{d}$", "white"),
-        "gate": (0.33, 0.30, "$E_{ji}$", "white"),
-        "score": (0.54, 0.55, "score\n$s_{ji}$  [E, D]", "#FFE0B2"),
-        "weight": (0.76, 0.80, "$\\alpha_{ji}$: sum per head,\nclamp, exp, normalise", "white"),
-        "attended": (0.76, 0.55, "attended\n$\\sum_j \\alpha_{ji} V_j$  [N, D]", "#FFE0B2"),
-        "node_out": (0.95, 0.80, "node block\n$h_i'$", "white"),
-        "edge_out": (0.95, 0.30, "edge block\n$e_{ji}'$", "white"),
+        "nodes": (0.07, 0.62, "node features\n$h_j,\\ h_i$", plain),
+        "edges": (0.07, 0.22, "edge features\n$e_{ji}$", plain),
+        "value": (0.28, 0.90, "value\n$V_j$", plain),
+        "key_query": (
+            0.28,
+            0.62,
+            "key of source, query of target\n$K_j \\odot Q_i\\,/\\sqrt{d}$",
+            plain,
+        ),
+        "gate": (0.28, 0.22, "edge gate\n$E_{ji}$", plain),
+        "score": (0.50, 0.42, "score\n$s_{ji}$  [E, D]", watched),
+        "weight": (0.67, 0.62, "sum per head, clamp,\nexp, normalise: $\\alpha_{ji}$", plain),
+        "attended": (0.81, 0.90, "attended\n$o_i = \\sum_j \\alpha_{ji} V_j$  [N, D]", watched),
+        "node_block": (0.96, 0.62, "node block\n$h_i'$", plain),
+        "edge_block": (0.96, 0.22, "edge block\n$e_{ji}'$", plain),
     }
     arrows = [
-        *(("node", "qk"), ("edge", "gate"), ("qk", "score"), ("gate", "score")),
-        *(("score", "weight"), ("weight", "attended"), ("attended", "node_out")),
-        ("score", "edge_out"),
+        *(("nodes", "value"), ("nodes", "key_query"), ("edges", "gate")),
+        *(("key_query", "score"), ("gate", "score"), ("score", "weight"), ("score", "edge_block")),
+        *(("value", "attended"), ("weight", "attended"), ("attended", "node_block")),
     ]
-    for name, (x, y, text, colour) in boxes.items():
-        ax.text(
-            x,
-            y,
-            text,
-            ha="center",
-            va="center",
-            fontsize=10,
-            gid=name,
-            bbox=dict(boxstyle="round,pad=0.5", facecolor=colour, edgecolor="#444444"),
-            zorder=2,
+    look = dict(boxstyle="round,pad=0.5", edgecolor="#444444")
+    texts = {
+        name: ax.text(
+            x, y, text, ha="center", va="center", fontsize=10, bbox=dict(facecolor=colour, **look)
         )
+        for name, (x, y, text, colour) in boxes.items()
+    }
     for start, end in arrows:
         ax.annotate(
             "",
             xy=boxes[end][:2],
             xytext=boxes[start][:2],
-            arrowprops=dict(arrowstyle="-|>", color="#444444", shrinkA=34, shrinkB=34),
-            zorder=1,
+            arrowprops=dict(
+                arrowstyle="-|>",
+                color="#444444",
+                patchA=texts[start].get_bbox_patch(),
+                patchB=texts[end].get_bbox_patch(),
+                shrinkA=3,
+                shrinkB=3,
+            ),
         )
-    ax.set(xlim=(0, 1.05), ylim=(0.15, 0.95))
+    ax.set(xlim=(0, 1.03), ylim=(0.1, 1.0))
     ax.set_axis_off()
     return ax
 
@@ -297,7 +306,7 @@ def _panels(count: int) -> tuple[Figure, np.ndarray]:
 
 
 def _layer_colours(table: pd.DataFrame) -> dict[int, tuple[float, float, float]]:
-    layers = sorted(table["layer"].unique())
+    layers = sorted(table["layer"].unique().tolist())
     return dict(zip(layers, sns.color_palette(LAYER_PALETTE, len(layers)), strict=True))
 
 

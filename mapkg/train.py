@@ -105,8 +105,8 @@ def fit(
         progress: whether to show a progress bar on stderr.
 
     Raises:
-        FloatingPointError: if the loss is not finite; names epoch and step. The state of the
-            last finished epoch stays in the folder.
+        FloatingPointError: if the training or validation loss is not finite; names epoch and
+            step. The state of the last finished epoch stays in the folder.
         ValueError: if the folder holds the state of another run, or a split is empty.
 
     Source: massive-activations paper, training script of its code.
@@ -154,6 +154,7 @@ def fit(
             lr = optimizer.param_groups[0]["lr"]
             train_loss = _train_epoch(model, splits.train, config, optimizer, seed, epoch, path)
             val_loss = evaluate(model, splits.val, batch_size=config.batch_size, device=device)
+            _check_finite("validation", val_loss, f"epoch {epoch}", epoch, config, path)
             scheduler.step(val_loss)
             if val_loss < done.best_loss:
                 done.best_loss, done.best_epoch = val_loss, epoch
@@ -209,7 +210,7 @@ def evaluate(
     total, count = 0.0, 0
     for batch in DataLoader(graphs, batch_size):
         batch = batch.to(device)
-        error = (predict(model, batch) - batch.y).abs()
+        error = _errors(model, batch)
         total, count = total + error.double().sum().item(), count + error.numel()
     model.train(was_training)
     return total / count
@@ -256,6 +257,17 @@ def predict(model: nn.Module, batch: Any) -> Tensor:
     return model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
 
 
+def _errors(model: nn.Module, batch: Any) -> Tensor:
+    """Absolute errors, shape [graphs, targets]."""
+    predicted = predict(model, batch)
+    if predicted.shape != batch.y.shape:  # broadcasting would hide it
+        raise ValueError(
+            f"the model predicts {tuple(predicted.shape)} for targets of shape "
+            f"{tuple(batch.y.shape)}; set out_channels to the number of targets"
+        )
+    return (predicted - batch.y).abs()
+
+
 def _train_epoch(
     model: nn.Module,
     graphs: list[Data],
@@ -271,20 +283,26 @@ def _train_epoch(
     total = 0.0
     for step, batch in enumerate(DataLoader(graphs, config.batch_size, shuffle=True), start=1):
         batch = batch.to(device)
-        loss = nn.functional.l1_loss(predict(model, batch), batch.y)
+        loss = _errors(model, batch).mean()
         value = loss.item()
-        if not math.isfinite(value):
-            kept = f"epoch {epoch - 1} is kept in {path}" if path and epoch > 1 else "none is kept"
-            raise FloatingPointError(
-                f"the training loss is {value} at epoch {epoch}, step {step}; last good "
-                f"checkpoint: {kept}. Lower the learning rate (lr={config.lr:g}) or look for "
-                "bad values in the data"
-            )
+        _check_finite("training", value, f"epoch {epoch}, step {step}", epoch, config, path)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += value * batch.num_graphs
     return total / len(graphs)
+
+
+def _check_finite(
+    which: str, loss: float, where: str, epoch: int, config: Config, path: Path | None
+) -> None:
+    if math.isfinite(loss):
+        return
+    kept = f"epoch {epoch - 1} is kept in {path}" if path and epoch > 1 else "none is kept"
+    raise FloatingPointError(
+        f"the {which} loss is {loss} at {where}; last good checkpoint: {kept}. Lower the "
+        f"learning rate (lr={config.lr:g}) or look for bad values in the data"
+    )
 
 
 @torch.no_grad()
@@ -335,7 +353,10 @@ def _resume(path, identity, model, optimizer, scheduler) -> tuple[_Progress, dic
     tensors, values = read_state(path)
     stored = values["identity"]
     if stored != identity:
-        stored, asked = ({**run, **run["config"], "config": None} for run in (stored, identity))
+        stored, asked = (
+            {**run["config"], "config.seed": run["config"]["seed"], **run, "config": None}
+            for run in (stored, identity)
+        )
         raise ValueError(
             f"{path} holds the state of another run: {differences(stored, asked)}. "
             "Choose another folder, or remove the file to start afresh"

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "mapkg"
 MAX_LINES = 400
 
 EVERYTHING_BELOW = {
-    *("configs", "provenance", "hooks", "detection", "data", "models"),
+    *("configs", "provenance", "files", "hooks", "detection", "data", "models"),
     *("checkpoint", "train"),
 }
 
@@ -21,13 +21,14 @@ EVERYTHING_BELOW = {
 PICTURE = {
     "configs": set(),
     "provenance": set(),
+    "files": set(),
     "hooks": set(),
     "detection": set(),
     "notebook": set(),
-    "data": {"configs", "provenance"},
+    "data": {"files"},
     "models": {"configs"},
-    "checkpoint": {"configs", "models"},
-    "train": {"configs", "provenance", "data", "models", "checkpoint"},
+    "checkpoint": {"configs", "files", "models"},
+    "train": {"configs", "provenance", "data", "checkpoint"},
     "experiments": EVERYTHING_BELOW,
     "plots": {"configs", "detection"},
     "__init__": {"configs", "data", "models"},

@@ -11,7 +11,7 @@ from pathlib import Path
 import platformdirs
 
 from mapkg.data.description import Description, Splits
-from mapkg.data.graph_cache import cached_graphs, sha256
+from mapkg.data.graph_cache import cached_graphs
 from mapkg.data.molecules import (
     ATOM_TYPES,
     BOND_TYPES,
@@ -21,6 +21,7 @@ from mapkg.data.molecules import (
     to_molecule,
 )
 from mapkg.data.zinc_benchmark import benchmark_splits
+from mapkg.files import sha256
 
 __all__ = [
     "ATOM_TYPES",

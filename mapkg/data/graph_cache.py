@@ -1,8 +1,6 @@
 """A cache of processed graphs: keyed by content and code, checked before use."""
 
 import hashlib
-import os
-import tempfile
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -15,15 +13,10 @@ import torch
 from torch_geometric.data import Data
 
 from mapkg.data import molecules
+from mapkg.files import sha256, write_atomically
 
 FORMAT = 1
 """Version of the cache's own layout, part of every key."""
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def cached_graphs(path: Path, table: pd.DataFrame) -> list[Data]:
@@ -60,11 +53,7 @@ def _write(entry: Path, graphs: list[Data]) -> None:
             "y": torch.cat([graph.y for graph in graphs]),
         }
     )
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=entry.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(hashlib.sha256(content).digest() + content)
-    os.replace(temporary, entry)
+    write_atomically(entry, hashlib.sha256(content).digest() + content)
 
 
 def _read(entry: Path, table: pd.DataFrame) -> list[Data] | None:

@@ -6,6 +6,7 @@ import pickle
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
+from urllib.error import URLError
 
 import platformdirs
 import torch
@@ -66,6 +67,12 @@ class _BenchmarkZINC(ZINC):
             with (raw / f"{split}.pickle").open("rb") as file:
                 molecules = read_tensors(file)
             chosen = (raw / f"{split}.index").read_text().strip().split(",")
+            outside = [i for i in chosen if not (i.isdigit() and int(i) < len(molecules))]
+            if outside:
+                raise ValueError(
+                    f"{raw / split}.index: expected numbers below {len(molecules)}, the number "
+                    f"of molecules, got {outside[0]!r}"
+                )
             graphs = [_benchmark_graph(molecules[int(i)]) for i in chosen]
             self.save(graphs, str(processed / f"{split}.pt"))
 
@@ -109,7 +116,7 @@ def benchmark_splits(roots: list[Path], *, download: bool) -> tuple[list[Data], 
         raise ValueError(
             f"{root / FOLDER}: not the benchmark's files, or damaged: {error}"
         ) from error
-    except OSError as error:  # what urllib raises without a network
+    except (URLError, TimeoutError) as error:
         print(f"could not fetch ZINC: {error}", file=sys.stderr)
         return None
     return tuple(list(dataset) for dataset in datasets)

@@ -1,0 +1,111 @@
+"""The tracked results: complete, traceable, and what the code still gives."""
+
+import re
+from importlib.metadata import version
+
+import pandas as pd
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+
+from mapkg import checkpoint
+from mapkg.configs import CONFIGS
+from mapkg.data import BUNDLED, load
+from mapkg.experiments import TABLES, examine_checkpoint, read_emergence
+from mapkg.files import sha256
+
+RESULTS = BUNDLED / "results"
+PREFIX = "emergence_gt_zinc_"
+SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
+
+
+@pytest.fixture(scope="module")
+def zinc():
+    return read_emergence(RESULTS, PREFIX)
+
+
+def test_every_row_says_where_it_comes_from(zinc):
+    for name in TABLES:
+        table = getattr(zinc, name)
+        assert not table[["config", "changes", "dataset", "seed", "epochs"]].isna().any().any()
+        for number in table["commit"].unique():
+            assert re.fullmatch("[0-9a-f]{40}", number), "results come from committed code"
+        for versions in table["versions"].unique():
+            assert f"torch {version('torch').split('+')[0]}" in versions
+
+
+def test_zinc_was_run_with_the_published_configuration_for_three_seeds_of_100_epochs(zinc):
+    rows = zinc.history.groupby("seed")["epoch"].agg(["count", "max"])
+    assert rows.index.tolist() == [0, 1, 2]
+    assert (rows >= 100).all().all()
+    assert set(zinc.summary["config"]) == {"GT-ZINC"}
+    assert set(zinc.summary["changes"]) == {"max_epochs=100"}
+    assert zinc.summary["dataset"].str.contains("substituted training split").all()
+
+
+def test_the_tables_are_complete_and_agree_with_each_other(zinc):
+    layers, heads = CONFIGS["GT-ZINC"].num_layers, CONFIGS["GT-ZINC"].heads
+    states = {"base", "base_calibrated", "best", "last"}
+    keys = ["seed", "state", "layer"]
+    assert len(zinc.summary) == 3 * len(states) * layers
+    assert set(zinc.summary["state"]) == states
+    assert set(zinc.summary["rows"]) == {49_720}  # directed edges of the ZINC test split
+    assert heads * 8 == zinc.summary["channels"].iloc[0]
+    maxima = zinc.graph_maxima.groupby(keys)["max_ratio"].agg(["max", "size"])
+    summary = zinc.summary.set_index(keys)
+    assert set(maxima["size"]) == {1000}
+    pd.testing.assert_series_equal(
+        maxima["max"], summary["max_ratio"].sort_index(), check_names=False, rtol=1e-5
+    )
+    counted = zinc.histogram.groupby(keys)["count"].sum()
+    usable = summary["rows"] - summary["zero_medians"] - summary["nonfinite_rows"]
+    pd.testing.assert_series_equal(
+        counted, (usable * summary["channels"]).sort_index(), check_names=False
+    )
+    massive = summary["max_ratio"] > 1000
+    assert (massive == (summary["rows_with_massive"] > 0)).all()
+
+
+def test_the_untrained_networks_of_the_trajectory_and_the_summary_are_the_same(zinc):
+    start = zinc.trajectory[zinc.trajectory["epoch"] == 0].set_index(["seed", "layer"])
+    base = zinc.summary[zinc.summary["state"] == "base"].set_index(["seed", "layer"])
+    pd.testing.assert_series_equal(start["max_ratio"], base["max_ratio"])
+
+
+def test_the_claim_of_the_introduction_holds_in_the_tracked_results(zinc):
+    massive = zinc.summary.groupby(["seed", "state"])["rows_with_massive"].sum().unstack()
+    assert (massive[["best", "last"]] > 0).all().all(), "in each seed"
+    assert (massive[["base", "base_calibrated"]] == 0).all().all(), "in no untrained network"
+    above = zinc.trajectory.assign(above=zinc.trajectory["max_ratio"] > 1000)
+    left = above.groupby(["seed", "layer"])["above"].apply(
+        lambda a: (a.astype(int).diff() < 0).any()
+    )
+    assert left.groupby("seed").any().all(), "they come and go"
+    carried = zinc.summary[zinc.summary["state"] == "best"].groupby("seed")
+    layers = carried.apply(lambda t: tuple(t.loc[t["rows_with_massive"] > 0, "layer"]))
+    assert layers.nunique() > 1, "which layers carry them differs from seed to seed"
+
+
+def test_the_shipped_checkpoint_is_small_and_carries_massive_activations():
+    model, information = checkpoint.load(SHIPPED, CONFIGS["GT-ZINC"].replace(max_epochs=100))
+    assert sum(p.numel() for p in model.parameters()) == 588_353
+    assert (information["dataset"], information["seed"]) == ("MOSES sample", 0)
+    assert re.fullmatch("[0-9a-f]{40}", information["commit"])
+    tables = examine_checkpoint(SHIPPED, load("moses"))
+    massive = tables["summary"].groupby("state")["rows_with_massive"].sum()
+    assert massive["best"] > 0
+    assert massive["base"] == massive["base_calibrated"] == 0
+    history = tables["history"].set_index("epoch")
+    assert information["epoch"] == history["val_loss"].idxmin()
+
+
+def test_the_picture_of_the_readme_was_drawn_from_the_tracked_results():
+    picture = REPOSITORY / "book" / "emergence.png"
+    with Image.open(picture) as image:
+        stored = image.text["Source-SHA256"]
+    assert stored == sha256(RESULTS / f"{PREFIX}graph_maxima.csv.gz"), "run book/figures.py"
+
+
+def test_tracked_data_and_results_stay_small():
+    files = [path for path in BUNDLED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 15e6
