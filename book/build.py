@@ -137,7 +137,7 @@ def stage(pages: list[Path]) -> None:
     # Pages load MathJax from the site itself: the site must work without a network.
     package = distribution("sphinx-mathjax-offline")
     scripts = [file for file in package.files or () if file.name == "tex-svg.js"]
-    (STAGE / "_static").mkdir()
+    shutil.copytree(ROOT / "book" / "_static", STAGE / "_static")
     shutil.copy(package.locate_file(scripts[0]), STAGE / "_static" / "tex-svg.js")
 
 

@@ -8,6 +8,7 @@ The package computes, the notebooks argue:
 - ``train``, ``checkpoint``: fit, evaluate, save, load.
 - ``hooks``: record or edit what any submodule of any torch model returns.
 - ``detection``: activation ratio, threshold, summaries that stream.
+- ``observation``: what the scores of a network look like over many graphs.
 - ``experiments``: from a configuration to tidy tables; ``plots``: from tables to figures.
 """
 

@@ -60,14 +60,18 @@ def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dic
     for file in (weights_path, json_path):
         if not file.is_file():
             raise FileNotFoundError(f"no checkpoint: expected {weights_path} and {json_path}")
-    content, information = weights_path.read_bytes(), json.loads(json_path.read_text())
+    content = weights_path.read_bytes()
+    try:
+        information = json.loads(json_path.read_text())
+        expected, stored = information["sha256"], Config(**information["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{json_path}: not the description of a checkpoint: {error!r}") from error
     found = hashlib.sha256(content).hexdigest()
-    if found != information["sha256"]:
+    if found != expected:
         raise ValueError(
-            f"{weights_path}: expected sha256 {information['sha256']}, found {found}; the two "
+            f"{weights_path}: expected sha256 {expected}, found {found}; the two "
             "files do not belong together, or one is damaged"
         )
-    stored = Config(**information["config"])
     if config is not None and config != stored:
         raise ValueError(
             f"{json_path}: the checkpoint has another configuration than expected: "

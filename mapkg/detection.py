@@ -211,6 +211,7 @@ class ActivationSummary:
         elif num_graphs is None:
             num_graphs = int(graph.max()) + 1 if num_rows else 0
 
+        x = x.double()  # a ratio may exceed what single precision holds
         ratio = activation_ratio(x)
         usable = ratio.isfinite().all(dim=-1)
         finite = x.isfinite().all(dim=-1)
@@ -223,11 +224,11 @@ class ActivationSummary:
         massive = is_massive(ratio, self.threshold)
         self.num_rows_with_massive += int(massive.any(dim=-1).sum())
         self.massive_by_channel += massive.sum(dim=0).cpu()
-        self.neg_log_ratio.update(-(ratio.double() + LOG_EPS).log10())
+        self.neg_log_ratio.update(-(ratio + LOG_EPS).log10())
         row_max_ratio = ratio.amax(dim=-1)
-        self._row_max_ratio.update(row_max_ratio.double().log10())
-        self._row_max.update(magnitude.amax(dim=-1).double().log10())
-        self._row_median.update(row_median(magnitude).double().log10())
+        self._row_max_ratio.update(row_max_ratio.log10())
+        self._row_max.update(magnitude.amax(dim=-1).log10())
+        self._row_median.update(row_median(magnitude).log10())
 
         maxima = torch.full((num_graphs,), torch.nan, dtype=x.dtype, device=x.device)
         maxima.scatter_reduce_(0, graph[usable], row_max_ratio, "amax", include_self=False)
@@ -257,8 +258,8 @@ class ActivationSummary:
             ``row_max_ratio_qXX``, maximum and quantiles over rows of the row's largest ratio;
             ``max_abs``, the largest magnitude; ``row_max_abs_q50`` and ``row_median_q50``,
             medians over rows of the row's largest and median magnitude; and
-            ``share_saturated``, the share of (row, head) whose summed score lies outside the
-            clamp, None without heads.
+            ``share_saturated``, the share of (row, head), over all finite rows, whose summed
+            score lies outside the clamp, None without heads.
         """
         channels = 0 if self.massive_by_channel is None else len(self.massive_by_channel)
         usable = self.num_rows - self.num_zero_medians - self.num_nonfinite_rows

@@ -2,7 +2,7 @@
 
 import gzip
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,13 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
-from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
 
-from mapkg import checkpoint, hooks
+from mapkg import checkpoint
 from mapkg.configs import CONFIGS, Config
 from mapkg.data import ATOM_TYPES, BOND_TYPES, Splits
-from mapkg.detection import ActivationSummary, activation_ratio
 from mapkg.models import build
-from mapkg.train import Fit, calibrate_batch_norm, evaluate, fit, predict, seed_all
-
-SCORES = "layers.*.score"
-"""The score of every layer, the tensor the massive-activations paper analyses."""
+from mapkg.observation import observe_states, summarise
+from mapkg.train import Fit, fit, seed_all
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
 """The tables of an emergence run."""
@@ -45,77 +40,6 @@ def count_types(splits: Splits) -> pd.DataFrame:
                 for i, name in names.items()
             ]
     return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def summarise(
-    model: nn.Module,
-    graphs: list[Data],
-    *,
-    names: str | Sequence[str] = SCORES,
-    heads: int | None = None,
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
-) -> dict[str, ActivationSummary]:
-    """Summaries of what submodules return for the edges of graphs, in evaluation mode.
-
-    Args:
-        model: as for ``train.fit``.
-        graphs: the graphs to look at.
-        names: submodules whose output has one row per edge, names or patterns.
-        heads: number of attention heads if the outputs are scores, for the share of saturated
-            sums; None leaves that out.
-        batch_size: graphs per forward pass; the result does not depend on it.
-        device: where the model is.
-
-    Returns:
-        A summary per submodule, in the model's order.
-    """
-    summaries = {name: ActivationSummary(heads=heads) for name in hooks.resolve(model, names)}
-    was_training = model.training
-    model.eval()
-    for batch in DataLoader(graphs, batch_size):
-        batch = batch.to(device)
-        graph = batch.batch[batch.edge_index[0]]
-
-        def update(name: str, x: torch.Tensor, graph=graph, size=batch.num_graphs) -> None:
-            summaries[name].update(x, graph, size)
-
-        with hooks.record(model, names, reduce=update):
-            predict(model, batch)
-    model.train(was_training)
-    return summaries
-
-
-def row_maxima(
-    model: nn.Module,
-    graphs: list[Data],
-    *,
-    names: str | Sequence[str] = SCORES,
-    batch_size: int = 128,
-) -> torch.Tensor:
-    """The largest activation ratio of every edge in every layer, in evaluation mode.
-
-    Args:
-        model: as for ``train.fit``.
-        graphs: the graphs to look at.
-        names: submodules whose output has one row per edge, names or patterns.
-        batch_size: graphs per forward pass.
-
-    Returns:
-        Shape [layers * edges]; NaN where a row has no ratio.
-    """
-    maxima: list[torch.Tensor] = []
-    model.eval()
-    with (
-        torch.no_grad(),
-        hooks.record(
-            model, names, reduce=lambda _, x: maxima.append(activation_ratio(x).amax(dim=-1))
-        ),
-    ):
-        for batch in DataLoader(graphs, batch_size):
-            predict(model, batch)
-    return torch.cat(maxima)
 
 
 def observation_epochs(max_epochs: int) -> list[int]:
@@ -186,6 +110,8 @@ def emergence(
             for layer, summary in enumerate(summaries.values())
         ]
 
+    if not splits.test:
+        raise ValueError("the test split is empty; there is nothing to look at")
     about = splits.description
     for needed in ("num_node_types", "num_edge_types"):
         has = getattr(config, needed)
@@ -227,58 +153,6 @@ def emergence(
     return Emergence(**tables, fit=run)
 
 
-@torch.no_grad()
-def observe_states(
-    weights: Mapping[str, Mapping[str, torch.Tensor]],
-    config: Config,
-    splits: Splits,
-    *,
-    device: str | torch.device = "cpu",
-) -> dict[str, pd.DataFrame]:
-    """What the scores of one network look like on the test split, with several weights.
-
-    Args:
-        weights: from state to state dict; the state ``base_calibrated`` has its BatchNorm
-            statistics set to those of the training split first.
-        config: what the weights belong to.
-        splits: the data.
-        device: where to compute.
-
-    Returns:
-        The tables ``summary``, ``graph_maxima`` and ``histogram`` of ``Emergence``, without
-        the columns that say where they come from.
-    """
-    settings = dict(batch_size=config.batch_size, device=device)
-    model = build(config).to(device)
-    tables: dict[str, list[pd.DataFrame]] = {"summary": [], "graph_maxima": [], "histogram": []}
-    for state, values in weights.items():
-        model.load_state_dict(values)
-        if state == "base_calibrated":
-            calibrate_batch_norm(model, splits.train, **settings)
-        error = evaluate(model, splits.test, **settings)
-        found = summarise(model, splits.test, heads=config.heads, **settings)
-        for layer, summary in enumerate(found.values()):
-            row = {"state": state, "layer": layer}
-            counts, edges = summary.neg_log_ratio.counts, summary.neg_log_ratio.edges
-            filled = counts.nonzero().flatten()
-            columns = {
-                "summary": {"test_mae": [error], **summary.statistics()},
-                "graph_maxima": {
-                    "graph": range(len(summary.graph_maxima)),
-                    "max_ratio": summary.graph_maxima,
-                },
-                "histogram": {
-                    "bin": filled.tolist(),
-                    "low": edges[filled].tolist(),
-                    "count": counts[filled].tolist(),
-                },
-            }
-            for table, values_of in columns.items():
-                frame = pd.DataFrame(values_of)
-                tables[table].append(pd.DataFrame(row, index=frame.index).join(frame))
-    return {table: pd.concat(parts, ignore_index=True) for table, parts in tables.items()}
-
-
 def examine_checkpoint(
     path: Path | str, splits: Splits, *, device: str | torch.device = "cpu"
 ) -> dict[str, pd.DataFrame]:
@@ -316,7 +190,10 @@ def emergence_table(summary: pd.DataFrame, states: Sequence[str]) -> pd.DataFram
 
     Args:
         summary: rows of one seed of the summary of ``Emergence``.
-        states: which states, in order.
+        states: which states, in order; ``base_calibrated`` is called calibrated.
+
+    Returns:
+        Texts, three digits each.
     """
     columns = {
         "max_ratio": "largest ratio",
@@ -325,8 +202,11 @@ def emergence_table(summary: pd.DataFrame, states: Sequence[str]) -> pd.DataFram
         "row_median_q50": "typical row median of |s|",
     }
     wide = summary.pivot(index="layer", columns="state", values=list(columns))
-    order = [(statistic, state) for statistic in columns for state in states]
-    return wide[order].rename(columns=columns, level=0)
+    wide = wide[[(statistic, state) for statistic in columns for state in states]]
+    wide.columns = pd.MultiIndex.from_tuples(
+        [(columns[statistic], state.removeprefix("base_")) for statistic, state in wide.columns]
+    )
+    return wide.map("{:.3g}".format)
 
 
 def range_over_seeds(summary: pd.DataFrame, statistic: str) -> pd.DataFrame:
@@ -334,10 +214,10 @@ def range_over_seeds(summary: pd.DataFrame, statistic: str) -> pd.DataFrame:
 
     Args:
         summary: the summary of ``Emergence``, of several seeds.
-        statistic: one of its columns; values are written with three digits.
+        statistic: one of its columns; values are rounded to whole numbers.
     """
     values = summary.groupby(["layer", "state"], sort=False)[statistic].agg(["min", "max"])
-    texts = values.apply(lambda row: f"{row['min']:.3g} to {row['max']:.3g}", axis=1)
+    texts = values.apply(lambda row: f"{row['min']:,.0f} to {row['max']:,.0f}", axis=1)
     return texts.unstack("state")
 
 
@@ -387,7 +267,7 @@ def _changes(config: Config, name: str) -> str:
     """How a configuration differs from the named one, so that both describe it fully."""
     stated = CONFIGS[name].to_dict() if name in CONFIGS else {}
     changed = {k: v for k, v in config.to_dict().items() if k not in stated or stated[k] != v}
-    return "; ".join(f"{key}={value}" for key, value in changed.items())
+    return "; ".join(f"{key}={value}" for key, value in changed.items()) or "none"
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:

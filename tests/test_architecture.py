@@ -29,10 +29,11 @@ PICTURE = {
     "models": {"configs"},
     "checkpoint": {"configs", "files", "models"},
     "train": {"configs", "provenance", "data", "checkpoint"},
-    "experiments": EVERYTHING_BELOW,
+    "observation": {"configs", "data", "models", "hooks", "detection", "train"},
+    "experiments": {*EVERYTHING_BELOW, "observation"},
     "plots": {"configs", "detection"},
     "__init__": {"configs", "data", "models"},
-    "__main__": {*EVERYTHING_BELOW, "experiments", "plots", "notebook"},
+    "__main__": {*EVERYTHING_BELOW, "observation", "experiments", "plots", "notebook"},
 }
 
 # The modules of the rooms that are folders.

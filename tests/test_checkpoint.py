@@ -7,8 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from mapkg.checkpoint import differences, load, read_state, save, write_atomically, write_state
+from mapkg.checkpoint import differences, load, read_state, save, write_state
 from mapkg.configs import CONFIGS
+from mapkg.files import write_atomically
 from mapkg.models import build
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
@@ -223,3 +224,11 @@ def test_a_state_that_json_cannot_hold_leaves_the_old_one(tmp_path):
         write_state(path, TENSORS, {"tensor": torch.ones(1)})
     assert path.read_bytes() == before
     assert files(tmp_path) == ["state"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "not json", '{"sha256": "", "config": {"x": 1}}'])
+def test_a_description_of_something_else_is_refused(tmp_path, text):
+    save(tmp_path / "best", trained_weights(), SMALL)
+    (tmp_path / "best.json").write_text(text)
+    with pytest.raises(ValueError, match=r"best\.json: not the description of a checkpoint"):
+        load(tmp_path / "best")

@@ -444,3 +444,11 @@ def test_memory_does_not_grow_with_batches_but_for_one_number_per_graph():
         summary.update(heavy_tailed(100, seed=seed), torch.arange(100) // 50)
     assert size(summary) - before < 64  # counters have more digits now
     assert len(summary.graph_maxima) == 2 * 31
+
+
+def test_a_ratio_beyond_single_precision_is_counted_as_what_it_is():
+    summary = ActivationSummary()
+    summary.update(torch.tensor([[1e-20, 1e-20, 1e20]]))
+    found = summary.statistics()
+    assert (found["zero_medians"], found["rows_with_massive"]) == (0, 1)
+    assert found["max_ratio"] == pytest.approx(1e40, rel=1e-6)

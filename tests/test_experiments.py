@@ -19,12 +19,12 @@ from mapkg.experiments import (
     emergence_table,
     examine_checkpoint,
     observation_epochs,
+    range_over_seeds,
     read_emergence,
-    row_maxima,
-    summarise,
 )
 from mapkg.hooks import record
 from mapkg.models import build
+from mapkg.observation import row_maxima, summarise
 from mapkg.provenance import commit, versions
 from mapkg.train import calibrate_batch_norm, evaluate, seed_all
 
@@ -356,15 +356,35 @@ def test_a_saved_network_is_examined_beside_its_untrained_self(run, splits):
         assert (table["commit"] == commit()).all()
 
 
-def test_the_table_to_read_holds_the_numbers_of_the_summary(run):
+def test_the_table_to_read_holds_the_numbers_of_the_summary_to_three_digits(run):
     found, _ = run
-    wide = emergence_table(found.summary, ["best", "base"])
-    assert [state for _, state in wide.columns] == ["best", "base"] * 4
+    wide = emergence_table(found.summary, ["best", "base_calibrated"])
+    assert [state for _, state in wide.columns] == ["best", "calibrated"] * 4
     rows = found.summary.set_index(["state", "layer"])
     for layer in range(2):
-        for state in ("base", "best"):
-            assert (
-                wide.loc[layer, ("largest ratio", state)] == rows.loc[(state, layer), "max_ratio"]
-            )
-            found_share = wide.loc[layer, ("share of edges with an MA", state)]
-            assert found_share == rows.loc[(state, layer), "share_rows_with_massive"]
+        for state, shown in (("base_calibrated", "calibrated"), ("best", "best")):
+            for statistic, title in (
+                ("max_ratio", "largest ratio"),
+                ("share_rows_with_massive", "share of edges with an MA"),
+                ("max_abs", "largest |s|"),
+                ("row_median_q50", "typical row median of |s|"),
+            ):
+                expected = rows.loc[(state, layer), statistic]
+                assert float(wide.loc[layer, (title, shown)]) == pytest.approx(expected, rel=5e-3)
+
+
+def test_ranges_over_seeds_are_written_per_layer_and_state():
+    rows = [(s, t, y, 1000.0 * s + y) for s in (1, 3) for t in ("base", "best") for y in (0, 1)]
+    summary = pd.DataFrame(rows, columns=["seed", "state", "layer", "max_ratio"])
+    summary.loc[summary["state"] == "base", "max_ratio"] /= 1000
+    ranges = range_over_seeds(summary, "max_ratio")
+    assert ranges.columns.tolist() == ["base", "best"]
+    assert ranges["best"].tolist() == ["1,000 to 3,000", "1,001 to 3,001"]
+    assert ranges["base"].tolist() == ["1 to 3", "1 to 3"]
+
+
+def test_an_empty_test_split_and_types_without_an_embedding_are_refused_before_training(splits):
+    with pytest.raises(ValueError, match="test split is empty"):
+        emergence(SMALL, replace(splits, test=[]), progress=False)
+    with pytest.raises(ValueError, match=r"num_node_types: the configuration has 5, .* has 28"):
+        emergence(SMALL.replace(num_node_types=5), splits, progress=False)

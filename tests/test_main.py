@@ -292,3 +292,40 @@ def test_the_status_reaches_the_shell():
     assert result.returncode == USAGE_ERROR
     assert result.stderr == "error: unknown data set 'qm9'; known: moses, zinc\n"
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--device", "toaster"], "--device toaster: cannot be used here"),
+        (["--set", "num_node_types=abc"], "expected a int"),
+        (["--set", "num_node_types=5"], "num_node_types: the configuration has 5"),
+        (["--set", "out_channels=12"], "set out_channels to the number of targets"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_exits_with_2_and_says_why(
+    tmp_path, capsys, arguments, complaint
+):
+    tiny = ["--limit", "16", "--set", "hidden_channels=8", "--set", "num_layers=1"]
+    command = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--epochs", "1"]
+    status = main([*command, *tiny, "--out", str(tmp_path / "run"), *arguments])
+    assert status == 2
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--limit", "--threads"])
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_a_count_must_be_a_whole_number_above_0(tmp_path, capsys, option, value):
+    command = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, option, value])
+    assert stopped.value.code == 2
+    assert "expected a whole number above 0" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_exits_with_2(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    command = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--epochs", "1"]
+    tiny = ["--limit", "16", "--set", "hidden_channels=8", "--set", "num_layers=1"]
+    assert main([*command, *tiny, "--out", str(tmp_path / "file" / "run")]) == 2
+    assert "file" in capsys.readouterr().err

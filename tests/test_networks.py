@@ -281,6 +281,16 @@ def test_gnn_explainer_learns_a_mask_over_edges():
     assert mask.unique().numel() == 20  # every edge has its own gradient
 
 
+def test_gnn_explainer_takes_ids_in_the_shape_that_pyg_gives_them():
+    torch.manual_seed(1)
+    graph = random_graph(0, 8, 20)
+    x, edge_index, edge_attr = inputs(graph)[:3]
+    column = (x[:, None], edge_index, edge_attr[:, None])
+    model, explanation = explained(GNNExplainer(epochs=5), column, edge_mask_type="object")
+    assert explanation.edge_mask.unique().numel() == 20
+    assert torch.equal(model(*column), model(x, edge_index, edge_attr))
+
+
 def test_gnn_explainer_masks_the_attributes_of_one_hot_nodes():
     torch.manual_seed(1)
     graph = random_graph(0, 8, 20)

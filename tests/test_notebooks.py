@@ -111,4 +111,4 @@ def test_it_runs_with_other_parameters(path, tmp_path):
         # Other parameters, other results: the live history has one row per epoch asked for.
         history = next(c for c in cells(output, "code") if "live.history" in c.source)
         table = next(o for o in history.outputs if "data" in o).data["text/plain"]
-        assert len(table.splitlines()) == 1 + TINY[path.stem]["epochs"]
+        assert len(table.splitlines()) == 2 + TINY[path.stem]["epochs"]

@@ -24,6 +24,11 @@ def zinc():
     return read_emergence(RESULTS, PREFIX)
 
 
+@pytest.fixture(scope="module")
+def examined():
+    return examine_checkpoint(SHIPPED, load("moses"))
+
+
 def test_every_row_says_where_it_comes_from(zinc):
     for name in TABLES:
         table = getattr(zinc, name)
@@ -86,17 +91,38 @@ def test_the_claim_of_the_introduction_holds_in_the_tracked_results(zinc):
     assert layers.nunique() > 1, "which layers carry them differs from seed to seed"
 
 
-def test_the_shipped_checkpoint_is_small_and_carries_massive_activations():
+def test_the_shipped_checkpoint_is_small_and_carries_massive_activations(examined):
     model, information = checkpoint.load(SHIPPED, CONFIGS["GT-ZINC"].replace(max_epochs=100))
     assert sum(p.numel() for p in model.parameters()) == 588_353
     assert (information["dataset"], information["seed"]) == ("MOSES sample", 0)
     assert re.fullmatch("[0-9a-f]{40}", information["commit"])
-    tables = examine_checkpoint(SHIPPED, load("moses"))
-    massive = tables["summary"].groupby("state")["rows_with_massive"].sum()
+    massive = examined["summary"].groupby("state")["rows_with_massive"].sum()
     assert massive["best"] > 0
     assert massive["base"] == massive["base_calibrated"] == 0
-    history = tables["history"].set_index("epoch")
+    history = examined["history"].set_index("epoch")
     assert information["epoch"] == history["val_loss"].idxmin()
+
+
+def test_what_the_page_says_of_the_shipped_network_holds():
+    summary = read_emergence(RESULTS, "emergence_gt_moses_").summary.set_index(["state", "layer"])
+    first_base, first = summary.loc[("base", 0)], summary.loc[("best", 0)]
+    assert first["share_rows_with_massive"] > 0.9, "nearly every edge"
+    grew = first["max_abs"] / first_base["max_abs"]
+    fell = first_base["row_median_q50"] / first["row_median_q50"]
+    assert 3 < grew < fell, "the median fell by a larger factor than the largest score grew"
+    last = summary.loc["best"].loc[7:9]
+    assert (last["max_abs"] > 1000).all(), "scores in the thousands"
+    assert (last["rows_with_massive"] == 0).all()
+    assert (last["max_abs"] / last["max_ratio"] > 10).all(), "in rows whose medians are large"
+
+
+def test_the_tracked_tables_of_the_bundled_run_are_those_of_the_shipped_checkpoint(examined):
+    tracked = read_emergence(RESULTS, "emergence_gt_moses_").summary
+    tracked = tracked[tracked["state"] != "last"].reset_index(drop=True)
+    # Sums run in another order on another number of threads.
+    for name in ("test_mae", "max_ratio", "max_abs", "row_median_q50"):
+        found = examined["summary"][name]
+        pd.testing.assert_series_equal(found, tracked[name], rtol=2e-3)
 
 
 def test_the_picture_of_the_readme_was_drawn_from_the_tracked_results():

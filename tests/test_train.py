@@ -436,6 +436,7 @@ def test_calibration_sets_the_statistics_to_those_of_the_data(splits, batch_size
     inputs = {name: [] for name in norms}
     for name, norm in norms.items():
         nn.init.normal_(norm.running_mean)  # statistics of before, to be forgotten
+        norm.num_batches_tracked.fill_(7)
         norm.momentum = 0.3
         norm.register_forward_pre_hook(lambda _, x, name=name: inputs[name].append(x[0].double()))
     before = {name: value.clone() for name, value in model.named_parameters()}

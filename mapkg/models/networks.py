@@ -15,13 +15,16 @@ _READOUTS: dict[str, Callable] = {"mean": global_mean_pool, "sum": global_add_po
 class TypeEmbedding(nn.Embedding):
     """An embedding of type ids that also takes one-hot rows.
 
-    Ids are what a data set gives; one-hot rows (or anything between them) are what an
-    explainer or an attack needs, since gradients can flow into them.
+    Ids are what a data set gives, as [rows] or, as PyG has them, [rows, 1]. One-hot rows (or
+    anything between them) are what an explainer or an attack needs, since gradients can flow
+    into them.
     """
 
     def forward(self, types: Shaped[Tensor, "rows ..."]) -> Float[Tensor, "rows D"]:
-        """Embed ids of shape [rows] or float one-hot rows of shape [rows, num_types]."""
-        return types @ self.weight if types.is_floating_point() else super().forward(types)
+        """Embed ids of shape [rows] or [rows, 1], or float rows of shape [rows, num_types]."""
+        if types.is_floating_point():
+            return types @ self.weight
+        return super().forward(types.squeeze(-1) if types.dim() == 2 else types)
 
 
 class GraphNetwork(nn.Module):
@@ -72,9 +75,10 @@ class GraphNetwork(nn.Module):
         """Predict the targets of each graph.
 
         Args:
-            x: node type ids, shape [N], or float one-hot rows, shape [N, num_node_types].
+            x: node type ids, shape [N] or [N, 1], or float one-hot rows, shape
+                [N, num_node_types].
             edge_index: source and target of each edge, shape [2, E].
-            edge_attr: edge type ids, shape [E], or float one-hot rows.
+            edge_attr: edge type ids, shape [E] or [E, 1], or float one-hot rows.
             batch: graph of each node, shape [N]; None means one graph.
             batch_size: number of graphs; None means as many as ``batch`` names.
 
