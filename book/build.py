@@ -137,8 +137,9 @@ def stage(pages: list[Path]) -> None:
     # Pages load MathJax from the site itself: the site must work without a network.
     package = distribution("sphinx-mathjax-offline")
     scripts = [file for file in package.files or () if file.name == "tex-svg.js"]
-    shutil.copytree(ROOT / "book" / "_static", STAGE / "_static")
-    shutil.copy(package.locate_file(scripts[0]), STAGE / "_static" / "tex-svg.js")
+    # Not "_static": Jupyter Book would load every script in a folder of that name once more.
+    shutil.copytree(ROOT / "book" / "assets", STAGE / "assets")
+    shutil.copy(package.locate_file(scripts[0]), STAGE / "assets" / "tex-svg.js")
 
 
 def render() -> int:

@@ -49,7 +49,7 @@ def test_it_follows_the_form_of_a_page(path):
     code = cells(path, "code")
     assert [tags(cell) for cell in code].count(["parameters"]) == 1
     assert tags(code[0]) == ["parameters"], "parameters come before all other code"
-    assert any(c.source.startswith("## Summary") for c in cells(path, "markdown"))
+    assert any(re.search("^## Summary", c.source, re.M) for c in cells(path, "markdown"))
 
 
 def test_code_only_chooses_calls_and_shows(path):
@@ -75,7 +75,7 @@ def test_only_checked_cells_keep_outputs_and_these_are_text(path):
     for cell in cells(path, "code"):
         if CHECKED in tags(cell):
             assert cell.execution_count is not None, "nbval would not check this cell"
-            assert [output.output_type for output in cell.outputs] == ["stream"]
+            assert {output.output_type for output in cell.outputs} == {"stream"}
         else:
             assert cell.execution_count is None
             assert cell.outputs == []

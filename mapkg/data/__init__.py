@@ -38,7 +38,10 @@ __all__ = [
 ]
 
 BUNDLED = Path(__file__).parents[2] / "data"
-"""The data that the repository carries."""
+"""The data that the repository carries.
+
+:meta hide-value:
+"""
 
 _TABLES = {
     "moses": (
