@@ -131,7 +131,10 @@ def stage(pages: list[Path]) -> None:
     for page in pages:
         target = STAGE / page.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(EXECUTED / page.name if page.suffix == ".ipynb" else page, target)
+        if page.suffix == ".ipynb":
+            target.write_text(published((EXECUTED / page.name).read_text()))
+        else:
+            shutil.copy(page, target)
     for name in ("_config.yml", "_toc.yml", *BESIDE_PAGES):
         shutil.copy(ROOT / name, STAGE / name)
     # Pages load MathJax from the site itself: the site must work without a network.
@@ -140,6 +143,20 @@ def stage(pages: list[Path]) -> None:
     # Not "_static": Jupyter Book would load every script in a folder of that name once more.
     shutil.copytree(ROOT / "book" / "assets", STAGE / "assets")
     shutil.copy(package.locate_file(scripts[0]), STAGE / "assets" / "tex-svg.js")
+
+
+def published(text: str) -> str:
+    """An executed notebook without what belongs to the machine it ran on.
+
+    That is papermill's record of paths and times, and stderr: progress bars and warnings.
+    """
+    book = json.loads(text)
+    for part in (book, *book["cells"]):
+        part["metadata"].pop("papermill", None)
+    for cell in book["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [o for o in cell["outputs"] if o.get("name") != "stderr"]
+    return json.dumps(book, indent=1)
 
 
 def render() -> int:
