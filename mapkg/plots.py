@@ -161,7 +161,7 @@ def by_layer(
         states: which states, in order.
     """
     figure, axes = plt.subplots(
-        1, len(statistics), figsize=(4.1 * len(statistics), 3.7), layout="constrained"
+        1, len(statistics), figsize=(3.4 * len(statistics), 3.4), layout="constrained"
     )
     for ax, y in zip(np.atleast_1d(axes), statistics, strict=True):
         for state in states:
@@ -298,7 +298,7 @@ _LABELS = {
 
 def _panels(count: int) -> tuple[Figure, np.ndarray]:
     """Panels side by side that share their vertical axis, with room for a legend."""
-    width = 8.0 if count == 1 else 1.8 + 3.4 * count
+    width = 8.0 if count == 1 else 2.0 + 2.8 * count
     figure, axes = plt.subplots(
         1, count, figsize=(width, 3.8), sharey=True, squeeze=False, layout="constrained"
     )
