@@ -193,20 +193,22 @@ def emergence_table(summary: pd.DataFrame, states: Sequence[str]) -> pd.DataFram
         states: which states, in order; ``base_calibrated`` is called calibrated.
 
     Returns:
-        Texts, three digits each.
+        Texts of three digits, or whole numbers. An edge with an MA has a massive activation in
+        at least one channel; the share of such edges is given. The typical median is the
+        median over edges of the row's median magnitude.
     """
     columns = {
         "max_ratio": "largest ratio",
-        "share_rows_with_massive": "share of edges with an MA",
+        "share_rows_with_massive": "edges with an MA",
         "max_abs": "largest |s|",
-        "row_median_q50": "typical row median of |s|",
+        "row_median_q50": "typical median |s|",
     }
     wide = summary.pivot(index="layer", columns="state", values=list(columns))
     wide = wide[[(statistic, state) for statistic in columns for state in states]]
     wide.columns = pd.MultiIndex.from_tuples(
         [(columns[statistic], state.removeprefix("base_")) for statistic, state in wide.columns]
     )
-    return wide.map("{:.3g}".format)
+    return wide.map(lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.3g}")
 
 
 def range_over_seeds(summary: pd.DataFrame, statistic: str) -> pd.DataFrame:

@@ -365,9 +365,9 @@ def test_the_table_to_read_holds_the_numbers_of_the_summary_to_three_digits(run)
         for state, shown in (("base_calibrated", "calibrated"), ("best", "best")):
             for statistic, title in (
                 ("max_ratio", "largest ratio"),
-                ("share_rows_with_massive", "share of edges with an MA"),
+                ("share_rows_with_massive", "edges with an MA"),
                 ("max_abs", "largest |s|"),
-                ("row_median_q50", "typical row median of |s|"),
+                ("row_median_q50", "typical median |s|"),
             ):
                 expected = rows.loc[(state, layer), statistic]
                 assert float(wide.loc[layer, (title, shown)]) == pytest.approx(expected, rel=5e-3)
