@@ -14,8 +14,8 @@ from torch_geometric.loader import DataLoader
 
 from mapkg import checkpoint, hooks
 from mapkg.data import BUNDLED, load
+from mapkg.evaluation import predict
 from mapkg.observation import SCORES, summarise
-from mapkg.train import predict
 
 REPEATS = 3
 

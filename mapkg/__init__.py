@@ -5,7 +5,7 @@ The package computes, the notebooks argue:
 - ``configs``: every hyper-parameter the papers and their code state.
 - ``data``: ``load(name)`` gives graphs in three splits.
 - ``models``: attention networks with edge features; ``models.official`` reads published weights.
-- ``train``, ``checkpoint``: fit, evaluate, save, load.
+- ``train``, ``evaluation``, ``checkpoint``: fit, score, save, load.
 - ``hooks``: record or edit what any submodule of any torch model returns.
 - ``detection``: activation ratio, threshold, summaries that stream.
 - ``observation``: what the scores of a network look like over many graphs.

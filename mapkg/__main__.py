@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--limit", type=_positive, help="only so many graphs of each split, to try out"
     )
+    train.add_argument(
+        "--permute-targets",
+        action="store_true",
+        help="a null: train on targets that have nothing to do with the graphs",
+    )
     train.set_defaults(function=_train)
 
     collect = commands.add_parser("collect", help="join the tables of finished runs")
@@ -99,7 +104,7 @@ def _train(parsed: argparse.Namespace) -> int:
     import torch
 
     from mapkg.data import load
-    from mapkg.experiments import emergence, observation_epochs
+    from mapkg.experiments import emergence, observation_epochs, permute_targets
 
     config = CONFIGS[parsed.config].replace(**_overrides(parsed.set))
     if parsed.epochs is not None:
@@ -112,6 +117,8 @@ def _train(parsed: argparse.Namespace) -> int:
         limited = {name: getattr(splits, name)[: parsed.limit] for name in ("train", "val", "test")}
         title = f"{splits.description.title}, first {parsed.limit}"
         splits = replace(splits, description=replace(splits.description, title=title), **limited)
+    if parsed.permute_targets:
+        splits = permute_targets(splits, parsed.seed)
     emergence(
         config,
         splits,

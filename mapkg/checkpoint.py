@@ -63,7 +63,7 @@ def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dic
     content = weights_path.read_bytes()
     try:
         information = json.loads(json_path.read_text())
-        expected, stored = information["sha256"], Config(**information["config"])
+        expected, stored = information["sha256"], Config.from_dict(information["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{json_path}: not the description of a checkpoint: {error!r}") from error
     found = hashlib.sha256(content).hexdigest()

@@ -3,19 +3,21 @@
 import gzip
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
+from torch_geometric.data import Data
 
 from mapkg import checkpoint
 from mapkg.configs import CONFIGS, Config
-from mapkg.data import ATOM_TYPES, BOND_TYPES, Splits
+from mapkg.data import ATOM_TYPES, BOND_TYPES, Description, Splits
 from mapkg.models import build
-from mapkg.observation import observe_states, summarise
+from mapkg.observation import CLAMPED, observe_states, summarise
 from mapkg.train import Fit, fit, seed_all
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
@@ -99,7 +101,9 @@ def emergence(
     """
     device = torch.device(device)
     observed = None if observe_epochs is None else {0, *observe_epochs}
-    settings = dict(heads=config.heads, batch_size=config.batch_size, device=device)
+    config = _for_data(config, splits.description)
+    heads = config.heads if config.architecture in CLAMPED else None
+    settings = dict(heads=heads, batch_size=config.batch_size, device=device)
 
     def observe(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
         if observed is not None and epoch not in observed:
@@ -110,16 +114,8 @@ def emergence(
             for layer, summary in enumerate(summaries.values())
         ]
 
-    if not splits.test:
+    if len(splits.test) == 0:
         raise ValueError("the test split is empty; there is nothing to look at")
-    about = splits.description
-    for needed in ("num_node_types", "num_edge_types"):
-        has = getattr(config, needed)
-        if has is not None and has < getattr(about, needed):
-            raise ValueError(
-                f"{needed}: the configuration has {has}, but the data set {about.title} has "
-                f"{getattr(about, needed)}"
-            )
     seed_all(seed)
     model = build(config).to(device)
     base_weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -171,7 +167,7 @@ def examine_checkpoint(
         epoch, versions and commit in each row.
     """
     model, information = checkpoint.load(path)
-    config = Config(**information["config"])
+    config = Config.from_dict(information["config"])
     seed_all(information["seed"])
     base = build(config).state_dict()
     weights = {"base": base, "base_calibrated": base, "best": model.state_dict()}
@@ -265,10 +261,81 @@ def collect(folders: Sequence[Path | str], output: Path | str) -> list[Path]:
     return paths
 
 
+def permute_targets(splits: Splits, seed: int) -> Splits:
+    """The same data with the targets of the training and validation graphs permuted.
+
+    A null for the question whether massive activations need something to learn: graphs and
+    targets are as before, each within its split, but have nothing to do with one another. The
+    test split stays as it is.
+
+    Args:
+        splits: whole graphs.
+        seed: of the permutations.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def permuted(graphs: list[Data]) -> list[Data]:
+        copies = [copy(graph) for graph in graphs]  # a copy shares tensors, not attributes
+        order = torch.randperm(len(graphs), generator=generator).tolist()
+        for graph, other in zip(copies, order, strict=True):
+            graph.y = graphs[other].y
+        return copies
+
+    about = splits.description
+    return Splits(
+        train=permuted(splits.train),
+        val=permuted(splits.val),
+        test=splits.test,
+        description=replace(about, title=f"{about.title}, targets permuted"),
+    )
+
+
+def _for_data(config: Config, about: Description) -> Config:
+    """The configuration, its open embedding sizes taken from the data set.
+
+    Raises:
+        ValueError: if the data set does not fit: more types than the tables have, another
+            number of targets, or a loss for another task.
+    """
+    for needed in ("num_node_types", "num_edge_types", "edge_channels"):
+        has, needs = getattr(config, needed), getattr(about, needed)
+        if has is None:
+            config = config.replace(**{needed: needs})
+        elif needs is not None and not _at_least(has, needs):
+            raise ValueError(
+                f"{needed}: the configuration has {has}, but the data set {about.title} has {needs}"
+            )
+    if config.out_channels != about.num_targets:
+        raise ValueError(
+            f"out_channels: the configuration has {config.out_channels}, but the data set "
+            f"{about.title} has {about.num_targets} targets"
+        )
+    expected = "l1" if about.task == "graph regression" else "bce"
+    if config.loss != expected:
+        raise ValueError(
+            f"loss: the configuration has {config.loss!r}, but the task of {about.title} is "
+            f"{about.task}, which needs {expected!r}"
+        )
+    return config
+
+
+def _at_least(has: int | tuple[int, ...], needs: int | tuple[int, ...]) -> bool:
+    has, needs = (size if isinstance(size, tuple) else (size,) for size in (has, needs))
+    return len(has) == len(needs) and all(h >= n for h, n in zip(has, needs, strict=True))
+
+
 def _changes(config: Config, name: str) -> str:
-    """How a configuration differs from the named one, so that both describe it fully."""
+    """How a configuration differs from the named one, so that both describe it fully.
+
+    A size that the named one leaves to the data set is no difference.
+    """
     stated = CONFIGS[name].to_dict() if name in CONFIGS else {}
-    changed = {k: v for k, v in config.to_dict().items() if k not in stated or stated[k] != v}
+    open_sizes = {key for key, value in stated.items() if value is None and key != "readout"}
+    changed = {
+        k: v
+        for k, v in config.to_dict().items()
+        if k not in open_sizes and (k not in stated or stated[k] != v)
+    }
     return "; ".join(f"{key}={value}" for key, value in changed.items()) or "none"
 
 

@@ -1,28 +1,30 @@
 """Look at the scores of a network over many graphs: summaries that stream, tables of states."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
-from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
 
 from mapkg import hooks
 from mapkg.configs import Config
-from mapkg.data import Splits
+from mapkg.data import Graphs, Splits
 from mapkg.detection import ActivationSummary, activation_ratio
+from mapkg.evaluation import batches, calibrate_batch_norm, predict, score
 from mapkg.models import build
-from mapkg.train import calibrate_batch_norm, evaluate, predict
 
 SCORES = "layers.*.score"
 """The score of every layer, the tensor the massive-activations paper analyses."""
+
+CLAMPED = ("gt", "graphit", "san")
+"""Architectures that sum the score of a head and clamp the sum."""
 
 
 @torch.no_grad()
 def summarise(
     model: nn.Module,
-    graphs: list[Data],
+    graphs: Graphs,
     *,
     names: str | Sequence[str] = SCORES,
     heads: int | None = None,
@@ -33,8 +35,9 @@ def summarise(
 
     Args:
         model: as for ``train.fit``.
-        graphs: the graphs to look at.
-        names: submodules whose output has one row per edge, names or patterns.
+        graphs: the graphs to look at; or seed nodes, whose batches count as one graph each.
+        names: submodules whose output has one row per edge, [E, channels] or [E, heads,
+            channels of a head], names or patterns.
         heads: number of attention heads if the outputs are scores, for the share of saturated
             sums; None leaves that out.
         batch_size: graphs per forward pass; the result does not depend on it.
@@ -42,16 +45,21 @@ def summarise(
 
     Returns:
         A summary per submodule, in the model's order.
+
+    Raises:
+        ValueError: if an output has not one row per edge; names the submodule.
     """
     summaries = {name: ActivationSummary(heads=heads) for name in hooks.resolve(model, names)}
     was_training = model.training
     model.eval()
-    for batch in DataLoader(graphs, batch_size):
-        batch = batch.to(device)
-        graph = batch.batch[batch.edge_index[0]]
+    for batch in batches(graphs, batch_size, device):
+        is_sampled = batch.batch is None
+        graph = None if is_sampled else batch.batch[batch.edge_index[0]]
+        size = (batch.num_edges, 1 if is_sampled else batch.num_graphs)
 
-        def update(name: str, x: torch.Tensor, graph=graph, size=batch.num_graphs) -> None:
-            summaries[name].update(x, graph, size)
+        def update(name: str, x: torch.Tensor, graph=graph, size=size) -> None:
+            num_edges, num_graphs = size
+            summaries[name].update(_by_edge(name, x, num_edges), graph, num_graphs)
 
         with hooks.record(model, names, reduce=update):
             predict(model, batch)
@@ -61,7 +69,7 @@ def summarise(
 
 def row_maxima(
     model: nn.Module,
-    graphs: list[Data],
+    graphs: Graphs,
     *,
     names: str | Sequence[str] = SCORES,
     batch_size: int = 128,
@@ -86,10 +94,22 @@ def row_maxima(
             model, names, reduce=lambda _, x: maxima.append(activation_ratio(x).amax(dim=-1))
         ),
     ):
-        for batch in DataLoader(graphs, batch_size):
+        for batch in batches(graphs, batch_size):
             predict(model, batch)
     model.train(was_training)
     return torch.cat(maxima)
+
+
+def _by_edge(name: str, x: Any, num_edges: int) -> torch.Tensor:
+    """An output as [E, channels]."""
+    if not (isinstance(x, torch.Tensor) and x.dim() in (2, 3) and x.size(0) == num_edges):
+        shape = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+        raise ValueError(
+            f"{name}: expected a row per edge, [{num_edges}, channels] or [{num_edges}, heads, "
+            f"channels], got {shape}; name a submodule that works on edges, or use "
+            "detection.report, which takes any rows"
+        )
+    return x.flatten(start_dim=1)
 
 
 @torch.no_grad()
@@ -120,14 +140,22 @@ def observe_states(
         model.load_state_dict(values)
         if state == "base_calibrated":
             calibrate_batch_norm(model, splits.train, **settings)
-        error = evaluate(model, splits.test, **settings)
-        found = summarise(model, splits.test, heads=config.heads, **settings)
+        metrics = score(model, splits.test, loss=config.loss, **settings)
+        found = summarise(
+            model,
+            splits.test,
+            heads=config.heads if config.architecture in CLAMPED else None,
+            **settings,
+        )
         for layer, summary in enumerate(found.values()):
             row = {"state": state, "layer": layer}
             counts, edges = summary.neg_log_ratio.counts, summary.neg_log_ratio.edges
             filled = counts.nonzero().flatten()
             columns = {
-                "summary": {"test_mae": [error], **summary.statistics()},
+                "summary": {
+                    **{f"test_{metric}": [value] for metric, value in metrics.items()},
+                    **summary.statistics(),
+                },
                 "graph_maxima": {
                     "graph": range(len(summary.graph_maxima)),
                     "max_ratio": summary.graph_maxima,

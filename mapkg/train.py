@@ -1,4 +1,4 @@
-"""Train and evaluate networks for graph regression; save and load them."""
+"""Train networks, by the schedule of their configuration; stop and go on."""
 
 import math
 import sys
@@ -12,13 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch_geometric.data import Data
-from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
 from mapkg.checkpoint import differences, read_state, write_state
 from mapkg.configs import Config
-from mapkg.data import Splits
+from mapkg.data import Graphs, Splits
+from mapkg.evaluation import batches, evaluate, predict, targets
+from mapkg.metrics import losses
 from mapkg.provenance import commit, versions
 
 Observer = Callable[[nn.Module, int], list[dict[str, Any]]]
@@ -85,11 +85,11 @@ def fit(
 ) -> Fit:
     """Train a model by the schedule of its configuration.
 
-    Adam on the mean absolute error; the learning rate is multiplied by ``lr_factor`` when the
-    validation loss has not fallen for ``lr_patience`` epochs; training stops when it is below
-    ``min_lr``, after ``max_epochs``, or after ``max_hours``. An epoch's order of molecules and
-    its dropout depend on the seed and the epoch alone, so a run that was stopped and resumed
-    gives the same weights as one that was not.
+    Adam on the mean loss over labelled targets; the learning rate is multiplied by
+    ``lr_factor`` when the validation loss has not fallen for ``lr_patience`` epochs; training
+    stops when it is below ``min_lr``, after ``max_epochs``, or after ``max_hours``. An epoch's
+    order of molecules and its dropout depend on the seed and the epoch alone, so a run that was
+    stopped and resumed gives the same weights as one that was not.
 
     Args:
         model: called as ``model(x, edge_index, edge_attr, batch, batch_size)``; trained in
@@ -107,12 +107,13 @@ def fit(
     Raises:
         FloatingPointError: if the training or validation loss is not finite; names epoch and
             step. The state of the last finished epoch stays in the folder.
-        ValueError: if the folder holds the state of another run, or a split is empty.
+        ValueError: if the folder holds the state of another run, or a split is empty or has
+            no label.
 
     Source: massive-activations paper, training script of its code.
     """
     for name in ("train", "val"):
-        if not getattr(splits, name):
+        if len(getattr(splits, name)) == 0:
             raise ValueError(f"the {name} split is empty; training needs at least one graph")
     device = torch.device(device)
     model.to(device)
@@ -153,7 +154,9 @@ def fit(
             epoch = done.epoch + 1
             lr = optimizer.param_groups[0]["lr"]
             train_loss = _train_epoch(model, splits.train, config, optimizer, seed, epoch, path)
-            val_loss = evaluate(model, splits.val, batch_size=config.batch_size, device=device)
+            val_loss = evaluate(
+                model, splits.val, loss=config.loss, batch_size=config.batch_size, device=device
+            )
             _check_finite("validation", val_loss, f"epoch {epoch}", epoch, config, path)
             scheduler.step(val_loss)
             if val_loss < done.best_loss:
@@ -189,88 +192,9 @@ def fit(
     )
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    graphs: list[Data],
-    *,
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
-) -> float:
-    """Mean absolute error over all targets of all graphs, in evaluation mode.
-
-    Args:
-        model: as for ``fit``.
-        graphs: with targets ``y``, shape [1, targets].
-        batch_size: graphs per forward pass; the result does not depend on it.
-        device: where the model is.
-    """
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for batch in DataLoader(graphs, batch_size):
-        batch = batch.to(device)
-        error = _errors(model, batch)
-        total, count = total + error.double().sum().item(), count + error.numel()
-    model.train(was_training)
-    return total / count
-
-
-@torch.no_grad()
-def calibrate_batch_norm(
-    model: nn.Module,
-    graphs: list[Data],
-    *,
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
-) -> nn.Module:
-    """Set BatchNorm statistics to those of the data, without a change of weights.
-
-    The statistics of all batches are averaged with equal weight. Dropout is off. This gives
-    an untrained model the normalisation that it would see in training.
-
-    Args:
-        model: changed in place.
-        graphs: usually the training split.
-        batch_size: graphs per forward pass.
-        device: where the model is.
-
-    Returns:
-        The model, in evaluation mode.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
-    for batch in DataLoader(graphs, batch_size):
-        predict(model, batch.to(device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
-
-
-def predict(model: nn.Module, batch: Any) -> Tensor:
-    """The model's predictions for a PyG batch, shape [graphs, targets]."""
-    return model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
-
-
-def _errors(model: nn.Module, batch: Any) -> Tensor:
-    """Absolute errors, shape [graphs, targets]."""
-    predicted = predict(model, batch)
-    if predicted.shape != batch.y.shape:  # broadcasting would hide it
-        raise ValueError(
-            f"the model predicts {tuple(predicted.shape)} for targets of shape "
-            f"{tuple(batch.y.shape)}; set out_channels to the number of targets"
-        )
-    return (predicted - batch.y).abs()
-
-
 def _train_epoch(
     model: nn.Module,
-    graphs: list[Data],
+    graphs: Graphs,
     config: Config,
     optimizer: torch.optim.Optimizer,
     seed: int,
@@ -280,17 +204,24 @@ def _train_epoch(
     torch.manual_seed(seed + _EPOCH_STRIDE * epoch)
     model.train()
     device = next(model.parameters()).device
-    total = 0.0
-    for step, batch in enumerate(DataLoader(graphs, config.batch_size, shuffle=True), start=1):
-        batch = batch.to(device)
-        loss = _errors(model, batch).mean()
+    total, count = 0.0, 0
+    shuffled = batches(graphs, config.batch_size, device, shuffle=True)
+    for step, batch in enumerate(shuffled, start=1):
+        values = losses(predict(model, batch), targets(batch), config.loss)
+        if values.numel() == 0:
+            continue  # a batch without a label teaches nothing
+        loss = values.mean()
         value = loss.item()
         _check_finite("training", value, f"epoch {epoch}, step {step}", epoch, config, path)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        total += value * batch.num_graphs
-    return total / len(graphs)
+        total, count = total + value * values.numel(), count + values.numel()
+    if count == 0:
+        raise ValueError(
+            "every training target is NaN (unlabelled); training needs at least one label"
+        )
+    return total / count
 
 
 def _check_finite(

@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 EVERYTHING_BELOW = {
     *("configs", "provenance", "files", "hooks", "detection", "data", "models"),
-    *("checkpoint", "train"),
+    *("checkpoint", "metrics", "evaluation", "train"),
 }
 
 # What a room may import of the package; a room that is a folder may import from itself.
@@ -28,8 +28,10 @@ PICTURE = {
     "data": {"files"},
     "models": {"configs"},
     "checkpoint": {"configs", "files", "models"},
-    "train": {"configs", "provenance", "data", "checkpoint"},
-    "observation": {"configs", "data", "models", "hooks", "detection", "train"},
+    "metrics": {"configs"},
+    "evaluation": {"data", "metrics"},
+    "train": {"configs", "provenance", "data", "metrics", "evaluation", "checkpoint"},
+    "observation": {"configs", "data", "models", "hooks", "detection", "evaluation"},
     "experiments": {*EVERYTHING_BELOW, "observation"},
     "plots": {"configs", "detection"},
     "__init__": {"configs", "data", "models"},

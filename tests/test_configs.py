@@ -5,11 +5,11 @@ from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 
-from mapkg.configs import CONFIGS, Config
+from mapkg.configs import CONFIGS, OWN, PUBLISHED, Config
 
 # Typed from the configuration files of the published code, apart from the package's own copy.
 # "-" is a node-level task, which has no readout.
-PUBLISHED = """
+STATED = """
 name             layers channels heads batch lr   patience min_lr dropout readout residual hours
 GT-ZINC          10     64       8     128   7e-4 15       1e-6   0       mean    yes      24
 GT-TOX21         10     444      12    128   7e-4 15       1e-6   0       mean    yes      24
@@ -35,7 +35,7 @@ COLUMNS = {
     "residual": ("residual", {"yes": True, "no": False}.get),
     "hours": ("max_hours", float),
 }
-HEADER, *ROWS = (line.split() for line in PUBLISHED.strip().splitlines())
+HEADER, *ROWS = (line.split() for line in STATED.strip().splitlines())
 
 HEAD_WIDTHS = {
     **{"GT-ZINC": 8, "GT-TOX21": 37, "GT-PROTEINS": 8, "EGAT-PROTEINS": 8, "GraphiT-ZINC": 8},
@@ -73,8 +73,41 @@ def test_a_published_row_is_reproduced(row):
 
 
 def test_there_are_the_ten_published_pairs_and_no_other():
-    assert sorted(CONFIGS) == sorted(row[0] for row in ROWS)
-    assert len(CONFIGS) == 10
+    assert sorted(PUBLISHED) == sorted(row[0] for row in ROWS)
+    assert len(PUBLISHED) == 10
+
+
+def test_all_configurations_are_the_published_ones_and_our_own():
+    assert dict(CONFIGS) == {**PUBLISHED, **OWN}
+    assert not set(PUBLISHED) & set(OWN)
+
+
+def test_every_configuration_of_our_own_says_what_it_is_taken_from():
+    for name, config in OWN.items():
+        assert config.source.startswith("this companion: "), name
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if name.endswith("-ZINC")])
+def test_our_networks_on_zinc_have_the_sizes_and_the_schedule_of_gt(name):
+    may_differ = {"architecture", "source", "residual", "batch_norm"}
+    ours, published = OWN[name].to_dict(), PUBLISHED["GT-ZINC"].to_dict()
+    assert {key for key in ours if ours[key] != published[key]} <= may_differ
+    assert ours["residual"] == ours["batch_norm"] == (name != "EGAT-ZINC")
+
+
+@pytest.mark.parametrize("name", ["GT", "GraphiT", "SAN"])
+def test_whole_graphs_of_proteins_take_the_sizes_published_for_the_one_large_graph(name):
+    ours, published = OWN[f"{name}-TU"].to_dict(), PUBLISHED[f"{name}-PROTEINS"].to_dict()
+    changed = {key for key in ours if ours[key] != published[key]}
+    assert changed <= {
+        *("dataset", "num_node_types", "num_edge_types", "edge_channels", "out_channels"),
+        *("batch_size", "residual", "recompute_edges", "source", "readout"),
+    }
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_loss_is_that_of_the_task(name):
+    assert PUBLISHED[name].loss == ("l1" if name.endswith("ZINC") else "bce")
 
 
 @pytest.mark.parametrize("name", HEAD_WIDTHS)
@@ -82,13 +115,13 @@ def test_a_head_has_the_published_width(name):
     assert CONFIGS[name].hidden_channels / CONFIGS[name].heads == HEAD_WIDTHS[name]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_what_all_pairs_share_is_as_published(name):
     found = CONFIGS[name].to_dict()
     assert {key: found[key] for key in COMMON} == COMMON
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_architecture_and_data_set_are_those_in_the_name(name):
     architecture, _, data_set = name.partition("-")
     config = CONFIGS[name]
@@ -98,8 +131,8 @@ def test_architecture_and_data_set_are_those_in_the_name(name):
 
 
 def test_every_pair_names_a_configuration_file_of_its_own():
-    assert len({config.source for config in CONFIGS.values()}) == len(CONFIGS)
-    for name, config in CONFIGS.items():
+    assert len({config.source for config in PUBLISHED.values()}) == len(PUBLISHED)
+    for name, config in PUBLISHED.items():
         # The file names say the data set; MOLTOX21 is the OGB version of TOX21.
         assert name.partition("-")[2] in config.source.upper(), name
 
@@ -146,6 +179,10 @@ def test_every_value_says_where_it_is_stated():
         ({"dropout": -0.1}, r"dropout: expected a probability in \[0, 1\), got -0.1"),
         ({"lr_factor": 0.0}, r"lr_factor: expected a value in \(0, 1\), got 0.0"),
         ({"lr_factor": 1.0}, r"lr_factor: expected a value in \(0, 1\), got 1.0"),
+        ({"num_node_types": ()}, "num_node_types: expected a value above 0 or None"),
+        ({"num_edge_types": (3, 0)}, "num_edge_types: expected a value above 0 or None"),
+        ({"edge_channels": 0}, "edge_channels: expected a value above 0 or None"),
+        ({"loss": "mse"}, "loss: expected one of .*'l1', 'bce'.* got 'mse'"),
         ({"readout": "max"}, "readout: expected one of .*'mean', 'sum'.* or None.*got 'max'"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if type(value) is dict else "",
@@ -170,6 +207,7 @@ def test_a_value_out_of_range_is_refused_by_name(changes, message):
         {"readout": None},
         {"num_node_types": None, "num_edge_types": None},
         {"num_node_types": 1, "num_edge_types": 1},
+        {"num_node_types": (1, 1), "num_edge_types": (2,)},
     ],
     ids=str,
 )
@@ -199,7 +237,12 @@ def test_replace_names_the_unknown_value_and_lists_the_known_ones():
 def test_a_configuration_survives_json(name):
     config = CONFIGS[name]
     assert config.to_dict() == asdict(config)
-    assert Config(**json.loads(json.dumps(config.to_dict()))) == config
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_tuples_of_sizes_survive_json_which_has_none():
+    config = CONFIGS["GT-TOX21"].replace(num_node_types=(119, 9), num_edge_types=(22, 6))
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_arguments_are_given_by_name_only():

@@ -11,6 +11,7 @@ from mapkg import checkpoint
 from mapkg.configs import CONFIGS
 from mapkg.data import load
 from mapkg.detection import ActivationSummary
+from mapkg.evaluation import calibrate_batch_norm, evaluate
 from mapkg.experiments import (
     TABLES,
     collect,
@@ -26,7 +27,7 @@ from mapkg.hooks import record
 from mapkg.models import build
 from mapkg.observation import row_maxima, summarise
 from mapkg.provenance import commit, versions
-from mapkg.train import calibrate_batch_norm, evaluate, seed_all
+from mapkg.train import seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3, lr=0.05

@@ -300,7 +300,8 @@ def test_the_status_reaches_the_shell():
         (["--device", "toaster"], "--device toaster: cannot be used here"),
         (["--set", "num_node_types=abc"], "expected a int"),
         (["--set", "num_node_types=5"], "num_node_types: the configuration has 5"),
-        (["--set", "out_channels=12"], "set out_channels to the number of targets"),
+        (["--set", "out_channels=12"], "out_channels: the configuration has 12, but"),
+        (["--set", "loss=bce"], "loss: the configuration has 'bce', but"),
     ],
 )
 def test_a_setting_that_cannot_be_used_exits_with_2_and_says_why(

@@ -10,6 +10,7 @@ from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from mapkg.configs import CONFIGS
 from mapkg.hooks import record
 from mapkg.models import GraphNetwork, build
+from mapkg.models.networks import TypeEmbedding
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -89,15 +90,61 @@ def test_the_number_of_parameters_follows_from_the_configuration(changes):
     assert found == expected
 
 
-@pytest.mark.parametrize("name", ["GraphiT-ZINC", "SAN-ZINC", "EGAT-PROTEINS"])
-def test_an_architecture_that_is_not_built_here_is_an_error(name):
-    with pytest.raises(ValueError, match=f"architecture: .*'{CONFIGS[name].architecture}'"):
-        build(CONFIGS[name])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("GraphiT-ZINC", 378_433), ("SAN-ZINC", 290_529)],
+)
+def test_the_node_stream_networks_have_the_published_number_of_parameters(name, parameters):
+    model = build(CONFIGS[name])
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
-def test_a_node_level_configuration_is_an_error():
-    with pytest.raises(ValueError, match=r"readout: .* got None"):
-        build(CONFIGS["GT-PROTEINS"])
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # SAN's learned gamma, which gets no gradient on a sparse graph, is not built.
+    [("GT-PROTEINS", 180_704), ("GraphiT-PROTEINS", 220_178), ("SAN-PROTEINS", 220_178)],
+)
+def test_the_node_level_networks_have_the_published_number_of_parameters(name, parameters):
+    model = build(CONFIGS[name])
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_a_node_level_network_predicts_for_every_node_from_float_edge_features():
+    torch.manual_seed(0)
+    model = build(CONFIGS["SAN-PROTEINS"]).eval()
+    edge_index = torch.tensor([[0, 1, 2, 2], [1, 0, 0, 1]])
+    found = model(torch.tensor([0, 7, 3]), edge_index, torch.rand(4, 8))
+    assert found.shape == (3, 112)
+    fewer = model(torch.tensor([0, 7, 3]), edge_index[:, :2], torch.rand(4, 8)[:2])
+    assert torch.equal(found[2], fewer[2]), "node 2 has no incoming edge in either graph"
+    assert not torch.allclose(found[0], fewer[0])
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_recomputed_edges_start_every_layer_from_the_embedded_features(recompute):
+    torch.manual_seed(0)
+    config = CONFIGS["GT-PROTEINS"].replace(recompute_edges=recompute)
+    model = build(config).eval()
+    inputs = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda _, given, __: inputs.append(given[2]))
+    edge_attr = torch.rand(4, 8)
+    model(torch.tensor([0, 7, 3]), torch.tensor([[0, 1, 2, 2], [1, 0, 0, 1]]), edge_attr)
+    embedded = model.edge_embedding(edge_attr)
+    assert torch.equal(inputs[0], embedded)
+    assert [torch.equal(given, embedded) for given in inputs[1:]] == [recompute] * 2
+
+
+def test_edges_have_either_type_ids_or_float_features():
+    sizes = dict(num_node_types=2, hidden_channels=4, out_channels=1, readout=None)
+    for both in ({"num_edge_types": 2, "edge_channels": 8}, {"num_edge_types": None}):
+        with pytest.raises(ValueError, match="either num_edge_types.*or edge_channels"):
+            GraphNetwork([], **sizes, **both)
+
+
+def test_an_unknown_architecture_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"architecture: .*'graphit'.* got 'mlp'"):
+        build(CONFIGS["GT-ZINC"].replace(architecture="mlp"))
 
 
 @pytest.mark.parametrize(
@@ -366,3 +413,28 @@ def test_masking_an_edge_takes_away_its_message_and_leaves_the_other_weights():
     torch.testing.assert_close(masked, head_by_formula(model, pooled), **EXACT)
     assert not torch.allclose(masked, expected)
     assert torch.equal(model(*inputs(graph)), expected)
+
+
+def test_an_embedding_of_several_columns_is_the_sum_of_one_table_per_column():
+    torch.manual_seed(0)
+    embedding = TypeEmbedding((3, 2, 4), 5)
+    first, second, third = embedding.weight.split([3, 2, 4])
+    ids = torch.tensor([[2, 0, 3], [0, 1, 0]])
+    expected = torch.stack([first[2] + second[0] + third[3], first[0] + second[1] + third[0]])
+    assert torch.equal(embedding(ids), expected)
+    columns = [torch.nn.functional.one_hot(ids[:, c], n) for c, n in enumerate((3, 2, 4))]
+    one_hot = torch.cat(columns, dim=1).float()
+    torch.testing.assert_close(embedding(one_hot), expected)
+
+
+def test_tables_of_several_columns_start_glorot_uniform_one_by_one():
+    torch.manual_seed(0)
+    small, large = TypeEmbedding((5, 1000), 64).weight.split([5, 1000])
+    for table in (small, large):
+        bound = (6 / (table.size(0) + 64)) ** 0.5
+        assert 0.9 * bound < table.abs().max() <= bound
+
+
+def test_ids_with_another_number_of_columns_are_an_error():
+    with pytest.raises(ValueError, match=r"\[rows, 2\].* got shape \[4, 3\]"):
+        TypeEmbedding((3, 2), 5)(torch.zeros(4, 3, dtype=torch.long))

@@ -15,9 +15,10 @@ from mapkg.__main__ import main
 from mapkg.checkpoint import read_state
 from mapkg.configs import CONFIGS
 from mapkg.data import load
+from mapkg.evaluation import calibrate_batch_norm, evaluate
 from mapkg.hooks import record
 from mapkg.models import build
-from mapkg.train import STATE_FILE, calibrate_batch_norm, evaluate, fit, seed_all
+from mapkg.train import STATE_FILE, fit, seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3

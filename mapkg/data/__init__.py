@@ -10,7 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
-from mapkg.data.description import Description, Splits
+from mapkg.data.description import Description, Graphs, NodeSplit, Splits
 from mapkg.data.graph_cache import cached_graphs
 from mapkg.data.molecules import (
     ATOM_TYPES,
@@ -29,6 +29,8 @@ __all__ = [
     "BUNDLED",
     "DESCRIPTIONS",
     "Description",
+    "Graphs",
+    "NodeSplit",
     "Splits",
     "load",
     "load_table",

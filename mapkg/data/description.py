@@ -1,6 +1,8 @@
 """What a loaded data set is: its splits and its description."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from torch_geometric.data import Data
 
@@ -12,9 +14,15 @@ class Description:
     Attributes:
         name: what ``load`` calls it.
         title: what a figure calls it.
-        task: for example ``"graph regression"``.
+        task: ``"graph regression"``, ``"graph classification"`` or ``"node classification"``.
         target: what is predicted.
-        num_node_types, num_edge_types: sizes of the embedding tables.
+        num_node_types, num_edge_types: sizes of the embedding tables; a tuple if a node (edge)
+            has several ids, one size per column; None if features are not ids.
+        edge_channels: width of float edge features; None if edges have type ids.
+        num_targets: number of targets of a graph or node.
+        target_names: their names, if they have any.
+        edge_types: names of the ids in ``edge_type``, which every graph carries for
+            attribution.
         source: origin.
         licence: terms of the data.
         deviations: each known difference from the data set of the papers.
@@ -24,18 +32,40 @@ class Description:
     title: str
     task: str
     target: str
-    num_node_types: int
-    num_edge_types: int
+    num_node_types: int | tuple[int, ...] | None
+    num_edge_types: int | tuple[int, ...] | None
     source: str
     licence: str
+    edge_channels: int | None = None
+    num_targets: int = 1
+    target_names: tuple[str, ...] = ()
+    edge_types: Mapping[int, str] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class NodeSplit(Protocol):
+    """Seed nodes of one large graph, drawn with their neighbourhoods."""
+
+    def __len__(self) -> int:
+        """Number of seed nodes."""
+
+    def loader(self, batch_size: int, shuffle: bool) -> Iterable[Data]:
+        """Sampled neighbourhoods; the first ``batch.batch_size`` nodes are the seeds."""
+
+
+Graphs = Sequence[Data] | NodeSplit
+"""What can be passed through a model: whole graphs, or seed nodes with their neighbourhoods."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The graphs of a data set in three splits, and its description."""
+    """The graphs of a data set in three splits, and its description.
 
-    train: list[Data]
-    val: list[Data]
-    test: list[Data]
+    For a node-level data set a split is a ``NodeSplit`` instead of a list of graphs.
+    """
+
+    train: Graphs
+    val: Graphs
+    test: Graphs
     description: Description

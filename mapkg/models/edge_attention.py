@@ -19,6 +19,9 @@ SCORE_CLAMP = 5.0
 DENOMINATOR_EPS = 1e-6
 """Added to the sum of weights at a node, so that a node without incoming edges gets 0."""
 
+ATTENTIONS = ("full", "uniform", "no_edge")
+"""The attention of the papers, and two that lack one of its parts."""
+
 
 class EdgeAttention(MessagePassing):
     r"""Attention with a vector score per head, gated by the edge.
@@ -38,26 +41,37 @@ class EdgeAttention(MessagePassing):
         hidden_channels: D.
         heads: H; must divide D.
         bias: whether the query, key, value and edge projections have a bias.
+        attention: ``"full"``, the equations above; ``"uniform"``, every a is 1, so that a
+            node averages its neighbours and the score, though it can be seen, is never used
+            (the published ``edge_feat=False``, where every a is e^5); ``"no_edge"``, the
+            factor E is left out and there is no ``edge`` projection.
 
     Raises:
-        ValueError: if ``heads`` does not divide ``hidden_channels``.
+        ValueError: if ``heads`` does not divide ``hidden_channels``, or the attention is
+            unknown.
 
     Source: massive-activations paper, the attention of its GraphTransformer, GraphiT and SAN
     (published code: multiplicative edge gate, no edge term in the value).
     """
 
-    def __init__(self, hidden_channels: int, heads: int, *, bias: bool = False) -> None:
+    def __init__(
+        self, hidden_channels: int, heads: int, *, bias: bool = False, attention: str = "full"
+    ) -> None:
         super().__init__(aggr="add", node_dim=0)
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention: expected one of {ATTENTIONS}, got {attention!r}")
         if hidden_channels % heads:
             raise ValueError(
                 f"heads must divide hidden_channels, got {heads} heads for {hidden_channels}"
             )
         self.heads = heads
         self.head_channels = hidden_channels // heads
+        self.attention = attention
         self.query = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.key = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.value = nn.Linear(hidden_channels, hidden_channels, bias=bias)
-        self.edge = nn.Linear(hidden_channels, hidden_channels, bias=bias)
+        if attention != "no_edge":
+            self.edge = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.score = nn.Identity()
         self.attention_weight = nn.Identity()
         self.attended = nn.Identity()
@@ -82,12 +96,15 @@ class EdgeAttention(MessagePassing):
         query = self.query(x) / math.sqrt(self.head_channels)  # [N, D]
         key = self.key(x)  # [N, D]
         # index_select, not key[source]: its backward is several times faster.
-        gate = self.edge(edge_attr)  # [E, D]
-        score = key.index_select(0, source) * query.index_select(0, target) * gate
+        score = key.index_select(0, source) * query.index_select(0, target)
+        if self.attention != "no_edge":
+            score = score * self.edge(edge_attr)
         score = self.score(score)  # [E, D]
 
         weight = self.split_heads(score).sum(dim=-1)  # [E, H]
         weight = weight.clamp(-SCORE_CLAMP, SCORE_CLAMP).exp()
+        if self.attention == "uniform":
+            weight = torch.ones_like(weight)
         total = scatter(weight, target, dim=0, dim_size=num_nodes, reduce="sum")  # [N, H]
         alpha = weight / (total.index_select(0, target) + DENOMINATOR_EPS)
         alpha = self.attention_weight(alpha)  # [E, H]
@@ -159,6 +176,7 @@ class GraphTransformerLayer(nn.Module):
         dropout: probability, on attention outputs and inside the feed-forward maps.
         residual, batch_norm, layer_norm: whether each is present, in both streams.
         use_bias: whether the query, key, value and edge projections have a bias.
+        attention: as for ``EdgeAttention``.
 
     Source: massive-activations paper, GraphTransformer; published code
     ``graphtransformer/layers/graph_transformer_edge_layer.py``.
@@ -174,12 +192,13 @@ class GraphTransformerLayer(nn.Module):
         batch_norm: bool = True,
         layer_norm: bool = False,
         use_bias: bool = False,
+        attention: str = "full",
     ) -> None:
         super().__init__()
         block = dict(
             dropout=dropout, residual=residual, batch_norm=batch_norm, layer_norm=layer_norm
         )
-        self.attention = EdgeAttention(hidden_channels, heads, bias=use_bias)
+        self.attention = EdgeAttention(hidden_channels, heads, bias=use_bias, attention=attention)
         self.node_block = ResidualBlock(hidden_channels, **block)
         self.edge_block = ResidualBlock(hidden_channels, **block)
 
@@ -192,3 +211,54 @@ class GraphTransformerLayer(nn.Module):
         """New node features [N, D] and edge features [E, D]."""
         attended, score = self.attention(x, edge_index, edge_attr)
         return self.node_block(x, attended), self.edge_block(edge_attr, score)
+
+
+class NodeStreamLayer(nn.Module):
+    """A layer with a node stream only: every layer of a network is given the same edge features.
+
+    Without positional encodings and on the sparse graph, the regime of the paper, this is
+    both GraphiT and SAN: they differ in mechanisms that are switched off there.
+
+    Args:
+        hidden_channels: D.
+        heads: H; must divide D.
+        dropout: probability, on attention outputs and inside the feed-forward maps.
+        residual, batch_norm, layer_norm: whether each is present.
+        use_bias: whether the query, key, value and edge projections have a bias.
+        attention: as for ``EdgeAttention``.
+
+    Source: massive-activations paper, GraphiT and SAN; published code
+    ``gnn-lspe/layers/graphit_gt_layer.py`` and ``SAN/layers/graph_transformer_layer.py``.
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int,
+        heads: int,
+        *,
+        dropout: float = 0.0,
+        residual: bool = True,
+        batch_norm: bool = True,
+        layer_norm: bool = False,
+        use_bias: bool = False,
+        attention: str = "full",
+    ) -> None:
+        super().__init__()
+        self.attention = EdgeAttention(hidden_channels, heads, bias=use_bias, attention=attention)
+        self.node_block = ResidualBlock(
+            hidden_channels,
+            dropout=dropout,
+            residual=residual,
+            batch_norm=batch_norm,
+            layer_norm=layer_norm,
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "N D"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_attr: Float[Tensor, "E D"],
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+        """New node features [N, D] and the edge features [E, D] as they came."""
+        attended, _ = self.attention(x, edge_index, edge_attr)
+        return self.node_block(x, attended), edge_attr

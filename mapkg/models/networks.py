@@ -1,60 +1,107 @@
-"""Whole networks for graph-level tasks: embeddings, layers, readout, head."""
+"""Whole networks: embeddings, layers, readout over the nodes of a graph or none, head."""
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch_geometric.nn import global_add_pool, global_mean_pool
 
 from mapkg.configs import Config
-from mapkg.models.edge_attention import GraphTransformerLayer
+from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer
 
 _READOUTS: dict[str, Callable] = {"mean": global_mean_pool, "sum": global_add_pool}
 
 
-class TypeEmbedding(nn.Embedding):
+class TypeEmbedding(nn.Module):
     """An embedding of type ids that also takes one-hot rows.
 
-    Ids are what a data set gives, as [rows] or, as PyG has them, [rows, 1]. One-hot rows (or
-    anything between them) are what an explainer or an attack needs, since gradients can flow
-    into them.
+    Ids are what a data set gives: one per row, as [rows] or, as PyG has them, [rows, 1]; or
+    several, [rows, columns], whose embeddings are summed. One-hot rows (or anything between
+    them) are what an explainer or an attack needs, since gradients can flow into them.
+
+    Args:
+        num_types: number of types; a tuple has one number per column.
+        channels: D.
+
+    Source: one column as in the massive-activations paper's code for ZINC, standard normal;
+    several as in the encoders of Open Graph Benchmark, Glorot-uniform, which it uses for TOX21.
     """
 
+    def __init__(self, num_types: int | tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.sizes = (num_types,) if isinstance(num_types, int) else num_types
+        self.weight = nn.Parameter(
+            torch.empty(sum(self.sizes), channels)
+        )  # tables one below another
+        if isinstance(num_types, int):
+            nn.init.normal_(self.weight)
+        else:
+            for table in self.weight.detach().split(self.sizes):
+                nn.init.xavier_uniform_(table)
+        offsets = torch.tensor([0, *self.sizes[:-1]]).cumsum(0)
+        self.register_buffer("offsets", offsets, persistent=False)
+
     def forward(self, types: Shaped[Tensor, "rows ..."]) -> Float[Tensor, "rows D"]:
-        """Embed ids of shape [rows] or [rows, 1], or float rows of shape [rows, num_types]."""
+        """Embed ids of shape [rows] or [rows, columns], or float rows [rows, sum(num_types)]."""
         if types.is_floating_point():
             return types @ self.weight
-        return super().forward(types.squeeze(-1) if types.dim() == 2 else types)
+        if len(self.sizes) == 1:
+            return nn.functional.embedding(types.flatten(), self.weight)
+        if types.dim() != 2 or types.size(1) != len(self.sizes):
+            raise ValueError(
+                f"expected ids of shape [rows, {len(self.sizes)}], one column per table of sizes "
+                f"{self.sizes}, got shape {list(types.shape)}"
+            )
+        return nn.functional.embedding(types + self.offsets, self.weight).sum(dim=1)
 
 
 class GraphNetwork(nn.Module):
-    """Type embeddings, a stack of layers, a readout over nodes, and an MLP head.
+    """Embeddings, a stack of layers, a readout over nodes, and an MLP head.
 
     Args:
-        layers: modules called as ``layer(x, edge_index, edge_attr) -> (x, edge_attr)``.
-        num_node_types, num_edge_types: rows of the embedding tables.
+        layers: modules called as ``layer(x, edge_index, edge_attr) -> (x, edge_attr)``. A layer
+            whose attribute ``needs_batch`` is True is also given ``batch``, the graph of each
+            node.
+        num_node_types: rows of the node embedding table; a tuple if a node has several ids.
+        num_edge_types: the same for edges; None if edges have float features.
         hidden_channels: D; the head maps D -> D/2 -> D/4 -> out_channels.
         out_channels: number of targets.
-        readout: ``"mean"`` or ``"sum"`` over the nodes of a graph.
+        readout: ``"mean"`` or ``"sum"`` over the nodes of a graph; None predicts for each node.
+        edge_channels: width of float edge features, mapped to D by a linear map with a bias.
+        recompute_edges: whether every layer starts from the embedded edge features, so that
+            what an edge stream made of them is thrown away.
     """
 
     def __init__(
         self,
         layers: list[nn.Module],
         *,
-        num_node_types: int,
-        num_edge_types: int,
+        num_node_types: int | tuple[int, ...],
+        num_edge_types: int | tuple[int, ...] | None,
         hidden_channels: int,
         out_channels: int,
-        readout: str,
+        readout: str | None,
+        edge_channels: int | None = None,
+        recompute_edges: bool = False,
     ) -> None:
         super().__init__()
-        if readout not in _READOUTS:
+        if readout is not None and readout not in _READOUTS:
             raise ValueError(f"readout: expected one of {tuple(_READOUTS)}, got {readout!r}")
+        if (num_edge_types is None) == (edge_channels is None):
+            raise ValueError(
+                "expected either num_edge_types, for edges with type ids, or edge_channels, for "
+                f"edges with float features, got {num_edge_types} and {edge_channels}"
+            )
         width = hidden_channels
         self.readout = readout
+        self.recompute_edges = recompute_edges
         self.node_embedding = TypeEmbedding(num_node_types, width)
-        self.edge_embedding = TypeEmbedding(num_edge_types, width)
+        self.edge_embedding = (
+            TypeEmbedding(num_edge_types, width)
+            if edge_channels is None
+            else nn.Linear(edge_channels, width)
+        )
         self.layers = nn.ModuleList(layers)
         self.head = nn.Sequential(
             nn.Linear(width, width // 2),
@@ -71,24 +118,33 @@ class GraphNetwork(nn.Module):
         edge_attr: Shaped[Tensor, "E ..."],
         batch: Int[Tensor, " N"] | None = None,
         batch_size: int | None = None,
-    ) -> Float[Tensor, "graphs targets"]:
-        """Predict the targets of each graph.
+    ) -> Float[Tensor, "rows targets"]:
+        """Predict the targets of each graph, or of each node.
 
         Args:
-            x: node type ids, shape [N] or [N, 1], or float one-hot rows, shape
+            x: node type ids, shape [N] or [N, columns], or float one-hot rows, shape
                 [N, num_node_types].
             edge_index: source and target of each edge, shape [2, E].
-            edge_attr: edge type ids, shape [E] or [E, 1], or float one-hot rows.
+            edge_attr: edge type ids, shape [E] or [E, columns], or float one-hot rows, or
+                float features, shape [E, edge_channels].
             batch: graph of each node, shape [N]; None means one graph.
             batch_size: number of graphs; None means as many as ``batch`` names.
 
         Returns:
-            Predictions, shape [graphs, targets].
+            Predictions, shape [graphs, targets]; [N, targets] without a readout.
         """
-        x, edge_attr = self.node_embedding(x), self.edge_embedding(edge_attr)
+        x = self.node_embedding(x)
+        embedded = edge_attr = self.edge_embedding(edge_attr)
         for layer in self.layers:
-            x, edge_attr = layer(x, edge_index, edge_attr)
-        return self.head(_READOUTS[self.readout](x, batch, batch_size))
+            of_layer = {"batch": batch} if getattr(layer, "needs_batch", False) else {}
+            edge_input = embedded if self.recompute_edges else edge_attr
+            x, edge_attr = layer(x, edge_index, edge_input, **of_layer)
+        if self.readout is not None:
+            x = _READOUTS[self.readout](x, batch, batch_size)
+        return self.head(x)
+
+
+_LAYERS = {"gt": GraphTransformerLayer, "graphit": NodeStreamLayer, "san": NodeStreamLayer}
 
 
 def build(config: Config) -> GraphNetwork:
@@ -100,23 +156,25 @@ def build(config: Config) -> GraphNetwork:
         config: for example ``configs.CONFIGS["GT-ZINC"]``.
 
     Raises:
-        ValueError: if the architecture or the task is not one that is built here, or if the
-            configuration leaves the size of an embedding table open.
+        ValueError: if the architecture is not one that is built here, or if the configuration
+            leaves the size of an embedding table open.
     """
-    if config.architecture != "gt":
-        raise ValueError(f"architecture: expected 'gt', got {config.architecture!r}")
-    if config.readout is None:
+    if config.architecture not in _LAYERS:
         raise ValueError(
-            "readout: expected 'mean' or 'sum', got None; node-level networks are not built here"
+            f"architecture: expected one of {tuple(_LAYERS)}, got {config.architecture!r}"
         )
-    for name in ("num_node_types", "num_edge_types"):
-        if getattr(config, name) is None:
+    sizes = {"num_node_types": config.num_node_types}
+    if config.edge_channels is None:
+        sizes["num_edge_types"] = config.num_edge_types
+    for name, size in sizes.items():
+        if size is None:
             raise ValueError(
                 f"{name} is not stated for this configuration; set it to the data set's number "
                 f"of types with config.replace({name}=...)"
             )
+    # The layers first: the initial weights of a seed are then those of the tracked results.
     layers: list[nn.Module] = [
-        GraphTransformerLayer(
+        _LAYERS[config.architecture](
             config.hidden_channels,
             config.heads,
             dropout=config.dropout,
@@ -124,6 +182,7 @@ def build(config: Config) -> GraphNetwork:
             batch_norm=config.batch_norm,
             layer_norm=config.layer_norm,
             use_bias=config.use_bias,
+            attention=config.attention,
         )
         for _ in range(config.num_layers)
     ]
@@ -131,7 +190,9 @@ def build(config: Config) -> GraphNetwork:
         layers,
         num_node_types=config.num_node_types,
         num_edge_types=config.num_edge_types,
+        edge_channels=config.edge_channels,
         hidden_channels=config.hidden_channels,
         out_channels=config.out_channels,
         readout=config.readout,
+        recompute_edges=config.recompute_edges,
     )

@@ -1,0 +1,127 @@
+"""Forward passes over a data set: predictions, metrics, BatchNorm statistics."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.loader import DataLoader
+
+from mapkg.data import Graphs, NodeSplit
+from mapkg.metrics import measure
+
+
+def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", **settings: Any) -> float:
+    """The mean loss over all labelled targets, in evaluation mode.
+
+    Args:
+        model, graphs, loss: as for ``score``.
+        **settings: ``batch_size`` and ``device``, as for ``score``.
+    """
+    return score(model, graphs, loss=loss, **settings)[{"l1": "mae"}.get(loss, loss)]
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    graphs: Graphs,
+    *,
+    loss: str = "l1",
+    batch_size: int = 128,
+    device: str | torch.device = "cpu",
+) -> dict[str, float]:
+    """The metrics of a model, in evaluation mode.
+
+    Args:
+        model: as for ``fit``.
+        graphs: with targets ``y``, shape [1, targets] each, NaN where unlabelled.
+        loss: what it was trained on, ``"l1"`` or ``"bce"``.
+        batch_size: graphs per forward pass; the result does not depend on it.
+        device: where the model is.
+
+    Returns:
+        As ``metrics.measure``: ``mae``; or ``bce``, ``roc_auc`` and ``accuracy``.
+    """
+    was_training = model.training
+    model.eval()
+    pairs = [
+        (predict(model, batch), targets(batch)) for batch in batches(graphs, batch_size, device)
+    ]
+    model.train(was_training)
+    predicted, target = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return measure(predicted, target, loss)
+
+
+@torch.no_grad()
+def calibrate_batch_norm(
+    model: nn.Module,
+    graphs: Graphs,
+    *,
+    batch_size: int = 128,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Set BatchNorm statistics to those of the data, without a change of weights.
+
+    The statistics of all batches are averaged with equal weight. Dropout is off. This gives
+    an untrained model the normalisation that it would see in training.
+
+    Args:
+        model: changed in place.
+        graphs: usually the training split.
+        batch_size: graphs per forward pass.
+        device: where the model is.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative average
+        norm.train()
+    for batch in batches(graphs, batch_size, device):
+        predict(model, batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
+
+
+def batches(
+    graphs: Graphs, batch_size: int, device: str | torch.device = "cpu", *, shuffle: bool = False
+) -> Iterator[Any]:
+    """PyG batches of whole graphs, or of seed nodes with their sampled neighbourhoods.
+
+    Args:
+        graphs: what to pass through a model.
+        batch_size: graphs, or seed nodes, of a batch.
+        device: where the batches go.
+        shuffle: whether in an order drawn from torch's generator.
+    """
+    loader = (
+        graphs.loader(batch_size, shuffle)
+        if isinstance(graphs, NodeSplit)
+        else DataLoader(graphs, batch_size, shuffle=shuffle)
+    )
+    for batch in loader:
+        yield batch.to(device)
+
+
+def predict(model: nn.Module, batch: Any) -> Tensor:
+    """The model's predictions for a PyG batch, shape [graphs, targets] or [seeds, targets]."""
+    seeds = _num_seeds(batch)
+    if seeds is not None:
+        # Sampled neighbours are context only; the published code scored some of them too.
+        return model(batch.x, batch.edge_index, batch.edge_attr)[:seeds]
+    return model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
+
+
+def targets(batch: Any) -> Tensor:
+    """The targets of a PyG batch, in the shape of its predictions."""
+    return batch.y[: _num_seeds(batch)]
+
+
+def _num_seeds(batch: Any) -> int | None:
+    """Number of seed nodes, the first rows of a sampled batch; None for whole graphs."""
+    return batch.batch_size if "n_id" in batch else None

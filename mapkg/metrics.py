@@ -1,0 +1,88 @@
+"""Losses and metrics of the tasks.
+
+Every function takes predictions and targets of one shape, [rows, targets]. Predictions of a
+classification are logits, and a NaN among its targets is unlabelled and left out. In a
+regression a NaN is a bad value and shows in the loss.
+"""
+
+import torch
+from jaxtyping import Float
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from mapkg.configs import LOSSES
+
+# Not "rows targets" for both: losses() itself says what is wrong if the shapes differ.
+Values = Float[Tensor, "_ _"]
+
+
+def losses(predicted: Values, target: Values, loss: str) -> Float[Tensor, " labelled"]:
+    """The loss of every labelled entry, flat.
+
+    Args:
+        predicted: predictions; logits for ``"bce"``.
+        target: for ``"bce"`` 0, 1, or NaN where unlabelled.
+        loss: ``"l1"`` (absolute error) or ``"bce"`` (binary cross-entropy).
+
+    Raises:
+        ValueError: if the shapes differ, the loss is unknown, or a target of ``"bce"`` is
+            neither 0 nor 1 nor NaN.
+    """
+    if predicted.shape != target.shape:  # broadcasting would hide it
+        raise ValueError(
+            f"the model predicts {tuple(predicted.shape)} for targets of shape "
+            f"{tuple(target.shape)}; set out_channels to the number of targets"
+        )
+    if loss == "l1":
+        return (predicted - target).abs().flatten()
+    if loss == "bce":
+        labelled = ~target.isnan()
+        predicted, target = predicted[labelled], target[labelled]
+        if not ((target == 0) | (target == 1)).all():
+            raise ValueError("loss 'bce': expected targets 0, 1 or NaN (unlabelled)")
+        return torch.nn.functional.binary_cross_entropy_with_logits(
+            predicted, target, reduction="none"
+        )
+    raise ValueError(f"loss: expected one of {LOSSES}, got {loss!r}")
+
+
+def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
+    """The metrics that go with a loss, over all labelled entries.
+
+    Args:
+        predicted, target, loss: as for ``losses``.
+
+    Returns:
+        ``{"mae": ...}`` for ``"l1"``; ``{"bce": ..., "roc_auc": ..., "accuracy": ...}`` for
+        ``"bce"``. Accuracy is that of a threshold at probability 0.5.
+
+    Raises:
+        ValueError: as ``losses``, or if nothing is labelled.
+    """
+    values = losses(predicted, target, loss)
+    if values.numel() == 0:
+        raise ValueError("every target is NaN (unlabelled): there is nothing to measure")
+    mean = values.double().mean().item()
+    if loss == "l1":
+        return {"mae": mean}
+    labelled = ~target.isnan()
+    right = (predicted[labelled] > 0) == (target[labelled] == 1)
+    return {
+        "bce": mean,
+        "roc_auc": mean_roc_auc(predicted, target),
+        "accuracy": right.double().mean().item(),
+    }
+
+
+def mean_roc_auc(logits: Values, target: Values) -> float:
+    """Area under the ROC curve, the mean over targets.
+
+    As in Open Graph Benchmark, a target counts only if both classes are among its labelled
+    rows; NaN if no target does.
+    """
+    areas = []
+    for column, labels in zip(logits.T, target.T, strict=True):
+        labelled = ~labels.isnan()
+        if labels[labelled].unique().numel() == 2:
+            areas.append(roc_auc_score(labels[labelled].cpu(), column[labelled].cpu()))
+    return float(sum(areas) / len(areas)) if areas else float("nan")
