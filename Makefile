@@ -38,6 +38,7 @@ format: $(INSTALLED) ## let ruff mend what it can
 
 lock: pyproject.toml ## resolve requirements.lock anew (needs pip-tools)
 	pip-compile --all-extras --strip-extras --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --output-file requirements.lock pyproject.toml
+	sed -i -e 's/^torch==\([0-9.]*\)+.*/torch==\1/' -e '1i # The tested closure of pyproject.toml with all extras; written by "make lock".' requirements.lock
 
 paper: $(INSTALLED) ## the paper-scale runs: GT on ZINC, three seeds, 100 epochs (hours); needs ZINC
 	for seed in 0 1 2; do $(BIN)/python -m mapkg train --config GT-ZINC --dataset zinc --seed $$seed --epochs 100 --out runs/gt-zinc-$$seed || exit 1; done

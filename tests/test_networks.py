@@ -138,7 +138,7 @@ def test_recomputed_edges_start_every_layer_from_the_embedded_features(recompute
 def test_edges_have_either_type_ids_or_float_features():
     sizes = dict(num_node_types=2, hidden_channels=4, out_channels=1, readout=None)
     for both in ({"num_edge_types": 2, "edge_channels": 8}, {"num_edge_types": None}):
-        with pytest.raises(ValueError, match="either num_edge_types.*or edge_channels"):
+        with pytest.raises(ValueError, match=r"either num_edge_types.*or edge_channels"):
             GraphNetwork([], **sizes, **both)
 
 

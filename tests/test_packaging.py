@@ -71,8 +71,8 @@ def test_torch_is_one_version_without_a_build_tag(lock):
     assert str(CORE["torch"].specifier) == "==2.13.0"
 
 
-def test_both_extras_are_declared():
-    assert sorted(EXTRAS) == ["book", "test"]
+def test_the_extras_are_declared():
+    assert sorted(EXTRAS) == ["book", "test", "workflow"]
 
 
 def test_the_environment_file_installs_the_lock_and_the_package():
