@@ -313,7 +313,7 @@ OWN: Mapping[str, Config] = MappingProxyType(
         "GT-TU": PUBLISHED["GT-PROTEINS"].replace(readout="mean", **_TU),
         "GraphiT-TU": PUBLISHED["GraphiT-PROTEINS"].replace(readout="sum", **_TU),
         "SAN-TU": PUBLISHED["SAN-PROTEINS"].replace(readout="sum", **_TU),
-        "EGAT-ZINC": _on_zinc("egat", residual=False, batch_norm=False),
+        "EGAT-ZINC": _on_zinc("egat", residual=False),
         "GAT-ZINC": _on_zinc("gat"),
         "GATv2-ZINC": _on_zinc("gatv2"),
         "TransformerConv-ZINC": _on_zinc("transformer"),

@@ -17,7 +17,7 @@ from mapkg import checkpoint
 from mapkg.configs import CONFIGS, Config
 from mapkg.data import ATOM_TYPES, BOND_TYPES, Description, Splits
 from mapkg.models import build
-from mapkg.observation import CLAMPED, observe_states, summarise
+from mapkg.observation import CLAMPED, looked_at, observe_states, summarise
 from mapkg.train import Fit, fit, seed_all
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
@@ -103,7 +103,8 @@ def emergence(
     observed = None if observe_epochs is None else {0, *observe_epochs}
     config = _for_data(config, splits.description)
     heads = config.heads if config.architecture in CLAMPED else None
-    settings = dict(heads=heads, batch_size=config.batch_size, device=device)
+    names = looked_at(config.architecture)
+    settings = dict(names=names, heads=heads, batch_size=config.batch_size, device=device)
 
     def observe(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
         if observed is not None and epoch not in observed:

@@ -10,45 +10,52 @@
 Modules are named as in ``model.named_modules()``; ``*`` stands for any characters. Contexts
 nest: an output passes through the hooks in the order in which their contexts were entered,
 so a ``record`` inside an ``edit`` sees the edited output, one around it the original.
+
+What a PyG ``MessagePassing`` module computes inside itself is named ``"module:stage"``::
+
+    with record(model, "convs.*:message") as seen:  # E messages per layer, of any PyG model
+
+The stages are ``message`` (one row per edge), ``aggregate`` (one row per target),
+``edge_update`` (one row per edge, in GATConv and GATv2Conv the attention weights), and
+``message_inputs`` and ``edge_update_inputs``, a dict from name to argument of these methods,
+as ``x_j`` (source) and ``x_i`` (target) of each edge. They are read through PyG's own hooks;
+nothing is patched.
 """
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torch_geometric.nn import MessagePassing
+
+STAGES = ("message_inputs", "message", "aggregate", "edge_update_inputs", "edge_update")
+"""What can be seen inside a PyG ``MessagePassing`` module, as ``"module:stage"``."""
 
 Reducer = Callable[[str, Any], None]
-"""Called as ``reduce(name, output)`` after each forward pass of a module."""
+"""Called as ``reduce(name, output)`` after each forward pass of a module or stage."""
 
 
 def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module]:
     """The submodules that names or patterns stand for, in the model's own order.
 
+    A pattern with a stage stands for the modules that have this stage, under keys that end in
+    the stage: ``"*:message"`` finds every ``MessagePassing`` module of a model.
+
     Args:
         model: any module.
-        names: a name or several; ``*``, ``?`` and ``[...]`` match as in file names.
+        names: a name or several, with a stage or without; ``*``, ``?`` and ``[...]`` match as
+            in file names.
 
     Raises:
-        KeyError: if a name or pattern matches nothing; the message lists near matches.
+        KeyError: if a name or pattern matches nothing; the message lists near matches, or the
+            stages there are.
     """
-    patterns = [names] if isinstance(names, str) else list(names)
-    modules = dict(model.named_modules())
-    chosen = set()
-    for pattern in patterns:
-        found = {pattern} if pattern in modules else _matches(pattern, modules)
-        if not found:
-            near = difflib.get_close_matches(pattern, modules, n=5, cutoff=0.4)
-            hint = f"near matches: {', '.join(near)}" if near else "it has no similar name"
-            raise KeyError(
-                f"{type(model).__name__} has no submodule {pattern!r}; {hint}. "
-                "model.named_modules() lists all names"
-            )
-        chosen |= found
-    return {name: module for name, module in modules.items() if name in chosen}
+    return {name: place.module for name, place in _places(model, names).items()}
 
 
 @contextmanager
@@ -57,14 +64,14 @@ def record(
 ) -> Iterator[dict[str, list[Any]]]:
     """Record what submodules return while the context is open.
 
-    Without a reducer each output is kept, detached but not copied, one list entry per forward
-    pass. With a reducer nothing is kept: it is called with each output as it comes, so memory
-    does not grow with the number of batches. Outputs are never changed, and hooks are removed
-    however the context ends.
+    Without a reducer each output is kept, detached but not copied, one list entry each time it
+    is computed. With a reducer nothing is kept: it is called with each output as it comes, so
+    memory does not grow with the number of batches. Outputs are never changed, and hooks are
+    removed however the context ends.
 
     Args:
         model: any module.
-        names: names or patterns of submodules, see ``resolve``.
+        names: names or patterns of submodules or their stages, see ``resolve``.
         reduce: called as ``reduce(name, output)``, without gradients; must not change the
             output in place.
 
@@ -73,10 +80,11 @@ def record(
 
     Raises:
         KeyError: if a name matches nothing; no hook has been attached then.
-        RuntimeError: on leaving, if a kept output was changed in place after it was recorded.
+        RuntimeError: on leaving, if a kept output was changed in place after it was recorded;
+            in a forward pass, if a module skips the stage, as PyG does for sparse adjacencies.
     """
-    modules = resolve(model, names)
-    outputs: dict[str, list[Any]] = {name: [] for name in modules}
+    places = _places(model, names)
+    outputs: dict[str, list[Any]] = {name: [] for name in places}
     versions: list[tuple[str, Tensor, int]] = []
 
     def observe(name: str, output: Any) -> None:
@@ -89,7 +97,7 @@ def record(
         # Inference tensors keep no version counter.
         versions.extend((name, x, x._version) for x in _tensors(detached) if not x.is_inference())
 
-    with _hooked(modules, lambda name, output: observe(name, output)):
+    with _hooked(places, observe):
         yield outputs
     for name, tensor, version in versions:
         if tensor._version != version:
@@ -101,7 +109,7 @@ def record(
 
 @contextmanager
 def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
-    """Replace what submodules return while the context is open.
+    """Replace what submodules return, or stages compute, while the context is open.
 
     Gradients flow through the functions.
 
@@ -112,12 +120,13 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterato
     Raises:
         KeyError: if a name matches nothing; no hook has been attached then.
         TypeError: in a forward pass, if a function returns None.
+        RuntimeError: in a forward pass, if a module skips the stage.
     """
     functions: dict[str, list[Callable[[Any], Any]]] = {}
-    modules: dict[str, nn.Module] = {}
+    places: dict[str, _Place] = {}
     for pattern, function in edits.items():
-        for name, module in resolve(model, pattern).items():
-            modules[name] = module
+        for name, place in _places(model, pattern).items():
+            places[name] = place
             functions.setdefault(name, []).append(function)
 
     def replace(name: str, output: Any) -> Any:
@@ -130,22 +139,113 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterato
                 )
         return output
 
-    with _hooked(modules, replace):
+    with _hooked(places, replace):
         yield
+
+
+class _Place(NamedTuple):
+    """A module and what of it is looked at: a stage, or its output if that is empty."""
+
+    module: nn.Module
+    stage: str
+
+
+def _places(model: nn.Module, names: str | Iterable[str]) -> dict[str, _Place]:
+    modules = dict(model.named_modules())
+    chosen: set[tuple[str, str]] = set()
+    for pattern in [names] if isinstance(names, str) else names:
+        name, _, stage = pattern.rpartition(":")
+        if found := _matches(pattern, modules):
+            chosen |= {(name, "") for name in found}
+        elif stage in STAGES:
+            chosen |= {(name, stage) for name in _with_stage(name, stage, modules, model)}
+        elif ":" in pattern and _matches(name, modules):
+            raise KeyError(f"{pattern!r}: unknown stage {stage!r}; stages: {', '.join(STAGES)}")
+        else:
+            raise _unknown(pattern, modules, model)
+    return {
+        f"{name}:{stage}" if stage else name: _Place(module, stage)
+        for name, module in modules.items()
+        for stage in ("", *STAGES)
+        if (name, stage) in chosen
+    }
+
+
+def _with_stage(
+    pattern: str, stage: str, modules: Mapping[str, nn.Module], model: nn.Module
+) -> set[str]:
+    matches = _matches(pattern, modules)
+    if not matches:
+        raise _unknown(pattern, modules, model)
+    found = {name for name in matches if stage in _stages(modules[name])}
+    if not found:
+        first = modules[min(matches)]
+        kind, stages = type(first).__name__, _stages(first)
+        reason = (
+            f"{kind} computes only {', '.join(stages)}"
+            if stages
+            else f"{kind} is not a PyG MessagePassing module, only its output can be seen"
+        )
+        raise KeyError(f"{pattern!r} has no {stage!r}: {reason}")
+    return found
+
+
+def _stages(module: nn.Module) -> tuple[str, ...]:
+    if not isinstance(module, MessagePassing):
+        return ()
+    has_edge_update = type(module).edge_update is not MessagePassing.edge_update
+    return STAGES if has_edge_update else STAGES[:3]
+
+
+def _unknown(pattern: str, names: Iterable[str], model: nn.Module) -> KeyError:
+    near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4)
+    hint = f"near matches: {', '.join(near)}" if near else "it has no similar name"
+    return KeyError(
+        f"{type(model).__name__} has no submodule {pattern!r}; {hint}. "
+        "model.named_modules() lists all names"
+    )
 
 
 @contextmanager
-def _hooked(modules: Mapping[str, nn.Module], hook: Callable[[str, Any], Any]) -> Iterator[None]:
+def _hooked(places: Mapping[str, _Place], hook: Callable[[str, Any], Any]) -> Iterator[None]:
     with ExitStack() as stack:
-        for name, module in modules.items():
-            handle = module.register_forward_hook(
-                lambda _module, _inputs, output, name=name: hook(name, output)
-            )
-            stack.callback(handle.remove)
+        for name, place in places.items():
+            for handle in _attach(name, place, hook):
+                stack.callback(handle.remove)
         yield
 
 
+def _attach(name: str, place: _Place, hook: Callable[[str, Any], Any]) -> Iterator[RemovableHandle]:
+    module, stage = place
+
+    def see(_module: nn.Module, _inputs: tuple, output: Any) -> Any:
+        return hook(name, output)
+
+    def see_inputs(_module: nn.Module, inputs: tuple) -> tuple | None:
+        arguments = hook(name, inputs[-1])  # PyG puts the keyword arguments last
+        return None if arguments is None else (*inputs[:-1], arguments)
+
+    def refuse(_module: nn.Module, _inputs: tuple) -> None:
+        raise RuntimeError(
+            f"{name!r} is not computed: for a sparse adjacency or a sorted EdgeIndex "
+            f"{type(module).__name__} fuses messages and their aggregation; pass edge_index as "
+            "a plain tensor of shape [2, E]"
+        )
+
+    if not stage:
+        yield module.register_forward_hook(see)
+    elif stage.endswith("_inputs"):
+        register = f"register_{stage.removesuffix('_inputs')}_forward_pre_hook"
+        yield getattr(module, register)(see_inputs)
+    else:
+        yield getattr(module, f"register_{stage}_forward_hook")(see)
+    if stage and not stage.startswith("edge_update"):
+        yield module.register_message_and_aggregate_forward_pre_hook(refuse)
+
+
 def _matches(pattern: str, names: Iterable[str]) -> set[str]:
+    if pattern in names:
+        return {pattern}
     return {name for name in names if fnmatchcase(name, pattern)}
 
 

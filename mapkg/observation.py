@@ -12,13 +12,29 @@ from mapkg.configs import Config
 from mapkg.data import Graphs, Splits
 from mapkg.detection import ActivationSummary, activation_ratio
 from mapkg.evaluation import batches, calibrate_batch_norm, predict, score
-from mapkg.models import build
+from mapkg.models import build, standard
 
 SCORES = "layers.*.score"
 """The score of every layer, the tensor the massive-activations paper analyses."""
 
 CLAMPED = ("gt", "graphit", "san")
 """Architectures that sum the score of a head and clamp the sum."""
+
+
+def looked_at(architecture: str) -> str:
+    """What is recorded of a network to look for massive activations, a name or pattern.
+
+    The score of every layer; of PyG's layers, the score before the softmax where a layer shows
+    one (gatv2, transformer), else what attention sends along an edge (gat) or gives a node
+    (gps).
+
+    Args:
+        architecture: of a configuration.
+    """
+    if architecture not in standard.ARCHITECTURES:
+        return SCORES
+    names = standard.recorded_names(architecture)
+    return names[-1] if architecture == "gps" else names[0]
 
 
 @torch.no_grad()
@@ -36,8 +52,9 @@ def summarise(
     Args:
         model: as for ``train.fit``.
         graphs: the graphs to look at; or seed nodes, whose batches count as one graph each.
-        names: submodules whose output has one row per edge, [E, channels] or [E, heads,
-            channels of a head], names or patterns.
+        names: what to look at, names or patterns for ``hooks.record``: outputs with one row
+            per edge, [E, channels] or [E, heads, channels of a head], or any of
+            ``standard.recorded_names``.
         heads: number of attention heads if the outputs are scores, for the share of saturated
             sums; None leaves that out.
         batch_size: graphs per forward pass; the result does not depend on it.
@@ -49,17 +66,16 @@ def summarise(
     Raises:
         ValueError: if an output has not one row per edge; names the submodule.
     """
-    summaries = {name: ActivationSummary(heads=heads) for name in hooks.resolve(model, names)}
+    modules = hooks.resolve(model, names)
+    summaries = {name: ActivationSummary(heads=heads) for name in modules}
     was_training = model.training
     model.eval()
     for batch in batches(graphs, batch_size, device):
-        is_sampled = batch.batch is None
-        graph = None if is_sampled else batch.batch[batch.edge_index[0]]
-        size = (batch.num_edges, 1 if is_sampled else batch.num_graphs)
 
-        def update(name: str, x: torch.Tensor, graph=graph, size=size) -> None:
-            num_edges, num_graphs = size
-            summaries[name].update(_by_edge(name, x, num_edges), graph, num_graphs)
+        def update(name: str, output: Any, batch=batch) -> None:
+            rows = standard.recorded_rows(modules[name], output, batch.batch)
+            graph = _graph_of_rows(name, modules[name], rows, batch)
+            summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
 
         with hooks.record(model, names, reduce=update):
             predict(model, batch)
@@ -100,16 +116,20 @@ def row_maxima(
     return torch.cat(maxima)
 
 
-def _by_edge(name: str, x: Any, num_edges: int) -> torch.Tensor:
-    """An output as [E, channels]."""
-    if not (isinstance(x, torch.Tensor) and x.dim() in (2, 3) and x.size(0) == num_edges):
-        shape = list(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
+def _graph_of_rows(
+    name: str, module: nn.Module, rows: torch.Tensor, batch: Any
+) -> torch.Tensor | None:
+    """Which graph each row belongs to; None for a sampled neighbourhood, which counts as one."""
+    by_node = isinstance(module, nn.MultiheadAttention)
+    kind, number = ("node", batch.num_nodes) if by_node else ("edge", batch.num_edges)
+    if len(rows) != number:
         raise ValueError(
-            f"{name}: expected a row per edge, [{num_edges}, channels] or [{num_edges}, heads, "
-            f"channels], got {shape}; name a submodule that works on edges, or use "
-            "detection.report, which takes any rows"
+            f"{name}: expected a row per {kind}, {number}, got {len(rows)}; name a submodule that "
+            "works on edges, or use detection.report, which takes any rows"
         )
-    return x.flatten(start_dim=1)
+    if batch.batch is None:
+        return None
+    return batch.batch if by_node else batch.batch[batch.edge_index[0]]
 
 
 @torch.no_grad()
@@ -144,6 +164,7 @@ def observe_states(
         found = summarise(
             model,
             splits.test,
+            names=looked_at(config.architecture),
             heads=config.heads if config.architecture in CLAMPED else None,
             **settings,
         )

@@ -23,7 +23,7 @@ PICTURE = {
     "provenance": set(),
     "files": set(),
     "hooks": set(),
-    "detection": set(),
+    "detection": {"hooks"},
     "notebook": set(),
     "data": {"files"},
     "models": {"configs"},
@@ -40,8 +40,11 @@ PICTURE = {
 
 # The modules of the rooms that are folders.
 FOLDERS = {
-    "data": {"__init__", "description", "graph_cache", "molecules", "zinc_benchmark"},
-    "models": {"__init__", "edge_attention", "networks", "official"},
+    "data": {
+        *("__init__", "description", "graph_cache", "molecules"),
+        *("proteins", "raw_files", "smiles_tables", "splitting", "tox21", "zinc_benchmark"),
+    },
+    "models": {"__init__", "edge_attention", "edge_gat", "networks", "official", "standard"},
 }
 
 MODULES = {

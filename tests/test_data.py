@@ -25,6 +25,7 @@ from mapkg.data import (
     read_table,
     to_molecule,
 )
+from mapkg.data.graph_cache import cached_graphs
 from mapkg.data.molecules import penalised_logp
 from mapkg.data.zinc_benchmark import read_tensors
 
@@ -201,6 +202,7 @@ def test_ethanol_is_the_graph_written_by_hand():
     assert graph.x.tolist() == [C, C, O]
     assert graph.edge_index.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
     assert graph.edge_attr.tolist() == [1, 1, 1, 1]
+    assert graph.edge_type is graph.edge_attr
     assert graph.y.tolist() == [[-0.25]]
     assert graph.smiles == "CCO"
     dtypes = [graph[key].dtype for key in ("x", "edge_index", "edge_attr", "y")]
@@ -425,6 +427,14 @@ def test_every_graph_is_well_formed(name, request):
         assert len(forward.unique()) == len(forward)
 
 
+def test_every_edge_carries_its_bond_type_under_a_name_of_the_description(moses, zinc):
+    for splits in (moses, zinc):
+        assert splits.description.edge_types == {1: "single", 2: "double", 3: "triple"}
+        for split in SPLITS:
+            for graph in getattr(splits, split):
+                assert torch.equal(graph.edge_type, graph.edge_attr)
+
+
 def test_rows_go_to_their_split_in_the_order_of_the_table(moses):
     rows = pd.read_csv(BUNDLED / "molecules" / "moses12k.csv.gz")
     for split in SPLITS:
@@ -555,7 +565,7 @@ def test_a_table_that_is_not_there_is_named(tmp_path):
 
 
 def test_an_unknown_data_set_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match="unknown data set 'qm9'; known: moses, zinc"):
+    with pytest.raises(ValueError, match="unknown data set 'qm9'; known: moses, proteins, tox21"):
         load("qm9")
 
 
@@ -703,6 +713,54 @@ def test_a_table_of_single_atoms_survives_the_cache(tmp_path, fresh_cache):
     assert [graph.num_edges for graph in first] == [0, 2, 0]
 
 
+def test_a_cached_graph_has_every_field_whatever_its_kind_and_size(fresh_cache):
+    def build():
+        assert not (fresh_cache / "graphs").exists(), "built again"
+        return [
+            Data(
+                x=torch.arange(3 * nodes).reshape(nodes, 3),
+                edge_index=torch.arange(2 * edges).reshape(2, edges),
+                edge_attr=torch.rand(edges, 2),
+                y=torch.tensor([[nodes, torch.nan]]),
+                text=text,
+            )
+            for nodes, edges, text in [
+                (2, 3, "two\nlines"),
+                (0, 0, ""),
+                (1, 4, "Kekulé"),
+                (5, 0, ""),
+            ]
+        ]
+
+    first = cached_graphs(["a digest"], __file__, build)
+    second = cached_graphs(["a digest"], __file__, build)
+    assert len(second) == len(first) == 4
+    for a, b in zip(first, second, strict=True):
+        assert sorted(a.keys()) == sorted(b.keys()) == ["edge_attr", "edge_index", "text", "x", "y"]
+        assert a.text == b.text
+        for key in ("x", "edge_index", "edge_attr"):
+            assert a[key].dtype == b[key].dtype
+            assert torch.equal(a[key], b[key])
+        assert torch.equal(a.y.nan_to_num(-1), b.y.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("digests", [["another"], ["a digest", "another"], []])
+def test_another_content_is_another_entry(digests, fresh_cache):
+    def graphs(value):
+        return lambda: [Data(x=torch.tensor([value]))]
+
+    cached_graphs(["a digest"], __file__, graphs(1))
+    assert cached_graphs(digests, __file__, graphs(2))[0].x.item() == 2
+
+
+def test_other_code_is_another_entry(tmp_path, fresh_cache):
+    code = write(tmp_path / "code.py", "first")
+    cached_graphs([], code, lambda: [Data(x=torch.tensor([1]))])
+    write(code, "second")
+    (graph,) = cached_graphs([], code, lambda: [Data(x=torch.tensor([2]))])
+    assert graph.x.item() == 2
+
+
 DAMAGES = {
     "a byte of the checksum": lambda raw: flipped(raw, 5),
     "a byte of the header": lambda raw: flipped(raw, 45),
@@ -802,6 +860,7 @@ def check_benchmark(splits):
             assert torch.equal(a.y, b.y)
             assert edges(a) == edges(b)
             assert a.edge_index.dtype == a.edge_attr.dtype == torch.long
+            assert torch.equal(a.edge_type, a.edge_attr)
             parsed = Chem.MolFromSmiles(b.smiles)
             assert a.smiles == without_stereo(parsed)
 

@@ -6,10 +6,20 @@ from collections import namedtuple
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GATConv
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import (
+    APPNP,
+    GATConv,
+    GATv2Conv,
+    GCNConv,
+    GINEConv,
+    GraphConv,
+    TransformerConv,
+)
+from torch_geometric.utils import scatter, to_torch_csr_tensor
 
 from mapkg.configs import CONFIGS
-from mapkg.hooks import edit, record, resolve
+from mapkg.hooks import STAGES, edit, record, resolve
 from mapkg.models import build
 
 Pair = namedtuple("Pair", "first second")
@@ -35,7 +45,13 @@ INPUT = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]])
 
 
 def num_hooks(model):
-    return sum(len(module._forward_hooks) for module in model.modules())
+    """Hooks of torch and of PyG on all modules: every attribute of theirs that ends in _hooks."""
+    return sum(
+        len(hooks)
+        for module in model.modules()
+        for name, hooks in vars(module).items()
+        if name.endswith(("forward_hooks", "forward_pre_hooks"))
+    )
 
 
 # Names.
@@ -454,3 +470,321 @@ def test_a_pyg_model_is_recorded_and_edited_like_any_other():
     with edit(model, {"first": torch.zeros_like}):
         found = model(INPUT, edge_index)
     torch.testing.assert_close(found, model.second.bias.expand(2, 2))
+
+
+# Inside the message passing of PyG. Five nodes, seven edges, node 3 without incoming edges.
+
+NODES, EDGES, WIDTH, HEADS = 5, 7, 6, 2
+EDGE_INDEX = torch.tensor([[0, 1, 2, 3, 0, 3, 2], [1, 2, 0, 4, 2, 4, 4]])
+CONVOLUTIONS = {
+    "gat": lambda **kw: GATConv(WIDTH, 3, HEADS, edge_dim=WIDTH, **kw),
+    "gatv2": lambda **kw: GATv2Conv(WIDTH, 3, HEADS, edge_dim=WIDTH, **kw),
+    "transformer": lambda: TransformerConv(WIDTH, 3, HEADS, edge_dim=WIDTH),
+    "gine": lambda: GINEConv(nn.Linear(WIDTH, WIDTH)),
+    "gcn": lambda: GCNConv(WIDTH, WIDTH),
+}
+
+
+class Convolutions(nn.Module):
+    """Several convolutions one after another, and a head."""
+
+    def __init__(self, *convs):
+        super().__init__()
+        self.convs = nn.ModuleList(convs)
+        self.head = nn.Linear(WIDTH, 1)
+
+    def forward(self, x, edge_index, edge_attr):
+        for conv in self.convs:
+            x = conv(x, edge_index) if isinstance(conv, GCNConv) else conv(x, edge_index, edge_attr)
+        return self.head(x)
+
+
+def convolution(name, **options):
+    torch.manual_seed(1)
+    return CONVOLUTIONS[name](**options)
+
+
+def node_and_edge_features():
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(NODES, WIDTH, generator=generator), torch.randn(
+        EDGES, WIDTH, generator=generator
+    )
+
+
+def call(conv, x, edge_index, edge_attr, **options):
+    if isinstance(conv, GCNConv):
+        return conv(x, edge_index)
+    return conv(x, edge_index, edge_attr, **options)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_the_stages_of_a_convolution_are_recorded_and_its_output_is_bitwise_the_same(name):
+    x, edge_attr = node_and_edge_features()
+    conv = convolution(name)
+    expected = call(conv, x, EDGE_INDEX, edge_attr)
+    stages = STAGES if name.startswith("gat") else STAGES[:3]
+    with record(conv, [f":{stage}" for stage in reversed(stages)]) as seen:
+        assert torch.equal(call(conv, x, EDGE_INDEX, edge_attr), expected)
+    assert list(seen) == [f":{stage}" for stage in stages]
+    assert [len(outputs) for outputs in seen.values()] == [1] * len(stages)
+    assert not any(
+        x.requires_grad for x in (*seen[":message"], *seen[":aggregate"], seen[":message"][0])
+    )
+    assert num_hooks(conv) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gat", dict(add_self_loops=False)),
+        ("gatv2", dict(add_self_loops=False)),
+        ("transformer", {}),
+        ("gine", {}),
+    ],
+)
+def test_the_messages_to_a_node_sum_to_what_it_aggregates(name, options):
+    x, edge_attr = node_and_edge_features()
+    conv = convolution(name, **options)
+    with record(conv, [":message", ":aggregate"]) as seen:
+        call(conv, x, EDGE_INDEX, edge_attr)
+    (message,), (aggregate,) = seen[":message"], seen[":aggregate"]
+    assert len(message) == EDGES
+    expected = torch.zeros_like(aggregate)
+    for edge, target in enumerate(EDGE_INDEX[1].tolist()):
+        expected[target] += message[edge]
+    torch.testing.assert_close(aggregate, expected)
+    assert aggregate[3].abs().max() == 0
+    assert aggregate[4].abs().max() > 0
+
+
+def test_what_a_gcn_aggregates_is_the_normalised_adjacency_times_its_features():
+    x, edge_attr = node_and_edge_features()
+    conv = convolution("gcn")
+    with record(conv, ["lin", ":message", ":aggregate"]) as seen:
+        call(conv, x, EDGE_INDEX, edge_attr)
+    adjacency = torch.eye(NODES)
+    for source, target in EDGE_INDEX.T.tolist():
+        adjacency[target, source] += 1
+    root = adjacency.sum(dim=1).sqrt()
+    expected = (adjacency / root[:, None] / root[None, :]) @ (x @ conv.lin.weight.T)
+    torch.testing.assert_close(seen[":aggregate"][0], expected)
+    assert len(seen[":message"][0]) == EDGES + NODES  # with PyG's self-loops
+    torch.testing.assert_close(seen[":message"][0].sum(dim=0), expected.sum(dim=0))
+
+
+@pytest.mark.parametrize("name", ["gat", "gatv2"])
+def test_recorded_attention_weights_are_those_that_pyg_returns(name):
+    x, edge_attr = node_and_edge_features()
+    conv = convolution(name)
+    with record(conv, ":edge_update") as seen:
+        _, (edge_index, weight) = conv(x, EDGE_INDEX, edge_attr, return_attention_weights=True)
+    assert torch.equal(seen[":edge_update"][0], weight)
+    sums = scatter(seen[":edge_update"][0], edge_index[1], reduce="sum")
+    torch.testing.assert_close(sums, torch.ones(NODES, HEADS))
+
+
+def test_recorded_inputs_are_the_features_of_source_and_target():
+    x, edge_attr = node_and_edge_features()
+    conv = convolution("gine")
+    with record(conv, [":message_inputs", ":message"]) as seen:
+        call(conv, x, EDGE_INDEX, edge_attr)
+    (inputs,) = seen[":message_inputs"]
+    assert set(inputs) == {"x_j", "edge_attr"}
+    assert torch.equal(inputs["x_j"], x[EDGE_INDEX[0]])
+    assert torch.equal(seen[":message"][0], (x[EDGE_INDEX[0]] + edge_attr).relu())
+    conv = convolution("gatv2", add_self_loops=False)
+    with record(conv, [":edge_update_inputs", "lin_l", "lin_r"]) as seen:
+        call(conv, x, EDGE_INDEX, edge_attr)
+    (inputs,) = seen[":edge_update_inputs"]
+    assert torch.equal(inputs["x_j"].flatten(1), seen["lin_l"][0][EDGE_INDEX[0]])
+    assert torch.equal(inputs["x_i"].flatten(1), seen["lin_r"][0][EDGE_INDEX[1]])
+    assert torch.equal(inputs["edge_attr"], edge_attr)
+
+
+def test_a_module_that_propagates_several_times_is_recorded_each_time():
+    x, _ = node_and_edge_features()
+    conv = APPNP(K=3, alpha=0.1)
+    with record(conv, [":message", ":aggregate"]) as seen:
+        output = conv(x, EDGE_INDEX)
+        conv(x, EDGE_INDEX)
+    assert [len(outputs) for outputs in seen.values()] == [6, 6]
+    torch.testing.assert_close(output, 0.9 * seen[":aggregate"][2] + 0.1 * x)
+
+
+def test_parts_of_decomposed_messages_are_recorded_one_by_one():
+    # PyG takes its other implementation of propagate here.
+    x, edge_attr = node_and_edge_features()
+    conv = convolution("gcn")
+    with record(conv, ":message") as whole:
+        call(conv, x, EDGE_INDEX, edge_attr)
+    conv.decomposed_layers = 2
+    with record(conv, ":message") as parts:
+        call(conv, x, EDGE_INDEX, edge_attr)
+    assert len(parts[":message"]) == 2
+    assert torch.equal(torch.cat(parts[":message"], dim=-1), whole[":message"][0])
+
+
+def test_a_stage_streams_through_a_reducer():
+    x, edge_attr = node_and_edge_features()
+    model = Convolutions(convolution("gat"), convolution("gine"))
+    calls = []
+    with record(model, "convs.*:message", lambda name, m: calls.append((name, m.requires_grad))):
+        model(x, EDGE_INDEX, edge_attr)
+    assert calls == [("convs.0:message", False), ("convs.1:message", False)]
+
+
+def test_a_pattern_with_a_stage_stands_for_the_modules_that_have_it():
+    model = Convolutions(convolution("gat"), convolution("transformer"))
+    assert list(resolve(model, "*:edge_update")) == ["convs.0:edge_update"]
+    found = resolve(model, ["*:message", "head"])
+    assert list(found) == ["convs.0:message", "convs.1:message", "head"]
+    assert found["convs.1:message"] is model.convs[1]
+    assert list(resolve(graph_network(), "layers.*:message")) == [
+        f"layers.{number}.attention:message" for number in range(3)
+    ]
+
+
+def test_our_own_attention_has_messages_too():
+    model = graph_network()
+    names = ["layers.0.attention:message", "layers.0.attention.attended"]
+    with record(model, names) as seen:
+        model(*GRAPH)
+    (message,), (attended,) = seen.values()
+    torch.testing.assert_close(scatter(message, GRAPH[1][1], reduce="sum").flatten(1), attended)
+
+
+def test_a_name_with_a_colon_wins_over_its_reading_as_a_stage():
+    model = nn.ModuleDict({"a": convolution("gat"), "a:message": nn.ReLU()})
+    assert list(resolve(model, "a:message")) == ["a:message"]
+    with record(model, "a:message") as seen:
+        model["a:message"](INPUT)
+    assert torch.equal(seen["a:message"][0], INPUT.relu())
+
+
+@pytest.mark.parametrize("context", ["record", "edit"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("convs.0:mesage", "unknown stage 'mesage'; stages: message_inputs, message, aggregate, "),
+        ("convs.1:edge_update", "TransformerConv computes only message_inputs, message, aggregate"),
+        ("head:message", "Linear is not a PyG MessagePassing module, only its output can be seen"),
+        ("conv.0:message", "no submodule 'conv.0'; near matches: convs.0"),
+        ("zzz:zzz", "no submodule 'zzz:zzz'"),
+    ],
+)
+def test_a_stage_that_is_not_there_is_an_error_before_the_first_hook(context, name, message):
+    model = Convolutions(convolution("gat"), convolution("transformer"))
+    opened = {
+        "record": lambda: record(model, ["convs.0:message", name]),
+        "edit": lambda: edit(model, dict.fromkeys(["convs.0:message", name], torch.zeros_like)),
+    }[context]()
+    with pytest.raises(KeyError, match=message), opened:
+        pytest.fail("the context was entered")
+    assert num_hooks(model) == 0
+
+
+@pytest.mark.parametrize("context", ["record", "edit"])
+@pytest.mark.parametrize("where", ["nowhere", "body", "forward"])
+def test_hooks_of_stages_are_gone_after_the_context_however_it_ends(context, where):
+    x, edge_attr = node_and_edge_features()
+    model = Convolutions(convolution("gat"), convolution("transformer"))
+    model.convs[0].register_message_forward_hook(lambda *_: None)
+    names = [f"*:{stage}" for stage in STAGES]
+    opened = {
+        "record": lambda: record(model, names),
+        "edit": lambda: edit(model, dict.fromkeys(names, lambda output: output)),
+    }[context]()
+    try:
+        with opened:
+            inside = num_hooks(model)
+            if where == "body":
+                raise ArithmeticError
+            model(x if where == "nowhere" else x.T, EDGE_INDEX, edge_attr)
+    except (ArithmeticError, RuntimeError):
+        assert where != "nowhere"
+    # GATConv: 5 stages, TransformerConv: 3; 3 of each with a guard against fused aggregation.
+    assert inside == 1 + 5 + 3 + 2 * 3
+    assert num_hooks(model) == 1, "the hook of somebody else stays"
+
+
+@pytest.mark.parametrize("stage", ["message_inputs", "message", "aggregate"])
+@pytest.mark.parametrize("kind", ["sparse tensor", "edge index"])
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch calls its sparse tensors beta
+def test_messages_that_pyg_fuses_away_are_an_error_not_an_empty_list(stage, kind):
+    x, _ = node_and_edge_features()
+    conv = GraphConv(WIDTH, WIDTH)
+    simple = EDGE_INDEX[:, [2, 0, 1, 4, 3]]  # no parallel edges, sorted by target
+    fused = {
+        "sparse tensor": lambda: to_torch_csr_tensor(simple.flip(0), size=(NODES, NODES)),
+        "edge index": lambda: EdgeIndex(simple, sparse_size=(NODES, NODES), sort_order="col"),
+    }[kind]()
+    torch.testing.assert_close(conv(x, fused), conv(x, simple))
+    with (
+        pytest.raises(RuntimeError, match=rf"':{stage}' is not computed.*GraphConv.*\[2, E\]"),
+        record(conv, f":{stage}"),
+    ):
+        conv(x, fused)
+    assert num_hooks(conv) == 0
+    conv(x, fused)
+
+
+def test_without_its_message_an_edge_is_gone():
+    x, edge_attr = node_and_edge_features()
+    conv = convolution("gine")
+    kept = torch.arange(EDGES) != 4
+    expected = conv(x, EDGE_INDEX[:, kept], edge_attr[kept])
+    with edit(conv, {":message": lambda m: m * kept.unsqueeze(-1)}):
+        found = conv(x, EDGE_INDEX, edge_attr)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(conv(x, EDGE_INDEX, edge_attr), expected)
+
+
+def test_edited_attention_weights_are_used():
+    x, edge_attr = node_and_edge_features()
+    conv = convolution("gat", add_self_loops=False)
+    in_degree = torch.bincount(EDGE_INDEX[1], minlength=NODES)
+    uniform = (1 / in_degree[EDGE_INDEX[1]]).unsqueeze(-1).expand(-1, HEADS)
+    with edit(conv, {":edge_update": lambda _: uniform}):
+        found = conv(x, EDGE_INDEX, edge_attr)
+    expected = scatter((x @ conv.lin.weight.T)[EDGE_INDEX[0]], EDGE_INDEX[1], reduce="mean")
+    torch.testing.assert_close(found, expected + conv.bias)
+
+
+def test_edited_inputs_are_used():
+    x, edge_attr = node_and_edge_features()
+    conv = convolution("transformer")
+    with edit(conv, {":message_inputs": lambda i: i | {"query_i": 0 * i["query_i"]}}):
+        _, (_, weight) = conv(x, EDGE_INDEX, edge_attr, return_attention_weights=True)
+    in_degree = torch.bincount(EDGE_INDEX[1])[EDGE_INDEX[1]]
+    torch.testing.assert_close(weight, (1 / in_degree).unsqueeze(-1).expand(-1, HEADS))
+    conv = convolution("gatv2", add_self_loops=False)
+    with edit(conv, {":edge_update_inputs": lambda i: i | {"edge_attr": 0 * i["edge_attr"]}}):
+        found = conv(x, EDGE_INDEX, edge_attr)
+    assert torch.equal(found, conv(x, EDGE_INDEX, 0 * edge_attr))
+    assert not torch.allclose(found, conv(x, EDGE_INDEX, edge_attr))
+
+
+def test_an_edited_aggregate_is_used_and_gradients_flow_through_it():
+    x, edge_attr = node_and_edge_features()
+    conv = convolution("gine")
+    scale = torch.tensor(0.5, requires_grad=True)
+    with edit(conv, {":aggregate": lambda a: scale * a}), record(conv, ":aggregate") as seen:
+        output = conv(x, EDGE_INDEX, edge_attr)
+    message = (x[EDGE_INDEX[0]] + edge_attr).relu()
+    total = scatter(message, EDGE_INDEX[1], dim_size=NODES, reduce="sum")
+    torch.testing.assert_close(seen[":aggregate"][0], 0.5 * total)
+    torch.testing.assert_close(output, conv.nn(x + 0.5 * total))
+    (gradient,) = torch.autograd.grad(output.sum(), scale)
+    torch.testing.assert_close(gradient, (total @ conv.nn.weight.T).sum())
+
+
+def test_an_edit_of_a_stage_that_returns_nothing_is_an_error():
+    x, edge_attr = node_and_edge_features()
+    conv = convolution("gine")
+    for stage in ("message", "message_inputs"):
+        with (
+            pytest.raises(TypeError, match=f"edit of ':{stage}' returned None"),
+            edit(conv, {f":{stage}": lambda _: None}),
+        ):
+            conv(x, EDGE_INDEX, edge_attr)
+    assert num_hooks(conv) == 0

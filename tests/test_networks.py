@@ -8,6 +8,8 @@ from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 
 from mapkg.configs import CONFIGS
+from mapkg.data import load
+from mapkg.evaluation import predict
 from mapkg.hooks import record
 from mapkg.models import GraphNetwork, build
 from mapkg.models.networks import TypeEmbedding
@@ -140,6 +142,32 @@ def test_edges_have_either_type_ids_or_float_features():
     for both in ({"num_edge_types": 2, "edge_channels": 8}, {"num_edge_types": None}):
         with pytest.raises(ValueError, match=r"either num_edge_types.*or edge_channels"):
             GraphNetwork([], **sizes, **both)
+
+
+@pytest.mark.parametrize("name", ["EGAT-ZINC", "GAT-ZINC", "GATv2-ZINC", "TransformerConv-ZINC"])
+def test_networks_of_other_layers_are_built_and_batch_as_they_are_alone(name):
+    torch.manual_seed(0)
+    model = build(CONFIGS[name].replace(num_layers=2, hidden_channels=16)).eval()
+    graphs = load("moses").test[:3]
+    batch = Batch.from_data_list(graphs)
+    together = predict(model, batch)
+    for graph, expected in zip(graphs, together, strict=True):
+        torch.testing.assert_close(predict(model, Batch.from_data_list([graph]))[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("EGAT-ZINC", {"residual": True}, "residual: egat is built with False only, got True"),
+        ("EGAT-ZINC", {"dropout": 0.5}, "dropout: egat is built with 0.0 only"),
+        ("GAT-ZINC", {"batch_norm": False}, "batch_norm: gat is built with True only"),
+        ("GPS-ZINC", {"use_bias": True}, "use_bias: gps is built with False only"),
+        ("GATv2-ZINC", {"attention": "uniform"}, "attention: gatv2 is built with 'full' only"),
+    ],
+)
+def test_a_part_that_an_architecture_has_no_choice_in_is_refused(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(CONFIGS[name].replace(**changes))
 
 
 def test_an_unknown_architecture_is_an_error_that_lists_the_known_ones():

@@ -2,39 +2,42 @@
 
 import hashlib
 import warnings
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import pandas as pd
 import platformdirs
 import rdkit
 import safetensors.torch
 import torch
+import torch_geometric
 from torch_geometric.data import Data
 
-from mapkg.data import molecules
 from mapkg.files import sha256, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 """Version of the cache's own layout, part of every key."""
 
 
-def cached_graphs(path: Path, table: pd.DataFrame) -> list[Data]:
-    """The graphs of a SMILES table, from the cache if it holds them.
+def cached_graphs(
+    digests: Sequence[str], code: Path | str, build: Callable[[], list[Data]]
+) -> list[Data]:
+    """Graphs from the cache, or built and kept.
 
-    The key covers the table's bytes, the code that reads molecules and the RDKit version. A
+    The key covers the raw files, the code that reads them and the versions of RDKit and PyG. A
     damaged entry is built again. A cache folder that cannot be written costs time, not data.
 
     Args:
-        path: the table's file.
-        table: its checked content.
+        digests: checksums of the raw content.
+        code: the module that makes graphs of it.
+        build: makes them: at least one graph, all with the same fields, which are tensors and
+            texts.
     """
-    parts = [sha256(path), sha256(Path(molecules.__file__)), rdkit.__version__, str(FORMAT)]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    parts = [*digests, sha256(Path(code)), rdkit.__version__, torch_geometric.__version__]
+    key = hashlib.sha256("\n".join([*parts, str(FORMAT)]).encode()).hexdigest()[:32]
     entry = platformdirs.user_cache_path("mapkg") / "graphs" / f"{key}.safetensors"
-    graphs = _read(entry, table)
+    graphs = _read(entry)
     if graphs is None:
-        graphs = molecules.table_graphs(table, str(path))
+        graphs = build()
         try:
             _write(entry, graphs)
         except OSError as error:
@@ -43,20 +46,18 @@ def cached_graphs(path: Path, table: pd.DataFrame) -> list[Data]:
 
 
 def _write(entry: Path, graphs: list[Data]) -> None:
-    content = safetensors.torch.save(
-        {
-            "num_nodes": torch.tensor([graph.num_nodes for graph in graphs]),
-            "num_edges": torch.tensor([graph.num_edges for graph in graphs]),
-            "x": torch.cat([graph.x for graph in graphs]),
-            "edge_index": torch.cat([graph.edge_index for graph in graphs], dim=1),
-            "edge_attr": torch.cat([graph.edge_attr for graph in graphs]),
-            "y": torch.cat([graph.y for graph in graphs]),
-        }
-    )
+    stored = {}
+    for name in graphs[0].keys():  # noqa: SIM118, not a dict
+        values, kind = [graph[name] for graph in graphs], "tensor"
+        if isinstance(values[0], str):
+            values, kind = [torch.tensor(list(text.encode())).byte() for text in values], "text"
+        stored[f"{kind} {name}"] = torch.cat(values, _dim(name))
+        stored[f"sizes {name}"] = torch.tensor([value.size(_dim(name)) for value in values])
+    content = safetensors.torch.save(stored)
     write_atomically(entry, hashlib.sha256(content).digest() + content)
 
 
-def _read(entry: Path, table: pd.DataFrame) -> list[Data] | None:
+def _read(entry: Path) -> list[Data] | None:
     """The cached graphs, or None if there are none or the entry is damaged."""
     try:
         raw = entry.read_bytes()
@@ -66,17 +67,17 @@ def _read(entry: Path, table: pd.DataFrame) -> list[Data] | None:
     if hashlib.sha256(content).digest() != digest:
         return None
     stored = safetensors.torch.load(content)
-    nodes = [0, *stored["num_nodes"].cumsum(0).tolist()]
-    edges = [0, *stored["num_edges"].cumsum(0).tolist()]
-    return [
-        Data(
-            x=stored["x"][n0:n1],
-            edge_index=stored["edge_index"][:, e0:e1],
-            edge_attr=stored["edge_attr"][e0:e1],
-            y=stored["y"][i : i + 1],
-            smiles=smiles,
-        )
-        for i, ((n0, n1), (e0, e1), smiles) in enumerate(
-            zip(pairwise(nodes), pairwise(edges), table["smiles"], strict=True)
-        )
-    ]
+    fields = {}
+    for key, value in stored.items():
+        kind, _, name = key.partition(" ")
+        if kind != "sizes":
+            fields[name] = value.split(stored[f"sizes {name}"].tolist(), _dim(name))
+        if kind == "text":
+            fields[name] = [text.numpy().tobytes().decode() for text in fields[name]]
+    rows = zip(*fields.values(), strict=True)
+    return [Data(**dict(zip(fields, row, strict=True))) for row in rows]
+
+
+def _dim(name: str) -> int:
+    """The dimension along which a field of several graphs is joined, as PyG joins it."""
+    return -1 if name == "edge_index" else 0

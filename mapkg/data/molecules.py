@@ -1,28 +1,18 @@
-"""Molecules: SMILES tables and graphs with atom and bond type ids.
+"""Molecules as graphs with atom and bond type ids, and their penalised logP.
 
-A table has the columns ``split,smiles,y``. A graph has one node per heavy atom and two
-directed edges per bond, no self-loops; molecules are kekulised, so bonds are single, double
-or triple. The 28 atom types are those of the ZINC benchmark: element, explicit hydrogens
-after kekulising, and charge.
+A graph has one node per heavy atom and two directed edges per bond, no self-loops; molecules
+are kekulised, so bonds are single, double or triple. The 28 atom types are those of the ZINC
+benchmark: element, explicit hydrogens after kekulising, and charge.
 """
 
-import gzip
-import math
-import sys
-import zlib
 from functools import cache
 from pathlib import Path
 
 import networkx
-import pandas as pd
 import torch
 from rdkit import Chem, RDConfig
 from rdkit.Chem import Crippen
 from torch_geometric.data import Data
-from tqdm import tqdm
-
-SPLITS = ("train", "val", "test")
-COLUMNS = ("split", "smiles", "y")
 
 ATOM_TYPES = (
     *("C", "O", "N", "F", "C H1", "S", "Cl", "O -", "N H1 +", "Br", "N H3 +", "N H2 +", "N +"),
@@ -46,79 +36,6 @@ _TERM_MEAN = (2.4570953396190123, -3.0525811293166134, -0.0485696876403053)
 _TERM_STD = (1.434324401111988, 0.8335207024513095, 0.2860212110245455)
 
 
-def read_table(path: Path | str) -> pd.DataFrame:
-    """Read and check a SMILES table.
-
-    Args:
-        path: a CSV file, compressed or not, with the columns ``split,smiles,y``.
-
-    Returns:
-        The table, ``split`` in train/val/test and ``y`` float. Its index is the line number
-        in the file (the header is line 1).
-
-    Raises:
-        ValueError: if a column is missing, the table is empty, a split name is unknown, or a
-            target is not a finite number; the message names the line.
-    """
-    path = Path(path)
-    try:
-        # Blank lines are dropped below, so that the others keep their line numbers.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except pd.errors.EmptyDataError:
-        table = pd.DataFrame(columns=list(COLUMNS))
-    except (
-        *(UnicodeDecodeError, pd.errors.ParserError),
-        *(gzip.BadGzipFile, zlib.error, EOFError),  # damaged or cut gzip
-    ) as error:
-        raise ValueError(f"{path}: expected a CSV table, could not read it: {error}") from error
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise ValueError(
-            f"{path}: missing column {', '.join(missing)}; expected {', '.join(COLUMNS)}, "
-            f"found {', '.join(map(str, table.columns))}"
-        )
-    table.index = pd.RangeIndex(2, len(table) + 2, name="line")
-    table = table[(table != "").any(axis="columns")]
-    if table.empty:
-        raise ValueError(f"{path}: the table has no rows; expected at least one molecule")
-    unknown = table.loc[~table["split"].isin(SPLITS), "split"]
-    if not unknown.empty:
-        raise ValueError(
-            f"{path}, line {unknown.index[0]}: unknown split {unknown.iloc[0]!r}; "
-            f"expected one of {', '.join(SPLITS)}"
-        )
-    target = pd.to_numeric(table["y"], errors="coerce")
-    bad = table.loc[~target.map(math.isfinite), "y"]
-    if not bad.empty:
-        raise ValueError(
-            f"{path}, line {bad.index[0]}: the target y must be a finite number, "
-            f"got {bad.iloc[0]!r}"
-        )
-    return table.assign(y=target.astype(float))  # not int where all are whole numbers
-
-
-def table_graphs(table: pd.DataFrame, source: str) -> list[Data]:
-    """The graphs of a table, in its order.
-
-    Args:
-        table: as ``read_table`` returns it.
-        source: what to call the table in errors, for example its path.
-
-    Raises:
-        ValueError: if a molecule cannot be read; the message names the line.
-    """
-    graphs = []
-    rows = zip(table.index, table["smiles"], table["y"], strict=True)
-    for line, smiles, y in tqdm(
-        rows, "reading molecules", total=len(table), delay=1, file=sys.stderr
-    ):
-        try:
-            graphs.append(molecule_graph(smiles, y))
-        except ValueError as error:
-            raise ValueError(f"{source}, line {line}: {error}") from error
-    return graphs
-
-
 def molecule_graph(smiles: str, y: float | None = None) -> Data:
     """The graph of a molecule.
 
@@ -128,7 +45,8 @@ def molecule_graph(smiles: str, y: float | None = None) -> Data:
 
     Returns:
         ``x`` atom type ids [N], ``edge_index`` [2, E] with both directions of a bond next to
-        each other, ``edge_attr`` bond type ids [E], and ``y`` [1, 1] if it was given.
+        each other, ``edge_attr`` and ``edge_type`` bond type ids [E] (the same tensor), and
+        ``y`` [1, 1] if it was given.
 
     Raises:
         ValueError: if RDKit cannot read the SMILES, or an atom or bond is not in the
@@ -157,10 +75,12 @@ def molecule_graph(smiles: str, y: float | None = None) -> Data:
         begin, end = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
         pairs += [(begin, end), (end, begin)]
         bonds += [_BOND_ORDER[bond.GetBondType()]] * 2
+    bond_types = torch.tensor(bonds, dtype=torch.long)
     data = Data(
         x=torch.tensor(atoms, dtype=torch.long),
         edge_index=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).t().contiguous(),
-        edge_attr=torch.tensor(bonds, dtype=torch.long),
+        edge_attr=bond_types,
+        edge_type=bond_types,
         smiles=smiles,
     )
     if y is not None:

@@ -2,6 +2,7 @@
 
 import collections
 import io
+import itertools
 import pickle
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ from rdkit import Chem
 from torch_geometric.data import Data
 from torch_geometric.datasets import ZINC
 
-from mapkg.data.molecules import SPLITS, to_molecule
+from mapkg.data.molecules import to_molecule
+from mapkg.data.raw_files import root_with
+from mapkg.data.splitting import SPLITS
 
 FOLDER = "ZINC"
 """Folder of PyG's ZINC under a data root; its files lie in ``raw/`` inside."""
@@ -100,11 +103,9 @@ def benchmark_splits(roots: list[Path], *, download: bool) -> tuple[list[Data], 
     Raises:
         ValueError: if a file is damaged, or holds anything but tensors.
     """
-    files = [f"{split}.{kind}" for split in SPLITS for kind in ("pickle", "index")]
-    for root in roots:
-        if all((root / FOLDER / "raw" / name).is_file() for name in files):
-            break
-    else:
+    names = [f"{FOLDER}/raw/{split}.{kind}" for split in SPLITS for kind in ("pickle", "index")]
+    root = root_with(roots, names)
+    if root is None:
         if not download:
             return None
         root = platformdirs.user_cache_path("mapkg")
@@ -119,4 +120,7 @@ def benchmark_splits(roots: list[Path], *, download: bool) -> tuple[list[Data], 
     except (URLError, TimeoutError) as error:
         print(f"could not fetch ZINC: {error}", file=sys.stderr)
         return None
-    return tuple(list(dataset) for dataset in datasets)
+    splits = tuple(list(dataset) for dataset in datasets)
+    for graph in itertools.chain(*splits):
+        graph.edge_type = graph.edge_attr
+    return splits

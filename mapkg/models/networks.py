@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import global_add_pool, global_mean_pool
 
 from mapkg.configs import Config
+from mapkg.models import standard
 from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer
+from mapkg.models.edge_gat import EdgeGATLayer
 
 _READOUTS: dict[str, Callable] = {"mean": global_mean_pool, "sum": global_add_pool}
 
@@ -146,6 +148,9 @@ class GraphNetwork(nn.Module):
 
 _LAYERS = {"gt": GraphTransformerLayer, "graphit": NodeStreamLayer, "san": NodeStreamLayer}
 
+ARCHITECTURES = (*_LAYERS, "egat", *standard.ARCHITECTURES)
+"""What ``build`` builds: the paper's networks, its comparison, and the layers of PyG."""
+
 
 def build(config: Config) -> GraphNetwork:
     """The untrained network that a configuration describes.
@@ -156,12 +161,12 @@ def build(config: Config) -> GraphNetwork:
         config: for example ``configs.CONFIGS["GT-ZINC"]``.
 
     Raises:
-        ValueError: if the architecture is not one that is built here, or if the configuration
-            leaves the size of an embedding table open.
+        ValueError: if the architecture is not one that is built here or has no such part, or
+            if the configuration leaves the size of an embedding table open.
     """
-    if config.architecture not in _LAYERS:
+    if config.architecture not in ARCHITECTURES:
         raise ValueError(
-            f"architecture: expected one of {tuple(_LAYERS)}, got {config.architecture!r}"
+            f"architecture: expected one of {ARCHITECTURES}, got {config.architecture!r}"
         )
     sizes = {"num_node_types": config.num_node_types}
     if config.edge_channels is None:
@@ -173,19 +178,7 @@ def build(config: Config) -> GraphNetwork:
                 f"of types with config.replace({name}=...)"
             )
     # The layers first: the initial weights of a seed are then those of the tracked results.
-    layers: list[nn.Module] = [
-        _LAYERS[config.architecture](
-            config.hidden_channels,
-            config.heads,
-            dropout=config.dropout,
-            residual=config.residual,
-            batch_norm=config.batch_norm,
-            layer_norm=config.layer_norm,
-            use_bias=config.use_bias,
-            attention=config.attention,
-        )
-        for _ in range(config.num_layers)
-    ]
+    layers = [_layer(config) for _ in range(config.num_layers)]
     return GraphNetwork(
         layers,
         num_node_types=config.num_node_types,
@@ -196,3 +189,31 @@ def build(config: Config) -> GraphNetwork:
         readout=config.readout,
         recompute_edges=config.recompute_edges,
     )
+
+
+def _layer(config: Config) -> nn.Module:
+    """One layer; what an architecture has no choice in must be set as the layer has it."""
+    sizes = (config.hidden_channels, config.heads)
+    if config.architecture in _LAYERS:
+        return _LAYERS[config.architecture](
+            *sizes,
+            dropout=config.dropout,
+            residual=config.residual,
+            batch_norm=config.batch_norm,
+            layer_norm=config.layer_norm,
+            use_bias=config.use_bias,
+            attention=config.attention,
+        )
+    is_egat = config.architecture == "egat"
+    fixed = {"residual": not is_egat, "layer_norm": False, "attention": "full"}
+    # EGAT has no BatchNorm either, but its published file states one: that cannot be refused.
+    fixed |= {"dropout": 0.0} if is_egat else {"batch_norm": True, "use_bias": False}
+    for name, value in fixed.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"{name}: {config.architecture} is built with {value!r} only, "
+                f"got {getattr(config, name)!r}"
+            )
+    if is_egat:
+        return EdgeGATLayer(*sizes, use_bias=config.use_bias)
+    return standard.standard_layer(config.architecture, *sizes, dropout=config.dropout)

@@ -1,0 +1,249 @@
+"""Attention layers of PyG, unchanged, as layers of a ``GraphNetwork``; hooks look into them.
+
+Notation as in ``edge_attention``: N nodes, E edges j -> i, D channels in H heads of d = D / H.
+What ``mapkg.hooks`` can see of each (first column: the architecture; name after ``layers.*.``),
+and the rows that ``recorded_rows`` makes of it for the detector::
+
+                 name                     recorded                           rows
+    gat          conv:message             alpha_ji W h_j, [E, H, d]          [E, D]
+    gat          conv:edge_update         alpha_ji, [E, H]                   [E, H]
+    gatv2        conv:edge_update_inputs  x_i, x_j, edge_attr                vector score [E, D]
+    gatv2        conv:message             alpha_ji W_l h_j, [E, H, d]        [E, D]
+    gatv2        conv:edge_update         alpha_ji, [E, H]                   [E, H]
+    transformer  conv:message_inputs      query_i, key_j, value_j, edge_attr vector score [E, D]
+    transformer  conv:message             alpha_ji (V_j + W_e e), [E, H, d]  [E, D]
+    gps          conv.conv:message_inputs x_j, edge_attr                     h_j + e_ji [E, D]
+    gps          conv.conv:message        relu(h_j + e_ji), [E, D]           [E, D]
+    gps          conv.attn                dense attention, padded, and None  [N, D]
+
+A vector score is the logit of the softmax before the sum over the channels of a head, as our
+``score`` is: Q_i * (K_j + W_e e_ji) / sqrt(d) for the transformer, and
+a * LeakyReLU(W_r h_i + W_l h_j + W_e e_ji) for gatv2. GATConv sums its channels before any hook
+of PyG can see them.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
+from torch_geometric.utils import to_dense_batch
+
+_CONVOLUTIONS = {"gat": GATConv, "gatv2": GATv2Conv, "transformer": TransformerConv}
+
+_RECORDED = {
+    "gat": ("layers.*.conv:message",),
+    "gatv2": ("layers.*.conv:edge_update_inputs", "layers.*.conv:message"),
+    "transformer": ("layers.*.conv:message_inputs", "layers.*.conv:message"),
+    "gps": ("layers.*.conv.conv:message_inputs", "layers.*.conv.attn"),
+}
+
+ARCHITECTURES = tuple(_RECORDED)
+"""What ``standard_layer`` builds."""
+
+
+class ConvolutionLayer(nn.Module):
+    r"""A convolution with BatchNorm, ReLU and residual; edge features pass through.
+
+    .. math::
+        x' = x + \mathrm{drop}(\mathrm{relu}(\mathrm{norm}(\mathrm{conv}(x, e))))
+
+    Args:
+        conv: called as ``conv(x, edge_index, edge_attr=edge_attr)``, D channels in and out.
+        hidden_channels: D.
+        dropout: probability, on what is added.
+    """
+
+    def __init__(self, conv: nn.Module, hidden_channels: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.BatchNorm1d(hidden_channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N D"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_attr: Float[Tensor, "E D"],
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+        """New node features [N, D], and the edge features as they came [E, D]."""
+        update = torch.relu(self.norm(self.conv(x, edge_index, edge_attr=edge_attr)))
+        return x + self.dropout(update), edge_attr
+
+
+class GPSLayer(nn.Module):
+    """A GPSConv, which brings its own norms and residuals; edge features pass through.
+
+    Its local part is a GINEConv, its global part multihead attention between all nodes of a
+    graph, so it has to know which nodes belong together.
+
+    Args:
+        hidden_channels: D.
+        heads: of the dense attention; must divide D.
+        dropout: probability, as GPSConv applies it.
+    """
+
+    needs_batch = True
+    """A network passes ``batch`` to layers that say so."""
+
+    def __init__(self, hidden_channels: int, heads: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        mlp = nn.Sequential(
+            nn.Linear(hidden_channels, hidden_channels),
+            nn.ReLU(),
+            nn.Linear(hidden_channels, hidden_channels),
+        )
+        self.conv = GPSConv(hidden_channels, GINEConv(mlp), heads=heads, dropout=dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N D"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_attr: Float[Tensor, "E D"],
+        batch: Int[Tensor, " N"] | None = None,
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+        """New node features [N, D], and the edge features as they came [E, D].
+
+        Args:
+            x: node features, shape [N, D].
+            edge_index: source and target of each edge, shape [2, E].
+            edge_attr: edge features, shape [E, D].
+            batch: graph of each node, ascending, shape [N]; None means one graph.
+        """
+        return self.conv(x, edge_index, batch, edge_attr=edge_attr), edge_attr
+
+
+def standard_layer(
+    architecture: str, hidden_channels: int, heads: int, *, dropout: float = 0.0
+) -> ConvolutionLayer | GPSLayer:
+    """One layer of a PyG architecture.
+
+    Convolutions keep PyG's defaults but for two: no self-loops are added, so that each
+    recorded row is an edge of the data (the residual brings a node its own features), and
+    attention weights are not dropped out, so that they sum to one.
+
+    Args:
+        architecture: one of ``ARCHITECTURES``.
+        hidden_channels: D, of nodes and edges.
+        heads: H; must divide D.
+        dropout: probability, on what a layer adds to its input.
+
+    Raises:
+        ValueError: if the architecture is unknown, or ``heads`` does not divide
+            ``hidden_channels``.
+    """
+    if hidden_channels % heads:
+        raise ValueError(
+            f"heads must divide hidden_channels, got {heads} heads for {hidden_channels}"
+        )
+    _check_architecture(architecture)
+    if architecture == "gps":
+        return GPSLayer(hidden_channels, heads, dropout=dropout)
+    loops = {} if architecture == "transformer" else {"add_self_loops": False}
+    conv = _CONVOLUTIONS[architecture](
+        hidden_channels, hidden_channels // heads, heads, edge_dim=hidden_channels, **loops
+    )
+    return ConvolutionLayer(conv, hidden_channels, dropout=dropout)
+
+
+def recorded_names(architecture: str) -> tuple[str, ...]:
+    """What to record of a network of ``standard_layer`` to look for massive activations.
+
+    Attention weights are left out: H weights are not channels of a hidden state. So are the
+    messages of gps: their ReLU zeroes about half the channels, so that the median of a row is
+    zero or tiny and ratios above 1000 appear without training; what the ReLU is applied to is
+    recorded instead.
+
+    Args:
+        architecture: one of ``ARCHITECTURES``.
+
+    Raises:
+        ValueError: if the architecture is unknown.
+    """
+    _check_architecture(architecture)
+    return _RECORDED[architecture]
+
+
+def recorded_rows(
+    module: nn.Module, output: Any, batch: Int[Tensor, " N"] | None = None
+) -> Float[Tensor, "rows channels"]:
+    """What was recorded at one of ``recorded_names``, as rows of channels for the detector.
+
+    Args:
+        module: the module that the name stands for, ``hooks.resolve(model, name)[name]``.
+        output: what ``hooks.record`` gave.
+        batch: graph of each node, needed for dense attention over several graphs.
+
+    Returns:
+        One row per edge, or per node for dense attention.
+
+    Raises:
+        TypeError: if neither the output nor the module is known here.
+    """
+    if isinstance(module, nn.MultiheadAttention):
+        return unpad(output[0], batch)
+    if isinstance(output, dict):
+        if isinstance(module, GINEConv):
+            edge_attr = output["edge_attr"]
+            return output["x_j"] + (edge_attr if module.lin is None else module.lin(edge_attr))
+        return vector_score(module, output)
+    if isinstance(output, Tensor):
+        return output.flatten(start_dim=1)
+    raise TypeError(f"expected a tensor or a dict of arguments, got {type(output).__name__}")
+
+
+def vector_score(conv: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, "E D"]:
+    """The score of each edge before the sum over the channels of a head.
+
+    Args:
+        conv: a TransformerConv or GATv2Conv.
+        inputs: the arguments of its ``message`` or ``edge_update``, as recorded at
+            ``conv:message_inputs`` or ``conv:edge_update_inputs``.
+
+    Returns:
+        Shape [E, D], head-major; the d channels of a head sum to its logit.
+
+    Raises:
+        TypeError: if the module is neither; others show no vector score.
+    """
+    if isinstance(conv, TransformerConv):
+        scale = math.sqrt(conv.out_channels)
+        score = inputs["query_i"] * (inputs["key_j"] + _edge_term(conv, inputs)) / scale
+    elif isinstance(conv, GATv2Conv):
+        total = inputs["x_i"] + inputs["x_j"] + _edge_term(conv, inputs)
+        score = nn.functional.leaky_relu(total, conv.negative_slope) * conv.att
+    else:
+        raise TypeError(f"expected a TransformerConv or GATv2Conv, got {type(conv).__name__}")
+    return score.flatten(start_dim=1)
+
+
+def unpad(
+    dense: Float[Tensor, "graphs nodes D"], batch: Int[Tensor, " N"] | None = None
+) -> Float[Tensor, "N D"]:
+    """The rows of nodes in a padded tensor, as PyG's ``to_dense_batch`` makes it.
+
+    Args:
+        dense: rows of each graph, filled up to those of the largest one.
+        batch: graph of each node, ascending, shape [N]; None means one graph, nothing padded.
+
+    Returns:
+        Shape [N, D], in the order of the nodes.
+    """
+    if batch is None:
+        return dense.flatten(end_dim=1)
+    _, mask = to_dense_batch(batch, batch)
+    return dense[mask]
+
+
+def _edge_term(conv: TransformerConv | GATv2Conv, inputs: dict[str, Any]) -> Tensor | float:
+    """W_e e_ji, shape [E, H, d]; 0 for a convolution without edge features."""
+    if conv.lin_edge is None or inputs["edge_attr"] is None:
+        return 0.0
+    return conv.lin_edge(inputs["edge_attr"]).unflatten(-1, (conv.heads, conv.out_channels))
+
+
+def _check_architecture(architecture: str) -> None:
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")

@@ -1,0 +1,257 @@
+"""The EGAT comparison: its equations by hand and against a plain loop, and its shared scoring."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch_geometric.utils import scatter
+
+from mapkg.hooks import edit, record
+from mapkg.models.edge_gat import EdgeGATAttention, EdgeGATLayer
+from mapkg.models.networks import GraphNetwork
+
+EXACT = dict(rtol=1e-11, atol=1e-11)
+SEEN = ("score", "attention_weight", "attended")
+
+
+def random_graph(seed, nodes=9, edges=30, channels=12):
+    """A graph with a self-loop, parallel edges, and a last node that only sends."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(nodes, channels, generator=generator, dtype=torch.float64)
+    source = torch.randint(nodes, (edges,), generator=generator)
+    target = torch.randint(nodes - 1, (edges,), generator=generator)
+    source[:4] = torch.tensor([2, 2, 3, nodes - 1])
+    target[:4] = torch.tensor([1, 1, 3, 0])
+    edge_attr = torch.randn(edges, channels, generator=generator, dtype=torch.float64)
+    return x, torch.stack([source, target]), edge_attr
+
+
+def random_attention(seed, channels=12, heads=3, use_bias=False):
+    torch.manual_seed(seed)
+    return EdgeGATAttention(channels, heads, use_bias=use_bias).double()
+
+
+def attention_by_loop(attention, x, edge_index, edge_attr):
+    """f' [E, D], alpha [E, H] and h' [N, D], edge by edge and head by head in numpy."""
+
+    def affine(linear, row):
+        bias = 0.0 if linear.bias is None else linear.bias.detach().numpy()
+        return linear.weight.detach().numpy() @ row + bias
+
+    x, edge_attr = x.numpy(), edge_attr.numpy()
+    heads = attention.heads
+    width = x.shape[1] // heads
+    pairs = edge_index.T.tolist()
+    score, weight = np.zeros_like(edge_attr), np.zeros((len(pairs), heads))
+    for edge, (source, target) in enumerate(pairs):
+        before = affine(attention.edge, np.concatenate([x[source], edge_attr[edge], x[target]]))
+        score[edge] = [value if value > 0 else value / 100 for value in before]
+        for head in range(heads):
+            outputs = affine(attention.logit, score[edge, head * width : (head + 1) * width])
+            assert outputs.shape == (heads,)
+            weight[edge, head] = math.exp(sum(outputs))
+    alpha, attended = np.zeros_like(weight), np.zeros_like(x)
+    for edge, (source, target) in enumerate(pairs):
+        for head in range(heads):
+            total = sum(weight[e, head] for e, pair in enumerate(pairs) if pair[1] == target)
+            alpha[edge, head] = weight[edge, head] / total
+            channels = slice(head * width, (head + 1) * width)
+            attended[target, channels] += (
+                alpha[edge, head] * affine(attention.value, x[source])[channels]
+            )
+    return score, alpha, attended
+
+
+def test_three_nodes_by_hand():
+    # Two heads of one channel; edges 0 -> 2 and 1 -> 2.
+    attention = EdgeGATAttention(2, 2).double()
+    with torch.no_grad():
+        # f' = LeakyReLU(h_j[0] + f[0], 2 h_i[1] - f[1]).
+        attention.edge.weight.copy_(torch.tensor([[1, 0, 1, 0, 0, 0], [0, 0, 0, -1, 0, 2]]))
+        attention.logit.weight.copy_(torch.tensor([[3.0], [-2.0]]))  # both heads: 3 - 2 = 1
+        attention.value.weight.copy_(torch.tensor([[10.0, 0.0], [0.0, 100.0]]))
+        attention.value.bias.copy_(torch.tensor([0.0, 1.0]))
+    x = torch.tensor([[1.0, 2.0], [-3.0, 4.0], [5.0, 1.0]], dtype=torch.float64)
+    edge_attr = torch.tensor([[1.0, 1.0], [1.0, 4.0]], dtype=torch.float64)
+    with record(attention, SEEN) as seen:
+        attended, score = attention(x, torch.tensor([[0, 1], [2, 2]]), edge_attr)
+    # Edge 0: (1 + 1, 2 - 1) = (2, 1); edge 1: (-3 + 1, 2 - 4) = (-2, -2), times 0.01.
+    expected = torch.tensor([[2.0, 1.0], [-0.02, -0.02]], dtype=torch.float64)
+    torch.testing.assert_close(score, expected, **EXACT)
+    # alpha of edge 0: 1 / (1 + exp(-2.02)) = 0.882881 and 1 / (1 + exp(-1.02)) = 0.734973.
+    weight = torch.tensor([[0.882881, 0.734973], [0.117119, 0.265027]], dtype=torch.float64)
+    torch.testing.assert_close(seen["attention_weight"][0], weight, rtol=0, atol=1e-6)
+    # W_n h: (10, 201), (-30, 401): 0.882881 * 10 - 0.117119 * 30, 0.734973 * 201 + 0.265027 * 401.
+    expected = torch.tensor([[0, 0], [0, 0], [5.315240, 254.005480]], dtype=torch.float64)
+    torch.testing.assert_close(attended, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("heads", [1, 3, 12])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_the_equations_hold_edge_by_edge(seed, heads, use_bias):
+    attention = random_attention(seed, heads=heads, use_bias=use_bias)
+    graph = random_graph(seed)
+    with record(attention, SEEN) as seen:
+        attended, score = attention(*graph)
+    expected = attention_by_loop(attention, *graph)
+    for name, values in zip(SEEN, expected, strict=True):
+        torch.testing.assert_close(seen[name][0], torch.from_numpy(values), **EXACT)
+    assert torch.equal(seen["score"][0], score)
+    assert torch.equal(seen["attended"][0], attended)
+    assert torch.equal(attended[-1], torch.zeros(12, dtype=torch.float64))
+
+
+def test_attention_weights_sum_to_one_at_every_node_that_receives():
+    attention, (x, edge_index, edge_attr) = random_attention(0), random_graph(0)
+    with record(attention, "attention_weight") as seen:
+        attention(100 * x, edge_index, edge_attr)  # large logits: no clamp, no overflow
+    sums = scatter(seen["attention_weight"][0], edge_index[1], dim_size=len(x), reduce="sum")
+    receives = torch.bincount(edge_index[1], minlength=len(x)) > 0
+    torch.testing.assert_close(sums, receives.double().unsqueeze(1).expand(-1, 3))
+    assert seen["attention_weight"][0].max() > 0.999
+
+
+def test_all_heads_share_one_scoring_vector():
+    attention, graph = random_attention(0, use_bias=True), random_graph(0)
+    with record(attention, SEEN) as seen:
+        expected, score = attention(*graph)
+    shared = attention.logit.weight.sum(dim=0)  # [d]
+    exponential = (score.unflatten(-1, (3, 4)) @ shared).exp()  # without the bias: it cancels
+    total = scatter(exponential, graph[1][1], dim_size=9, reduce="sum")[graph[1][1]]
+    torch.testing.assert_close(seen["attention_weight"][0], exponential / total, **EXACT)
+    with torch.no_grad():  # other rows, the same sum
+        attention.logit.weight.copy_(
+            torch.stack([shared + 5, torch.full((4,), -7.0), torch.full((4,), 2.0)])
+        )
+        attention.logit.bias.fill_(1.5)
+    torch.testing.assert_close(attention(*graph)[0], expected, **EXACT)
+
+
+def test_heads_that_are_permuted_with_their_maps_give_the_same_layer():
+    attention, graph = random_attention(1), random_graph(1)
+    attended, score = attention(*graph)
+    order = torch.arange(12).view(3, 4)[[2, 0, 1]].flatten()
+    with torch.no_grad():
+        attention.edge.weight.copy_(attention.edge.weight[order])
+        attention.value.weight.copy_(attention.value.weight[order])
+        attention.value.bias.copy_(attention.value.bias[order])
+    found = attention(*graph)
+    torch.testing.assert_close(found[0], attended[:, order], **EXACT)
+    torch.testing.assert_close(found[1], score[:, order], **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("use_bias", "expected"),
+    [
+        # W_n 64 x 64 + 64, W_e 64 x 192, F 8 x 8.
+        (False, 4096 + 64 + 12288 + 64),
+        # and 64 for W_e, 8 for F.
+        (True, 4096 + 64 + 12288 + 64 + 64 + 8),
+    ],
+)
+def test_the_number_of_parameters_is_that_of_three_maps(use_bias, expected):
+    layer = EdgeGATLayer(64, 8, use_bias=use_bias)
+    assert sum(parameter.numel() for parameter in layer.parameters()) == expected
+
+
+def test_weights_are_drawn_normal_with_the_gain_of_relu():
+    torch.manual_seed(0)
+    attention = EdgeGATAttention(256, 4)
+    # sqrt(2) * sqrt(2 / (fan in + fan out))
+    for linear, fans in (
+        (attention.value, 256 + 256),
+        (attention.edge, 768 + 256),
+        (attention.logit, 64 + 4),
+    ):
+        weight, expected = linear.weight, 2 / math.sqrt(fans)
+        assert weight.std().item() == pytest.approx(expected, rel=4 / weight.numel() ** 0.5)
+        assert abs(weight.mean().item()) < 5 * expected / weight.numel() ** 0.5
+        assert weight.abs().max() > 2.2 * expected  # a uniform draw ends at sqrt(3)
+
+
+def test_a_layer_is_the_attention_alone_and_gives_its_score_to_the_next():
+    torch.manual_seed(0)
+    layers = [EdgeGATLayer(12, 3).double() for _ in range(2)]
+    x, edge_index, edge_attr = random_graph(2)
+    first = layers[0].attention(x, edge_index, edge_attr)
+    for found, expected in zip(layers[0](x, edge_index, edge_attr), first, strict=True):
+        assert torch.equal(found, expected)
+    network = GraphNetwork(
+        layers,
+        num_node_types=5,
+        num_edge_types=3,
+        hidden_channels=12,
+        out_channels=1,
+        readout="mean",
+    ).double()
+    types = torch.arange(9) % 5
+    with record(network, [f"layers.*.{name}" for name in SEEN]) as seen:
+        network(types, edge_index, torch.arange(30) % 3)
+    attended, score = seen["layers.0.attention.attended"][0], seen["layers.0.attention.score"][0]
+    expected = attention_by_loop(layers[1].attention, attended, edge_index, score)
+    for name, values in zip(SEEN, expected, strict=True):
+        found = seen[f"layers.1.attention.{name}"][0]
+        torch.testing.assert_close(found, torch.from_numpy(values), **EXACT)
+
+
+def test_an_edited_score_is_what_the_softmax_and_the_next_layer_see():
+    layer, (x, edge_index, edge_attr) = EdgeGATLayer(12, 3).double(), random_graph(3)
+    with edit(layer, {"attention.score": torch.zeros_like}):
+        attended, score = layer(x, edge_index, edge_attr)
+    assert not score.any()
+    value = layer.attention.value(x)[edge_index[0]]
+    mean = scatter(value, edge_index[1], dim_size=9, reduce="mean")
+    torch.testing.assert_close(attended, mean, **EXACT)
+
+
+def test_a_batch_of_graphs_equals_each_graph_alone():
+    layer = EdgeGATLayer(12, 3).double()
+    graphs = [random_graph(seed, nodes=nodes) for seed, nodes in enumerate((9, 4, 6))]
+    starts = [0, 9, 13]
+    joined = layer(
+        torch.cat([x for x, *_ in graphs]),
+        torch.cat([graph[1] + start for graph, start in zip(graphs, starts, strict=True)], dim=1),
+        torch.cat([edge_attr for *_, edge_attr in graphs]),
+    )
+    alone = [layer(*graph) for graph in graphs]
+    for found, parts in zip(joined, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.cat(parts), **EXACT)
+
+
+def test_renumbered_nodes_and_reordered_edges_give_the_same_values():
+    layer, (x, edge_index, edge_attr) = EdgeGATLayer(12, 3).double(), random_graph(4)
+    attended, score = layer(x, edge_index, edge_attr)
+    nodes, edges = torch.randperm(9), torch.randperm(30)
+    number = torch.empty_like(nodes)
+    number[nodes] = torch.arange(9)
+    found = layer(x[nodes], number[edge_index[:, edges]], edge_attr[edges])
+    torch.testing.assert_close(found[0], attended[nodes], **EXACT)
+    torch.testing.assert_close(found[1], score[edges], **EXACT)
+
+
+def test_a_graph_without_edges_attends_to_nothing():
+    layer = EdgeGATLayer(12, 3)
+    attended, score = layer(
+        torch.randn(4, 12), torch.empty(2, 0, dtype=torch.long), torch.empty(0, 12)
+    )
+    assert torch.equal(attended, torch.zeros(4, 12))
+    assert score.shape == (0, 12)
+
+
+def test_heads_must_divide_the_channels():
+    with pytest.raises(ValueError, match="heads must divide hidden_channels, got 5 heads for 12"):
+        EdgeGATLayer(12, 5)
+
+
+def test_the_layer_has_no_norm_residual_dropout_or_feed_forward_map():
+    linears = [
+        m for m in EdgeGATLayer(12, 3).modules() if next(m.parameters(False), None) is not None
+    ]
+    assert [type(m) for m in linears] == [nn.Linear] * 3
+    layer, graph = EdgeGATLayer(12, 3).double(), random_graph(5)
+    in_training = layer.train()(*graph)
+    for found, expected in zip(layer.eval()(*graph), in_training, strict=True):
+        assert torch.equal(found, expected)

@@ -1,0 +1,319 @@
+"""PyG's own attention layers: what is recorded of them, against what PyG and plain loops say."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
+from torch_geometric.utils import scatter, softmax
+
+from mapkg.detection import activation_ratio
+from mapkg.hooks import record, resolve
+from mapkg.models.networks import GraphNetwork
+from mapkg.models.standard import (
+    ARCHITECTURES,
+    ConvolutionLayer,
+    recorded_names,
+    recorded_rows,
+    standard_layer,
+    unpad,
+    vector_score,
+)
+
+EXACT = dict(rtol=1e-10, atol=1e-10)
+CHANNELS, HEADS, WIDTH = 12, 3, 4
+SIZES, NUM_EDGES = (5, 2, 7), (9, 2, 14)
+NODES, EDGES = sum(SIZES), sum(NUM_EDGES)
+CONVOLUTIONS = ("gat", "gatv2", "transformer")
+
+
+def graphs(seed=0):
+    """Three graphs: node and edge types, and their edges."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high, *shape):
+        return torch.randint(high, shape, generator=generator)
+
+    return [(draw(6, n), draw(n, 2, e), draw(3, e)) for n, e in zip(SIZES, NUM_EDGES, strict=True)]
+
+
+def join(parts):
+    """x, edge_index, edge_attr and batch of several graphs as one."""
+    sizes = [len(x) for x, *_ in parts]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return (
+        torch.cat([x for x, *_ in parts]),
+        torch.cat([part[1] + start for part, start in zip(parts, starts, strict=True)], dim=1),
+        torch.cat([edge_attr for *_, edge_attr in parts]),
+        torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)),
+    )
+
+
+def features(seed=0):
+    """x [N, D], edge_index, edge_attr [E, D], batch of the three graphs."""
+    generator = torch.Generator().manual_seed(seed)
+    _, edge_index, _, batch = join(graphs(seed))
+    x = torch.randn(NODES, CHANNELS, generator=generator, dtype=torch.float64)
+    edge_attr = torch.randn(EDGES, CHANNELS, generator=generator, dtype=torch.float64)
+    return x, edge_index, edge_attr, batch
+
+
+def layer(architecture, **options):
+    torch.manual_seed(0)
+    return standard_layer(architecture, CHANNELS, HEADS, **options).double().eval()
+
+
+def network(architecture, num_layers=2, readout="mean"):
+    torch.manual_seed(0)
+    layers = [standard_layer(architecture, CHANNELS, HEADS) for _ in range(num_layers)]
+    sizes = dict(num_node_types=6, num_edge_types=3, hidden_channels=CHANNELS, out_channels=2)
+    model = GraphNetwork(layers, readout=readout, **sizes).double().eval()
+    model.head = nn.Identity()  # a narrow head may have dead units and hide differences
+    return model
+
+
+# The layers.
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("gat", GATConv), ("gatv2", GATv2Conv), ("transformer", TransformerConv), ("gps", GPSConv)],
+)
+def test_the_convolution_is_the_class_of_pyg_itself(architecture, kind):
+    conv = layer(architecture).conv
+    assert type(conv) is kind
+    own = {name for name in vars(conv) if callable(getattr(kind, name, None))}
+    assert not own, f"methods replaced on the instance: {own}"
+
+
+@pytest.mark.parametrize("architecture", CONVOLUTIONS)
+def test_a_layer_adds_the_normalised_and_rectified_convolution(architecture):
+    x, edge_index, edge_attr, _ = features()
+    module = layer(architecture)
+    with torch.no_grad():
+        module.norm.running_mean.normal_()
+        module.norm.running_var.uniform_(0.5, 2.0)
+    found, edges = module(x, edge_index, edge_attr)
+    conv = module.conv(x, edge_index, edge_attr)
+    normal = (conv - module.norm.running_mean) / (module.norm.running_var + 1e-5).sqrt()
+    torch.testing.assert_close(found, x + normal.clamp(min=0), **EXACT)
+    assert edges is edge_attr
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_batch_of_graphs_equals_each_graph_alone(architecture):
+    model = network(architecture)
+    alone = torch.cat([model(*graph) for graph in graphs()])
+    torch.testing.assert_close(model(*join(graphs())), alone, **EXACT)
+    assert alone.std(dim=0).min() > 1e-3, "the three graphs are the same"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_renumbered_nodes_and_reordered_edges_give_the_same_prediction(architecture):
+    model = network(architecture, readout="sum")
+    x, edge_index, edge_attr = graphs()[2]
+    nodes, edges = torch.randperm(len(x)), torch.randperm(len(edge_attr))
+    number = torch.empty_like(nodes)
+    number[nodes] = torch.arange(len(x))
+    found = model(x[nodes], number[edge_index[:, edges]], edge_attr[edges])
+    torch.testing.assert_close(found, model(x, edge_index, edge_attr), **EXACT)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_parameter_learns_and_edges_matter(architecture):
+    model = network(architecture).train()
+    model(*join(graphs())).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert model.edge_embedding.weight.grad.abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("architecture", ["gat", "gatv2"])
+def test_attention_weights_are_not_dropped_out(architecture):
+    x, edge_index, edge_attr, _ = features()
+    module = layer(architecture, dropout=0.9).train()
+    with record(module, "conv:edge_update") as seen:
+        first, _ = module(x, edge_index, edge_attr)
+        second, _ = module(x, edge_index, edge_attr)
+    weight, again = seen["conv:edge_update"]
+    assert torch.equal(weight, again)
+    sums = scatter(weight, edge_index[1], reduce="sum")[edge_index[1]]
+    torch.testing.assert_close(sums, torch.ones_like(sums), **EXACT)
+    assert not torch.equal(first, second), "nothing was dropped out"
+
+
+def test_dropout_reaches_a_gps_layer():
+    x, edge_index, edge_attr, batch = features()
+    module = layer("gps", dropout=0.5)
+    arguments = (x, edge_index, edge_attr, batch)
+    assert torch.equal(module(*arguments)[0], module(*arguments)[0])
+    module.train()
+    assert not torch.equal(module(*arguments)[0], module(*arguments)[0])
+
+
+@pytest.mark.parametrize("build", [recorded_names, lambda name: standard_layer(name, 8, 2)])
+def test_an_unknown_architecture_is_an_error_that_lists_the_known(build):
+    with pytest.raises(ValueError, match=r"one of .*'gat', 'gatv2', 'transformer', 'gps'.*'gt'"):
+        build("gt")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_heads_must_divide_the_channels(architecture):
+    with pytest.raises(ValueError, match="heads must divide hidden_channels, got 5 heads for 12"):
+        standard_layer(architecture, 12, 5)
+
+
+# What is recorded.
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_recorded_has_a_row_per_edge_or_node_and_all_channels(architecture):
+    model = network(architecture)
+    names = recorded_names(architecture)
+    x, edge_index, edge_attr, batch = join(graphs())
+    modules = resolve(model, names)
+    assert len(modules) == 2 * len(names)
+    expected = model(x, edge_index, edge_attr, batch)
+    with record(model, names) as seen:
+        assert torch.equal(model(x, edge_index, edge_attr, batch), expected)
+    for name, (output,) in seen.items():
+        rows = recorded_rows(modules[name], output, batch)
+        assert rows.shape == (NODES if name.endswith("attn") else EDGES, CHANNELS)
+        assert rows.abs().min() > 0
+
+
+@pytest.mark.parametrize("architecture", ["gat", "gatv2"])
+def test_recorded_attention_weights_are_those_that_pyg_returns(architecture):
+    x, edge_index, edge_attr, _ = features()
+    conv = layer(architecture).conv
+    with record(conv, [":edge_update", ":message"]) as seen:
+        _, (_, weight) = conv(x, edge_index, edge_attr, return_attention_weights=True)
+    assert torch.equal(seen[":edge_update"][0], weight)
+    value = conv.lin(x) if architecture == "gat" else conv.lin_l(x)
+    expected = weight.unsqueeze(-1) * value[edge_index[0]].unflatten(-1, (HEADS, WIDTH))
+    torch.testing.assert_close(seen[":message"][0], expected, **EXACT)
+
+
+@pytest.mark.parametrize("architecture", CONVOLUTIONS)
+def test_recorded_messages_sum_to_what_the_convolution_returns(architecture):
+    x, edge_index, edge_attr, _ = features()
+    conv = layer(architecture).conv
+    with record(conv, [":message", ":aggregate"]) as seen:
+        output = conv(x, edge_index, edge_attr)
+    rows = recorded_rows(conv, seen[":message"][0])
+    total = torch.zeros(NODES, CHANNELS, dtype=torch.float64)
+    for edge, target in enumerate(edge_index[1].tolist()):
+        total[target] += rows[edge]
+    torch.testing.assert_close(total, seen[":aggregate"][0].flatten(1), **EXACT)
+    own = conv.lin_skip(x) if architecture == "transformer" else conv.bias
+    torch.testing.assert_close(output, total + own, **EXACT)
+
+
+@pytest.mark.parametrize("edge_dim", [CHANNELS, None])
+@pytest.mark.parametrize("kind", [TransformerConv, GATv2Conv])
+def test_the_vector_score_sums_to_the_logit_of_the_attention_that_pyg_returns(kind, edge_dim):
+    x, edge_index, edge_attr, _ = features()
+    torch.manual_seed(0)
+    conv = kind(CHANNELS, WIDTH, HEADS, edge_dim=edge_dim).double()
+    name = ":message_inputs" if kind is TransformerConv else ":edge_update_inputs"
+    with record(conv, name) as seen:
+        _, (used, weight) = conv(
+            x, edge_index, edge_attr if edge_dim else None, return_attention_weights=True
+        )
+    logit = vector_score(conv, seen[name][0]).unflatten(-1, (HEADS, WIDTH)).sum(dim=-1)
+    torch.testing.assert_close(softmax(logit, used[1]), weight, **EXACT)
+    in_degree = torch.bincount(used[1])[used[1]]
+    assert (weight - 1 / in_degree.unsqueeze(1)).abs().max() > 0.05, "uniform, whatever the score"
+
+
+def test_the_vector_score_of_the_transformer_is_query_times_key_and_edge():
+    x, edge_index, edge_attr, _ = features()
+    conv = layer("transformer").conv
+    with record(conv, ":message_inputs") as seen:
+        conv(x, edge_index, edge_attr)
+    score = recorded_rows(conv, seen[":message_inputs"][0])
+
+    def affine(linear, row):
+        return linear.weight @ row + (0 if linear.bias is None else linear.bias)
+
+    for edge, (source, target) in enumerate(edge_index.T.tolist()):
+        query, key = affine(conv.lin_query, x[target]), affine(conv.lin_key, x[source])
+        gate = affine(conv.lin_edge, edge_attr[edge])
+        torch.testing.assert_close(score[edge], query * (key + gate) / math.sqrt(WIDTH), **EXACT)
+
+
+def test_rows_of_gine_are_its_messages_before_the_relu():
+    x, edge_index, edge_attr, batch = features()
+    module = layer("gps")
+    names = ["conv.conv:message_inputs", "conv.conv:message", "conv.conv:aggregate"]
+    with record(module, names) as seen:
+        module(x, edge_index, edge_attr, batch)
+    (inputs,), (message,), (aggregate,) = seen.values()
+    rows = recorded_rows(module.conv.conv, inputs)
+    torch.testing.assert_close(rows, x[edge_index[0]] + edge_attr, **EXACT)
+    assert torch.equal(rows.clamp(min=0), recorded_rows(module.conv.conv, message))
+    total = scatter(message, edge_index[1], dim_size=NODES, reduce="sum")
+    torch.testing.assert_close(aggregate, total, **EXACT)
+    # The ReLU zeroes the median of many rows, and no ratio is left.
+    assert activation_ratio(message).isnan().any(dim=1).double().mean() > 0.25
+    assert not activation_ratio(rows).isnan().any()
+
+
+def test_rows_of_gine_use_its_edge_projection_if_it_has_one():
+    x, edge_index, edge_attr, _ = features()
+    conv = GINEConv(nn.Linear(CHANNELS, CHANNELS), edge_dim=5).double()
+    with record(conv, [":message_inputs", ":message"]) as seen:
+        conv(x, edge_index, edge_attr[:, :5])
+    (inputs,), (message,) = seen.values()
+    torch.testing.assert_close(recorded_rows(conv, inputs).relu(), message, **EXACT)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_dense_attention_is_a_loop_over_graphs_and_heads(training):
+    x, edge_index, edge_attr, batch = features()
+    module = layer("gps").train(training)
+    attention = module.conv.attn
+    with torch.no_grad(), record(module, "conv.attn") as seen:
+        module(x, edge_index, edge_attr, batch)
+    (output,) = seen["conv.attn"]
+    assert output[0].shape == (len(SIZES), max(SIZES), CHANNELS)
+    with torch.no_grad():
+        maps = attention.in_proj_weight.split(CHANNELS)
+        biases = attention.in_proj_bias.split(CHANNELS)
+        expected = []
+        for nodes in x.split(SIZES):
+            query, key, value = (nodes @ m.T + b for m, b in zip(maps, biases, strict=True))
+            heads = []
+            for head in range(HEADS):
+                own = slice(head * WIDTH, (head + 1) * WIDTH)
+                logit = query[:, own] @ key[:, own].T / math.sqrt(WIDTH)
+                heads.append(logit.softmax(dim=1) @ value[:, own])
+            expected.append(attention.out_proj(torch.cat(heads, dim=1)))
+    found = recorded_rows(attention, output, batch)
+    torch.testing.assert_close(found, torch.cat(expected), **EXACT)
+
+
+def test_padded_rows_are_left_out_and_nodes_keep_their_order():
+    dense = torch.tensor([[[1.0], [2.0], [-9.0]], [[3.0], [-9.0], [-9.0]], [[4.0], [5.0], [6.0]]])
+    batch = torch.tensor([0, 0, 1, 2, 2, 2])
+    assert unpad(dense, batch).flatten().tolist() == [1, 2, 3, 4, 5, 6]
+    assert unpad(dense[2:]).flatten().tolist() == [4, 5, 6]
+
+
+def test_modules_that_show_no_vector_score_are_an_error():
+    x, edge_index, edge_attr, _ = features()
+    conv = layer("gat").conv
+    with record(conv, ":edge_update_inputs") as seen:
+        conv(x, edge_index, edge_attr)
+    with pytest.raises(TypeError, match="expected a TransformerConv or GATv2Conv, got GATConv"):
+        recorded_rows(conv, seen[":edge_update_inputs"][0])
+    with pytest.raises(TypeError, match="a tensor or a dict of arguments, got tuple"):
+        recorded_rows(nn.Identity(), (x, x))
+
+
+def test_a_layer_takes_any_convolution_with_edge_features():
+    x, edge_index, edge_attr, _ = features()
+    conv = GINEConv(nn.Linear(CHANNELS, CHANNELS)).double()
+    module = ConvolutionLayer(conv, CHANNELS).double().eval()
+    expected = x + (conv(x, edge_index, edge_attr) / math.sqrt(1 + 1e-5)).relu()
+    torch.testing.assert_close(module(x, edge_index, edge_attr)[0], expected, **EXACT)
