@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+CORES ?= all
+WHAT ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book test lint format lock paper clean
@@ -40,9 +42,8 @@ lock: pyproject.toml ## resolve requirements.lock anew (needs pip-tools)
 	pip-compile --all-extras --strip-extras --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --output-file requirements.lock pyproject.toml
 	sed -i -e 's/^torch==\([0-9.]*\)+.*/torch==\1/' -e '1i # The tested closure of pyproject.toml with all extras; written by "make lock".' requirements.lock
 
-paper: $(INSTALLED) ## the paper-scale runs: GT on ZINC, three seeds, 100 epochs (hours); needs ZINC
-	for seed in 0 1 2; do $(BIN)/python -m mapkg train --config GT-ZINC --dataset zinc --seed $$seed --epochs 100 --out runs/gt-zinc-$$seed || exit 1; done
-	$(BIN)/python -m mapkg collect runs/gt-zinc-0 runs/gt-zinc-1 runs/gt-zinc-2 --output data/results/emergence_gt_zinc_
+paper: $(INSTALLED) ## the grid of paper-scale runs, to the book (many hours); CORES=4, WHAT=gt_zinc
+	$(BIN)/snakemake $(WHAT) --cores $(CORES)
 
 clean: ## remove the built site and the executed notebooks
 	rm -rf _build

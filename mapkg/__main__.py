@@ -1,4 +1,4 @@
-"""The command line: ``python -m mapkg run``, ``train``, ``collect`` and ``data``."""
+"""The command line: ``python -m mapkg COMMAND``, with ``--help`` for the commands."""
 
 import argparse
 import sys
@@ -46,23 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="train a network, watch massive activations emerge, write tables"
     )
-    train.add_argument("--config", required=True, choices=CONFIGS, help="a published configuration")
-    train.add_argument("--dataset", required=True, help="a data set that mapkg.data.load knows")
+    _add_network(train)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--epochs", type=int, help="at most so many; default: the configuration's")
     train.add_argument("--out", type=Path, required=True, help="folder; a stopped run goes on")
-    train.add_argument("--device", default="cpu", help="for example cpu or cuda (default: cpu)")
-    train.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a value of the configuration; may be repeated",
-    )
-    train.add_argument(
-        "--limit", type=_positive, help="only so many graphs of each split, to try out"
-    )
     train.add_argument(
         "--permute-targets",
         action="store_true",
@@ -75,12 +62,48 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument(
         "-o", "--output", required=True, help="path prefix, for example data/results/emergence_"
     )
+    collect.add_argument(
+        "--states",
+        nargs="+",
+        help="keep only these states in the two large tables (default: all)",
+    )
     collect.set_defaults(function=_collect)
+
+    untrained = commands.add_parser("untrained", help="look at networks without training")
+    _add_network(untrained)
+    untrained.add_argument("--networks", type=_positive, default=20)
+    untrained.add_argument("--first-seed", type=int, default=1000)
+    untrained.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
+    untrained.set_defaults(function=_untrained)
+
+    laws = commands.add_parser("laws", help="fit laws to the ratios of collected runs")
+    laws.add_argument("runs", nargs="+", help="names of collected runs, for example gt_zinc")
+    laws.add_argument("--results", type=Path, required=True, help="folder of their tables")
+    laws.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
+    laws.set_defaults(function=_laws)
 
     data = commands.add_parser("data", help="load a data set and say what it is")
     data.add_argument("dataset")
     data.set_defaults(function=_data)
     return parser
+
+
+def _add_network(command: argparse.ArgumentParser) -> None:
+    """The options of commands that build a network and look at a data set."""
+    command.add_argument("--config", required=True, choices=CONFIGS, help="a configuration")
+    command.add_argument("--dataset", required=True, help="a data set that mapkg.data.load knows")
+    command.add_argument("--device", default="cpu", help="for example cpu or cuda (default: cpu)")
+    command.add_argument("--threads", type=_positive, help="CPU threads (default: torch's choice)")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a value of the configuration; may be repeated",
+    )
+    command.add_argument(
+        "--limit", type=_positive, help="only so many graphs of each split, to try out"
+    )
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -101,22 +124,11 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    import torch
-
-    from mapkg.data import load
     from mapkg.experiments import emergence, observation_epochs, permute_targets
 
-    config = CONFIGS[parsed.config].replace(**_overrides(parsed.set))
+    config, splits, device = _network(parsed)
     if parsed.epochs is not None:
         config = config.replace(max_epochs=parsed.epochs)
-    device = _device(parsed.device)
-    if parsed.threads is not None:
-        torch.set_num_threads(parsed.threads)
-    splits = load(parsed.dataset)
-    if parsed.limit is not None:
-        limited = {name: getattr(splits, name)[: parsed.limit] for name in ("train", "val", "test")}
-        title = f"{splits.description.title}, first {parsed.limit}"
-        splits = replace(splits, description=replace(splits.description, title=title), **limited)
     if parsed.permute_targets:
         splits = permute_targets(splits, parsed.seed)
     emergence(
@@ -131,10 +143,49 @@ def _train(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _untrained(parsed: argparse.Namespace) -> int:
+    from mapkg.experiments import untrained
+    from mapkg.experiments.results import write_table
+
+    config, splits, device = _network(parsed)
+    seeds = range(parsed.first_seed, parsed.first_seed + parsed.networks)
+    table = untrained(config, splits, seeds, name=parsed.config, device=device)
+    write_table(parsed.output, table)
+    print(parsed.output)
+    return 0
+
+
+def _laws(parsed: argparse.Namespace) -> int:
+    from mapkg.experiments.grid import laws, read_runs
+    from mapkg.experiments.results import write_table
+
+    write_table(parsed.output, laws(read_runs(parsed.results, parsed.runs).histogram))
+    print(parsed.output)
+    return 0
+
+
+def _network(parsed: argparse.Namespace) -> tuple[Config, Any, Any]:
+    """Configuration, data and device, as the options of ``_add_network`` say."""
+    import torch
+
+    from mapkg.data import load
+
+    config = CONFIGS[parsed.config].replace(**_overrides(parsed.set))
+    device = _device(parsed.device)
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    splits = load(parsed.dataset)
+    if parsed.limit is not None:
+        limited = {name: getattr(splits, name)[: parsed.limit] for name in ("train", "val", "test")}
+        title = f"{splits.description.title}, first {parsed.limit}"
+        splits = replace(splits, description=replace(splits.description, title=title), **limited)
+    return config, splits, device
+
+
 def _collect(parsed: argparse.Namespace) -> int:
     from mapkg.experiments import collect
 
-    for path in collect(parsed.folders, parsed.output):
+    for path in collect(parsed.folders, parsed.output, parsed.states):
         print(path)
     return 0
 
@@ -144,8 +195,7 @@ def _data(parsed: argparse.Namespace) -> int:
 
     splits = load(parsed.dataset)
     for name, value in vars(splits.description).items():
-        lines = value if isinstance(value, tuple) else (value,)
-        for line in lines:
+        for line in value if name == "deviations" else (value,):
             print(f"{name}: {line}")
     for name in ("train", "val", "test"):
         graphs = getattr(splits, name)

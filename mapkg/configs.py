@@ -14,6 +14,9 @@ from typing import Any
 READOUTS = ("mean", "sum")
 LOSSES = ("l1", "bce")
 
+LAPLACIAN_CHANNELS = 8
+"""Hidden channels that hold SAN's learned Laplacian encoding, as published."""
+
 
 def _stated(source: str, **kwargs: Any) -> Any:
     """A dataclass field that carries where its value is stated."""
@@ -22,6 +25,7 @@ def _stated(source: str, **kwargs: Any) -> Any:
 
 _FILE = "the configuration file named in `source`"
 _MAIN = "training script of the published code (common to all pairs)"
+_OFF = "the configuration file named in `source`; off in all published runs"
 
 
 _SIZES = ("num_node_types", "num_edge_types", "edge_channels")
@@ -70,6 +74,10 @@ class Config:
     edge_channels: int | None = _stated("the data set: width of float features", default=None)
     recompute_edges: bool = _stated("LSPE code: GT on PROTEINS discards its edges", default=False)
     attention: str = _stated("our ablations; the published attention is full", default="full")
+    full_graph: bool = _stated(_OFF, default=False)
+    gamma: float | None = _stated("SAN code, full graph; None: learned, as in LSPE", default=None)
+    laplacian_encoding: bool = _stated(_OFF, default=False)
+    laplacian_sign_flips: bool = _stated("SAN; its published loop has no effect", default=False)
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -102,6 +110,34 @@ class Config:
             )
         if self.loss not in LOSSES:
             raise ValueError(f"loss: expected one of {LOSSES}, got {self.loss!r}")
+        self._check_mechanisms()
+
+    def _check_mechanisms(self) -> None:
+        """Whether the mechanisms of GraphiT and SAN that can be switched on fit the rest."""
+        if self.full_graph and self.architecture not in ("graphit", "san"):
+            raise ValueError(
+                "full_graph: expected False, only graphit and san attend over the full graph, "
+                f"got True for {self.architecture!r}"
+            )
+        if (self.full_graph or self.laplacian_encoding) and self.readout is None:
+            raise ValueError(
+                "full_graph and laplacian_encoding: expected False for a node-level task (readout "
+                "None), whose sampled neighbourhoods are not whole graphs, got True"
+            )
+        if self.gamma is not None and not (
+            self.full_graph and self.architecture == "san" and 0 <= self.gamma <= 1
+        ):
+            raise ValueError(
+                "gamma: expected a value in [0, 1] for san with full_graph=True, None otherwise, "
+                f"got {self.gamma!r}"
+            )
+        if self.laplacian_encoding and self.hidden_channels <= LAPLACIAN_CHANNELS:
+            raise ValueError(
+                f"hidden_channels: expected more than the {LAPLACIAN_CHANNELS} of the Laplacian "
+                f"encoding, got {self.hidden_channels}"
+            )
+        if self.laplacian_sign_flips and not self.laplacian_encoding:
+            raise ValueError("laplacian_sign_flips: expected laplacian_encoding=True with it")
 
     def replace(self, **changes: Any) -> "Config":
         """The same configuration with some values changed.

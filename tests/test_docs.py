@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN
 
 from mapkg import notebook
@@ -36,6 +38,10 @@ def test_every_command_is_one_that_exists(path, monkeypatch):
         words = [word for word in words if not word.startswith("MAPKG_DATA=")]
         if words[0] == "make":
             assert words[1] in targets
+            assert all(re.match(r"(CORES|WHAT)=\w+$", word) for word in words[2:]), words
+        elif words[0].endswith("/snakemake"):
+            given = [word for word in words[1:] if word.startswith("workflow/")]
+            assert given and all((REPOSITORY / path).exists() for path in given), words
         elif words[1:3] == ["-m", "mapkg"]:
             parsed = _parser().parse_args(words[3:])  # exits on an unknown option
             if words[3] == "run":
@@ -54,13 +60,14 @@ def test_the_commands_of_the_pages_are_found():
 def test_every_python_example_runs(path, capsys):
     for example in blocks(path, "python"):
         torch.manual_seed(0)
+        graph = Data(x=torch.randn(20, 8), edge_index=torch.randint(20, (2, 60)))
         names = dict(  # what an example may take for granted
             model=GCN(in_channels=8, hidden_channels=16, num_layers=2),
-            x=torch.randn(20, 8),
-            edge_index=torch.randint(20, (2, 60)),
+            loader=DataLoader([graph]),
         )
         exec(compile(example, path.name, "exec"), names)
-        assert float(capsys.readouterr().out) >= 1  # both examples print a largest ratio
+        verdicts = re.findall(r"^convs\.\d:message +none: up to ", capsys.readouterr().out, re.M)
+        assert len(verdicts) >= 2, "a report has a line for each layer"
 
 
 def test_every_file_that_is_linked_from_the_readme_is_there():

@@ -20,6 +20,11 @@ STATES = ("base", "best", "last")
 LIMIT, LAYERS, EPOCHS = 32, 2, 2
 SMALL = {"hidden_channels": 8, "heads": 2, "num_layers": LAYERS}
 
+UNKNOWN_DATA_SET = (
+    "error: unknown data set 'qm9'; known: moses, ogbn-proteins, proteins, tox21, tox21-random, "
+    "zinc\n"
+)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def bundled_data_only(tmp_path_factory):
@@ -200,7 +205,7 @@ def test_fewer_than_no_epochs_are_refused(tmp_path, capsys):
 
 def test_an_unknown_data_set_is_refused_with_the_known_names(tmp_path, capsys):
     assert train(tmp_path / "out", dataset="qm9") == USAGE_ERROR
-    assert capsys.readouterr().err == "error: unknown data set 'qm9'; known: moses, zinc\n"
+    assert capsys.readouterr().err == UNKNOWN_DATA_SET
     assert not (tmp_path / "out").exists()
 
 
@@ -290,7 +295,7 @@ def test_the_status_reaches_the_shell():
         text=True,
     )
     assert result.returncode == USAGE_ERROR
-    assert result.stderr == "error: unknown data set 'qm9'; known: moses, zinc\n"
+    assert result.stderr == UNKNOWN_DATA_SET
     assert result.stdout == ""
 
 

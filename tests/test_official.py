@@ -8,28 +8,32 @@ import torch
 
 from mapkg.configs import CONFIGS
 from mapkg.hooks import record
-from mapkg.models import build
+from mapkg.models import GraphTransformerLayer, NodeStreamLayer, build
+from mapkg.models.full_graph import Completion, DiffusionKernel, FakeEdgeShare, FullGraphLayer
 from mapkg.models.official import load_layer, load_network
 
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
-OURS_TO_PUBLISHED = {
-    "attention.query": "attention.Q",
-    "attention.key": "attention.K",
-    "attention.value": "attention.V",
-    "attention.edge": "attention.proj_e",
-    **{
-        f"{stream}_block.{ours}": theirs.format(letter)
-        for stream, letter in (("node", "h"), ("edge", "e"))
-        for ours, theirs in {
-            "project": "O_{}",
-            "expand": "FFN_{}_layer1",
-            "contract": "FFN_{}_layer2",
-            "batch_norm1": "batch_norm1_{}",
-            "batch_norm2": "batch_norm2_{}",
-            "layer_norm1": "layer_norm1_{}",
-            "layer_norm2": "layer_norm2_{}",
-        }.items()
-    },
+ATTENTION_TO_PUBLISHED = {
+    "query": "Q",
+    "key": "K",
+    "value": "V",
+    "edge": "E",
+    "fake_query": "Q_2",
+    "fake_key": "K_2",
+    "fake_edge": "E_2",
+}
+BLOCK_TO_PUBLISHED = {
+    f"{stream}_block.{ours}": theirs.format(letter)
+    for stream, letter in (("node", "h"), ("edge", "e"))
+    for ours, theirs in {
+        "project": "O_{}",
+        "expand": "FFN_{}_layer1",
+        "contract": "FFN_{}_layer2",
+        "batch_norm1": "batch_norm1_{}",
+        "batch_norm2": "batch_norm2_{}",
+        "layer_norm1": "layer_norm1_{}",
+        "layer_norm2": "layer_norm2_{}",
+    }.items()
 }
 NETWORK_TO_PUBLISHED = {
     "node_embedding": "embedding_h",
@@ -49,20 +53,62 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(params=["base", "bias"])
+PUBLISHED_LAYERS = [
+    *("gt__base", "gt__bias"),
+    *("graphit__base", "graphit__bias", "graphit__full"),
+    *("san__base", "san__full"),
+]
+ROWS_OF_EDGES = ("e", "e_out", "malog_e", "score_exp", "alpha", "real", "k_RW", "cot_e")
+ROWS_OF_EDGES += ("train/e_out", "train/grad_e")
+TYPES = {"gt": GraphTransformerLayer, "graphit": NodeStreamLayer, "san": NodeStreamLayer}
+
+
+@pytest.fixture(params=PUBLISHED_LAYERS)
 def published(request, oracle):
-    """Recorded inputs, weights and outputs of a published layer."""
-    return oracle(f"gt__{request.param}__f64")
+    """Recorded inputs, weights and outputs of a published layer, its real edges first."""
+    values = oracle(f"{request.param}__f64")
+    values["meta"] = json.loads(values["meta"])
+    if values["meta"]["full_graph"]:
+        order = values["real"].argsort(descending=True, stable=True)
+        values["edge_index"] = values["edge_index"][:, order]
+        values |= {name: values[name][order] for name in ROWS_OF_EDGES if name in values}
+    return values
 
 
 def layer_of(published):
     weights = {k.removeprefix("sd/"): v for k, v in published.items() if k.startswith("sd/")}
-    return load_layer(weights, "gt", heads=json.loads(published["meta"])["heads"])
+    meta = published["meta"]
+    layer = load_layer(weights, meta["layer"], heads=meta["heads"])
+    assert type(layer) is (FullGraphLayer if meta["full_graph"] else TYPES[meta["layer"]])
+    return layer
 
 
-def published_name(ours):
+def outputs_of(layer, published, h, e):
+    """Nodes, edges, scores and weights (before division) of a layer, fake edges last."""
+    edge_index, meta = published["edge_index"], published["meta"]
+    rest, factor = (), 1.0
+    real = len(e)
+    if meta["full_graph"]:
+        real = int(published["real"].sum())
+        assert published["real"][:real].all()
+        factor = published["k_RW"]
+        if meta["layer"] == "san":
+            share = FakeEdgeShare(meta["gamma"])
+            factor = share(edge_index[:, :real], edge_index[:, real:], published["batch"])
+        rest = (Completion(edge_index[:, real:], e[real:], factor),)
+    with record(layer, "attention.score") as seen:
+        x, edge_attr = layer(h, edge_index[:, :real], e[:real], *rest)
+    (score,) = seen["attention.score"]
+    return x, torch.cat([edge_attr, e[real:]]), score, layer.attention.head_weight(score) * factor
+
+
+def published_name(ours, kind, attention="attention"):
     module, _, parameter = ours.rpartition(".")
-    return f"{OURS_TO_PUBLISHED[module]}.{parameter}"
+    if module in BLOCK_TO_PUBLISHED:
+        return f"{BLOCK_TO_PUBLISHED[module]}.{parameter}"
+    name = module.removeprefix("attention.")
+    theirs = "proj_e" if (kind, name) == ("gt", "edge") else ATTENTION_TO_PUBLISHED[name]
+    return f"{attention}.{theirs}.{parameter}"
 
 
 def own_network(seed=0, **changes):
@@ -75,16 +121,18 @@ def own_network(seed=0, **changes):
     return model
 
 
-def as_published(model):
+def as_published(model, kind="gt", attention="attention"):
     """The weights of a network of ours under the names of the published one."""
     weights = {}
     for name, value in model.state_dict().items():
         module, _, parameter = name.rpartition(".")
         if module in NETWORK_TO_PUBLISHED:
             theirs = f"{NETWORK_TO_PUBLISHED[module]}.{parameter}"
+        elif name == "edge_factor.gamma":
+            theirs = "gamma"
         else:
             layers, number, within = name.split(".", 2)
-            theirs = f"{layers}.{number}.{published_name(within)}"
+            theirs = f"{layers}.{number}.{published_name(within, kind, attention)}"
         weights[theirs] = value
     return weights
 
@@ -100,34 +148,37 @@ def predictions(model):
 
 def test_evaluation_mode_agrees_with_the_published_layer(published):
     layer = layer_of(published)
-    with record(layer, "attention.*") as seen:
-        x, edge_attr = layer(published["h"], published["edge_index"], published["e"])
+    with record(layer, ["attention.attended", "attention.attention_weight"]) as seen:
+        x, edge_attr, score, weight = outputs_of(layer, published, published["h"], published["e"])
     torch.testing.assert_close(x, published["h_out"], **TOLERANCE)
-    torch.testing.assert_close(edge_attr, published["e_out"], **TOLERANCE)
-    for ours, theirs in {
-        "attention.score": "malog_e",
-        "attention.attended": "malog_h",
-        "attention.attention_weight": "alpha",
-    }.items():
-        torch.testing.assert_close(seen[ours][0], published[theirs], **TOLERANCE)
+    # A layer without an edge stream, recorded or not, gives its edges back.
+    torch.testing.assert_close(edge_attr, published.get("e_out", published["e"]), **TOLERANCE)
+    torch.testing.assert_close(score, published["malog_e"], **TOLERANCE)
+    torch.testing.assert_close(weight, published["score_exp"], **TOLERANCE)
+    for ours, theirs in {"attended": "malog_h", "attention_weight": "alpha"}.items():
+        torch.testing.assert_close(seen[f"attention.{ours}"][0], published[theirs], **TOLERANCE)
 
 
 def test_training_mode_gradients_and_statistics_agree_with_the_published_layer(published):
-    layer = layer_of(published).train()
+    layer, kind = layer_of(published).train(), published["meta"]["layer"]
+    attention = "attention_h" if kind == "graphit" else "attention"
     h, e = (published[name].clone().requires_grad_() for name in "he")
-    x, edge_attr = layer(h, published["edge_index"], e)
+    x, edge_attr, _, _ = outputs_of(layer, published, h, e)
     torch.testing.assert_close(x, published["train/h_out"], **TOLERANCE)
-    torch.testing.assert_close(edge_attr, published["train/e_out"], **TOLERANCE)
-    loss = (x * published["cot_h"]).sum() + (edge_attr * published["cot_e"]).sum()
+    loss = (x * published["cot_h"]).sum()
+    if "train/e_out" in published:
+        torch.testing.assert_close(edge_attr, published["train/e_out"], **TOLERANCE)
+        loss = loss + (edge_attr * published["cot_e"]).sum()
     loss.backward()
     torch.testing.assert_close(loss.detach(), published["train/loss"], **TOLERANCE)
     torch.testing.assert_close(h.grad, published["train/grad_h"], **TOLERANCE)
     torch.testing.assert_close(e.grad, published["train/grad_e"], **TOLERANCE)
     for name, parameter in layer.named_parameters():
-        expected = published[f"grad/{published_name(name)}"]
+        expected = published[f"grad/{published_name(name, kind, attention)}"]
         torch.testing.assert_close(parameter.grad, expected, **TOLERANCE)
+        assert parameter.grad.any(), name
     for name, buffer in layer.named_buffers():
-        expected = published[f"train/buf/{published_name(name)}"]
+        expected = published[f"train/buf/{published_name(name, kind)}"]
         torch.testing.assert_close(buffer, expected, **TOLERANCE)
 
 
@@ -248,8 +299,8 @@ def test_a_layer_alone_can_be_read_and_names_what_it_misses():
 
 @pytest.mark.parametrize("load", [load_layer, load_network])
 def test_another_kind_is_an_error_that_names_the_known_ones(load):
-    with pytest.raises(ValueError, match=r"kind: expected one of \('gt',\), got 'graphit'"):
-        load(as_published(own_network()), "graphit", heads=4)
+    with pytest.raises(ValueError, match=r"kind: expected one of \('gt', .*'san'\), got 'egat'"):
+        load(as_published(own_network()), "egat", heads=4)
 
 
 def test_a_gap_in_the_numbers_of_the_layers_is_an_error():
@@ -274,3 +325,97 @@ def test_a_wrong_shape_is_an_error(name):
     weights[name] = weights[name][:-1]
     with pytest.raises(ValueError, match="unexpected shape"):
         load_network(weights, "gt", heads=4)
+
+
+# GraphiT and SAN.
+
+NODE_STREAM = {
+    "GraphiT": ("graphit", "attention_h", {}),
+    "SAN": ("san", "attention", {}),
+    "SAN of LSPE": ("san", "attention_h", {}),
+    "GraphiT, full": ("graphit", "attention_h", dict(full_graph=True)),
+    "SAN, full": ("san", "attention", dict(full_graph=True, gamma=1e-5)),
+    "SAN of LSPE, full": ("san", "attention_h", dict(full_graph=True)),
+    "with biases": ("san", "attention", dict(use_bias=True, full_graph=True, gamma=0.5)),
+}
+
+
+def node_stream_network(kind, **changes):
+    return own_network(architecture=kind, readout="sum", **changes)
+
+
+@pytest.mark.parametrize(("kind", "attention", "changes"), NODE_STREAM.values(), ids=NODE_STREAM)
+def test_a_published_node_stream_network_gives_the_outputs_of_ours(kind, attention, changes):
+    model = node_stream_network(kind, **changes)
+    weights = as_published(model, kind, attention)
+    if "gamma" in weights:
+        weights["gamma"].fill_(0.3)  # not what an untrained network has; the model's own memory
+    loaded = load_network(weights, kind, heads=4, gamma=changes.get("gamma"))
+    assert type(loaded.edge_factor) is type(model.edge_factor)
+    assert torch.equal(predictions(loaded), predictions(model))
+    mean = load_network(weights, kind, heads=4, gamma=changes.get("gamma"), readout="mean")
+    assert not torch.allclose(predictions(mean), predictions(model))
+
+
+def test_the_second_projections_make_a_full_graph_of_it():
+    for kind, factor in (("graphit", DiffusionKernel), ("san", FakeEdgeShare)):
+        model = node_stream_network(kind, full_graph=True)
+        weights = as_published(model, kind, "attention_h")
+        loaded = load_network(weights, kind, heads=4)
+        assert type(loaded.edge_factor) is factor
+        assert all(type(layer) is FullGraphLayer for layer in loaded.layers)
+        name = "layers.1.attention_h.K_2.weight"
+        assert torch.equal(loaded.layers[1].attention.fake_key.weight, weights.pop(name))
+        with pytest.raises(ValueError, match=rf"missing .*: {re.escape(name)}$"):
+            load_network(weights, kind, heads=4)
+
+
+def test_the_copies_of_a_learned_gamma_in_the_layers_are_read_once():
+    model = node_stream_network("san", full_graph=True)
+    weights = as_published(model, "san", "attention_h")
+    copies = {f"layers.{number}.attention_h.gamma": weights["gamma"] for number in range(3)}
+    assert torch.equal(
+        predictions(load_network(weights | copies, "san", heads=4)), predictions(model)
+    )
+    part = {
+        name.removeprefix("layers.1."): value
+        for name, value in (weights | copies).items()
+        if name.startswith("layers.1.")
+    }
+    assert "attention_h.gamma" in part
+    layer = load_layer(part, "san", heads=4)
+    assert torch.equal(layer.attention.query.weight, model.layers[1].attention.query.weight)
+
+
+def test_a_sparse_network_that_has_a_gamma_never_uses_it():
+    model = node_stream_network("san")
+    weights = as_published(model, "san", "attention_h")
+    gamma = {f"layers.{number}.attention_h.gamma": torch.ones(1) for number in range(3)}
+    found = load_network(weights | gamma | {"gamma": torch.ones(1)}, "san", heads=4)
+    assert torch.equal(predictions(found), predictions(model))
+    with pytest.raises(ValueError, match=r"unknown names .*: gamma;"):
+        load_network(as_published(own_network()) | {"gamma": torch.ones(1)}, "gt", heads=4)
+
+
+def test_a_fixed_gamma_is_asked_for_where_the_weights_have_none_and_only_there():
+    fixed = node_stream_network("san", full_graph=True, gamma=0.2)
+    weights = as_published(fixed, "san")
+    with pytest.raises(ValueError, match="gamma: expected a value, the weights have none"):
+        load_network(weights, "san", heads=4)
+    assert torch.equal(
+        predictions(load_network(weights, "san", heads=4, gamma=0.2)), predictions(fixed)
+    )
+    learned, sparse = ("san", dict(full_graph=True)), ("san", {})
+    for kind, changes in (learned, sparse, ("graphit", dict(full_graph=True))):
+        weights = as_published(node_stream_network(kind, **changes), kind, "attention_h")
+        with pytest.raises(ValueError, match=r"gamma: expected None, it has no use, got 0\.2"):
+            load_network(weights, kind, heads=4, gamma=0.2)
+
+
+def test_names_of_one_kind_are_unknown_to_another():
+    weights = as_published(node_stream_network("graphit"), "graphit", "attention_h")
+    with pytest.raises(ValueError, match=r"missing .*layers\.0\.attention\.Q\.weight"):
+        load_network(weights, "gt", heads=4)
+    weights = as_published(own_network())
+    with pytest.raises(ValueError, match=r"unknown names .*attention\.proj_e\.weight"):
+        load_network(weights, "san", heads=4)

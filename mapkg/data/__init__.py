@@ -15,6 +15,9 @@ import platformdirs
 
 from mapkg.data.description import Description, Graphs, NodeSplit, Splits
 from mapkg.data.molecules import ATOM_TYPES, BOND_TYPES, molecule_graph, to_molecule
+from mapkg.data.neighbours import check_fan_outs
+from mapkg.data.ogbn_proteins import FOLDER as OGBN_PROTEINS_FOLDER
+from mapkg.data.ogbn_proteins import load_ogbn_proteins
 from mapkg.data.proteins import PROTEINS_FOLDER, load_proteins
 from mapkg.data.smiles_tables import (
     DESCRIPTIONS,
@@ -36,6 +39,7 @@ __all__ = [
     "Graphs",
     "NodeSplit",
     "Splits",
+    "check_fan_outs",
     "load",
     "load_table",
     "molecule_graph",
@@ -82,6 +86,12 @@ _KNOWN = {
     "tox21": _Known(load_tox21, TOX21_FILE),
     "tox21-random": _Known(partial(load_tox21, split="random"), TOX21_FILE),
     "proteins": _Known(load_proteins, PROTEINS_FOLDER),
+    "ogbn-proteins": _Known(
+        lambda roots, *, download: load_ogbn_proteins(roots),
+        OGBN_PROTEINS_FOLDER,
+        ". It is not fetched here: unpack proteins.zip of Open Graph Benchmark as {place} in the "
+        "folder that MAPKG_DATA names",
+    ),
 }
 
 
@@ -90,7 +100,8 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
 
     Args:
         name: ``"moses"`` (bundled), ``"zinc"``, ``"tox21"`` (scaffold split),
-            ``"tox21-random"`` (random split) or ``"proteins"``.
+            ``"tox21-random"`` (random split), ``"proteins"`` (whole graphs) or
+            ``"ogbn-proteins"`` (nodes of one large graph).
         root: the only folder to look in; None means ``MAPKG_DATA``, then the user's cache
             folder, then the bundled data.
         download: whether to fetch a data set that is not there and can be fetched.
@@ -100,7 +111,7 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
         graph has node type ids ``x`` and edge type ids ``edge_attr`` ([N] and [E], or one
         column for each kind of id), ``edge_index`` [2, E], the ids ``edge_type`` [E] that the
         description names, and targets ``y`` [1, targets], NaN where unknown; molecules have
-        ``smiles``.
+        ``smiles``. The splits of ``"ogbn-proteins"`` are ``NodeSplit`` instead.
 
     Raises:
         ValueError: if the name is unknown, or a file's checksum or content is wrong.

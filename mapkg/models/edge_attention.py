@@ -70,8 +70,11 @@ class EdgeAttention(MessagePassing):
         self.query = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.key = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.value = nn.Linear(hidden_channels, hidden_channels, bias=bias)
-        if attention != "no_edge":
-            self.edge = nn.Linear(hidden_channels, hidden_channels, bias=bias)
+        self.edge = (
+            nn.Linear(hidden_channels, hidden_channels, bias=bias)
+            if attention != "no_edge"
+            else None
+        )
         self.score = nn.Identity()
         self.attention_weight = nn.Identity()
         self.attended = nn.Identity()
@@ -92,26 +95,48 @@ class EdgeAttention(MessagePassing):
         Returns:
             The attended values, shape [N, D], and the score, shape [E, D].
         """
-        num_nodes, source, target = x.size(0), edge_index[0], edge_index[1]
-        query = self.query(x) / math.sqrt(self.head_channels)  # [N, D]
-        key = self.key(x)  # [N, D]
-        # index_select, not key[source]: its backward is several times faster.
-        score = key.index_select(0, source) * query.index_select(0, target)
-        if self.attention != "no_edge":
-            score = score * self.edge(edge_attr)
-        score = self.score(score)  # [E, D]
+        score = self.score(
+            self.edge_score(x, edge_index, edge_attr, self.query, self.key, self.edge)
+        )
+        return self.attend(x, edge_index, self.head_weight(score)), score
 
+    def edge_score(
+        self,
+        x: Float[Tensor, "N D"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_attr: Float[Tensor, "rows D"],
+        query: nn.Linear,
+        key: nn.Linear,
+        edge: nn.Linear | None,
+    ) -> Float[Tensor, "E D"]:
+        """The vector score s of each edge with these projections; None leaves the edge out."""
+        scaled_query = query(x) / math.sqrt(self.head_channels)  # [N, D]
+        # index_select, not key[source]: its backward is several times faster.
+        score = key(x).index_select(0, edge_index[0])
+        score = score * scaled_query.index_select(0, edge_index[1])
+        return score if edge is None else score * edge(edge_attr)
+
+    def head_weight(self, score: Float[Tensor, "E D"]) -> Float[Tensor, "E H"]:
+        """The weight a of each edge and head."""
         weight = self.split_heads(score).sum(dim=-1)  # [E, H]
         weight = weight.clamp(-SCORE_CLAMP, SCORE_CLAMP).exp()
-        if self.attention == "uniform":
-            weight = torch.ones_like(weight)
+        return torch.ones_like(weight) if self.attention == "uniform" else weight
+
+    def attend(
+        self,
+        x: Float[Tensor, "N D"],
+        edge_index: Int[Tensor, "2 E"],
+        weight: Float[Tensor, "E H"],
+    ) -> Float[Tensor, "N D"]:
+        """Divide the weights by their sum at each target and bring the sources' values there."""
+        num_nodes, target = x.size(0), edge_index[1]
         total = scatter(weight, target, dim=0, dim_size=num_nodes, reduce="sum")  # [N, H]
         alpha = weight / (total.index_select(0, target) + DENOMINATOR_EPS)
         alpha = self.attention_weight(alpha)  # [E, H]
 
         value = self.split_heads(self.value(x))  # [N, H, d]
         attended = self.propagate(edge_index, value=value, alpha=alpha, size=(num_nodes,) * 2)
-        return self.attended(attended.flatten(start_dim=1)), score
+        return self.attended(attended.flatten(start_dim=1))
 
     def message(self, value_j: Tensor, alpha: Tensor) -> Tensor:
         """The weighted value that edge j -> i brings, shape [E, H, d]."""
@@ -217,7 +242,8 @@ class NodeStreamLayer(nn.Module):
     """A layer with a node stream only: every layer of a network is given the same edge features.
 
     Without positional encodings and on the sparse graph, the regime of the paper, this is
-    both GraphiT and SAN: they differ in mechanisms that are switched off there.
+    both GraphiT and SAN: they differ in mechanisms that are switched off there, see
+    ``full_graph``.
 
     Args:
         hidden_channels: D.
@@ -230,6 +256,8 @@ class NodeStreamLayer(nn.Module):
     Source: massive-activations paper, GraphiT and SAN; published code
     ``gnn-lspe/layers/graphit_gt_layer.py`` and ``SAN/layers/graph_transformer_layer.py``.
     """
+
+    attention_type = EdgeAttention
 
     def __init__(
         self,
@@ -244,7 +272,9 @@ class NodeStreamLayer(nn.Module):
         attention: str = "full",
     ) -> None:
         super().__init__()
-        self.attention = EdgeAttention(hidden_channels, heads, bias=use_bias, attention=attention)
+        self.attention = self.attention_type(
+            hidden_channels, heads, bias=use_bias, attention=attention
+        )
         self.node_block = ResidualBlock(
             hidden_channels,
             dropout=dropout,

@@ -11,6 +11,8 @@ from mapkg.configs import Config
 from mapkg.models import standard
 from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer
 from mapkg.models.edge_gat import EdgeGATLayer
+from mapkg.models.full_graph import DiffusionKernel, FakeEdgeShare, FullGraphLayer, complete
+from mapkg.models.laplacian_encoding import LaplacianEncoding
 
 _READOUTS: dict[str, Callable] = {"mean": global_mean_pool, "sum": global_add_pool}
 
@@ -73,6 +75,11 @@ class GraphNetwork(nn.Module):
         edge_channels: width of float edge features, mapped to D by a linear map with a bias.
         recompute_edges: whether every layer starts from the embedded edge features, so that
             what an edge stream made of them is thrown away.
+        edge_factor: the factor on the weights of real and fake edges; then all layers are
+            ``FullGraphLayer``. A fake edge has the features of no edge: type id 0 (in a data
+            set where id 0 is a type of edge, that one's embedding), or float features of 0.
+        encoding: the learned place of a node in its graph; the node embedding is narrower by
+            its channels, which follow it.
     """
 
     def __init__(
@@ -86,6 +93,8 @@ class GraphNetwork(nn.Module):
         readout: str | None,
         edge_channels: int | None = None,
         recompute_edges: bool = False,
+        edge_factor: DiffusionKernel | FakeEdgeShare | None = None,
+        encoding: LaplacianEncoding | None = None,
     ) -> None:
         super().__init__()
         if readout is not None and readout not in _READOUTS:
@@ -98,7 +107,9 @@ class GraphNetwork(nn.Module):
         width = hidden_channels
         self.readout = readout
         self.recompute_edges = recompute_edges
-        self.node_embedding = TypeEmbedding(num_node_types, width)
+        self.node_embedding = TypeEmbedding(
+            num_node_types, width if encoding is None else width - encoding.channels
+        )
         self.edge_embedding = (
             TypeEmbedding(num_edge_types, width)
             if edge_channels is None
@@ -112,6 +123,8 @@ class GraphNetwork(nn.Module):
             nn.ReLU(),
             nn.Linear(width // 4, out_channels),
         )
+        self.edge_factor = edge_factor
+        self.encoding = encoding
 
     def forward(
         self,
@@ -136,14 +149,27 @@ class GraphNetwork(nn.Module):
             Predictions, shape [graphs, targets]; [N, targets] without a readout.
         """
         x = self.node_embedding(x)
+        graph = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
+        if self.encoding is not None:
+            x = torch.cat([x, self.encoding(edge_index, graph)], dim=1)
         embedded = edge_attr = self.edge_embedding(edge_attr)
+        of_all = {}
+        if self.edge_factor is not None:
+            of_all["completion"] = complete(edge_index, graph, self._no_edge(), self.edge_factor)
         for layer in self.layers:
             of_layer = {"batch": batch} if getattr(layer, "needs_batch", False) else {}
             edge_input = embedded if self.recompute_edges else edge_attr
-            x, edge_attr = layer(x, edge_index, edge_input, **of_layer)
+            x, edge_attr = layer(x, edge_index, edge_input, **of_layer, **of_all)
         if self.readout is not None:
             x = _READOUTS[self.readout](x, batch, batch_size)
         return self.head(x)
+
+    def _no_edge(self) -> Float[Tensor, "1 D"]:
+        """The embedding of an edge that is not there."""
+        embedding = self.edge_embedding
+        if isinstance(embedding, TypeEmbedding):
+            return embedding(torch.zeros_like(embedding.offsets).unsqueeze(0))
+        return embedding(embedding.weight.new_zeros(1, embedding.in_features))
 
 
 _LAYERS = {"gt": GraphTransformerLayer, "graphit": NodeStreamLayer, "san": NodeStreamLayer}
@@ -179,6 +205,12 @@ def build(config: Config) -> GraphNetwork:
             )
     # The layers first: the initial weights of a seed are then those of the tracked results.
     layers = [_layer(config) for _ in range(config.num_layers)]
+    mechanisms: dict[str, nn.Module] = {}
+    if config.full_graph:
+        is_san = config.architecture == "san"
+        mechanisms["edge_factor"] = FakeEdgeShare(config.gamma) if is_san else DiffusionKernel()
+    if config.laplacian_encoding:
+        mechanisms["encoding"] = LaplacianEncoding(sign_flips=config.laplacian_sign_flips)
     return GraphNetwork(
         layers,
         num_node_types=config.num_node_types,
@@ -188,6 +220,7 @@ def build(config: Config) -> GraphNetwork:
         out_channels=config.out_channels,
         readout=config.readout,
         recompute_edges=config.recompute_edges,
+        **mechanisms,
     )
 
 
@@ -195,7 +228,8 @@ def _layer(config: Config) -> nn.Module:
     """One layer; what an architecture has no choice in must be set as the layer has it."""
     sizes = (config.hidden_channels, config.heads)
     if config.architecture in _LAYERS:
-        return _LAYERS[config.architecture](
+        layer = FullGraphLayer if config.full_graph else _LAYERS[config.architecture]
+        return layer(
             *sizes,
             dropout=config.dropout,
             residual=config.residual,

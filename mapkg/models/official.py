@@ -3,7 +3,7 @@
     layer = load_layer(state_dict, kind="gt", heads=8)
     network = load_network(state_dict, kind="gt", heads=8)
 
-Depth, width, normalisation and biases are recognised from the names.
+Depth, width, normalisation, biases and full-graph attention are recognised from the names.
 """
 
 import re
@@ -12,16 +12,22 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from mapkg.models.edge_attention import GraphTransformerLayer
+from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer
+from mapkg.models.full_graph import DiffusionKernel, FakeEdgeShare, FullGraphLayer
 from mapkg.models.networks import GraphNetwork
 
-KINDS = ("gt",)
-"""Layer kinds that can be read; ``"gt"`` is the GraphTransformer with an edge stream."""
+KINDS = {"gt": "mean", "graphit": "sum", "san": "sum"}
+"""Layer kinds that can be read, and the readout of their published networks on molecules.
+
+``"gt"`` is the GraphTransformer with an edge stream.
+"""
 
 StateDict = Mapping[str, Tensor]
+Layer = GraphTransformerLayer | NodeStreamLayer
 
 # Published name (h: node stream, e: edge stream) -> ours, without the parameter's own name.
-_ATTENTION = {"Q": "query", "K": "key", "V": "value", "proj_e": "edge"}
+_ATTENTION = {"Q": "query", "K": "key", "V": "value"}
+_FAKE = {"Q_2": "fake_query", "K_2": "fake_key", "E_2": "fake_edge"}
 _BLOCK = {
     "O_{}": "project",
     "FFN_{}_layer1": "expand",
@@ -31,12 +37,8 @@ _BLOCK = {
     "layer_norm1_{}": "layer_norm1",
     "layer_norm2_{}": "layer_norm2",
 }
-_MODULES = {f"attention.{theirs}": f"attention.{ours}" for theirs, ours in _ATTENTION.items()} | {
-    theirs.format(letter): f"{stream}_block.{ours}"
-    for letter, stream in (("h", "node"), ("e", "edge"))
-    for theirs, ours in _BLOCK.items()
-}
 _NETWORK_MODULES = {
+    "": "edge_factor",  # its gamma is a parameter of the published network itself
     "embedding_h": "node_embedding",
     "embedding_e": "edge_embedding",
     "MLP_layer.FC_layers.0": "head.0",
@@ -45,27 +47,28 @@ _NETWORK_MODULES = {
 }
 
 
-def load_layer(
-    state_dict: StateDict, kind: str, heads: int, *, residual: bool = True
-) -> GraphTransformerLayer:
+def load_layer(state_dict: StateDict, kind: str, heads: int, *, residual: bool = True) -> Layer:
     """A layer with the weights of a published one.
 
     Args:
         state_dict: parameters and buffers under their published names.
-        kind: ``"gt"``.
+        kind: one of ``KINDS``.
         heads: number of attention heads; it cannot be read from the weights.
         residual: whether the published layer adds its input; it cannot be read either.
 
     Returns:
-        The layer, in evaluation mode, in the weights' precision.
+        The layer, in evaluation mode, in the weights' precision; a ``FullGraphLayer`` if the
+        weights have second projections, for fake edges.
 
     Raises:
         ValueError: if the kind or a name is unknown, or a name is missing; the message lists
             the names.
     """
     _check_kind(kind)
-    layer = _empty_layer(state_dict, heads, residual)
-    _load(layer, state_dict, _MODULES)
+    state_dict = _without_unused_gamma(state_dict, kind)
+    attention = _attention_name(state_dict, kind)
+    layer = _empty_layer(state_dict, kind, attention, heads, residual)
+    _load(layer, state_dict, _layer_modules(kind, attention))
     return layer.eval()
 
 
@@ -74,24 +77,28 @@ def load_network(
     kind: str,
     heads: int,
     *,
-    readout: str = "mean",
+    readout: str | None = None,
     residual: bool = True,
+    gamma: float | None = None,
 ) -> GraphNetwork:
     """A network with the weights of a published one.
 
     Args:
         state_dict: parameters and buffers under their published names.
-        kind: ``"gt"``.
+        kind: one of ``KINDS``.
         heads: number of attention heads.
-        readout: ``"mean"`` or ``"sum"``; it cannot be read from the weights.
+        readout: ``"mean"`` or ``"sum"``; it cannot be read from the weights. None takes the one
+            of the published runs.
         residual: whether the published layers add their input.
+        gamma: weight of the fake edges of a full-graph ``"san"`` whose weights have no learned
+            ``gamma``.
 
     Returns:
         The network, in evaluation mode, in the weights' precision.
 
     Raises:
         ValueError: if the kind or a name is unknown, or a name is missing; the message lists
-            the names.
+            the names. If gamma is given but of no use, or is needed and not given.
     """
     _check_kind(kind)
     numbers = sorted({int(found[1]) for found in map(_LAYER.match, state_dict) if found})
@@ -99,6 +106,7 @@ def load_network(
         raise ValueError(
             f"expected layers numbered from 0 (layers.0.attention.Q.weight, ...), found {numbers}"
         )
+    state_dict = _without_unused_gamma(state_dict, kind)
     parts = [
         {
             name.removeprefix(f"layers.{number}."): value
@@ -107,22 +115,24 @@ def load_network(
         }
         for number in numbers
     ]
-    required = [f"{module}.weight" for module in _NETWORK_MODULES]
-    required += [f"layers.{number}.attention.Q.weight" for number in numbers]
+    attention = _attention_name(parts[0], kind)
+    required = [f"{module}.weight" for module in _NETWORK_MODULES if module]
+    required += [f"layers.{number}.{attention}.Q.weight" for number in numbers]
     _require(required, state_dict)
-    width = state_dict["embedding_h.weight"].size(1)
+    layers = [_empty_layer(part, kind, attention, heads, residual) for part in parts]
     network = GraphNetwork(
-        [_empty_layer(part, heads, residual) for part in parts],
+        layers,
         num_node_types=state_dict["embedding_h.weight"].size(0),
         num_edge_types=state_dict["embedding_e.weight"].size(0),
-        hidden_channels=width,
+        hidden_channels=state_dict["embedding_h.weight"].size(1),
         out_channels=state_dict["MLP_layer.FC_layers.2.weight"].size(0),
-        readout=readout,
+        readout=readout or KINDS[kind],
+        edge_factor=_edge_factor(state_dict, kind, isinstance(layers[0], FullGraphLayer), gamma),
     )
     modules = _NETWORK_MODULES | {
         f"layers.{number}.{theirs}": f"layers.{number}.{ours}"
         for number in numbers
-        for theirs, ours in _MODULES.items()
+        for theirs, ours in _layer_modules(kind, attention).items()
     }
     _load(network, state_dict, modules)
     return network.eval()
@@ -133,26 +143,75 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise ValueError(f"kind: expected one of {KINDS}, got {kind!r}")
+        raise ValueError(f"kind: expected one of {tuple(KINDS)}, got {kind!r}")
 
 
-def _empty_layer(state_dict: StateDict, heads: int, residual: bool) -> GraphTransformerLayer:
-    _require(["attention.Q.weight"], state_dict)
-    return GraphTransformerLayer(
-        state_dict["attention.Q.weight"].size(0),
+def _without_unused_gamma(state_dict: StateDict, kind: str) -> StateDict:
+    """SAN's learned gamma is stored in every layer too, and in sparse networks, which ignore it."""
+    if kind != "san":
+        return state_dict
+    full = any(name.endswith(".Q_2.weight") for name in state_dict)
+    return {
+        name: value
+        for name, value in state_dict.items()
+        if not name.endswith("attention_h.gamma") and (full or name != "gamma")
+    }
+
+
+def _attention_name(state_dict: StateDict, kind: str) -> str:
+    """The published name of a layer's attention; SAN's differs between its two repositories."""
+    names = {"gt": ("attention",), "graphit": ("attention_h",), "san": ("attention", "attention_h")}
+    found = [name for name in names[kind] if f"{name}.Q.weight" in state_dict]
+    return (found or names[kind])[0]
+
+
+def _layer_modules(kind: str, attention: str) -> dict[str, str]:
+    """From published names of a layer's modules to ours."""
+    is_gt = kind == "gt"
+    maps = _ATTENTION | ({"proj_e": "edge"} if is_gt else {"E": "edge", **_FAKE})
+    streams = {"h": "node", "e": "edge"} if is_gt else {"h": "node"}
+    return {f"{attention}.{theirs}": f"attention.{ours}" for theirs, ours in maps.items()} | {
+        theirs.format(letter): f"{stream}_block.{ours}"
+        for letter, stream in streams.items()
+        for theirs, ours in _BLOCK.items()
+    }
+
+
+def _empty_layer(
+    state_dict: StateDict, kind: str, attention: str, heads: int, residual: bool
+) -> Layer:
+    _require([f"{attention}.Q.weight"], state_dict)
+    layer_type: type[Layer] = GraphTransformerLayer
+    if kind != "gt":
+        is_full = f"{attention}.Q_2.weight" in state_dict
+        layer_type = FullGraphLayer if is_full else NodeStreamLayer
+    return layer_type(
+        state_dict[f"{attention}.Q.weight"].size(0),
         heads,
         residual=residual,
         batch_norm=any(name.startswith("batch_norm") for name in state_dict),
         layer_norm=any(name.startswith("layer_norm") for name in state_dict),
-        use_bias="attention.Q.bias" in state_dict,
+        use_bias=f"{attention}.Q.bias" in state_dict,
     )
+
+
+def _edge_factor(
+    state_dict: StateDict, kind: str, is_full: bool, gamma: float | None
+) -> DiffusionKernel | FakeEdgeShare | None:
+    needs_gamma = is_full and kind == "san" and "gamma" not in state_dict
+    if needs_gamma != (gamma is not None):
+        expected = "a value, the weights have none" if needs_gamma else "None, it has no use"
+        raise ValueError(f"gamma: expected {expected}, got {gamma!r}")
+    if not is_full:
+        return None
+    return FakeEdgeShare(gamma) if kind == "san" else DiffusionKernel()
 
 
 def _load(module: torch.nn.Module, state_dict: StateDict, modules: Mapping[str, str]) -> None:
     """Load published names into a module of ours, every name used exactly once."""
     theirs_of = {ours: theirs for theirs, ours in modules.items()}
     expected = {
-        f"{theirs_of[owner]}.{parameter}": f"{owner}.{parameter}"
+        f"{theirs_of[owner]}.{parameter}".removeprefix("."): f"{owner}.{parameter}"
         for owner, _, parameter in (name.rpartition(".") for name in module.state_dict())
     }
     unknown = [name for name in state_dict if name not in expected]

@@ -1,85 +1,24 @@
-"""Detect massive activations (MAs): ratios, thresholds, and summaries that stream.
-
-An activation is massive when its magnitude exceeds 1000 times the median magnitude of its
-row. A row is one edge (or node), its channels are those of all heads together.
-"""
+"""What the activations of a layer look like, gathered batch by batch."""
 
 import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-MASSIVE_RATIO = 1000.0
-"""An activation ratio above this is massive (massive-activations paper, its figures)."""
+from mapkg.detection.ratios import MASSIVE_RATIO, activation_ratio, is_massive, row_median
 
 LOG_EPS = 2.220446049250313e-16
 """Added to a ratio before its logarithm, as in the published distribution figure."""
 
+# 1000 bins as in the published figure, but of a fixed range, so that they can stream; it holds
+# 15.65, where the published epsilon puts an activation of exactly zero.
+NEG_LOG_RATIO_BINS = (-8.0, 17.0, 1000)
+"""Range and number of the bins of -log10 ratio."""
+
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 """Quantiles over rows that a summary reports."""
-
-
-def row_median(x: Float[Tensor, "rows channels"]) -> Float[Tensor, " rows"]:
-    """Median magnitude of each row: the lower middle one if the number of channels is even.
-
-    Source: massive-activations paper, code of its base-against-trained figure (torch's
-    median). differs: its distribution figure averages the two middle magnitudes instead.
-    """
-    return x.abs().median(dim=-1).values
-
-
-def activation_ratio(x: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
-    """Magnitude of each activation over the median magnitude of its row.
-
-    Args:
-        x: activations, shape [rows, channels].
-
-    Returns:
-        Ratios, shape [rows, channels]. Rows whose median is zero or not finite are NaN, so
-        that they can be counted and never enter a statistic as infinity.
-
-    Source: massive-activations paper, Equation (1). differs: zero medians gave infinity.
-    """
-    median = row_median(x)
-    usable = (median > 0) & x.isfinite().all(dim=-1)
-    # NaN, not a tiny epsilon: an epsilon would turn each such row into massive activations.
-    return x.abs() / median.where(usable, torch.nan).unsqueeze(-1)
-
-
-def is_massive(
-    ratio: Float[Tensor, "rows channels"], threshold: float = MASSIVE_RATIO
-) -> Bool[Tensor, "rows channels"]:
-    """Which activations are massive: a ratio above the threshold. NaN is not massive.
-
-    Args:
-        ratio: as ``activation_ratio`` returns it, shape [rows, channels].
-        threshold: a positive number.
-    """
-    return ratio > threshold
-
-
-def product_of_normals(
-    rows: int, channels: int, *, factors: int = 3, seed: int = 0
-) -> Float[Tensor, "rows channels"]:
-    """A null model of the score: products of independent standard normals.
-
-    The score is a product of three projections; if these were independent and normal, its
-    rows would look like this.
-
-    Args:
-        rows: number of rows.
-        channels: number of channels.
-        factors: how many normals are multiplied.
-        seed: of the draw.
-
-    Returns:
-        Activations, shape [rows, channels], double precision.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    shape = (factors, rows, channels)
-    return torch.randn(shape, generator=generator, dtype=torch.double).prod(dim=0)
 
 
 class StreamingHistogram:
@@ -98,6 +37,27 @@ class StreamingHistogram:
         self.low, self.high, self.bins = low, high, bins
         self._counts = torch.zeros(bins + 2, dtype=torch.long)  # below, the bins, above
         self.min, self.max = math.inf, -math.inf
+
+    @classmethod
+    def from_counts(
+        cls, low: float, high: float, counts: Int[Tensor, " bins"]
+    ) -> "StreamingHistogram":
+        """A histogram that was filled elsewhere.
+
+        Args:
+            low, high: the range.
+            counts: how many values each bin holds, shape [bins].
+
+        Returns:
+            The histogram; ``min`` and ``max`` are the outer edges of its filled bins.
+        """
+        histogram = cls(low, high, len(counts))
+        histogram._counts[1:-1] = counts
+        filled = counts.nonzero().flatten()
+        if len(filled):
+            histogram.min = histogram.edges[filled[0]].item()
+            histogram.max = histogram.edges[filled[-1] + 1].item()
+        return histogram
 
     def update(self, values: Tensor) -> None:
         """Count finite values of any shape."""
@@ -172,9 +132,7 @@ class ActivationSummary:
         self.num_head_sums = 0
         self.massive_by_channel: Tensor | None = None
         self.graph_maxima: list[float] = []
-        # 1000 bins as in the published figure, but of a fixed range, so that they can stream;
-        # it holds 15.65, where the published epsilon puts an activation of exactly zero.
-        self.neg_log_ratio = StreamingHistogram(-8.0, 17.0, 1000)
+        self.neg_log_ratio = StreamingHistogram(*NEG_LOG_RATIO_BINS)
         # Decades of a row's quantities: 0.005 decades are 1.2 %.
         self._row_max_ratio = StreamingHistogram(-40.0, 40.0, 16_000)
         self._row_max = StreamingHistogram(-40.0, 40.0, 16_000)

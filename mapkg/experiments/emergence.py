@@ -1,76 +1,28 @@
-"""Experiments: from a configuration to tidy tables, one function per question."""
+"""Train a network and watch massive activations emerge."""
 
-import gzip
 import sys
-from collections.abc import Iterable, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
-from torch_geometric.data import Data
 
 from mapkg import checkpoint
 from mapkg.configs import CONFIGS, Config
-from mapkg.data import ATOM_TYPES, BOND_TYPES, Description, Splits
+from mapkg.data import Description, Splits, check_fan_outs
+from mapkg.experiments.results import Emergence, write_table
 from mapkg.models import build
 from mapkg.observation import CLAMPED, looked_at, observe_states, summarise
 from mapkg.train import Fit, fit, seed_all
 
-TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
-"""The tables of an emergence run."""
-
-
-def count_types(splits: Splits) -> pd.DataFrame:
-    """How often each atom type and bond type occurs in each split.
-
-    Returns:
-        Columns ``split``, ``kind`` (atom or bond), ``id``, ``type`` and ``count``. Bonds are
-        counted once per direction.
-    """
-    rows = []
-    for split in ("train", "val", "test"):
-        graphs = getattr(splits, split)
-        for kind, ids in (("atom", "x"), ("bond", "edge_attr")):
-            names = dict(enumerate(ATOM_TYPES)) if kind == "atom" else BOND_TYPES
-            counts = torch.cat([graph[ids] for graph in graphs]).bincount(minlength=max(names) + 1)
-            rows += [
-                {"split": split, "kind": kind, "id": i, "type": name, "count": int(counts[i])}
-                for i, name in names.items()
-            ]
-    return pd.DataFrame(rows)
+_SIZES = ("num_node_types", "num_edge_types", "edge_channels")
 
 
 def observation_epochs(max_epochs: int) -> list[int]:
     """Epochs at which a long run is looked at: each of the first 20, then every fifth."""
     return [epoch for epoch in range(max_epochs + 1) if epoch <= 20 or epoch % 5 == 0]
-
-
-@dataclass(frozen=True)
-class Emergence:
-    """The tables of an emergence run, each row with where it comes from.
-
-    Attributes:
-        summary: per state and layer, the statistics of ``ActivationSummary``. States: ``base``
-            (untrained, BatchNorm statistics at 0 and 1, as published), ``base_calibrated``
-            (untrained, statistics of the training data), ``best`` and ``last`` (weights of the
-            epoch with the least validation loss, and of the last one).
-        trajectory: per observed epoch and layer, the same statistics; epoch 0 is ``base``.
-        graph_maxima: per state, layer and test graph, its largest ratio.
-        histogram: per state and layer, counts of -log10 ratio; empty bins are left out.
-        history: per epoch, losses and learning rate.
-        fit: what training gave, weights included; None if the tables were read from files.
-    """
-
-    summary: pd.DataFrame
-    trajectory: pd.DataFrame
-    graph_maxima: pd.DataFrame
-    histogram: pd.DataFrame
-    history: pd.DataFrame
-    fit: Fit | None = None
 
 
 def emergence(
@@ -101,8 +53,10 @@ def emergence(
     """
     device = torch.device(device)
     observed = None if observe_epochs is None else {0, *observe_epochs}
-    config = _for_data(config, splits.description)
+    config = fit_to_data(config, splits.description)
     heads = config.heads if config.architecture in CLAMPED else None
+    if hasattr(splits.train, "fan_outs"):
+        check_fan_outs(splits.train.fan_outs, config.num_layers)
     names = looked_at(config.architecture)
     settings = dict(names=names, heads=heads, batch_size=config.batch_size, device=device)
 
@@ -182,123 +136,18 @@ def examine_checkpoint(
     }
 
 
-def emergence_table(summary: pd.DataFrame, states: Sequence[str]) -> pd.DataFrame:
-    """A summary as a table to read: a row per layer, columns by statistic and state.
-
-    Args:
-        summary: rows of one seed of the summary of ``Emergence``.
-        states: which states, in order; ``base_calibrated`` is called calibrated.
-
-    Returns:
-        Texts of three digits, or whole numbers. An edge with an MA has a massive activation in
-        at least one channel; the share of such edges is given. The typical median is the
-        median over edges of the row's median magnitude.
-    """
-    columns = {
-        "max_ratio": "largest ratio",
-        "share_rows_with_massive": "edges with an MA",
-        "max_abs": "largest |s|",
-        "row_median_q50": "typical median |s|",
-    }
-    wide = summary.pivot(index="layer", columns="state", values=list(columns))
-    wide = wide[[(statistic, state) for statistic in columns for state in states]]
-    wide.columns = pd.MultiIndex.from_tuples(
-        [(columns[statistic], state.removeprefix("base_")) for statistic, state in wide.columns]
-    )
-    return wide.map(lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.3g}")
-
-
-def range_over_seeds(summary: pd.DataFrame, statistic: str) -> pd.DataFrame:
-    """Least and greatest value of a statistic over seeds, a row per layer, a column per state.
-
-    Args:
-        summary: the summary of ``Emergence``, of several seeds.
-        statistic: one of its columns; values are rounded to whole numbers.
-    """
-    values = summary.groupby(["layer", "state"], sort=False)[statistic].agg(["min", "max"])
-    texts = values.apply(lambda row: f"{row['min']:,.0f} to {row['max']:,.0f}", axis=1)
-    return texts.unstack("state")
-
-
-def read_emergence(folder: Path | str, prefix: str = "") -> Emergence:
-    """Read the tables that ``emergence`` or ``collect`` wrote.
-
-    Args:
-        folder: where they are.
-        prefix: what their file names begin with.
-
-    Raises:
-        FileNotFoundError: if a table is missing.
-    """
-    paths = {table: Path(folder) / f"{prefix}{table}.csv.gz" for table in TABLES}
-    for path in paths.values():
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no table at {path}; write it with python -m mapkg train and collect"
-            )
-    return Emergence(**{table: pd.read_csv(path) for table, path in paths.items()})
-
-
-def collect(folders: Sequence[Path | str], output: Path | str) -> list[Path]:
-    """Join the tables of several runs into one set, for ``data/results``.
-
-    Args:
-        folders: run folders, as ``emergence`` wrote them.
-        output: path prefix of the joined tables, for example ``data/results/emergence_gt_zinc_``.
-
-    Returns:
-        The files written.
-
-    Raises:
-        FileNotFoundError: if a run is not finished.
-    """
-    runs = [read_emergence(folder) for folder in folders]
-    paths = []
-    for table in TABLES:
-        joined = pd.concat([getattr(run, table) for run in runs], ignore_index=True)
-        path = Path(f"{output}{table}.csv.gz")
-        _write_table(path, joined)
-        paths.append(path)
-    return paths
-
-
-def permute_targets(splits: Splits, seed: int) -> Splits:
-    """The same data with the targets of the training and validation graphs permuted.
-
-    A null for the question whether massive activations need something to learn: graphs and
-    targets are as before, each within its split, but have nothing to do with one another. The
-    test split stays as it is.
-
-    Args:
-        splits: whole graphs.
-        seed: of the permutations.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def permuted(graphs: list[Data]) -> list[Data]:
-        copies = [copy(graph) for graph in graphs]  # a copy shares tensors, not attributes
-        order = torch.randperm(len(graphs), generator=generator).tolist()
-        for graph, other in zip(copies, order, strict=True):
-            graph.y = graphs[other].y
-        return copies
-
-    about = splits.description
-    return Splits(
-        train=permuted(splits.train),
-        val=permuted(splits.val),
-        test=splits.test,
-        description=replace(about, title=f"{about.title}, targets permuted"),
-    )
-
-
-def _for_data(config: Config, about: Description) -> Config:
+def fit_to_data(config: Config, about: Description) -> Config:
     """The configuration, its open embedding sizes taken from the data set.
+
+    Args:
+        config: sizes that are None are open.
+        about: what the data set needs.
 
     Raises:
         ValueError: if the data set does not fit: more types than the tables have, another
-            number of targets, or a loss for another task.
+            number of targets, or a readout or loss for another task.
     """
-    for needed in ("num_node_types", "num_edge_types", "edge_channels"):
+    for needed in _SIZES:
         has, needs = getattr(config, needed), getattr(about, needed)
         if has is None:
             config = config.replace(**{needed: needs})
@@ -310,6 +159,12 @@ def _for_data(config: Config, about: Description) -> Config:
         raise ValueError(
             f"out_channels: the configuration has {config.out_channels}, but the data set "
             f"{about.title} has {about.num_targets} targets"
+        )
+    is_of_nodes = about.task == "node classification"
+    if (config.readout is None) != is_of_nodes:
+        raise ValueError(
+            f"readout: the configuration has {config.readout!r}, but the task of {about.title} is "
+            f"{about.task}, which needs {'None' if is_of_nodes else 'mean or sum'}"
         )
     expected = "l1" if about.task == "graph regression" else "bce"
     if config.loss != expected:
@@ -331,18 +186,13 @@ def _changes(config: Config, name: str) -> str:
     A size that the named one leaves to the data set is no difference.
     """
     stated = CONFIGS[name].to_dict() if name in CONFIGS else {}
-    open_sizes = {key for key, value in stated.items() if value is None and key != "readout"}
+    open_sizes = {size for size in _SIZES if size in stated and stated[size] is None}
     changed = {
         k: v
         for k, v in config.to_dict().items()
         if k not in open_sizes and (k not in stated or stated[k] != v)
     }
     return "; ".join(f"{key}={value}" for key, value in changed.items()) or "none"
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    text = table.to_csv(index=False, float_format="%.6g").encode()
-    checkpoint.write_atomically(path, gzip.compress(text, mtime=0))
 
 
 def _write(
@@ -369,5 +219,5 @@ def _write(
             history=run.history.to_dict("records"),
         )
     for name, table in tables.items():
-        _write_table(folder / f"{name}.csv.gz", table)
+        write_table(folder / f"{name}.csv.gz", table)
     print(f"wrote tables and checkpoints to {folder}", file=sys.stderr)

@@ -1,0 +1,252 @@
+"""Attention between all pairs of nodes: what GraphiT and SAN do beyond the sparse graph.
+
+A graph's own edges are real; every other ordered pair of different nodes of the same graph is
+a fake edge. E real edges come first, in the order of the data, then F fake ones: row e < E of
+a score is edge e of the data. A fake edge has its own projections, and every weight has a
+factor, by which the two models differ.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch_geometric.utils import to_dense_adj
+
+from mapkg.models.edge_attention import EdgeAttention, NodeStreamLayer
+
+KERNEL_GAMMA, KERNEL_POWER = 0.25, 16
+"""Step size and number of steps of the diffusion behind GraphiT's kernel, as published."""
+
+INITIAL_GAMMA = 0.1
+"""Where the learned weight of SAN's fake edges starts, as published."""
+
+
+class Completion(NamedTuple):
+    """What makes a sparse graph complete.
+
+    Attributes:
+        edge_index: source and target of each fake edge, shape [2, F].
+        edge_attr: features of the fake edges, shape [F, D], or one row for all, [1, D].
+        factor: what the weight a of each edge is multiplied by, real edges first, [E + F, 1].
+    """
+
+    edge_index: Int[Tensor, "2 F"]
+    edge_attr: Float[Tensor, "rows D"]
+    factor: Float[Tensor, "edges 1"]
+
+
+class FullGraphAttention(EdgeAttention):
+    r"""Attention over real and fake edges, with a factor on each weight.
+
+    .. math::
+        s_{ji} &= \frac{K_j \odot Q_i}{\sqrt{d}} \odot E_{ji} \ \text{(real)}, \qquad
+            \frac{K^{(2)}_j \odot Q^{(2)}_i}{\sqrt{d}} \odot E^{(2)}_{ji} \ \text{(fake)} \\
+        a_{ji}^k &= f_{ji} \exp\bigl(\mathrm{clamp}(\textstyle\sum_c s_{ji}^{k,c}, -5, 5)\bigr)
+
+    Real and fake edges share one denominator and the values V. All else, and the arguments,
+    as for ``EdgeAttention``; ``score`` and ``attention_weight`` have E + F rows, real edges
+    first.
+
+    Source: massive-activations paper, published code of GraphiT and SAN with
+    ``full_graph=True``, which none of its runs uses.
+    """
+
+    def __init__(
+        self, hidden_channels: int, heads: int, *, bias: bool = False, attention: str = "full"
+    ) -> None:
+        super().__init__(hidden_channels, heads, bias=bias, attention=attention)
+        self.fake_query = nn.Linear(hidden_channels, hidden_channels, bias=bias)
+        self.fake_key = nn.Linear(hidden_channels, hidden_channels, bias=bias)
+        self.fake_edge = (
+            nn.Linear(hidden_channels, hidden_channels, bias=bias)
+            if attention != "no_edge"
+            else None
+        )
+
+    def forward(
+        self,
+        x: Float[Tensor, "N D"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_attr: Float[Tensor, "E D"],
+        completion: Completion,
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "edges D"]]:
+        """Attend over the incoming edges of each node, real and fake.
+
+        Args:
+            x: node features, shape [N, D].
+            edge_index: source and target of each real edge, shape [2, E].
+            edge_attr: features of the real edges, shape [E, D].
+            completion: the fake edges, and the factor of every edge.
+
+        Returns:
+            The attended values, shape [N, D], and the score, shape [E + F, D].
+        """
+        real = self.edge_score(x, edge_index, edge_attr, self.query, self.key, self.edge)
+        fake = self.edge_score(
+            x,
+            completion.edge_index,
+            completion.edge_attr,
+            self.fake_query,
+            self.fake_key,
+            self.fake_edge,
+        )
+        score = self.score(torch.cat([real, fake]))
+        every_edge = torch.cat([edge_index, completion.edge_index], dim=1)
+        return self.attend(x, every_edge, self.head_weight(score) * completion.factor), score
+
+
+class FullGraphLayer(NodeStreamLayer):
+    """A ``NodeStreamLayer`` that attends over all pairs; GraphiT's and SAN's full-graph layer."""
+
+    attention_type = FullGraphAttention
+
+    def forward(
+        self,
+        x: Float[Tensor, "N D"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_attr: Float[Tensor, "E D"],
+        completion: Completion,
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+        """New node features [N, D] and the features of the real edges [E, D] as they came."""
+        attended, _ = self.attention(x, edge_index, edge_attr, completion)
+        return self.node_block(x, attended), edge_attr
+
+
+class DiffusionKernel(nn.Module):
+    r"""GraphiT's factor: how much of a diffusion that starts at one node is at the other.
+
+    .. math::
+        f_{ji} = k_{ji}, \qquad k = (I - \gamma L)^p, \qquad L = I - D^{-1/2} A D^{-1/2}
+
+    for real and fake edges alike. Pairs further apart than p steps have factor 0. A counts
+    parallel edges, and D sums its columns; a node without edges has degree 1 there, so that
+    nothing is divided by zero.
+
+    Args:
+        gamma: step size.
+        power: p, the number of steps.
+
+    Source: massive-activations paper, published code of GraphiT; gamma 0.25 and p = 16 there.
+    """
+
+    def __init__(self, gamma: float = KERNEL_GAMMA, power: int = KERNEL_POWER) -> None:
+        super().__init__()
+        self.gamma, self.power = gamma, power
+
+    def forward(
+        self,
+        edge_index: Int[Tensor, "2 E"],
+        fake_index: Int[Tensor, "2 F"],
+        batch: Int[Tensor, " N"],
+    ) -> Float[Tensor, "edges 1"]:
+        """The factor of each edge in double precision, real edges first, shape [E + F, 1]."""
+        adjacency = to_dense_adj(edge_index, batch).double()  # [graphs, n, n]
+        identity = torch.eye(adjacency.size(1), dtype=adjacency.dtype, device=adjacency.device)
+        scale = adjacency.sum(dim=1).clamp(min=1).rsqrt()  # [graphs, n]
+        laplacian = identity - scale.unsqueeze(2) * adjacency * scale.unsqueeze(1)
+        kernel = torch.linalg.matrix_power(identity - self.gamma * laplacian, self.power)
+        source, target = torch.cat([edge_index, fake_index], dim=1)
+        graph, first = batch[source], first_nodes(batch)[batch]
+        factor = kernel[graph, source - first[source], target - first[target]]
+        return factor.unsqueeze(-1)
+
+
+class FakeEdgeShare(nn.Module):
+    r"""SAN's factor: :math:`1/(1+\gamma)` for real edges, :math:`\gamma/(1+\gamma)` for fake ones.
+
+    Args:
+        gamma: a fixed value in [0, 1]; None learns one, shared by all layers, starting at 0.1
+            and clamped to [0, 1].
+
+    Raises:
+        ValueError: if gamma is outside [0, 1].
+
+    Source: massive-activations paper, published code of SAN: fixed (1e-5) in its ``SAN`` folder,
+    learned in ``gnn-lspe``.
+    """
+
+    def __init__(self, gamma: float | None = None) -> None:
+        super().__init__()
+        if gamma is not None and not 0 <= gamma <= 1:
+            raise ValueError(f"gamma: expected a value in [0, 1] or None (learned), got {gamma!r}")
+        self.gamma = nn.Parameter(torch.tensor([INITIAL_GAMMA])) if gamma is None else gamma
+
+    def forward(
+        self,
+        edge_index: Int[Tensor, "2 E"],
+        fake_index: Int[Tensor, "2 F"],
+        batch: Int[Tensor, " N"],
+    ) -> Float[Tensor, "edges 1"]:
+        """The factor of each edge, real edges first, shape [E + F, 1]."""
+        gamma = (
+            self.gamma.clamp(0, 1)
+            if isinstance(self.gamma, Tensor)
+            else torch.tensor([self.gamma], dtype=torch.double, device=batch.device)
+        )
+        shares = torch.stack([1 / (1 + gamma), gamma / (1 + gamma)])  # [2, 1]
+        real, fake = edge_index.size(1), fake_index.size(1)
+        return torch.cat([shares[:1].expand(real, 1), shares[1:].expand(fake, 1)])
+
+
+def complete(
+    edge_index: Int[Tensor, "2 E"],
+    batch: Int[Tensor, " N"],
+    no_edge: Float[Tensor, "1 D"],
+    edge_factor: DiffusionKernel | FakeEdgeShare,
+) -> Completion:
+    """The fake edges of a batch of graphs, and the factors of all.
+
+    Args:
+        edge_index: source and target of each real edge, shape [2, E].
+        batch: graph of each node, ascending, shape [N].
+        no_edge: features that every fake edge has, shape [1, D].
+        edge_factor: makes the factors.
+
+    Raises:
+        ValueError: if the nodes of the graphs are not in ascending order.
+    """
+    fake_index = fake_edges(edge_index, batch)
+    factor = edge_factor(edge_index, fake_index, batch)
+    return Completion(fake_index, no_edge, factor.to(no_edge.dtype))
+
+
+def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[Tensor, "2 F"]:
+    """The ordered pairs of different nodes of a graph that no edge joins.
+
+    As in the published code a node has no fake edge to itself. Parallel edges and self-loops
+    of the data stay what they are.
+
+    Args:
+        edge_index: source and target of each edge, shape [2, E].
+        batch: graph of each node, ascending, shape [N].
+
+    Returns:
+        Source and target, ordered by graph, source and target.
+
+    Raises:
+        ValueError: if the nodes of the graphs are not in ascending order.
+    """
+    first = first_nodes(batch)
+    adjacency = to_dense_adj(edge_index, batch)  # [graphs, n, n]
+    place = torch.arange(adjacency.size(1), device=batch.device)
+    exists = place < batch.bincount().unsqueeze(1)  # [graphs, n]
+    missing = exists.unsqueeze(2) & exists.unsqueeze(1) & (adjacency == 0)
+    missing &= place.unsqueeze(1) != place
+    graph, source, target = missing.nonzero(as_tuple=True)
+    return torch.stack([first[graph] + source, first[graph] + target])
+
+
+def first_nodes(batch: Int[Tensor, " N"]) -> Int[Tensor, " graphs"]:
+    """The number of the first node of each graph.
+
+    Raises:
+        ValueError: if the nodes of the graphs are not in ascending order.
+    """
+    if (batch.diff() < 0).any():
+        raise ValueError(
+            "batch: expected the nodes of one graph after those of another, as "
+            "torch_geometric.data.Batch has them, got numbers that are not ascending"
+        )
+    sizes = batch.bincount()
+    return sizes.cumsum(0) - sizes

@@ -1,0 +1,122 @@
+"""SAN's learned encoding of a node's place in its graph, from the Laplacian's eigenpairs.
+
+Notation: N nodes, m eigenpairs of the smallest eigenvalues of a graph, C channels.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch_geometric.utils import to_dense_adj
+
+from mapkg.configs import LAPLACIAN_CHANNELS
+
+
+class LaplacianEncoding(nn.Module):
+    r"""A transformer over the spectrum of a graph, seen from one of its nodes.
+
+    Node i of a graph has a sequence of m pairs :math:`(\phi_k(i), \lambda_k)`, the entry of the
+    k-th eigenvector and its eigenvalue. Each pair is mapped to C channels, a TransformerEncoder
+    lets the pairs of one node attend to each other, and the sum over the pairs is the encoding.
+    A graph with fewer than m nodes has fewer pairs.
+
+    Eigenvectors have no sign of their own. Here a rule chooses one (``laplacian_eigenpairs``);
+    ``sign_flips`` draws one per graph and eigenvector in each training pass instead, from
+    torch's generator, so that a network can learn not to depend on them. Nothing fixes the sign
+    where a symmetry of the bonds turns an eigenvector into its negative, nor the basis where an
+    eigenvalue occurs twice. Most molecules have one or the other: relabelling their nodes can
+    change the encoding.
+
+    Args:
+        channels: C.
+        eigenpairs: m.
+        heads: of the transformer; must divide ``channels``.
+        num_layers: of the transformer.
+        feedforward_channels: inside the transformer; most of its time goes there.
+        sign_flips: whether to draw signs in training mode.
+
+    Source: SAN (Kreuzer et al. 2021) as in the published code of the massive-activations paper,
+    whose runs do not use it: m = 10, Linear(2 -> 8), two layers of four heads with torch's
+    defaults, dropout 0.1 and 2048 channels inside. differs: its training loop draws signs but
+    never applies them; its eigenvectors have the sign and, of a repeated eigenvalue, the basis
+    that numpy gives.
+    """
+
+    def __init__(
+        self,
+        channels: int = LAPLACIAN_CHANNELS,
+        *,
+        eigenpairs: int = 10,
+        heads: int = 4,
+        num_layers: int = 2,
+        feedforward_channels: int = 2048,
+        sign_flips: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels, self.eigenpairs, self.sign_flips = channels, eigenpairs, sign_flips
+        self.project = nn.Linear(2, channels)
+        # A loop, not nn.TransformerEncoder: that one copies a layer, weights and all.
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(channels, heads, feedforward_channels, batch_first=True)
+            for _ in range(num_layers)
+        )
+
+    def forward(
+        self, edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]
+    ) -> Float[Tensor, "N C"]:
+        """The encoding of each node.
+
+        Args:
+            edge_index: source and target of each edge, each edge both ways, shape [2, E].
+            batch: graph of each node, ascending, shape [N].
+        """
+        vectors, values, missing = laplacian_eigenpairs(edge_index, batch, self.eigenpairs)
+        if self.training and self.sign_flips:
+            shape = (int(batch.max()) + 1, self.eigenpairs)
+            vectors = vectors * (2 * torch.randint(2, shape, device=batch.device) - 1)[batch]
+        pairs = torch.stack([vectors, values], dim=-1).to(self.project.weight.dtype)
+        pairs = self.project(pairs)  # [N, m, C]
+        for layer in self.layers:
+            pairs = layer(pairs, src_key_padding_mask=missing)
+        return pairs.masked_fill(missing.unsqueeze(-1), 0).sum(dim=1)
+
+
+@torch.no_grad()
+def laplacian_eigenpairs(
+    edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"], count: int
+) -> tuple[Float[Tensor, "N m"], Float[Tensor, "N m"], Bool[Tensor, "N m"]]:
+    """Eigenpairs of the Laplacian D - A of each graph, smallest eigenvalues first.
+
+    The sign of an eigenvector is the one that makes the sum of its cubed entries positive:
+    relabelling nodes then changes no entry, unless that sum is zero, as where a symmetry of the
+    graph turns an eigenvector into its negative.
+
+    Args:
+        edge_index: source and target of each edge, each edge both ways, shape [2, E].
+        batch: graph of each node, ascending, shape [N].
+        count: m, the number of pairs, the constant eigenvector among them.
+
+    Returns:
+        For each node its entry of the eigenvectors and the eigenvalues, in double precision,
+        and where its graph has no such pair (there both are 0); three times shape [N, m].
+
+    Raises:
+        ValueError: if an edge is there one way only.
+    """
+    adjacency = to_dense_adj(edge_index, batch).double()  # [graphs, n, n]
+    if not torch.equal(adjacency, adjacency.mT):
+        raise ValueError(
+            "edge_index: expected each edge both ways, as the Laplacian is that of an undirected "
+            "graph; torch_geometric.utils.to_undirected adds the missing ones"
+        )
+    pairs = []
+    # One by one: equal graphs then have equal eigenvectors, whatever else is in the batch.
+    for matrix, size in zip(adjacency, batch.bincount().tolist(), strict=True):
+        matrix = matrix[:size, :size]
+        values, vectors = torch.linalg.eigh(torch.diag(matrix.sum(dim=0)) - matrix)
+        signs = torch.where(vectors.pow(3).sum(dim=0) < 0, -1.0, 1.0)
+        known = torch.stack([vectors * signs, values.abs().expand(size, -1)])[..., :count]
+        absent = torch.full((2, size, count - known.size(-1)), torch.nan).to(known)
+        pairs.append(torch.cat([known, absent], dim=-1))
+    vectors, values = torch.cat(pairs, dim=1)
+    missing = values.isnan()
+    return vectors.nan_to_num(), values.nan_to_num(), missing

@@ -1,0 +1,24 @@
+"""Figures: from tidy tables to matplotlib Axes, one function per figure."""
+
+from mapkg.plots.diagrams import score_in_layer
+from mapkg.plots.distributions import fitted_distribution, ratio_distribution
+from mapkg.plots.emergence import base_against_trained, by_layer, row_maxima, trajectory
+from mapkg.plots.grid import against_untrained, rank_grid, through_training
+from mapkg.plots.molecules import molecule, type_counts
+from mapkg.plots.style import use_style
+
+__all__ = [
+    "against_untrained",
+    "base_against_trained",
+    "by_layer",
+    "fitted_distribution",
+    "molecule",
+    "rank_grid",
+    "ratio_distribution",
+    "row_maxima",
+    "score_in_layer",
+    "through_training",
+    "trajectory",
+    "type_counts",
+    "use_style",
+]

@@ -1,0 +1,225 @@
+"""The exact null against integrals by quadrature and simulated rows; p-values by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, special
+
+from mapkg.detection import (
+    MASSIVE_RATIO,
+    ProductNull,
+    activation_ratio,
+    chance_level,
+    p_value,
+    product_of_normals,
+)
+
+
+def row_maxima(rows, channels, factors=3, seed=0):
+    x = product_of_normals(rows, channels, factors=factors, seed=seed)
+    return activation_ratio(x).amax(dim=1).numpy()
+
+
+def assert_exceeds(exceedance, maxima):
+    """Shares of the maxima above 30 of their quantiles are the probabilities, to 4.5 sigma."""
+    ratios = np.quantile(maxima, np.linspace(0.005, 0.9995, 30))
+    expected = exceedance(ratios)
+    found = (maxima > ratios[:, None]).mean(axis=1)
+    sigma = np.sqrt(expected * (1 - expected) / len(maxima))
+    np.testing.assert_array_less(np.abs(found - expected), 4.5 * sigma + 1 / len(maxima))
+
+
+# Products of normals.
+
+
+def test_products_of_normals_have_the_moments_of_products():
+    x = product_of_normals(200_000, 4, factors=2, seed=3).numpy()
+    assert x.mean() == pytest.approx(0, abs=0.01)
+    assert x.var() == pytest.approx(1, rel=0.02)
+    # |Z1 Z2| has the density 2 K0 / pi.
+    median = np.median(np.abs(x))
+    below, _ = integrate.quad(lambda u: 2 / np.pi * special.k0(u), 0, median)
+    assert below == pytest.approx(0.5, abs=0.003)
+
+
+@pytest.mark.parametrize("channels", [56, 88, 444])
+def test_the_chance_level_of_simulated_rows_is_as_stated(channels):
+    maxima = row_maxima(20_000, channels)
+    assert 20 <= np.median(maxima) <= 38
+    assert 70 <= np.quantile(maxima, 0.99) <= 91
+    # Far below the threshold; of 20,000 rows 0.6 (56 channels) to 0.2 (444) pass 200 on average.
+    assert (maxima > 200).sum() <= 5
+    assert 0.1 < 20_000 * ProductNull(channels).exceedance(200) < 0.7
+    assert maxima.max() < 500
+
+
+# The exact null.
+
+
+@pytest.mark.parametrize(
+    ("channels", "factors"), [(2, 3), (3, 3), (8, 1), (8, 3), (56, 3), (64, 2), (444, 3), (64, 4)]
+)
+def test_the_exact_null_is_what_simulated_rows_show(channels, factors):
+    maxima = row_maxima(50_000 if channels < 400 else 20_000, channels, factors)
+    assert_exceeds(ProductNull(channels, factors).exceedance, maxima)
+
+
+@pytest.mark.parametrize("channels", [4, 64])
+@pytest.mark.parametrize("ratio", [2.0, 30.0, 200.0, 1000.0])
+def test_the_exact_null_is_a_double_integral(channels, ratio):
+    # Two factors, where a magnitude has a density in closed form and one integral is enough
+    # for its survival; the median's density is that of an order statistic.
+    def survival(x):
+        # ln u from -40 on; beyond u = 700 the density underflows.
+        value, _ = integrate.quad(
+            lambda v: 2 / math.pi * special.k0(math.exp(v)) * math.exp(v),
+            math.log(x),
+            math.log(700),
+            epsabs=0,
+            epsrel=1e-10,
+            limit=200,
+        )
+        return value
+
+    median, above = (channels + 1) // 2, channels // 2
+    order = 1 / special.beta(median, above + 1)
+
+    def integrand(v):
+        m = math.exp(v)
+        s = survival(m)
+        if m * ratio > 600:
+            return 0.0
+        density = order * (1 - s) ** (median - 1) * s**above * 2 / math.pi * special.k0(m)
+        return density * m * -math.expm1(above * math.log1p(-survival(m * ratio) / s))
+
+    expected, _ = integrate.quad(
+        integrand, -14, 3, epsabs=0, epsrel=1e-7, limit=400, points=[-8, -4, -2, -1]
+    )
+    found = ProductNull(channels, factors=2).exceedance(ratio)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_two_channels_the_ratio_is_that_of_two_magnitudes():
+    # One factor: the ratio of two normals is Cauchy, and the greater over the smaller
+    # exceeds r with probability 2 P(|Cauchy| > r) = 2 (1 - 2 atan(r) / pi).
+    r = np.array([1.0, 1.5, 10.0, 1000.0, 1e6])
+    expected = 2 * (1 - 2 / np.pi * np.arctan(r))
+    found = ProductNull(2, factors=1).exceedance(r)
+    np.testing.assert_allclose(found[:4], expected[:4], rtol=1e-6)
+    assert found[4] == pytest.approx(4 / np.pi * 1e-6, rel=1e-5)
+
+
+def test_several_rows_exceed_when_any_of_them_does():
+    null = ProductNull(8)
+    ratio = np.array([[5.0, 50.0, 500.0], [5e3, 5e4, np.nan]])
+    one = null.exceedance(ratio)
+    assert one.shape == ratio.shape
+    assert np.isnan(one[1, 2]) and np.isfinite(one).sum() == 5
+    np.testing.assert_allclose(null.exceedance(ratio, 7), 1 - (1 - one) ** 7, rtol=1e-9, atol=1e-14)
+    # Far out, where 1 - (1 - p)^n would round to zero.
+    tiny = float(ProductNull(64).exceedance(1e4))
+    assert 0 < tiny < 1e-20
+    assert float(ProductNull(64).exceedance(1e4, 1000)) == pytest.approx(1000 * tiny, rel=1e-9)
+    # The maxima of 100 rows at a time.
+    maxima = row_maxima(100_000, 8).reshape(1000, 100).max(axis=1)
+    assert_exceeds(lambda ratios: null.exceedance(ratios, 100), maxima)
+
+
+def test_no_row_is_below_its_median():
+    np.testing.assert_array_equal(ProductNull(5).exceedance([0.0, 0.5, 1.0]), 1)
+    assert 0.999 < ProductNull(5).exceedance(1.0001) < 1
+    assert ProductNull(5).exceedance(np.inf) == 0
+
+
+@pytest.mark.parametrize("channels", [2, 8, 64, 444])
+@pytest.mark.parametrize("rate", [0.5, 0.05, 1e-6])
+@pytest.mark.parametrize("rows", [1, 49_720])
+def test_a_threshold_is_exceeded_at_its_rate(channels, rate, rows):
+    null = ProductNull(channels)
+    assert null.exceedance(null.threshold(rate, rows), rows) == pytest.approx(rate, rel=1e-6)
+
+
+def test_thresholds_at_a_rate_keep_it_among_simulated_rows():
+    threshold = ProductNull(64).threshold(0.01)
+    exceeding = (row_maxima(50_000, 64, seed=5) > threshold).mean()
+    assert exceeding == pytest.approx(0.01, abs=4 * math.sqrt(0.01 / 50_000))
+
+
+def test_chance_by_width():
+    table = chance_level([8, 56, 64, 88, 444], rows=49_720, rate=0.05).set_index("channels")
+    widths = table.loc[[56, 64, 88, 444]]
+    assert widths["median"].between(20, 38).all()
+    assert widths["median"].is_monotonic_increasing
+    assert widths["q99"].between(70, 90).all()
+    # In no ZINC test split of these widths is any activation massive by chance.
+    assert (widths["p_massive"] < 1e-6).all()
+    assert (widths["family_threshold"] < 0.35 * MASSIVE_RATIO).all()
+    # Narrow rows have small medians by chance: there 1000 is no threshold.
+    assert table.loc[8, "p_massive"] > 0.9
+    assert table.loc[8, "family_threshold"] > 4 * MASSIVE_RATIO
+    maxima = row_maxima(50_000, 8)
+    assert (maxima > MASSIVE_RATIO).mean() == pytest.approx(
+        table.loc[8, "p_massive_row"], abs=4 * math.sqrt(table.loc[8, "p_massive_row"] / 50_000)
+    )
+    assert (maxima > table.loc[8, "row_threshold"]).mean() == pytest.approx(0.05, abs=0.004)
+
+
+@pytest.mark.parametrize(("channels", "factors"), [(1, 3), (0, 3), (10_001, 3), (64, 0)])
+def test_widths_that_the_null_does_not_know_are_an_error(channels, factors):
+    with pytest.raises(ValueError, match=f"expected 2 to 10000 channels.*got {channels} and"):
+        ProductNull(channels, factors)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, math.nan])
+def test_a_rate_is_a_probability(rate):
+    with pytest.raises(ValueError, match=r"expected a rate in \(0, 1\)"):
+        ProductNull(8).threshold(rate)
+
+
+def test_the_widest_rows_are_still_resolved():
+    assert_exceeds(ProductNull(10_000).exceedance, row_maxima(300, 10_000))
+    # Where nearly all rows have the largest ratio above 5, the probability is 1 to rounding.
+    assert ProductNull(10_000).exceedance(5.0) == pytest.approx(1, abs=1e-9)
+
+
+# P-values by rank.
+
+
+def test_p_values_by_hand():
+    null = [1.0, 2.0, 2.0, 5.0]
+    assert p_value(6.0, null) == 1 / 5
+    assert p_value(5.0, null) == 2 / 5  # a tie counts against
+    assert p_value(2.0, null) == 4 / 5
+    assert p_value(0.0, null) == 1
+    assert p_value(9.0, []) == 1
+
+
+def test_p_values_of_several_layers_at_once():
+    observed = np.array([3.0, np.nan, 10.0])
+    null = np.array([[1.0, 1.0, 20.0], [4.0, 2.0, np.nan], [2.0, 3.0, 1.0]])
+    np.testing.assert_allclose(p_value(observed, null), [2 / 4, np.nan, 2 / 3])
+
+
+def test_p_values_are_uniform_or_larger_under_the_null():
+    generator = np.random.default_rng(0)
+    draws = generator.integers(0, 6, size=(20, 20_000))  # many ties
+    p = p_value(draws[0], draws[1:])
+    for level in (0.05, 0.1, 0.5):
+        assert (p <= level).mean() <= level + 0.01
+    continuous = generator.random((20, 20_000))
+    assert (p_value(continuous[0], continuous[1:]) <= 0.05).mean() == pytest.approx(0.05, abs=0.006)
+
+
+@pytest.mark.parametrize("null", [1.0, [[1.0, 2.0]], np.ones((3, 2))])
+def test_null_values_of_another_shape_are_an_error(null):
+    with pytest.raises(ValueError, match=r"expected null values of shape \[n"):
+        p_value(np.ones(3), null)
+
+
+def test_the_null_is_the_published_ratio_of_a_row_with_its_lower_median():
+    # Four magnitudes: the ratio is the greatest over the second.
+    x = product_of_normals(50_000, 4)
+    magnitude = torch.sort(x.abs(), dim=1).values.numpy()
+    assert_exceeds(ProductNull(4).exceedance, magnitude[:, 3] / magnitude[:, 1])
