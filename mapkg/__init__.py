@@ -5,9 +5,11 @@ The package computes, the notebooks argue:
 - ``configs``: every hyper-parameter the papers and their code state.
 - ``data``: ``load(name)`` gives graphs in three splits.
 - ``models``: attention networks with edge features; ``models.official`` reads published weights.
-- ``train``, ``evaluation``, ``checkpoint``: fit, score, save, load.
-- ``hooks``: record or edit what any submodule of any torch model returns.
-- ``detection``: activation ratio, threshold, summaries that stream.
+- ``train``, ``evaluation``, ``metrics``, ``checkpoint``: fit, score, save, load.
+- ``hooks``: record or edit what any submodule of any torch model returns, or what a layer of
+  PyG computes inside.
+- ``detection``: activation ratio, threshold, summaries that stream, laws, nulls, and a report
+  for any model.
 - ``observation``: what the scores of a network look like over many graphs.
 - ``experiments``: from a configuration to tidy tables; ``plots``: from tables to figures.
 """

@@ -191,7 +191,7 @@ def _collect(parsed: argparse.Namespace) -> int:
 
 
 def _data(parsed: argparse.Namespace) -> int:
-    from mapkg.data import load
+    from mapkg.data import NodeSplit, load
 
     splits = load(parsed.dataset)
     for name, value in vars(splits.description).items():
@@ -199,6 +199,9 @@ def _data(parsed: argparse.Namespace) -> int:
             print(f"{name}: {line}")
     for name in ("train", "val", "test"):
         graphs = getattr(splits, name)
+        if isinstance(graphs, NodeSplit):
+            print(f"{name}: {len(graphs):,} seed nodes of one graph")
+            continue
         nodes, edges = (sum(getattr(g, key) for g in graphs) for key in ("num_nodes", "num_edges"))
         print(f"{name}: {len(graphs):,} graphs, {nodes:,} nodes, {edges:,} directed edges")
     return 0

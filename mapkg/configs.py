@@ -152,12 +152,12 @@ class Config:
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; ``Config.from_dict`` is the way back."""
-        return asdict(self)
+        """Plain values as JSON has them, lists for tuples; ``Config.from_dict`` is the way back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
-        """The configuration of ``to_dict``, also after JSON has made lists of its tuples."""
+        """The configuration of ``to_dict``."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

@@ -20,6 +20,8 @@ SCORES = "layers.*.score"
 CLAMPED = ("gt", "graphit", "san")
 """Architectures that sum the score of a head and clamp the sum."""
 
+_ADVICE = "name a submodule that works on edges, or use detection.report, which takes any rows"
+
 
 def looked_at(architecture: str) -> str:
     """What is recorded of a network to look for massive activations, a name or pattern.
@@ -54,7 +56,8 @@ def summarise(
         graphs: the graphs to look at; or seed nodes, whose batches count as one graph each.
         names: what to look at, names or patterns for ``hooks.record``: outputs with one row
             per edge, [E, channels] or [E, heads, channels of a head], or any of
-            ``standard.recorded_names``.
+            ``standard.recorded_names``. Of full-graph attention, only the edges of the data
+            count.
         heads: number of attention heads if the outputs are scores, for the share of saturated
             sums; None leaves that out.
         batch_size: graphs per forward pass; the result does not depend on it.
@@ -68,12 +71,15 @@ def summarise(
     """
     modules = hooks.resolve(model, names)
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
+    # On a full graph the rows of the data's edges come first; the others are left out.
+    has_fake_edges = getattr(model, "edge_factor", None) is not None
     was_training = model.training
     model.eval()
     for batch in batches(graphs, batch_size, device):
 
         def update(name: str, output: Any, batch=batch) -> None:
-            rows = standard.recorded_rows(modules[name], output, batch.batch)
+            rows = _rows(name, modules[name], output, batch)
+            rows = rows[: batch.num_edges] if has_fake_edges else rows
             graph = _graph_of_rows(name, modules[name], rows, batch)
             summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
 
@@ -116,6 +122,13 @@ def row_maxima(
     return torch.cat(maxima)
 
 
+def _rows(name: str, module: nn.Module, output: Any, batch: Any) -> torch.Tensor:
+    try:
+        return standard.recorded_rows(module, output, batch.batch)
+    except (TypeError, IndexError) as error:  # no tensor, no channels, or other padding
+        raise ValueError(f"{name}: expected rows of channels: {error}; {_ADVICE}") from error
+
+
 def _graph_of_rows(
     name: str, module: nn.Module, rows: torch.Tensor, batch: Any
 ) -> torch.Tensor | None:
@@ -123,10 +136,7 @@ def _graph_of_rows(
     by_node = isinstance(module, nn.MultiheadAttention)
     kind, number = ("node", batch.num_nodes) if by_node else ("edge", batch.num_edges)
     if len(rows) != number:
-        raise ValueError(
-            f"{name}: expected a row per {kind}, {number}, got {len(rows)}; name a submodule that "
-            "works on edges, or use detection.report, which takes any rows"
-        )
+        raise ValueError(f"{name}: expected a row per {kind}, {number}, got {len(rows)}; {_ADVICE}")
     if batch.batch is None:
         return None
     return batch.batch if by_node else batch.batch[batch.edge_index[0]]

@@ -44,7 +44,7 @@ FOLDERS = {
         *("__init__", "description", "graph_cache", "molecules", "neighbours", "ogbn_proteins"),
         *("proteins", "raw_files", "smiles_tables", "splitting", "tox21", "zinc_benchmark"),
     },
-    "detection": {"__init__", "laws", "nulls", "ratios", "report", "summary"},
+    "detection": {"__init__", "laws", "nulls", "ratios", "reporting", "summary"},
     "experiments": {"__init__", "controls", "emergence", "grid", "results"},
     "plots": {"__init__", "diagrams", "distributions", "emergence", "grid", "molecules", "style"},
     "models": {

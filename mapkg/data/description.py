@@ -55,7 +55,7 @@ class NodeSplit(Protocol):
 
 
 Graphs = Sequence[Data] | NodeSplit
-"""What can be passed through a model: whole graphs, or seed nodes with their neighbourhoods."""
+"""What a model is run on, whole graphs or seed nodes with their neighbourhoods."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ STRUCTURES = ("helix", "sheet", "turn")
 _PAIRS = list(combinations_with_replacement(range(len(STRUCTURES)), 2))
 
 PAIR_TYPES = {i: f"{STRUCTURES[a]}-{STRUCTURES[b]}" for i, (a, b) in enumerate(_PAIRS)}
-"""Edge types by id: the unordered pair of the secondary structures at an edge's ends."""
+"""Edge types by id, the unordered pair of the secondary structures at an edge's ends."""
 
 SEED = 0
 """Of the split."""

@@ -7,7 +7,7 @@ row. A row is one edge (or node), its channels are those of all heads together.
 - ``summary``: what a layer looks like, gathered batch by batch.
 - ``laws``: which probability law the ratios follow.
 - ``nulls``: which ratios chance gives, and p-values.
-- ``report``: one table and one verdict per layer, for any model.
+- ``reporting``: one table and one verdict per layer, for any model.
 """
 
 from mapkg.detection.laws import (
@@ -22,7 +22,7 @@ from mapkg.detection.laws import (
 )
 from mapkg.detection.nulls import ProductNull, chance_level, p_value, product_of_normals
 from mapkg.detection.ratios import MASSIVE_RATIO, activation_ratio, is_massive, row_median
-from mapkg.detection.report import Report, report
+from mapkg.detection.reporting import Report, report
 from mapkg.detection.summary import (
     LOG_EPS,
     NEG_LOG_RATIO_BINS,

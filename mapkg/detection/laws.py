@@ -61,7 +61,7 @@ _LAWS = {
 }
 
 LAWS = tuple(_LAWS)
-"""Names of the laws: gamma, lognormal, Weibull and generalised extreme value, all with shape,
+"""The laws by name, gamma, lognormal, Weibull and generalised extreme value, all with shape,
 location and scale, and normal.
 
 The Weibull law is scipy's ``weibull_min``, bounded below; the one bounded above,
@@ -240,7 +240,7 @@ def compare_laws(
         base: the state with which the others are compared; the untrained network.
 
     Returns:
-        A row per histogram and law: the other columns; ``law``, ``shape``, ``loc``, ``scale``,
+        A row per histogram and law. The other columns; ``law``, ``shape``, ``loc``, ``scale``,
         ``is_limit``, ``num_values``, ``log_likelihood``, ``aic``, and ``aic_rank``, 1 for the
         least; ``ks_own``, the distance to the fit of the same values (as published);
         ``ks_base``, to the fit of the base state with the other columns equal;

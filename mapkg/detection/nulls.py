@@ -24,7 +24,7 @@ MAX_CHANNELS = 10_000
 """Beyond this the median of a row varies less than the grid of the integral resolves."""
 
 Values = float | int | Sequence | np.ndarray
-"""One number or several: nested sequences, or an array."""
+"""One number or several, as nested sequences or an array."""
 
 # Logarithms of magnitudes: e^-40 is as good as zero, e^14 beyond anything. The trapezium rule
 # converges exponentially for the smooth integrands here, which vanish at both ends.
@@ -137,7 +137,7 @@ def chance_level(channels: Sequence[int], *, rows: int, rate: float = 0.05) -> p
         rate: false positive rate of the thresholds.
 
     Returns:
-        A row per width: ``channels``; ``median`` and ``q99``, quantiles of the largest ratio
+        A row per width. ``channels``; ``median`` and ``q99``, quantiles of the largest ratio
         of a row; ``row_threshold``, exceeded by the share ``rate`` of rows;
         ``family_threshold``, exceeded anywhere in ``rows`` rows with probability ``rate``;
         ``p_massive_row`` and ``p_massive``, the probabilities that one of the activations of a
@@ -167,8 +167,8 @@ def p_value(observed: Values, null: Values) -> Float[np.ndarray, "..."]:
 
     Args:
         observed: for example the largest ratio of each layer; any shape.
-        null: the same of n draws, for example untrained networks, shape [n, *shape of
-            observed]. NaN is no draw, and leaves fewer of them.
+        null: the same of n draws, for example untrained networks, with one more
+            dimension in front. NaN is no draw, and leaves fewer of them.
 
     Returns:
         P-values, of the shape of ``observed``; NaN where that is NaN.

@@ -12,15 +12,15 @@ from mapkg.experiments.results import TABLES, Emergence, read_emergence
 MODELS = ("GT", "GraphiT", "SAN")
 """The paper's networks, rows of its figure."""
 
-DATA_SETS = {"zinc": "ZINC", "tox21": "TOX21", "proteins": "PROTEINS (TU)"}
-"""Columns of the figure: what result files call them, and what figures do."""
+DATA_SETS = {"zinc": "ZINC", "proteins": "PROTEINS (TU)"}
+"""Columns of the figure, from what result files call them to what figures do."""
 
 GRID = {
     f"{model.lower()}_{data}": f"{model}, {title}"
     for model in MODELS
     for data, title in DATA_SETS.items()
 }
-"""The nine pairs: names of result files and of figures."""
+"""All pairs, from names of result files to titles of figures."""
 
 VARIANTS = {
     "gt_zinc": "GT",
@@ -32,7 +32,7 @@ VARIANTS = {
     "transformer_zinc": "TransformerConv",
     "gps_zinc": "GPSConv",
 }
-"""Networks on ZINC that differ in their attention: names of result files and of figures."""
+"""Networks on ZINC that differ in their attention, from result files to titles of figures."""
 
 
 def read_runs(folder: Path | str, names: Iterable[str]) -> Emergence:
@@ -81,7 +81,7 @@ def how_unlikely(
         trained: which state.
 
     Returns:
-        A row per run, seed and layer: ``max_ratio``; ``untrained_max``, the largest ratio of
+        A row per run, seed and layer. ``max_ratio``; ``untrained_max``, the largest ratio of
         that layer in any untrained network with calibrated BatchNorm; ``p_untrained``, the
         p-value by rank among these networks, never below 1 / (1 + networks);
         ``chance_threshold``, the ratio that products of three independent normals of this
@@ -120,10 +120,11 @@ def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd
         threshold: ratio above which an activation is massive.
 
     Returns:
-        Texts: number of seeds; epochs; the metric of the test split at the best validation
-        epoch (MAE, or area under the ROC curve); the largest ratio of any layer, untrained (as
-        published) and trained; the layers that have a massive activation with every seed, and
-        with some; and the largest share of edges with one in any layer.
+        Texts. Number of ``seeds``; ``epochs``; the ``test metric`` at the best validation epoch
+        (MAE, or area under the ROC curve); the largest ratio of any layer, ``untrained`` (as
+        published) and ``trained``; ``layers`` that have a massive activation with every seed,
+        and those with some seed only; and ``edges, at most``, the largest share of edges with
+        one in any layer.
     """
     rows = {}
     for run, table in summary.groupby("run", sort=False):
@@ -136,33 +137,33 @@ def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd
             "seeds": best["seed"].nunique(),
             "epochs": _span(best["epochs"], "{:.0f}"),
             "test metric": f"{metric.removeprefix('test_')} {_span(best[metric], '{:.3f}')}",
-            "largest ratio, untrained": _span(base.groupby("seed")["max_ratio"].max(), "{:,.0f}"),
-            "largest ratio, trained": _span(by_seed["max_ratio"].max(), "{:,.0f}"),
-            "layers with MAs, every seed": _list(share.index[share == 1]),
-            "layers with MAs, some seed": _list(share.index[(share > 0) & (share < 1)]),
-            "edges with an MA, most in a layer": _span(
-                by_seed["share_rows_with_massive"].max(), "{:.2%}"
-            ),
+            "untrained": _span(base.groupby("seed")["max_ratio"].max(), "{:,.0f}"),
+            "trained": _span(by_seed["max_ratio"].max(), "{:,.0f}"),
+            "layers, every seed": _list(share.index[share == 1]),
+            "layers, some seed": _list(share.index[(share > 0) & (share < 1)]),
+            "edges, at most": _span(by_seed["share_rows_with_massive"].max(), "{:.2%}"),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 
-def law_table(laws: pd.DataFrame) -> pd.DataFrame:
-    """Which law fits best, a row per run and state.
+def law_table(laws: pd.DataFrame, by: Sequence[str] = ("run", "state")) -> pd.DataFrame:
+    """Which law fits best.
 
     Args:
         laws: as ``laws`` returns it.
+        by: columns whose values make a row; with ``layer`` among them a row is one layer.
 
     Returns:
-        A column per law: the median over layers and seeds of its distance to the values
-        (``ks_own``), and in brackets in how many of them it has the least AIC; and the
-        medians of ``ks_base`` and ``ks_two_sample`` of the gamma law.
+        A column per law, the median of its distance to the values (``ks_own``), and in brackets
+        in how many fits it has the least AIC; and the medians of ``ks_base`` and
+        ``ks_two_sample`` of the gamma law.
     """
-    keys = ["run", "state"]
+    keys = list(by)
     ks = laws.groupby([*keys, "law"], sort=False)["ks_own"].median().unstack()
     wins = (laws["aic_rank"] == 1).groupby([laws[key] for key in (*keys, "law")], sort=False)
     wins = wins.sum().unstack()
-    fits = laws.groupby(keys)[["seed", "layer"]].apply(lambda rows: len(rows.drop_duplicates()))
+    fits = laws.groupby(keys)[["run", "seed", "layer", "state"]]
+    fits = fits.apply(lambda rows: len(rows.drop_duplicates()))
     texts = pd.DataFrame(
         {
             law: [

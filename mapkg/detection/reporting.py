@@ -1,7 +1,9 @@
 """One table and one verdict per layer, for any torch model::
 
-print(report(model, loader))
-print(report(model, loader, names="convs.*:message", null=untrained_models))
+    print(report(model, loader))
+    print(report(model, loader, names="convs.*:message", null=untrained_models))
+
+What is looked at is named as for ``mapkg.hooks``.
 """
 
 import html

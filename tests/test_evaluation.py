@@ -1,0 +1,336 @@
+"""Scores of models against scikit-learn and by hand, on whole graphs and on seed nodes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score
+from torch import nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader
+
+from mapkg.configs import CONFIGS
+from mapkg.data.neighbours import ALL, InEdges, SeedNodes
+from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, predict, score, targets
+from mapkg.models import build
+from mapkg.train import seed_all
+
+NAN = float("nan")
+
+
+class Sums(nn.Module):
+    """Predicts for each graph the sum of its rows, or each row itself for a sample of nodes."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x, edge_index, edge_attr, batch=None, batch_size=None):
+        self.calls.append((self.training, len(x), batch_size))
+        if batch is None:
+            return x
+        return x.new_zeros(batch_size, x.size(1)).index_add_(0, batch, x)
+
+
+def graph(x, y):
+    edge_index = torch.tensor([[0], [0]])
+    return Data(
+        x=torch.tensor(x),
+        edge_index=edge_index,
+        edge_attr=torch.zeros(1),
+        y=torch.tensor([y]),
+    )
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    """Forty graphs of one to four nodes with three targets, a third of them unlabelled."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for number in range(40):
+        x = torch.randn(1 + number % 4, 3, generator=generator)
+        y = (torch.rand(1, 3, generator=generator) < 0.4).float()
+        y[torch.rand(1, 3, generator=generator) < 0.33] = NAN
+        found.append(
+            Data(x=x, edge_index=torch.zeros(2, 1, dtype=torch.long), edge_attr=x[:1], y=y)
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Seven seed nodes of a random graph of twenty whose features tell the nodes apart."""
+    generator = torch.Generator().manual_seed(1)
+    pairs = torch.triu(torch.ones(20, 20), 1).nonzero()
+    pairs = pairs[torch.randperm(len(pairs), generator=generator)[:50]]
+    y = (torch.rand(20, 3, generator=generator) < 0.5).float()
+    y[torch.rand(20, 3, generator=generator) < 0.2] = NAN
+    return SeedNodes(
+        seeds=torch.tensor([13, 2, 0, 19, 7, 5, 11]),
+        edges=InEdges.of_undirected(pairs, 20),
+        x=torch.arange(20) % 8,
+        edge_attr=torch.rand(50, 8, generator=generator),
+        y=y,
+        fan_outs=(2, 3),
+    )
+
+
+def small_network(readout=None):
+    """A network for the nodes above."""
+    seed_all(0)
+    config = CONFIGS["GT-PROTEINS"].replace(
+        hidden_channels=8, heads=2, num_layers=2, out_channels=3, batch_size=3, readout=readout
+    )
+    return build(config)
+
+
+# Metrics of whole graphs.
+
+
+def test_the_mean_absolute_error_of_two_graphs_by_hand():
+    pair = [graph([[1.0], [2.0]], [5.0]), graph([[-1.0]], [1.0])]
+    assert score(Sums(), pair) == {"mae": 2.0}
+
+
+def test_the_mean_absolute_error_is_that_of_scikit_learn(graphs):
+    complete = [replace_y(one, one.y.nan_to_num(0.5)) for one in graphs]
+    predicted = torch.stack([one.x.sum(0) for one in complete])
+    target = torch.cat([one.y for one in complete])
+    found = score(Sums(), complete, batch_size=7)
+    assert found == {"mae": pytest.approx(mean_absolute_error(target, predicted), rel=1e-6)}
+
+
+def replace_y(one, y):
+    changed = one.clone()
+    changed.y = y
+    return changed
+
+
+def test_the_metrics_of_a_classification_are_those_of_scikit_learn_on_labelled_entries(graphs):
+    logits = torch.stack([one.x.sum(0) for one in graphs]).double()
+    target = torch.cat([one.y for one in graphs])
+    labelled = ~target.isnan()
+    assert 20 < int((~labelled).sum()) < 60
+    found = score(Sums(), graphs, loss="bce", batch_size=7)
+    probability = logits.sigmoid()
+    assert found["bce"] == pytest.approx(
+        log_loss(target[labelled], probability[labelled]), rel=1e-5
+    )
+    areas = [
+        roc_auc_score(target[labelled[:, task], task], logits[labelled[:, task], task])
+        for task in range(3)
+    ]
+    assert found["roc_auc"] == pytest.approx(sum(areas) / 3)
+    right = accuracy_score(target[labelled], probability[labelled] > 0.5)
+    assert found["accuracy"] == pytest.approx(right)
+    assert set(found) == {"bce", "roc_auc", "accuracy"}
+
+
+@pytest.mark.parametrize("loss", ["l1", "bce"])
+def test_no_metric_depends_on_how_graphs_are_put_into_batches(loss, graphs):
+    graphs = graphs if loss == "bce" else [replace_y(one, one.y.nan_to_num(0)) for one in graphs]
+    expected = score(Sums(), graphs, loss=loss, batch_size=len(graphs))
+    for batch_size in (1, 3, 39):  # the last batch is smaller
+        found = score(Sums(), graphs, loss=loss, batch_size=batch_size)
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_batch_without_any_label_takes_part_in_nothing(graphs):
+    silent = [replace_y(one, torch.full((1, 3), NAN)) for one in graphs[:5]]
+    expected = score(Sums(), graphs[5:], loss="bce", batch_size=5)
+    assert score(Sums(), [*silent, *graphs[5:]], loss="bce", batch_size=5) == expected
+
+
+def test_nothing_labelled_is_an_error(graphs):
+    silent = [replace_y(one, torch.full((1, 3), NAN)) for one in graphs[:3]]
+    with pytest.raises(ValueError, match="every target is NaN"):
+        score(Sums(), silent, loss="bce")
+
+
+@pytest.mark.parametrize(("loss", "metric"), [("l1", "mae"), ("bce", "bce")])
+def test_evaluate_gives_the_loss_alone(loss, metric, graphs):
+    graphs = [replace_y(one, one.y.nan_to_num(1)) for one in graphs]
+    found = evaluate(Sums(), graphs, loss=loss, batch_size=6)
+    assert found == score(Sums(), graphs, loss=loss, batch_size=6)[metric]
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_model_is_scored_in_evaluation_mode_and_left_in_its_own(is_training, graphs):
+    model = Sums().train(is_training)
+    score(model, graphs, loss="bce", batch_size=20)
+    assert model.calls == [(False, 50, 20), (False, 50, 20)]
+    assert model.training is is_training
+
+
+def test_scoring_keeps_no_gradients(nodes):
+    model = small_network()
+    score(model, nodes, loss="bce", batch_size=3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert predict(model, next(iter(batches(nodes, 3)))).requires_grad
+
+
+# Batches.
+
+
+def test_batches_of_graphs_keep_their_order_and_hold_as_many_as_asked_for(graphs):
+    found = list(batches(graphs, 16))
+    assert [batch.num_graphs for batch in found] == [16, 16, 8]
+    assert torch.equal(torch.cat([batch.x for batch in found]), torch.cat([g.x for g in graphs]))
+
+
+def test_shuffled_batches_hold_every_graph_once_in_an_order_of_torchs_generator(graphs):
+    def order(seed):
+        torch.manual_seed(seed)
+        return [
+            float(x)
+            for batch in batches(graphs, 16, shuffle=True)
+            for x in batch.x[batch.ptr[:-1], 0]
+        ]
+
+    first = order(0)
+    assert order(0) == first != order(1)
+    assert sorted(first) == sorted(float(one.x[0, 0]) for one in graphs)
+
+
+def test_batches_of_seed_nodes_have_every_seed_once_and_first(nodes):
+    found = list(batches(nodes, 3))
+    assert [batch.batch_size for batch in found] == [3, 3, 1]
+    seeds = torch.cat([batch.n_id[: batch.batch_size] for batch in found])
+    assert torch.equal(seeds, nodes.seeds)
+    assert all(batch.num_nodes > batch.batch_size for batch in found), "context is drawn too"
+
+
+# Seed nodes.
+
+
+def test_only_the_seeds_of_a_neighbourhood_are_predicted_and_have_targets(nodes):
+    class Types(Sums):
+        def forward(self, x, edge_index, edge_attr, batch=None, batch_size=None):
+            assert (batch, batch_size) == (None, None), "a neighbourhood is no batch of graphs"
+            return x.unsqueeze(1).float()
+
+    for batch in batches(nodes, 3):
+        seeds = batch.n_id[: batch.batch_size]
+        assert predict(Types(), batch).tolist() == [[float(seed % 8)] for seed in seeds]
+        assert torch.equal(targets(batch).nan_to_num(9), nodes.y[seeds].nan_to_num(9))
+
+
+def test_a_sample_whose_targets_are_those_of_all_nodes_is_cut_to_the_seeds(nodes):
+    """PyG's own NeighborLoader gives the targets of the context, too."""
+    batch = next(iter(batches(nodes, 3)))
+    batch.y = nodes.y[batch.n_id]
+    assert len(batch.y) > 3
+    assert torch.equal(targets(batch).nan_to_num(9), nodes.y[nodes.seeds[:3]].nan_to_num(9))
+
+
+def test_the_metrics_of_seed_nodes_are_those_of_their_own_rows(nodes):
+    model = small_network().eval()
+    logits = []
+    with torch.no_grad():
+        for batch in nodes.loader(3, shuffle=False):
+            logits.append(model(batch.x, batch.edge_index, batch.edge_attr)[: batch.batch_size])
+    logits, target = torch.cat(logits), nodes.y[nodes.seeds]
+    assert logits.shape == target.shape == (7, 3)
+    labelled = ~target.isnan()
+    found = score(model, nodes, loss="bce", batch_size=3)
+    probability = logits[labelled].double().sigmoid()
+    assert found["bce"] == pytest.approx(log_loss(target[labelled], probability), rel=1e-5)
+    assert found["accuracy"] == accuracy_score(target[labelled], probability > 0.5)
+    assert evaluate(model, nodes, loss="bce", batch_size=3) == found["bce"]
+
+
+def test_labels_of_context_nodes_have_no_say(nodes):
+    model = small_network()
+    expected = score(model, nodes, loss="bce", batch_size=3)
+    others = torch.ones(20, dtype=torch.bool)
+    others[nodes.seeds] = False
+    y = nodes.y.clone()
+    y[others] = 1 - y[others]
+    assert score(model, replace(nodes, y=y), loss="bce", batch_size=3) == expected
+
+
+def test_with_all_neighbours_the_batch_size_of_seeds_makes_no_difference(nodes):
+    whole = replace(nodes, fan_outs=(ALL, ALL))
+    model = small_network().double().eval()
+    whole = replace(whole, edge_attr=whole.edge_attr.double())
+    expected = score(model, whole, loss="bce", batch_size=7)
+    for batch_size in (1, 3):
+        assert score(model, whole, loss="bce", batch_size=batch_size) == pytest.approx(expected)
+
+
+# BatchNorm.
+
+
+class Normed(nn.Module):
+    """A BatchNorm over node features, and a dropout before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(3, momentum=0.3)
+        self.seen = []
+
+    def forward(self, x, edge_index, edge_attr, batch=None, batch_size=None):
+        x = self.dropout(x)
+        self.seen.append(x)
+        return self.norm(x)
+
+
+def test_statistics_are_the_mean_over_batches_of_those_of_each_batch(graphs):
+    model = Normed()
+    model.norm.running_mean += 100  # what was there has no weight
+    calibrate_batch_norm(model, graphs, batch_size=16)
+    parts = [batch.x for batch in DataLoader(graphs, 16)]
+    assert all(torch.equal(one, x) for one, x in zip(model.seen, parts, strict=True)), "dropout"
+    mean = torch.stack([x.mean(0) for x in parts]).mean(0)
+    variance = torch.stack([x.var(0) for x in parts]).mean(0)
+    torch.testing.assert_close(model.norm.running_mean, mean)
+    torch.testing.assert_close(model.norm.running_var, variance)
+
+
+def test_one_batch_of_all_gives_the_statistics_of_all(graphs):
+    model = calibrate_batch_norm(Normed(), graphs, batch_size=40)
+    x = Batch.from_data_list(graphs).x
+    torch.testing.assert_close(model.norm.running_mean, x.mean(0))
+    torch.testing.assert_close(model.norm.running_var, x.var(0))
+    torch.testing.assert_close(model(x, None, None).mean(0), torch.zeros(3), atol=1e-6, rtol=0)
+
+
+def test_calibration_changes_no_weight_and_training_goes_on_as_before(graphs):
+    model = Normed()
+    nn.init.normal_(model.norm.weight)
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+    assert calibrate_batch_norm(model, graphs, batch_size=16) is model
+    assert not model.training
+    assert not model.norm.training
+    assert model.norm.momentum == 0.3
+    for name, value in model.named_parameters():
+        assert torch.equal(value, weights[name])
+        assert value.grad is None
+
+
+def test_calibrating_twice_is_calibrating_once(graphs):
+    model = calibrate_batch_norm(Normed(), graphs, batch_size=16)
+    once = model.norm.running_var.clone()
+    calibrate_batch_norm(model, graphs, batch_size=16)
+    assert torch.equal(model.norm.running_var, once)
+
+
+def test_seed_nodes_calibrate_with_their_neighbourhoods(nodes):
+    model = small_network()
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
+    first = next(iter(norms))
+    inputs = []
+    handle = norms[first].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    calibrate_batch_norm(model, nodes, batch_size=3)
+    handle.remove()
+    assert len(inputs) == 3
+    expected = torch.stack([x.mean(0) for x in inputs]).mean(0)
+    torch.testing.assert_close(norms[first].running_mean, expected)
+    assert all(int(norm.num_batches_tracked) == 3 for norm in norms.values())
+
+
+def test_a_model_without_batch_norm_is_left_alone_in_evaluation_mode(graphs):
+    model = Sums().train()
+    assert calibrate_batch_norm(model, graphs) is model
+    assert not model.training

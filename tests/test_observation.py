@@ -1,0 +1,440 @@
+"""Looking at networks over many graphs: every architecture, rows of edges and nodes, bad input."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.loader import DataLoader
+
+from mapkg.configs import CONFIGS
+from mapkg.data import load
+from mapkg.data.neighbours import InEdges, SeedNodes
+from mapkg.detection import ActivationSummary, activation_ratio
+from mapkg.evaluation import calibrate_batch_norm, predict
+from mapkg.hooks import edit, record, resolve
+from mapkg.models import build
+from mapkg.models.networks import ARCHITECTURES
+from mapkg.models.standard import vector_score
+from mapkg.observation import CLAMPED, SCORES, looked_at, observe_states, row_maxima, summarise
+from mapkg.train import seed_all
+
+D, HEADS, LAYERS = 8, 2, 2
+SIZES = dict(hidden_channels=D, heads=HEADS, num_layers=LAYERS, batch_size=4)
+ON_ZINC = {
+    config.architecture: config.replace(**SIZES)
+    for config in CONFIGS.values()
+    if config.dataset == "zinc"
+}
+"""A small network of each architecture for molecules."""
+
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    whole = load("moses")
+    return replace(whole, train=whole.train[:12], val=whole.val[:4], test=whole.test[:5])
+
+
+@pytest.fixture(scope="module")
+def graphs(splits):
+    return splits.test
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Five seed nodes of a random graph of twenty, with two small fan-outs."""
+    generator = torch.Generator().manual_seed(3)
+    pairs = torch.triu(torch.ones(20, 20), 1).nonzero()
+    pairs = pairs[torch.randperm(len(pairs), generator=generator)[:60]]
+    return SeedNodes(
+        seeds=torch.tensor([3, 19, 0, 7, 11]),
+        edges=InEdges.of_undirected(pairs, 20),
+        x=torch.arange(20) % 8,
+        edge_attr=torch.rand(60, 8, generator=generator),
+        y=torch.zeros(20, 112),
+        fan_outs=(2, 3),
+    )
+
+
+def network(config, seed=0):
+    seed_all(seed)
+    return build(config).eval()
+
+
+def node_network(architecture):
+    """A network for the nodes above."""
+    config = ON_ZINC[architecture].replace(
+        num_node_types=8, num_edge_types=None, edge_channels=8, out_channels=112, readout=None
+    )
+    return network(config)
+
+
+def same_statistics(found, expected):
+    assert list(found) == list(expected)
+    for key, value in expected.items():
+        if value is None:
+            assert found[key] is None, key
+        else:
+            assert found[key] == pytest.approx(value, rel=1e-6, nan_ok=True), key
+
+
+def same_summaries(found, expected):
+    assert list(found) == list(expected)
+    for name, summary in found.items():
+        same_statistics(summary.statistics(), expected[name].statistics())
+        assert summary.graph_maxima == pytest.approx(expected[name].graph_maxima, rel=1e-5)
+
+
+# What is looked at.
+
+
+def test_there_is_a_configuration_for_molecules_of_every_architecture():
+    assert set(ON_ZINC) == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("gt", "layers.*.score"),
+        ("graphit", "layers.*.score"),
+        ("san", "layers.*.score"),
+        ("egat", "layers.*.score"),
+        ("gat", "layers.*.conv:message"),
+        ("gatv2", "layers.*.conv:edge_update_inputs"),
+        ("transformer", "layers.*.conv:message_inputs"),
+        ("gps", "layers.*.conv.attn"),
+    ],
+)
+def test_the_score_is_looked_at_or_what_attention_sends_where_there_is_none(architecture, name):
+    assert looked_at(architecture) == name
+    assert len(resolve(network(ON_ZINC[architecture]), name)) == LAYERS
+
+
+def test_every_architecture_is_named_above():
+    assert looked_at("gt") == SCORES
+    assert set(CLAMPED) <= set(ARCHITECTURES)
+
+
+@each_architecture
+def test_a_summary_has_a_row_of_every_channel_for_each_edge_or_node(architecture, graphs):
+    found = summarise(network(ON_ZINC[architecture]), graphs, names=looked_at(architecture))
+    kind = "num_nodes" if architecture == "gps" else "num_edges"
+    rows = sum(getattr(graph, kind) for graph in graphs)
+    assert len(found) == LAYERS
+    for summary in found.values():
+        assert summary.statistics()["rows"] == rows
+        assert summary.statistics()["channels"] == D
+        assert len(summary.graph_maxima) == len(graphs)
+
+
+@each_architecture
+def test_a_batch_of_graphs_is_summed_up_as_each_graph_alone(architecture, graphs):
+    model = network(ON_ZINC[architecture]).double()
+    names = looked_at(architecture)
+    found = summarise(model, graphs, names=names, batch_size=5)
+    same_summaries(found, summarise(model, graphs, names=names, batch_size=2))
+    alone = [summarise(model, [graph], names=names) for graph in graphs]
+    for name, summary in found.items():
+        maxima = [maximum for one in alone for maximum in one[name].graph_maxima]
+        assert summary.graph_maxima == pytest.approx(maxima, rel=1e-6)
+        assert summary.num_rows == sum(one[name].num_rows for one in alone)
+
+
+def test_a_summary_of_a_transformer_is_that_of_its_logits_before_the_sum(graphs):
+    """Against PyG's own attention weights: a softmax of the sums over the channels of a head."""
+    model = network(ON_ZINC["transformer"])
+    names = looked_at("transformer")
+    seen = []
+    with record(model, names, reduce=lambda name, inputs: seen.append((name, inputs))):
+        predict(model, next(iter(DataLoader(graphs, 5))))
+    for layer, (name, inputs) in enumerate(seen):
+        score = vector_score(resolve(model, name)[name], inputs)
+        expected = ActivationSummary()
+        expected.update(score)
+        found = summarise(model, graphs, names=names, batch_size=5)[name]
+        assert found.statistics() == expected.statistics()
+        assert name == f"layers.{layer}.conv:message_inputs"
+        logits = score.unflatten(1, (HEADS, -1)).sum(dim=-1)
+        query, key = inputs["query_i"], inputs["key_j"]
+        edge = model.layers[layer].conv.lin_edge(inputs["edge_attr"]).view_as(key)
+        torch.testing.assert_close(logits, (query * (key + edge)).sum(-1) / (D / HEADS) ** 0.5)
+
+
+def test_dense_attention_is_summed_up_without_its_padding(graphs):
+    sizes = [graph.num_nodes for graph in graphs]
+    assert len(set(sizes)) > 1, "some graphs are padded"
+    model = network(ON_ZINC["gps"])
+    found = summarise(model, graphs, names=looked_at("gps"), batch_size=5)
+    outputs = {name: [] for name in found}
+    for graph in graphs:  # alone, nothing is padded
+        with record(model, looked_at("gps")) as seen, torch.no_grad():
+            model(graph.x, graph.edge_index, graph.edge_attr)
+        for name, (output,) in seen.items():
+            assert output[0].shape == (1, graph.num_nodes, D)
+            outputs[name].append(activation_ratio(output[0][0]).amax())
+    for name, summary in found.items():
+        expected = torch.stack(outputs[name]).tolist()
+        assert summary.graph_maxima == pytest.approx(expected, rel=1e-3)
+
+
+def test_graphs_are_told_apart_by_the_source_of_their_edges(graphs):
+    """The maxima of graphs follow the graphs, also where one of them has no edge."""
+    lonely = graphs[0].clone()
+    lonely.edge_index = lonely.edge_index[:, :0]
+    lonely.edge_attr = lonely.edge_attr[:0]
+    model = network(ON_ZINC["gt"])
+    mixed = [graphs[1], lonely, graphs[2], lonely]
+    for name, summary in summarise(model, mixed, batch_size=4).items():
+        first, none, last, nothing = summary.graph_maxima
+        assert math.isnan(none)
+        assert math.isnan(nothing)
+        expected = [summarise(model, [graph])[name].graph_maxima[0] for graph in graphs[1:3]]
+        assert [first, last] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["graphit", "san"])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_of_full_graph_attention_the_edges_of_the_data_are_summed_up(
+    architecture, batch_size, graphs
+):
+    model = network(ON_ZINC[architecture].replace(full_graph=True))
+    found = summarise(model, graphs, heads=HEADS, batch_size=batch_size)
+    expected = {name: ActivationSummary(heads=HEADS) for name in found}
+    for graph in graphs:
+        with record(model, SCORES) as seen, torch.no_grad():
+            model(graph.x, graph.edge_index, graph.edge_attr)
+        for name, (score,) in seen.items():
+            # Every ordered pair of two nodes is an edge, real or fake.
+            assert len(score) == graph.num_nodes * (graph.num_nodes - 1) > graph.num_edges
+            expected[name].update(score[: graph.num_edges])
+    for name, summary in found.items():
+        assert summary.num_rows == sum(graph.num_edges for graph in graphs)
+        assert summary.graph_maxima == pytest.approx(expected[name].graph_maxima, rel=1e-3)
+
+
+# Seed nodes.
+
+
+@pytest.mark.parametrize("architecture", ["gt", "san", "egat", "transformer", "gps"])
+def test_a_sampled_neighbourhood_counts_as_one_graph(architecture, nodes):
+    found = summarise(
+        node_network(architecture), nodes, names=looked_at(architecture), batch_size=2
+    )
+    batches = list(nodes.loader(2, shuffle=False))
+    kind = "num_nodes" if architecture == "gps" else "num_edges"
+    for summary in found.values():
+        assert len(summary.graph_maxima) == len(batches) == 3
+        assert summary.num_rows == sum(getattr(batch, kind) for batch in batches)
+
+
+def test_the_summary_of_seed_nodes_is_that_of_their_neighbourhoods(nodes):
+    model = node_network("gt")
+    found = summarise(model, nodes, heads=HEADS, batch_size=2)
+    expected = {name: ActivationSummary(heads=HEADS) for name in found}
+    for batch in nodes.loader(2, shuffle=False):
+        with record(model, SCORES) as seen, torch.no_grad():
+            model(batch.x, batch.edge_index, batch.edge_attr)
+        for name, (score,) in seen.items():
+            expected[name].update(score)
+    for name, summary in found.items():
+        assert summary.statistics() == expected[name].statistics()
+        assert summary.graph_maxima == expected[name].graph_maxima
+
+
+def test_two_looks_at_seed_nodes_agree_and_leave_the_random_state_alone(nodes):
+    model = node_network("gt")
+    torch.manual_seed(5)
+    first = summarise(model, nodes, batch_size=2)
+    torch.manual_seed(6)
+    state = torch.get_rng_state()
+    same_summaries(summarise(model, nodes, batch_size=2), first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Outputs that do not fit.
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [("gt", "node_embedding"), ("gat", "layers.0.norm"), ("gps", "head.0")],
+)
+def test_an_output_without_a_row_per_edge_is_refused_with_its_name_and_the_numbers(
+    architecture, name, graphs
+):
+    model = network(ON_ZINC[architecture])
+    edges = sum(graph.num_edges for graph in graphs)
+    rows = len(graphs) if name == "head.0" else sum(graph.num_nodes for graph in graphs)
+    message = f"^{name}: expected a row per edge, {edges}, got {rows}; name a submodule that"
+    with pytest.raises(ValueError, match=message):
+        summarise(model, graphs, names=name, batch_size=5)
+
+
+class Unsuitable(nn.Module):
+    """Edges through a module whose output is no table of rows."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.edges = Kind(kind)
+
+    def forward(self, x, edge_index, edge_attr, batch, batch_size):
+        self.edges(edge_attr.float().unsqueeze(1))
+        return x.new_zeros(batch_size, 1)
+
+
+class Kind(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, rows):
+        return {"a pair": (rows, rows), "no channels": rows[:, 0], "text": "text"}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["a pair", "no channels", "text"])
+def test_an_output_that_is_no_table_of_rows_is_refused_with_its_name(kind, graphs):
+    with pytest.raises(ValueError, match=r"^edges: expected rows .*; name a submodule"):
+        summarise(Unsuitable(kind), graphs, names="edges")
+
+
+class SeedsOnly(nn.Module):
+    """Dense attention that some nodes of a neighbourhood do not take part in."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(8, D)
+        self.attention = nn.MultiheadAttention(D, HEADS, batch_first=True)
+
+    def forward(self, x, edge_index, edge_attr):
+        h = self.embedding(x)[:2].unsqueeze(0)
+        return self.attention(h, h, h)[0].squeeze(0)
+
+
+def test_dense_attention_without_a_row_per_node_is_refused_too(nodes):
+    number = next(iter(nodes.loader(2, shuffle=False))).num_nodes
+    message = f"^attention: expected a row per node, {number}, got 2;"
+    with pytest.raises(ValueError, match=message):
+        summarise(SeedsOnly(), nodes, names="attention", batch_size=2)
+
+
+def test_a_name_that_matches_nothing_is_refused(graphs):
+    with pytest.raises(KeyError, match=r"layers\.\*\.scores"):
+        summarise(network(ON_ZINC["gt"]), graphs, names="layers.*.scores")
+
+
+# Values that are not finite.
+
+
+def test_rows_with_a_bad_value_are_counted_and_reach_no_other_statistic(graphs):
+    model = network(ON_ZINC["gt"]).double()
+    last = "layers.1.attention.score"  # nothing that is looked at comes after it
+
+    def spoil(score):
+        score = score.clone()
+        score[0, 3] = torch.nan
+        score[5, 0] = torch.inf
+        return score
+
+    clean = summarise(model, graphs, heads=HEADS, batch_size=5)
+    with edit(model, {last: spoil}):
+        found = summarise(model, graphs, heads=HEADS, batch_size=5)
+    assert (
+        found["layers.0.attention.score"].statistics()
+        == clean["layers.0.attention.score"].statistics()
+    )
+    statistics = found[last].statistics()
+    assert statistics["nonfinite_rows"] == 2
+    assert statistics["rows"] == clean[last].num_rows
+    assert statistics["zero_medians"] == 0
+    assert not any(isinstance(v, float) and not math.isfinite(v) for v in statistics.values())
+    assert all(math.isfinite(maximum) for maximum in found[last].graph_maxima)
+
+    expected = ActivationSummary(heads=HEADS)  # the other rows alone
+    with record(model, last) as seen, torch.no_grad():
+        predict(model, next(iter(DataLoader(graphs, 5))))
+    keep = torch.ones(len(seen[last][0]), dtype=torch.bool)
+    keep[[0, 5]] = False
+    expected.update(seen[last][0][keep])
+    for key, value in expected.statistics().items():
+        if key not in ("rows", "nonfinite_rows"):
+            assert statistics[key] == pytest.approx(value, rel=1e-9), key
+
+
+def test_a_layer_of_nothing_but_bad_values_is_counted_row_by_row(graphs):
+    model = network(ON_ZINC["gt"])
+    first = "layers.0.attention.score"
+    with edit(model, {first: lambda score: torch.full_like(score, torch.nan)}):
+        found = summarise(model, graphs)[first]
+    assert found.statistics()["nonfinite_rows"] == found.num_rows > 0
+    assert math.isnan(found.statistics()["max_ratio"])
+    assert len(found.graph_maxima) == len(graphs)
+    assert all(math.isnan(maximum) for maximum in found.graph_maxima)
+
+
+def test_a_row_of_one_edge_has_the_rows_largest_ratio_or_none(graphs):
+    model = network(ON_ZINC["gt"])
+
+    def spoil(score):
+        score = score.clone()
+        score[2] = torch.tensor([0.0, 0, 0, 0, 0, 1, 2, 3])  # the lower middle one is zero
+        return score
+
+    with edit(model, {"layers.1.attention.score": spoil}):
+        found = row_maxima(model, graphs[:1])
+        statistics = summarise(model, graphs[:1])["layers.1.attention.score"].statistics()
+    edges = graphs[0].num_edges
+    assert found.isnan().nonzero().tolist() == [[edges + 2]]
+    assert statistics["zero_medians"] == 1
+    assert statistics["nonfinite_rows"] == 0
+
+
+# The mode of the model, and states.
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_model_is_looked_at_in_evaluation_mode_and_left_in_its_own(is_training, graphs):
+    model = network(ON_ZINC["gt"]).train(is_training)
+    modes = []
+    model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    summarise(model, graphs)
+    row_maxima(model, graphs)
+    assert modes == [False, False]
+    assert model.training is is_training
+
+
+@each_architecture
+def test_the_states_of_a_network_are_looked_at_one_by_one(architecture, splits):
+    config = ON_ZINC[architecture]
+    first, second = (network(config, seed).state_dict() for seed in (0, 1))
+    weights = {"base": first, "base_calibrated": first, "other": second}
+    tables = observe_states(weights, config, splits)
+    summary = tables["summary"].set_index(["state", "layer"])
+    assert summary.index.tolist() == [(state, layer) for state in weights for layer in range(2)]
+    heads = HEADS if architecture in CLAMPED else None
+    for state in weights:
+        model = network(config, 1 if state == "other" else 0)
+        if state == "base_calibrated":
+            calibrate_batch_norm(model, splits.train, batch_size=4)
+        found = summarise(
+            model, splits.test, names=looked_at(architecture), heads=heads, batch_size=4
+        )
+        for layer, one in enumerate(found.values()):
+            row = summary.loc[state, layer]
+            statistics = one.statistics()
+            found_row = {key: row[key] for key in statistics}
+            if heads is None:
+                assert math.isnan(found_row.pop("share_saturated") or math.nan)
+                del statistics["share_saturated"]
+            same_statistics(found_row, statistics)
+            part = tables["graph_maxima"].query("state == @state and layer == @layer")
+            assert part["graph"].tolist() == list(range(5))
+            assert part["max_ratio"].tolist() == pytest.approx(one.graph_maxima)
+            bins = tables["histogram"].query("state == @state and layer == @layer")
+            counts = one.neg_log_ratio.counts
+            assert bins["bin"].tolist() == counts.nonzero().flatten().tolist()
+            assert bins["count"].tolist() == counts[counts > 0].tolist()
+    mae = summary["test_mae"].unstack()
+    assert (mae[0] == mae[1]).all()
+    assert mae.loc["base", 0] != mae.loc["other", 0]
