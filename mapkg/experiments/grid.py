@@ -154,9 +154,9 @@ def law_table(laws: pd.DataFrame, by: Sequence[str] = ("run", "state")) -> pd.Da
         by: columns whose values make a row; with ``layer`` among them a row is one layer.
 
     Returns:
-        A column per law, the median of its distance to the values (``ks_own``), and in brackets
-        in how many fits it has the least AIC; and the medians of ``ks_base`` and
-        ``ks_two_sample`` of the gamma law.
+        ``fits``, the number of networks and layers in a row; a column per law, the median of
+        its distance to the values (``ks_own``), and in brackets in how many fits it has the
+        least AIC; and the medians of ``ks_base`` and ``ks_two_sample`` of the gamma law.
     """
     keys = list(by)
     ks = laws.groupby([*keys, "law"], sort=False)["ks_own"].median().unstack()
@@ -166,14 +166,13 @@ def law_table(laws: pd.DataFrame, by: Sequence[str] = ("run", "state")) -> pd.Da
     fits = fits.apply(lambda rows: len(rows.drop_duplicates()))
     texts = pd.DataFrame(
         {
-            law: [
-                f"{ks.loc[row, law]:.3f} ({wins.loc[row, law]} of {fits[row]})" for row in ks.index
-            ]
+            law: [f"{ks.loc[row, law]:.3f} ({wins.loc[row, law]})" for row in ks.index]
             for law in ks.columns
         },
         index=ks.index,
     )
     gamma = laws[laws["law"] == "gamma"].groupby(keys)[["ks_base", "ks_two_sample"]].median()
+    texts.insert(0, "fits", fits)
     return texts.join(gamma.round(3))
 
 
