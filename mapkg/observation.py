@@ -39,6 +39,28 @@ def looked_at(architecture: str) -> str:
     return names[-1] if architecture == "gps" else names[0]
 
 
+def summarise_scores(
+    model: nn.Module, config: Config, graphs: Graphs, device: str | torch.device = "cpu"
+) -> list[ActivationSummary]:
+    """A summary per layer of what a configuration's network is looked at for.
+
+    Args:
+        model: what ``build(config)`` gave.
+        config: names the architecture, the heads and the batch size.
+        graphs: the graphs to look at.
+        device: where the model is.
+    """
+    found = summarise(
+        model,
+        graphs,
+        names=looked_at(config.architecture),
+        heads=config.heads if config.architecture in CLAMPED else None,
+        batch_size=config.batch_size,
+        device=device,
+    )
+    return list(found.values())
+
+
 @torch.no_grad()
 def summarise(
     model: nn.Module,
@@ -79,7 +101,8 @@ def summarise(
 
         def update(name: str, output: Any, batch=batch) -> None:
             rows = _rows(name, modules[name], output, batch)
-            rows = rows[: batch.num_edges] if has_fake_edges else rows
+            if has_fake_edges and name.endswith(".score"):
+                rows = rows[: batch.num_edges]
             graph = _graph_of_rows(name, modules[name], rows, batch)
             summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
 
@@ -171,14 +194,7 @@ def observe_states(
         if state == "base_calibrated":
             calibrate_batch_norm(model, splits.train, **settings)
         metrics = score(model, splits.test, loss=config.loss, **settings)
-        found = summarise(
-            model,
-            splits.test,
-            names=looked_at(config.architecture),
-            heads=config.heads if config.architecture in CLAMPED else None,
-            **settings,
-        )
-        for layer, summary in enumerate(found.values()):
+        for layer, summary in enumerate(summarise_scores(model, config, splits.test, device)):
             row = {"state": state, "layer": layer}
             counts, edges = summary.neg_log_ratio.counts, summary.neg_log_ratio.edges
             filled = counts.nonzero().flatten()

@@ -10,6 +10,25 @@ import torch
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
 ORACLE = Path(os.environ.get("MAPKG_ORACLE", SHARED / "oracle"))
+NOT_BUNDLED = Path(os.environ.get("MAPKG_DATA", SHARED / "data"))
+"""Where the data sets are that the repository does not carry, if they are anywhere."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache folder of the module's own in place of the user's, and no MAPKG_DATA."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.delenv("MAPKG_DATA", raising=False)
+        yield folder / "mapkg"
+
+
+@pytest.fixture
+def fresh_cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mapkg"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import pickle
 import shutil
 import warnings
@@ -11,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import NOT_BUNDLED
 from rdkit import Chem
 from torch_geometric.data import Data
 
@@ -29,9 +29,7 @@ from mapkg.data.graph_cache import cached_graphs
 from mapkg.data.molecules import penalised_logp
 from mapkg.data.zinc_benchmark import read_tensors
 
-REPOSITORY = Path(__file__).parents[1]
-NOT_BUNDLED = Path(os.environ.get("MAPKG_DATA", REPOSITORY.parent / "shared" / "data"))
-"""Where ZINC is, if it is anywhere; the repository does not carry it."""
+pytestmark = pytest.mark.usefixtures("cache")
 
 SPLITS = ("train", "val", "test")
 
@@ -44,23 +42,6 @@ val,N#Cc1ccccc1,-1.25
 train,C[NH3+],2
 test,c1ccccc1,0
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """A cache folder of the module's own in place of the user's, and no MAPKG_DATA."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.delenv("MAPKG_DATA", raising=False)
-        yield folder / "mapkg"
-
-
-@pytest.fixture
-def fresh_cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "mapkg"
 
 
 @pytest.fixture(scope="module")

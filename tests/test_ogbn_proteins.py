@@ -1,21 +1,17 @@
 """ogbn-proteins: OGB's raw files become three splits of seed nodes, checked and cached."""
 
 import gzip
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import NOT_BUNDLED
 from ogbn_files import TEST, TRAIN, VALID, place, write, write_ogbn_proteins
 
 from mapkg.data import ogbn_proteins
 from mapkg.data.neighbours import ALL
 from mapkg.data.ogbn_proteins import CHANNELS, SPECIES, load_ogbn_proteins
-
-NOT_BUNDLED = Path(os.environ.get("MAPKG_DATA", Path(__file__).parents[2] / "shared" / "data"))
-"""Where the data set is, if it is anywhere; the repository does not carry it."""
 
 RAW_FILES = (
     *("raw/num-node-list", "raw/num-edge-list", "raw/edge", "raw/edge-feat"),

@@ -1,14 +1,12 @@
 """TU PROTEINS: pairs of secondary structures, the raw format, exact counts, the split."""
 
-import os
 import shutil
 import zipfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED
+from conftest import NOT_BUNDLED
 from torch_geometric.data import Data
 from torch_geometric.datasets import TUDataset
 
@@ -23,7 +21,7 @@ from mapkg.data.proteins import (
 )
 from mapkg.data.splitting import SPLITS
 
-NOT_BUNDLED = Path(os.environ.get("MAPKG_DATA", SHARED / "data"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 HELIX, SHEET, TURN = range(3)
 
@@ -35,23 +33,6 @@ BY_HAND = {
     "graph_labels": "2\n1\n2\n1\n",
     "node_labels": "0\n1\n2\n0\n0\n0\n2\n2\n1\n",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """A cache folder of the module's own in place of the user's, and no MAPKG_DATA."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.delenv("MAPKG_DATA", raising=False)
-        yield folder / "mapkg"
-
-
-@pytest.fixture
-def fresh_cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "mapkg"
 
 
 @pytest.fixture(scope="module")

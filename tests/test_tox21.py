@@ -2,14 +2,12 @@
 
 import gzip
 import io
-import os
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import SHARED
+from conftest import NOT_BUNDLED
 from rdkit import Chem, RDLogger
 from torch_geometric.datasets import MoleculeNet
 from torch_geometric.loader import DataLoader
@@ -26,7 +24,7 @@ from mapkg.data.tox21 import (
     usable,
 )
 
-NOT_BUNDLED = Path(os.environ.get("MAPKG_DATA", SHARED / "data"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 SINGLE, DOUBLE, TRIPLE, AROMATIC = 1, 2, 3, 12
 
@@ -38,23 +36,6 @@ SMILES = [
     *("CCCc1ccccc1", "N#Cc1ccccc1", "c1ccc2ccccc2c1", "Cc1ccccc1C", "Oc1ccccc1O"),
     *("Nc1ccccc1O", "COc1ccccc1"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """A cache folder of the module's own in place of the user's, and no MAPKG_DATA."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        patch.delenv("MAPKG_DATA", raising=False)
-        yield folder / "mapkg"
-
-
-@pytest.fixture
-def fresh_cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "mapkg"
 
 
 @pytest.fixture(scope="module")

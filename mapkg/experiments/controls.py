@@ -15,7 +15,7 @@ from mapkg.data import NodeSplit, Splits
 from mapkg.evaluation import calibrate_batch_norm
 from mapkg.experiments.emergence import fit_to_data
 from mapkg.models import build
-from mapkg.observation import CLAMPED, looked_at, summarise
+from mapkg.observation import summarise_scores
 from mapkg.provenance import commit, versions
 from mapkg.train import seed_all
 
@@ -86,7 +86,6 @@ def untrained(
     """
     config = fit_to_data(config, splits.description)
     settings = dict(batch_size=config.batch_size, device=torch.device(device))
-    heads = config.heads if config.architecture in CLAMPED else None
     rows = []
     for seed in tqdm(seeds, "untrained networks", file=sys.stderr, disable=not progress):
         seed_all(seed)
@@ -94,16 +93,11 @@ def untrained(
         for state in ("base", "base_calibrated"):
             if state == "base_calibrated":
                 calibrate_batch_norm(model, splits.train[:CALIBRATION_GRAPHS], **settings)
-            found = summarise(
-                model,
-                splits.test,
-                names=looked_at(config.architecture),
-                heads=heads,
-                **settings,
-            )
             rows += [
                 {"state": state, "layer": layer, "seed": seed, **summary.statistics()}
-                for layer, summary in enumerate(found.values())
+                for layer, summary in enumerate(
+                    summarise_scores(model, config, splits.test, device)
+                )
             ]
     origin = {"config": name, "dataset": splits.description.title}
     return pd.DataFrame(rows).assign(**origin, versions=versions(), commit=commit())

@@ -14,7 +14,7 @@ from mapkg.configs import CONFIGS, Config
 from mapkg.data import Description, Splits, check_fan_outs
 from mapkg.experiments.results import Emergence, write_table
 from mapkg.models import build
-from mapkg.observation import CLAMPED, looked_at, observe_states, summarise
+from mapkg.observation import observe_states, summarise_scores
 from mapkg.train import Fit, fit, seed_all
 
 _SIZES = ("num_node_types", "num_edge_types", "edge_channels")
@@ -54,19 +54,15 @@ def emergence(
     device = torch.device(device)
     observed = None if observe_epochs is None else {0, *observe_epochs}
     config = fit_to_data(config, splits.description)
-    heads = config.heads if config.architecture in CLAMPED else None
     if hasattr(splits.train, "fan_outs"):
         check_fan_outs(splits.train.fan_outs, config.num_layers)
-    names = looked_at(config.architecture)
-    settings = dict(names=names, heads=heads, batch_size=config.batch_size, device=device)
 
     def observe(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
         if observed is not None and epoch not in observed:
             return []
-        summaries = summarise(model, splits.test, **settings)
         return [
             {"epoch": epoch, "layer": layer, **summary.statistics()}
-            for layer, summary in enumerate(summaries.values())
+            for layer, summary in enumerate(summarise_scores(model, config, splits.test, device))
         ]
 
     if len(splits.test) == 0:

@@ -87,9 +87,18 @@ def how_unlikely(
         ``chance_threshold``, the ratio that products of three independent normals of this
         width exceed anywhere in as many rows with probability 0.05; ``p_chance``, their
         probability to exceed the largest ratio.
+
+    Raises:
+        ValueError: if a run has no untrained networks.
     """
     rows = summary[summary["state"] == trained].copy()
     null = untrained[untrained["state"] == "base_calibrated"]
+    missing = sorted(set(rows["run"]) - set(null["run"]))
+    if missing:
+        raise ValueError(
+            f"no untrained networks of {', '.join(missing)}: write their tables with "
+            "python -m mapkg untrained"
+        )
     null = null.groupby(["run", "layer"])["max_ratio"].agg(list)
     of_layer = [np.array(null[key]) for key in zip(rows["run"], rows["layer"], strict=True)]
     rows["untrained_max"] = [values.max() for values in of_layer]

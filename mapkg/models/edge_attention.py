@@ -6,6 +6,7 @@ heads concatenated head-major (flat channel = head * d + channel in the head).
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -190,54 +191,6 @@ class ResidualBlock(nn.Module):
         return self.batch_norm2(self.layer_norm2(x + update if self.residual else update))
 
 
-class GraphTransformerLayer(nn.Module):
-    """A GraphTransformer layer with two streams, nodes and edges.
-
-    The node stream continues from the attended values, the edge stream from the score itself.
-
-    Args:
-        hidden_channels: D.
-        heads: H; must divide D.
-        dropout: probability, on attention outputs and inside the feed-forward maps.
-        residual, batch_norm, layer_norm: whether each is present, in both streams.
-        use_bias: whether the query, key, value and edge projections have a bias.
-        attention: as for ``EdgeAttention``.
-
-    Source: massive-activations paper, GraphTransformer; published code
-    ``graphtransformer/layers/graph_transformer_edge_layer.py``.
-    """
-
-    def __init__(
-        self,
-        hidden_channels: int,
-        heads: int,
-        *,
-        dropout: float = 0.0,
-        residual: bool = True,
-        batch_norm: bool = True,
-        layer_norm: bool = False,
-        use_bias: bool = False,
-        attention: str = "full",
-    ) -> None:
-        super().__init__()
-        block = dict(
-            dropout=dropout, residual=residual, batch_norm=batch_norm, layer_norm=layer_norm
-        )
-        self.attention = EdgeAttention(hidden_channels, heads, bias=use_bias, attention=attention)
-        self.node_block = ResidualBlock(hidden_channels, **block)
-        self.edge_block = ResidualBlock(hidden_channels, **block)
-
-    def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
-        """New node features [N, D] and edge features [E, D]."""
-        attended, score = self.attention(x, edge_index, edge_attr)
-        return self.node_block(x, attended), self.edge_block(edge_attr, score)
-
-
 class NodeStreamLayer(nn.Module):
     """A layer with a node stream only: every layer of a network is given the same edge features.
 
@@ -248,10 +201,10 @@ class NodeStreamLayer(nn.Module):
     Args:
         hidden_channels: D.
         heads: H; must divide D.
-        dropout: probability, on attention outputs and inside the feed-forward maps.
-        residual, batch_norm, layer_norm: whether each is present.
         use_bias: whether the query, key, value and edge projections have a bias.
         attention: as for ``EdgeAttention``.
+        **block: ``dropout``, ``residual``, ``batch_norm``, ``layer_norm``, as for
+            ``ResidualBlock``.
 
     Source: massive-activations paper, GraphiT and SAN; published code
     ``gnn-lspe/layers/graphit_gt_layer.py`` and ``SAN/layers/graph_transformer_layer.py``.
@@ -264,24 +217,15 @@ class NodeStreamLayer(nn.Module):
         hidden_channels: int,
         heads: int,
         *,
-        dropout: float = 0.0,
-        residual: bool = True,
-        batch_norm: bool = True,
-        layer_norm: bool = False,
         use_bias: bool = False,
         attention: str = "full",
+        **block: Any,
     ) -> None:
         super().__init__()
         self.attention = self.attention_type(
             hidden_channels, heads, bias=use_bias, attention=attention
         )
-        self.node_block = ResidualBlock(
-            hidden_channels,
-            dropout=dropout,
-            residual=residual,
-            batch_norm=batch_norm,
-            layer_norm=layer_norm,
-        )
+        self.node_block = ResidualBlock(hidden_channels, **block)
 
     def forward(
         self,
@@ -292,3 +236,36 @@ class NodeStreamLayer(nn.Module):
         """New node features [N, D] and the edge features [E, D] as they came."""
         attended, _ = self.attention(x, edge_index, edge_attr)
         return self.node_block(x, attended), edge_attr
+
+
+class GraphTransformerLayer(NodeStreamLayer):
+    """A GraphTransformer layer with two streams, nodes and edges.
+
+    The node stream continues from the attended values, the edge stream from the score itself.
+    Arguments as for ``NodeStreamLayer``; both streams have a ``ResidualBlock``.
+
+    Source: massive-activations paper, GraphTransformer; published code
+    ``graphtransformer/layers/graph_transformer_edge_layer.py``.
+    """
+
+    def __init__(
+        self,
+        hidden_channels: int,
+        heads: int,
+        *,
+        use_bias: bool = False,
+        attention: str = "full",
+        **block: Any,
+    ) -> None:
+        super().__init__(hidden_channels, heads, use_bias=use_bias, attention=attention, **block)
+        self.edge_block = ResidualBlock(hidden_channels, **block)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N D"],
+        edge_index: Int[Tensor, "2 E"],
+        edge_attr: Float[Tensor, "E D"],
+    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+        """New node features [N, D] and edge features [E, D]."""
+        attended, score = self.attention(x, edge_index, edge_attr)
+        return self.node_block(x, attended), self.edge_block(edge_attr, score)
