@@ -131,3 +131,80 @@ def test_a_layer_with_massive_activations_exceeds_every_untrained_network(tables
     assert (massive["max_ratio"] > massive["untrained_max"]).all()
     assert np.allclose(massive["p_untrained"], 1 / 21)
     assert (massive["p_chance"] < 1e-3).all()
+
+
+@pytest.fixture(scope="module")
+def best():
+    summary = read_runs(RESULTS, GRID).summary
+    return summary[summary["state"] == "best"]
+
+
+def massive_seeds(best, run, layer):
+    rows = best[(best["run"] == run) & (best["layer"] == layer)]
+    return int((rows["rows_with_massive"] > 0).sum())
+
+
+def test_what_the_grid_page_says_of_zinc_holds(best):
+    first = {run: massive_seeds(best, run, 0) for run in ("gt_zinc", "graphit_zinc", "san_zinc")}
+    assert first == {"gt_zinc": 2, "graphit_zinc": 2, "san_zinc": 3}
+    san = best[(best["run"] == "san_zinc") & (best["layer"] == 0)]
+    assert (san["share_rows_with_massive"] > 0.5).all(), "on more than half of the edges"
+    for run, seeds in (("gt_zinc", 2), ("san_zinc", 2)):
+        assert massive_seeds(best, run, 9) == seeds
+        last = best[(best["run"] == run) & (best["layer"] == 9)]
+        assert (last["share_rows_with_massive"] < 0.05).all(), "on few edges"
+    assert massive_seeds(best, "san_zinc", 1) == 1
+    others = best[best["run"].str.endswith("_zinc") & ~best["layer"].isin([0, 1, 9])]
+    assert (others["rows_with_massive"] == 0).all()
+
+
+def test_what_the_grid_page_says_of_proteins_holds(best):
+    gt = best[(best["run"] == "gt_proteins") & (best["layer"] == 0)]
+    shares = gt["share_rows_with_massive"].sort_values().tolist()
+    assert shares[:2] == pytest.approx([0.5, 0.5], abs=0.03)
+    assert shares[2] > 0.99
+    graphit = [massive_seeds(best, "graphit_proteins", layer) for layer in range(3)]
+    assert graphit == [0, 0, 1]
+    share = best.loc[best["run"] == "graphit_proteins", "share_rows_with_massive"]
+    assert share.max() < 0.01, "a few"
+    assert [massive_seeds(best, "san_proteins", layer) for layer in range(3)] == [0, 0, 0]
+
+
+def test_in_a_massive_first_layer_no_score_is_large_and_medians_are_thousandths(best):
+    carrying = best[(best["layer"] == 0) & (best["rows_with_massive"] > 0)]
+    assert carrying["max_abs"].between(4, 33).all()
+    assert (carrying["row_median_q50"] < 0.01).all()
+
+
+def test_what_the_page_of_distributions_says_of_laws_holds():
+    fitted = pd.read_csv(RESULTS / "laws.csv.gz")
+    ks = fitted.groupby(["run", "state", "law"])["ks_own"].median()
+    for run in GRID:
+        close = [ks[run, "base", law] for law in ("gamma", "lognormal", "gev")]
+        assert max(close) < 0.03 < 2 * max(close) < ks[run, "base", "normal"]
+        if run.endswith("_zinc"):
+            of_run = ks[run, "best"].sort_values()
+            assert set(of_run.index[-2:]) == {"weibull", "normal"}, "worst or nearly so"
+    wins = (
+        fitted[fitted["aic_rank"] == 1]
+        .groupby(["run", "state"])["law"]
+        .agg(lambda laws: laws.mode()[0])
+    )
+    assert wins["graphit_proteins", "best"] == wins["san_proteins", "best"] == "weibull"
+    assert ks["gt_zinc", "best", "gamma"] < ks["gt_zinc", "base", "gamma"]
+    moved = fitted[(fitted["run"] == "gt_zinc") & (fitted["law"] == "gamma")]
+    moved = moved.groupby("state")[["ks_own", "ks_base", "ks_two_sample"]].median()
+    assert moved.loc["best", "ks_base"] > moved.loc["base", "ks_base"]
+    assert moved.loc["best", "ks_two_sample"] > 2 * moved.loc["best", "ks_own"]
+
+
+def test_what_the_page_of_distributions_says_of_nulls_holds():
+    untrained = read_untrained(RESULTS, GRID)
+    unlikely = how_unlikely(read_runs(RESULTS, GRID).summary, untrained)
+    beyond = unlikely["max_ratio"] > unlikely["untrained_max"]
+    massive = unlikely["max_ratio"] > MASSIVE_RATIO
+    assert beyond.sum() > 3 * massive.sum(), "many more"
+    assert beyond.mean() > 0.5, "most trained layers"
+    assert beyond[unlikely["run"].str.endswith("_proteins")].all()
+    assert untrained["max_ratio"].max() < 300
+    assert unlikely["chance_threshold"].between(235, 315).all()
