@@ -25,6 +25,14 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
+def same_number_of_threads():
+    """Takes back what --threads does to the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def fresh_cache(tmp_path, monkeypatch):
     """A cache folder of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from random_graphs import random_graph
 from torch import nn
 
 from mapkg.hooks import record
@@ -17,18 +18,6 @@ BLOCK_OPTIONS = [
     dict(zip(("residual", "batch_norm", "layer_norm"), options, strict=True))
     for options in itertools.product((False, True), repeat=3)
 ]
-
-
-def random_graph(seed, nodes=9, edges=30, channels=12, scale=1.0):
-    """A graph with a self-loop, parallel edges, and a last node that only sends."""
-    generator = torch.Generator().manual_seed(seed)
-    x = scale * torch.randn(nodes, channels, generator=generator, dtype=torch.float64)
-    source = torch.randint(nodes, (edges,), generator=generator)
-    target = torch.randint(nodes - 1, (edges,), generator=generator)
-    source[:4] = torch.tensor([2, 2, 3, nodes - 1])
-    target[:4] = torch.tensor([1, 1, 3, 0])
-    edge_attr = torch.randn(edges, channels, generator=generator, dtype=torch.float64)
-    return x, torch.stack([source, target]), edge_attr
 
 
 def random_attention(seed, channels=12, heads=3, bias=False):

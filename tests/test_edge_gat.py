@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from random_graphs import random_graph
 from torch import nn
 from torch_geometric.utils import scatter
 
@@ -14,18 +15,6 @@ from mapkg.models.networks import GraphNetwork
 
 EXACT = dict(rtol=1e-11, atol=1e-11)
 SEEN = ("score", "attention_weight", "attended")
-
-
-def random_graph(seed, nodes=9, edges=30, channels=12):
-    """A graph with a self-loop, parallel edges, and a last node that only sends."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(nodes, channels, generator=generator, dtype=torch.float64)
-    source = torch.randint(nodes, (edges,), generator=generator)
-    target = torch.randint(nodes - 1, (edges,), generator=generator)
-    source[:4] = torch.tensor([2, 2, 3, nodes - 1])
-    target[:4] = torch.tensor([1, 1, 3, 0])
-    edge_attr = torch.randn(edges, channels, generator=generator, dtype=torch.float64)
-    return x, torch.stack([source, target]), edge_attr
 
 
 def random_attention(seed, channels=12, heads=3, use_bias=False):

@@ -25,22 +25,7 @@ UNKNOWN_DATA_SET = (
     "zinc\n"
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def bundled_data_only(tmp_path_factory):
-    """A cache of the module's own, so that the bundled molecules are read once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("MAPKG_DATA", raising=False)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def same_number_of_threads():
-    """Takes back what --threads does to the whole process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("cache", "same_number_of_threads")
 
 
 def train(out, *further, epochs=EPOCHS, seed=0, dataset="moses"):
@@ -65,7 +50,7 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def runs(bundled_data_only, tmp_path_factory):
+def runs(cache, tmp_path_factory):
     """Two finished runs that differ in their seed."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):

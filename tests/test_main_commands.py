@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import torch
 from ogbn_files import write_ogbn_proteins
 
 from mapkg.__main__ import USAGE_ERROR, main
@@ -22,22 +21,7 @@ NETWORK = [
     *(part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")),
 ]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def bundled_data_only(tmp_path_factory):
-    """A cache of the module's own, so that the bundled molecules are read once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("MAPKG_DATA", raising=False)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def same_number_of_threads():
-    """Takes back what --threads does to the whole process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("cache", "same_number_of_threads")
 
 
 def train(out, *further, seed=0):
@@ -47,7 +31,7 @@ def train(out, *further, seed=0):
 
 
 @pytest.fixture(scope="module")
-def runs(bundled_data_only, tmp_path_factory):
+def runs(cache, tmp_path_factory):
     """Two finished runs that differ in their seed."""
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
@@ -67,7 +51,7 @@ def limited():
 
 
 @pytest.fixture(scope="module")
-def permuted(bundled_data_only, tmp_path_factory):
+def permuted(cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("permuted")
     assert train(folder, "--permute-targets", seed=1) == 0
     return folder

@@ -314,3 +314,27 @@ def test_the_threshold_is_at_minus_three_and_the_note_stands_above_the_counts(hi
     assert 0 < bottom < 1, "a bin that holds one value is seen"
     assert top > 2 * histogram["count"].max()
     assert ax.get_yscale() == "log"
+
+
+@pytest.mark.parametrize("layers, shape", [(3, (2, 3)), (7, (4, 5))])
+def test_a_grid_of_distributions_has_every_layer_in_every_state(histogram, layers, shape):
+    parts = [
+        histogram.assign(layer=layer, state=state, count=(layer + 1) * histogram["count"] * times)
+        for layer in reversed(range(layers))
+        for state, times in (("best", 100), ("base", 1))
+    ]
+    figure = plots.distribution_grid(pd.concat(parts, ignore_index=True))
+    titles = [f"layer {layer}, {state}" for state in ("base", "best") for layer in range(layers)]
+    assert [ax.get_title() for ax in figure.axes] == titles
+    assert figure.axes[0].get_subplotspec().get_geometry()[:2] == shape
+    for ax in figure.axes:
+        _, layer, state = ax.get_title().replace(",", "").split()
+        (bars,) = ax.patches
+        expected = (int(layer) + 1) * histogram["count"].sum() * {"base": 1, "best": 100}[state]
+        assert bars.get_data().values.sum() == expected
+        assert to_rgba(bars.get_facecolor())[:3] == to_rgba(STATE_COLOURS[state])[:3]
+
+
+def test_a_state_that_was_not_recorded_is_named(histogram):
+    with pytest.raises(ValueError, match="no histogram of best; there are base"):
+        plots.distribution_grid(histogram.assign(layer=0, state="base"))

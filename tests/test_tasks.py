@@ -38,6 +38,8 @@ SMILES = [
     *("CC=C", "CCOCC", "ClC=CCl", "CC(N)C(=O)O"),
 ]
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 @dataclass
 class Task:
@@ -46,15 +48,6 @@ class Task:
     splits: Splits
     num_targets: int
     loss: str
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """A cache folder of the module's own in place of the user's, and no MAPKG_DATA."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("MAPKG_DATA", raising=False)
-        yield
 
 
 @pytest.fixture(scope="module")

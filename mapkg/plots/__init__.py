@@ -1,7 +1,7 @@
 """Figures: from tidy tables to matplotlib Axes, one function per figure."""
 
 from mapkg.plots.diagrams import score_in_layer
-from mapkg.plots.distributions import fitted_distribution, ratio_distribution
+from mapkg.plots.distributions import distribution_grid, fitted_distribution, ratio_distribution
 from mapkg.plots.emergence import base_against_trained, by_layer, row_maxima, trajectory
 from mapkg.plots.grid import against_untrained, rank_grid, through_training
 from mapkg.plots.molecules import molecule, type_counts
@@ -11,6 +11,7 @@ __all__ = [
     "against_untrained",
     "base_against_trained",
     "by_layer",
+    "distribution_grid",
     "fitted_distribution",
     "molecule",
     "rank_grid",

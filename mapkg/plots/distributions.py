@@ -1,10 +1,13 @@
 """How ratios are distributed, and the laws fitted to them."""
 
+import math
 from collections.abc import Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from mapkg.detection import MASSIVE_RATIO, fit_law, histogram_from_table
 from mapkg.plots.style import STATE_COLOURS, STATES
@@ -64,3 +67,50 @@ def fitted_distribution(
     note = f"KS {fits[0].ks.statistic:.3f}\nlog-lik. {fits[0].log_likelihood:.2f}"
     ax.text(0.97, 0.95, note, transform=ax.transAxes, ha="right", va="top", fontsize="small")
     return ax
+
+
+def distribution_grid(
+    histogram: pd.DataFrame,
+    *,
+    states: Sequence[str] = ("base", "best"),
+    columns: int = 5,
+    laws: Sequence[str] = ("gamma",),
+) -> Figure:
+    """Figure B for all layers of one network: the panels of one state, then those of the next.
+
+    Args:
+        histogram: rows of one run and seed of the histogram of ``experiments.Emergence``.
+        states: which states, from top to bottom.
+        columns: panels in a row.
+        laws: which laws are fitted to each.
+
+    Raises:
+        ValueError: if a state is not among the rows.
+    """
+    there = histogram["state"].unique()
+    missing = [state for state in states if state not in there]
+    if missing:
+        raise ValueError(f"no histogram of {', '.join(missing)}; there are {', '.join(there)}")
+    layers = sorted(histogram["layer"].unique())
+    columns = min(columns, len(layers))
+    rows = math.ceil(len(layers) / columns)
+    figure, axes = plt.subplots(
+        rows * len(states),
+        columns,
+        figsize=(1.9 * columns + 0.5, 1.75 * rows * len(states) + 0.6),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for number, state in enumerate(states):
+        panels = axes[rows * number : rows * (number + 1)].ravel()
+        for layer, ax in zip(layers, panels, strict=False):
+            bins = histogram[(histogram["layer"] == layer) & (histogram["state"] == state)]
+            fitted_distribution(bins, ax, state=state, laws=laws)
+            ax.set(title=f"layer {layer}, {state}", xlabel="", ylabel="")
+        for ax in panels[len(layers) :]:
+            ax.remove()
+    figure.supxlabel("$-\\log_{10}$ activation ratio", fontsize="medium")
+    figure.supylabel("activations", fontsize="medium")
+    return figure

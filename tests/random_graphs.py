@@ -1,0 +1,19 @@
+"""A random graph with what attention over edges has to cope with."""
+
+import torch
+
+
+def random_graph(seed, nodes=9, edges=30, channels=12, scale=1.0):
+    """A graph with a self-loop, parallel edges, and a last node that only sends.
+
+    Features x [nodes, channels], of standard deviation ``scale``, edge_index [2, edges] and
+    edge_attr [edges, channels], in float64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x = scale * torch.randn(nodes, channels, generator=generator, dtype=torch.float64)
+    source = torch.randint(nodes, (edges,), generator=generator)
+    target = torch.randint(nodes - 1, (edges,), generator=generator)
+    source[:4] = torch.tensor([2, 2, 3, nodes - 1])
+    target[:4] = torch.tensor([1, 1, 3, 0])
+    edge_attr = torch.randn(edges, channels, generator=generator, dtype=torch.float64)
+    return x, torch.stack([source, target]), edge_attr
