@@ -16,6 +16,7 @@ from mapkg.experiments.grid import (
     how_unlikely,
     law_table,
     laws,
+    length_table,
     read_runs,
     read_untrained,
 )
@@ -218,7 +219,8 @@ def summary():
                 {**common, "state": "base", "max_ratio": 100 * value, metric: 9.0}
                 | {"share_rows_with_massive": 1.0},
                 {**common, "state": "best", "max_ratio": value, metric: 0.5 + 0.25 * seed}
-                | {"share_rows_with_massive": share},
+                | {"share_rows_with_massive": share}
+                | ({"test_bce": 0.25, "test_accuracy": 0.9} if run == "cls" else {}),
                 {**common, "state": "last", "max_ratio": 1e9, metric: 9.0}
                 | {"share_rows_with_massive": 1.0},
             ]
@@ -231,7 +233,7 @@ def test_the_grid_table_is_the_one_made_by_hand(summary):
     assert found.loc["reg"].to_dict() == {
         "seeds": 2,
         "epochs": "100 to 120",
-        "test metric": "mae 0.500 to 0.750",
+        "test split": "mae 0.500 to 0.750",
         "untrained": "150,040 to 200,000",
         "trained": "1,500 to 2,000",
         "layers, every seed": "1",
@@ -241,7 +243,7 @@ def test_the_grid_table_is_the_one_made_by_hand(summary):
     assert found.loc["cls"].to_dict() == {
         "seeds": 2,
         "epochs": "100 to 120",
-        "test metric": "roc_auc 0.500 to 0.750",
+        "test split": "roc_auc 0.500 to 0.750, bce 0.250",
         "untrained": "700",
         "trained": "7",
         "layers, every seed": "none",
@@ -251,10 +253,35 @@ def test_the_grid_table_is_the_one_made_by_hand(summary):
 
 
 def test_the_table_of_regressions_alone_or_of_classifications_alone_has_its_metric(summary):
-    for run, metric in (("reg", "mae"), ("cls", "roc_auc")):
+    texts = {"reg": "mae 0.500 to 0.750", "cls": "roc_auc 0.500 to 0.750, bce 0.250"}
+    for run, text in texts.items():
         alone = summary[summary["run"] == run].dropna(axis="columns", how="all")
-        text = f"{metric} 0.500 to 0.750"
-        assert grid_table(alone)["test metric"].tolist() == [text]
+        assert grid_table(alone)["test split"].tolist() == [text]
+
+
+def test_the_table_of_lengths_is_the_one_made_by_hand():
+    ratios = {  # of the larger of two layers; the other has 1 less
+        ("b", 7): {0: 90.4, 1: 1000.0, 2: 1500.6, 5: 300.2},
+        ("a", 0): {0: 50.0, 1: 80.0, 2: 70.0},
+        ("b", 3): {0: 60.0, 1: 1001.0, 2: 2500.0},
+    }
+    rows = [
+        (run, seed, epoch, layer, ratio - (layer != epoch % 2))
+        for (run, seed), by_epoch in ratios.items()
+        for epoch, ratio in by_epoch.items()
+        for layer in (0, 1)
+    ]
+    names = ["run", "seed", "epoch", "layer", "max_ratio"]
+    table = length_table(pd.DataFrame(rows, columns=names))
+    assert table.columns.tolist() == [
+        *("untrained", "highest", "in epoch", "last epoch", "massive from")
+    ]
+    assert table.loc["b"].loc[7].tolist() == [90, 1501, 2, 300, "2"], "at the threshold it is not"
+    assert table.loc["b"].loc[3].tolist() == [60, 2500, 2, 2500, "1"]
+    assert table.loc["a"].loc[0].tolist() == [50, 80, 1, 70, "never"]
+    assert table.index.get_level_values("run").unique().tolist() == ["b", "a"], "in their order"
+    lower = length_table(pd.DataFrame(rows, columns=names), threshold=70.0)
+    assert lower["massive from"].tolist() == ["0", "1", "1"]
 
 
 def test_a_ratio_at_the_threshold_is_not_massive(summary):

@@ -237,6 +237,42 @@ def test_a_band_has_the_colour_of_its_line(trajectory):
         assert to_rgba(line.get_color(), alpha=0.2) == pytest.approx(band.get_facecolor()[0])
 
 
+def test_every_layer_of_a_run_is_the_median_over_seeds_in_a_band_of_them(trajectory):
+    figure = plots.layers_through_training(trajectory, {"b": "other", "a": "GT"}, threshold=20.0)
+    assert [ax.get_title() for ax in figure.axes] == ["other", "GT"]
+    drawn = curves(figure.axes[1])
+    assert drawn["layer 0"].tolist() == [[0, 113], [1, 23], [2, 33]], "epochs that all seeds have"
+    assert drawn["layer 1"].tolist() == [[0, 13], [1, 123], [2, 33]]
+    band = bands(figure.axes[1])[1]
+    assert band["min"].tolist() == [10, 120, 30]
+    assert band["max"].tolist() == [16, 126, 36]
+    assert curves(figure.axes[0])["layer 0"].tolist() == [[0, 7], [5, 7]]
+    names = [f"layer {layer}" for layer in range(4)]
+    assert sorted(legend_of(figure)) == [*names, "threshold 20"]
+    colours = {line.get_label(): line.get_color() for line in figure.axes[1].lines}
+    assert len(set(colours.values())) == 5
+    assert colours["layer 0"] == figure.axes[0].lines[0].get_color(), "in all panels alike"
+
+
+def test_a_control_is_shown_beside_its_run_up_to_the_last_epoch_of_both(trajectory):
+    control = trajectory[trajectory["run"] == "a"].assign(run="a_permuted")
+    control["max_ratio"] += 1000
+    control = control[control["epoch"] < 2]
+    tables = pd.concat([trajectory, control, control.assign(run="b_permuted")])
+    controls = {"b_permuted": "b", "a_permuted": "a"}
+    figure = plots.against_permuted(tables, controls, {"a": "GT", "b": "other"}, threshold=20.0)
+    assert [ax.get_title() for ax in figure.axes] == ["other", "GT"]
+    drawn = curves(figure.axes[1])
+    assert drawn["targets of the data"].tolist() == [[0, 113], [1, 123]]
+    assert drawn["targets permuted"].tolist() == [[0, 1113], [1, 1123]]
+    assert drawn["threshold 20"][:, 1].tolist() == [20, 20]
+    assert curves(figure.axes[0])["targets of the data"].tolist() == [[0, 7]]
+    assert figure.axes[1].get_yscale() == "log"
+    assert legend_of(figure) == ["targets of the data", "targets permuted", "threshold 20"]
+    one, other = figure.axes[1].lines[:2]
+    assert one.get_color() != other.get_color()
+
+
 # ------------------------------------------------------------------------------
 # A distribution and the laws fitted to it
 

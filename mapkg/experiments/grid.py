@@ -12,7 +12,7 @@ from mapkg.experiments.results import TABLES, Emergence, read_emergence
 MODELS = ("GT", "GraphiT", "SAN")
 """The paper's networks, rows of its figure."""
 
-DATA_SETS = {"zinc": "ZINC", "proteins": "PROTEINS (TU)"}
+DATA_SETS = {"zinc": "ZINC", "tox21": "TOX21", "proteins": "PROTEINS (TU)"}
 """Columns of the figure, from what result files call them to what figures do."""
 
 GRID = {
@@ -33,6 +33,13 @@ VARIANTS = {
     "gps_zinc": "GPSConv",
 }
 """Networks on ZINC that differ in their attention, from result files to titles of figures."""
+
+PERMUTED = {f"{pair}_permuted": pair for pair in ("gt_zinc", "gt_proteins", "graphit_proteins")}
+"""Runs on permuted targets, from their result files to the pair they are a control of."""
+
+METRICS = ("mae", "roc_auc", "bce")
+"""What a table of the grid says of predictions: mean absolute error, or area under the ROC
+curve and cross-entropy."""
 
 
 def read_runs(folder: Path | str, names: Iterable[str]) -> Emergence:
@@ -129,8 +136,8 @@ def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd
         threshold: ratio above which an activation is massive.
 
     Returns:
-        Texts. Number of ``seeds``; ``epochs``; the ``test metric`` at the best validation epoch
-        (MAE, or area under the ROC curve); the largest ratio of any layer, ``untrained`` (as
+        Texts. Number of ``seeds``; ``epochs``; those of ``METRICS`` that the ``test split``
+        has, at the best validation epoch; the largest ratio of any layer, ``untrained`` (as
         published) and ``trained``; ``layers`` that have a massive activation with every seed,
         and those with some seed only; and ``edges, at most``, the largest share of edges with
         one in any layer.
@@ -138,14 +145,16 @@ def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd
     rows = {}
     for run, table in summary.groupby("run", sort=False):
         best, base = (table[table["state"] == state] for state in ("best", "base"))
-        metric = "test_mae" if best.get("test_mae", pd.Series()).notna().any() else "test_roc_auc"
+        metrics = [name for name in METRICS if best.get(f"test_{name}", pd.Series()).notna().any()]
         massive = best.assign(massive=best["max_ratio"] > threshold)
         share = massive.groupby("layer")["massive"].mean()
         by_seed = best.groupby("seed")
         rows[run] = {
             "seeds": best["seed"].nunique(),
             "epochs": _span(best["epochs"], "{:.0f}"),
-            "test metric": f"{metric.removeprefix('test_')} {_span(best[metric], '{:.3f}')}",
+            "test split": ", ".join(
+                f"{name} {_span(best[f'test_{name}'], '{:.3f}')}" for name in metrics
+            ),
             "untrained": _span(base.groupby("seed")["max_ratio"].max(), "{:,.0f}"),
             "trained": _span(by_seed["max_ratio"].max(), "{:,.0f}"),
             "layers, every seed": _list(share.index[share == 1]),
@@ -153,6 +162,37 @@ def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd
             "edges, at most": _span(by_seed["share_rows_with_massive"].max(), "{:.2%}"),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+
+
+def length_table(trajectory: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd.DataFrame:
+    """How the largest ratio of any layer depends on the length of training.
+
+    Args:
+        trajectory: of ``read_runs``.
+        threshold: ratio above which an activation is massive.
+
+    Returns:
+        A row per run and seed. In whole numbers the ratio ``untrained``, the ``highest`` of
+        all epochs that were looked at, that epoch, and the ratio at the ``last epoch``; and a
+        text, ``massive from``, the first epoch with a massive activation, or "never".
+    """
+    keys = ["run", "seed"]
+    ratios = trajectory.groupby([*keys, "epoch"], sort=False)["max_ratio"].max()
+    ratios = ratios.rename("ratio").reset_index()
+    by_seed = ratios.groupby(keys, sort=False)["ratio"]
+    highest = ratios.loc[by_seed.idxmax()].set_index(keys)
+    massive = ratios[ratios["ratio"] > threshold].groupby(keys)["epoch"].min()
+    table = pd.DataFrame(
+        {
+            "untrained": by_seed.first(),
+            "highest": highest["ratio"],
+            "in epoch": highest["epoch"],
+            "last epoch": by_seed.last(),
+        }
+    ).round()
+    table = table.astype(int).loc[highest.index]
+    table["massive from"] = massive.reindex(table.index).map("{:.0f}".format, na_action="ignore")
+    return table.fillna("never")
 
 
 def law_table(laws: pd.DataFrame, by: Sequence[str] = ("run", "state")) -> pd.DataFrame:

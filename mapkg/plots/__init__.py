@@ -3,16 +3,24 @@
 from mapkg.plots.diagrams import score_in_layer
 from mapkg.plots.distributions import distribution_grid, fitted_distribution, ratio_distribution
 from mapkg.plots.emergence import base_against_trained, by_layer, row_maxima, trajectory
-from mapkg.plots.grid import against_untrained, rank_grid, through_training
+from mapkg.plots.grid import (
+    against_permuted,
+    against_untrained,
+    layers_through_training,
+    rank_grid,
+    through_training,
+)
 from mapkg.plots.molecules import molecule, type_counts
 from mapkg.plots.style import use_style
 
 __all__ = [
+    "against_permuted",
     "against_untrained",
     "base_against_trained",
     "by_layer",
     "distribution_grid",
     "fitted_distribution",
+    "layers_through_training",
     "molecule",
     "rank_grid",
     "ratio_distribution",

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -130,15 +131,87 @@ def through_training(
         threshold: where the line of massive activations is drawn.
     """
     for run, title in titles.items():
-        rows = trajectory[trajectory["run"] == run]
-        largest = rows.groupby(["epoch", "seed"])["max_ratio"].max().unstack().dropna()
-        (line,) = ax.plot(largest.index, largest.median(axis=1), lw=1.4, label=title)
-        look = dict(color=line.get_color(), alpha=0.2, lw=0)
-        ax.fill_between(largest.index, largest.min(axis=1), largest.max(axis=1), **look)
+        _over_epochs(trajectory[trajectory["run"] == run], ax, label=title)
     threshold_line(ax, threshold)
     ax.set(yscale="log", xlabel="epoch", ylabel="largest activation ratio of any layer")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+def layers_through_training(
+    trajectory: pd.DataFrame,
+    titles: Mapping[str, str],
+    *,
+    columns: int = 3,
+    threshold: float = MASSIVE_RATIO,
+) -> Figure:
+    """The largest ratio of each layer after each epoch, a panel per run.
+
+    A layer is a line at the median over seeds, in a band from the least to the greatest.
+
+    Args:
+        trajectory: of ``experiments.grid.read_runs``.
+        titles: from run to the title of its panel, in reading order.
+        columns: panels in a row.
+        threshold: where the line of massive activations is drawn.
+    """
+    figure = _figure(len(titles), columns, sharey=True)
+    colours = layer_colours(trajectory)
+    for ax, (run, title) in _panels(figure, titles):
+        for layer, rows in trajectory[trajectory["run"] == run].groupby("layer"):
+            _over_epochs(rows, ax, label=f"layer {layer}", color=colours[layer])
+        threshold_line(ax, threshold)
+        ax.set(yscale="log", title=title)
+    figure.supxlabel("epoch", fontsize="medium")
+    figure.supylabel("largest activation ratio, test split", fontsize="medium")
+    _legend(figure)
+    return figure
+
+
+def against_permuted(
+    trajectory: pd.DataFrame,
+    controls: Mapping[str, str],
+    titles: Mapping[str, str],
+    *,
+    columns: int = 3,
+    threshold: float = MASSIVE_RATIO,
+) -> Figure:
+    """The largest ratio of any layer after each epoch, beside that on permuted targets.
+
+    A panel per control, up to the last epoch that both runs have; lines and bands as in
+    ``through_training``.
+
+    Args:
+        trajectory: of ``experiments.grid.read_runs``.
+        controls: from a run on permuted targets to the run on the targets of the data.
+        titles: from the latter to the title of the panel.
+        columns: panels in a row.
+        threshold: where the line of massive activations is drawn.
+    """
+    figure = _figure(len(controls), columns, sharey=True)
+    for ax, (permuted, run) in _panels(figure, controls):
+        rows = {name: trajectory[trajectory["run"] == name] for name in (run, permuted)}
+        last = min(table["epoch"].max() for table in rows.values())
+        for name, label, state in (
+            (run, "targets of the data", "best"),
+            (permuted, "targets permuted", "base"),
+        ):
+            shown = rows[name][rows[name]["epoch"] <= last]
+            _over_epochs(shown, ax, label=label, color=STATE_COLOURS[state])
+        threshold_line(ax, threshold)
+        ax.set(yscale="log", title=titles[run])
+    figure.supxlabel("epoch", fontsize="medium")
+    figure.supylabel("largest activation ratio", fontsize="medium")
+    _legend(figure)
+    return figure
+
+
+def _over_epochs(rows: pd.DataFrame, ax: Axes, **look: Any) -> None:
+    """The median over seeds of the largest ratio of any layer, in a band over seeds."""
+    largest = rows.groupby(["epoch", "seed"])["max_ratio"].max().unstack().dropna()
+    (line,) = ax.plot(largest.index, largest.median(axis=1), lw=1.4, **look)
+    band = dict(color=line.get_color(), alpha=0.2, lw=0)
+    ax.fill_between(largest.index, largest.min(axis=1), largest.max(axis=1), **band)
 
 
 def _figure(panels: int, columns: int, **sharing: bool) -> Figure:
