@@ -38,8 +38,7 @@ PERMUTED = {f"{pair}_permuted": pair for pair in ("gt_zinc", "gt_proteins", "gra
 """Runs on permuted targets, from their result files to the pair they are a control of."""
 
 METRICS = ("mae", "roc_auc", "bce")
-"""What a table of the grid says of predictions: mean absolute error, or area under the ROC
-curve and cross-entropy."""
+"""What a table of the grid says of predictions, where there is such a number."""
 
 
 def read_runs(folder: Path | str, names: Iterable[str]) -> Emergence:
