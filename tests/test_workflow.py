@@ -286,6 +286,9 @@ def test_an_interrupted_training_goes_on_from_its_state(environment, snakemake, 
     target = "runs/tiny-0/history.csv.gz"
     settings = (target, "--cores", "1", "--configfile", str(grid))
 
+    def heed_interrupts():  # which a job in the background of a shell inherits as ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     # A session of its own, to press Control-C for Snakemake and the training alike.
     process = subprocess.Popen(
         command(tmp_path, *settings),
@@ -293,6 +296,7 @@ def test_an_interrupted_training_goes_on_from_its_state(environment, snakemake, 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     state = tmp_path / "runs/tiny-0/state.safetensors"
     while not state.is_file():
