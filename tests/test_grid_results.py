@@ -372,12 +372,11 @@ def test_what_the_grid_page_says_of_variants_holds(variants):
 
 
 def test_uniform_attention_gives_the_projections_of_the_score_no_gradient():
-    config = CONFIGS["GT-ZINC"].replace(
-        attention="uniform", hidden_channels=8, heads=2, num_layers=2, num_node_types=28
-    )
-    model = build(config)
-    x, edge_index = torch.tensor([0, 1, 2]), torch.tensor([[0, 1, 2], [1, 2, 0]])
-    model(x, edge_index, torch.tensor([1, 2, 1])).sum().backward()
+    torch.manual_seed(0)
+    changes = dict(hidden_channels=16, heads=2, num_layers=2, num_node_types=28)
+    model = build(CONFIGS["GT-ZINC"].replace(attention="uniform", **changes)).double()
+    x, edge_index = torch.randint(28, (12,)), torch.randint(12, (2, 40))
+    model(x, edge_index, torch.randint(4, (40,))).square().sum().backward()
     for layer in model.layers:
         for linear in (layer.attention.query, layer.attention.key, layer.attention.edge):
             assert linear.weight.grad is None or not linear.weight.grad.any()
