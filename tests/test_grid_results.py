@@ -375,9 +375,10 @@ def test_uniform_attention_gives_the_projections_of_the_score_no_gradient():
     torch.manual_seed(0)
     changes = dict(hidden_channels=16, heads=2, num_layers=2, num_node_types=28)
     model = build(CONFIGS["GT-ZINC"].replace(attention="uniform", **changes)).double()
+    model.eval()  # in training mode, BatchNorm makes the mean over one graph a constant
     x, edge_index = torch.randint(28, (12,)), torch.randint(12, (2, 40))
     model(x, edge_index, torch.randint(4, (40,))).square().sum().backward()
     for layer in model.layers:
         for linear in (layer.attention.query, layer.attention.key, layer.attention.edge):
             assert linear.weight.grad is None or not linear.weight.grad.any()
-        assert layer.attention.value.weight.grad.any()
+        assert layer.attention.value.weight.grad.abs().max() > 1e-6
