@@ -55,6 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="a null: train on targets that have nothing to do with the graphs",
     )
+    train.add_argument(
+        "--change",
+        metavar="NAME",
+        help="train on data with changed edge types: a name of experiments.changed_types.CHANGES",
+    )
+    train.add_argument(
+        "--keep-every", type=_positive, metavar="N", help="also keep the weights of each Nth epoch"
+    )
     train.set_defaults(function=_train)
 
     collect = commands.add_parser("collect", help="join the tables of finished runs")
@@ -125,10 +133,15 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _train(parsed: argparse.Namespace) -> int:
     from mapkg.experiments import emergence, observation_epochs, permute_targets
+    from mapkg.experiments.changed_types import CHANGES
 
+    if parsed.change is not None and parsed.change not in CHANGES:
+        raise ValueError(f"--change {parsed.change}: expected one of {', '.join(CHANGES)}")
     config, splits, device = _network(parsed)
     if parsed.epochs is not None:
         config = config.replace(max_epochs=parsed.epochs)
+    if parsed.change is not None:
+        splits = CHANGES[parsed.change](splits, parsed.seed)
     if parsed.permute_targets:
         splits = permute_targets(splits, parsed.seed)
     emergence(
@@ -139,6 +152,7 @@ def _train(parsed: argparse.Namespace) -> int:
         folder=parsed.out,
         device=device,
         observe_epochs=observation_epochs(config.max_epochs),
+        keep_every=parsed.keep_every,
     )
     return 0
 

@@ -74,6 +74,7 @@ class Config:
     edge_channels: int | None = _stated("the data set: width of float features", default=None)
     recompute_edges: bool = _stated("LSPE code: GT on PROTEINS discards its edges", default=False)
     attention: str = _stated("our ablations; the published attention is full", default="full")
+    unread_node_type: int | None = _stated("our ablations; all nodes are read", default=None)
     full_graph: bool = _stated(_OFF, default=False)
     gamma: float | None = _stated("SAN code, full graph; None: learned, as in LSPE", default=None)
     laplacian_encoding: bool = _stated(_OFF, default=False)
@@ -111,6 +112,11 @@ class Config:
         if self.loss not in LOSSES:
             raise ValueError(f"loss: expected one of {LOSSES}, got {self.loss!r}")
         self._check_mechanisms()
+        if self.unread_node_type is not None and self.readout is None:
+            raise ValueError(
+                "unread_node_type: expected None for a node-level task (readout None), which has "
+                f"no readout, got {self.unread_node_type!r}"
+            )
 
     def _check_mechanisms(self) -> None:
         """Whether the mechanisms of GraphiT and SAN that can be switched on fit the rest."""

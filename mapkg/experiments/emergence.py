@@ -15,6 +15,7 @@ from mapkg.data import Description, Splits, check_fan_outs
 from mapkg.experiments.results import Emergence, write_table
 from mapkg.models import build
 from mapkg.observation import observe_states, summarise_scores
+from mapkg.provenance import commit, versions
 from mapkg.train import Fit, fit, seed_all
 
 _SIZES = ("num_node_types", "num_edge_types", "edge_channels")
@@ -34,6 +35,7 @@ def emergence(
     folder: Path | str | None = None,
     device: str | torch.device = "cpu",
     observe_epochs: Iterable[int] | None = None,
+    keep_every: int | None = None,
     progress: bool = True,
 ) -> Emergence:
     """Train a network and watch massive activations emerge on the test split.
@@ -47,6 +49,8 @@ def emergence(
             a run that was stopped goes on from there. None keeps all in memory.
         device: where to compute.
         observe_epochs: epochs after which the test split is looked at; None means every one.
+        keep_every: the weights of every so-manieth epoch, the untrained ones included, are kept
+            in the folder as the checkpoints ``epoch_000``, ...; None keeps none.
         progress: whether to show a progress bar on stderr.
 
     Source: massive-activations paper, base against trained.
@@ -57,7 +61,13 @@ def emergence(
     if hasattr(splits.train, "fan_outs"):
         check_fan_outs(splits.train.fan_outs, config.num_layers)
 
+    origin = {"name": name, "dataset": splits.description.title, "seed": seed}
+    origin |= {"versions": versions(), "commit": commit()}
+
     def observe(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
+        if folder is not None and keep_every is not None and epoch % keep_every == 0:
+            path = Path(folder) / f"epoch_{epoch:03d}"
+            checkpoint.save(path, model.state_dict(), config, epoch=epoch, **origin)
         if observed is not None and epoch not in observed:
             return []
         return [
