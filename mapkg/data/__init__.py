@@ -22,8 +22,10 @@ from mapkg.data.proteins import PROTEINS_FOLDER, load_proteins
 from mapkg.data.smiles_tables import (
     DESCRIPTIONS,
     MOSES_FILE,
+    MOSES_TRIPLE_FILE,
     ZINC_FILE,
     load_moses,
+    load_moses_triple,
     load_table,
     load_zinc,
     read_table,
@@ -82,6 +84,7 @@ class _Known:
 
 _KNOWN = {
     "moses": _Known(load_moses, MOSES_FILE, _FROM_REPOSITORY),
+    "moses-triple": _Known(load_moses_triple, MOSES_TRIPLE_FILE, _FROM_REPOSITORY),
     "zinc": _Known(load_zinc, ZINC_FILE),
     "tox21": _Known(load_tox21, TOX21_FILE),
     "tox21-random": _Known(partial(load_tox21, split="random"), TOX21_FILE),
@@ -99,9 +102,9 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
     """A data set by name.
 
     Args:
-        name: ``"moses"`` (bundled), ``"zinc"``, ``"tox21"`` (scaffold split),
-            ``"tox21-random"`` (random split), ``"proteins"`` (whole graphs) or
-            ``"ogbn-proteins"`` (nodes of one large graph).
+        name: ``"moses"``, ``"moses-triple"`` (both bundled), ``"zinc"``, ``"tox21"``
+            (scaffold split), ``"tox21-random"`` (random split), ``"proteins"`` (whole graphs)
+            or ``"ogbn-proteins"`` (nodes of one large graph).
         root: the only folder to look in; None means ``MAPKG_DATA``, then the user's cache
             folder, then the bundled data.
         download: whether to fetch a data set that is not there and can be fetched.
