@@ -84,6 +84,30 @@ def _parser() -> argparse.ArgumentParser:
     untrained.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
     untrained.set_defaults(function=_untrained)
 
+    attribute = commands.add_parser(
+        "attribute", help="what massive activations of finished runs sit on, by type of edge"
+    )
+    attribute.add_argument("folders", nargs="+", type=Path, help="what train wrote")
+    attribute.add_argument("--dataset", required=True, help="what the runs were trained on")
+    attribute.add_argument("--change", metavar="NAME", help="the change they were trained with")
+    attribute.add_argument(
+        "--by",
+        nargs="+",
+        default=["type"],
+        help="properties of edges, see mapkg.data.edge_labels (default: type)",
+    )
+    attribute.add_argument(
+        "--smiles",
+        type=Path,
+        metavar="FILE",
+        help="look at these molecules instead, one SMILES per line; gives shares only",
+    )
+    attribute.add_argument("--threads", type=_positive, help="CPU threads")
+    attribute.add_argument(
+        "-o", "--output", required=True, help="path prefix, for example data/results/bonds_gt_zinc"
+    )
+    attribute.set_defaults(function=_attribute)
+
     laws = commands.add_parser("laws", help="fit laws to the ratios of collected runs")
     laws.add_argument("runs", nargs="+", help="names of collected runs, for example gt_zinc")
     laws.add_argument("--results", type=Path, required=True, help="folder of their tables")
@@ -133,15 +157,12 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _train(parsed: argparse.Namespace) -> int:
     from mapkg.experiments import emergence, observation_epochs, permute_targets
-    from mapkg.experiments.changed_types import CHANGES
 
-    if parsed.change is not None and parsed.change not in CHANGES:
-        raise ValueError(f"--change {parsed.change}: expected one of {', '.join(CHANGES)}")
+    _change(parsed.change)  # a misspelt name is refused before data are read
     config, splits, device = _network(parsed)
     if parsed.epochs is not None:
         config = config.replace(max_epochs=parsed.epochs)
-    if parsed.change is not None:
-        splits = CHANGES[parsed.change](splits, parsed.seed)
+    splits = _change(parsed.change)(splits, parsed.seed)
     if parsed.permute_targets:
         splits = permute_targets(splits, parsed.seed)
     emergence(
@@ -154,6 +175,33 @@ def _train(parsed: argparse.Namespace) -> int:
         observe_epochs=observation_epochs(config.max_epochs),
         keep_every=parsed.keep_every,
     )
+    return 0
+
+
+def _attribute(parsed: argparse.Namespace) -> int:
+    import torch
+
+    from mapkg import checkpoint
+    from mapkg.data import load, read_smiles
+    from mapkg.experiments.bond_types import bond_types, join, shares_elsewhere, write_bond_types
+
+    change = _change(parsed.change)
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    splits = load(parsed.dataset)
+    elsewhere = None if parsed.smiles is None else read_smiles(parsed.smiles)
+    runs = []
+    for folder in parsed.folders:
+        print(folder, file=sys.stderr)
+        if elsewhere is not None:
+            named = dict(properties=parsed.by, title=parsed.smiles.name)
+            runs.append(shares_elsewhere(folder, elsewhere, splits.description, **named))
+            continue
+        seed = checkpoint.load(folder / "best")[1]["seed"]
+        changed = change(splits, seed)
+        runs.append(bond_types(folder, changed, properties=parsed.by))
+    for path in write_bond_types(join(runs), parsed.output):
+        print(path)
     return 0
 
 
@@ -194,6 +242,17 @@ def _network(parsed: argparse.Namespace) -> tuple[Config, Any, Any]:
         title = f"{splits.description.title}, first {parsed.limit}"
         splits = replace(splits, description=replace(splits.description, title=title), **limited)
     return config, splits, device
+
+
+def _change(name: str | None) -> Any:
+    """The change of data of that name, called with splits and a seed; None changes nothing."""
+    from mapkg.experiments.changed_types import CHANGES
+
+    if name is None:
+        return lambda splits, seed: splits
+    if name not in CHANGES:
+        raise ValueError(f"--change {name}: expected one of {', '.join(CHANGES)}")
+    return CHANGES[name]
 
 
 def _collect(parsed: argparse.Namespace) -> int:

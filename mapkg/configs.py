@@ -112,10 +112,13 @@ class Config:
         if self.loss not in LOSSES:
             raise ValueError(f"loss: expected one of {LOSSES}, got {self.loss!r}")
         self._check_mechanisms()
-        if self.unread_node_type is not None and self.readout is None:
+        if self.unread_node_type is not None and (
+            self.readout is None or isinstance(self.num_node_types, tuple)
+        ):
             raise ValueError(
                 "unread_node_type: expected None for a node-level task (readout None), which has "
-                f"no readout, got {self.unread_node_type!r}"
+                "no readout, and for nodes with several type ids, got "
+                f"{self.unread_node_type!r}"
             )
 
     def _check_mechanisms(self) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.configs import Config
@@ -112,13 +114,14 @@ def summarise(
     return summaries
 
 
-def row_maxima(
+@torch.no_grad()
+def edge_maxima(
     model: nn.Module,
-    graphs: Graphs,
+    graphs: Sequence[Data],
     *,
     names: str | Sequence[str] = SCORES,
     batch_size: int = 128,
-) -> torch.Tensor:
+) -> Float[Tensor, "layers E"]:
     """The largest activation ratio of every edge in every layer, in evaluation mode.
 
     Args:
@@ -128,33 +131,59 @@ def row_maxima(
         batch_size: graphs per forward pass.
 
     Returns:
-        Shape [layers * edges]; NaN where a row has no ratio.
+        Shape [layers, E], edges in the order of the graphs; NaN where a row has no ratio.
     """
-    maxima: list[torch.Tensor] = []
+    maxima: dict[str, list[Tensor]] = {name: [] for name in hooks.resolve(model, names)}
+
+    def reduce(name: str, output: Tensor) -> None:
+        maxima[name].append(activation_ratio(output).amax(dim=-1))
+
     was_training = model.training
     model.eval()
-    with (
-        torch.no_grad(),
-        hooks.record(
-            model, names, reduce=lambda _, x: maxima.append(activation_ratio(x).amax(dim=-1))
-        ),
-    ):
+    with hooks.record(model, names, reduce=reduce):
         for batch in batches(graphs, batch_size):
             predict(model, batch)
     model.train(was_training)
-    return torch.cat(maxima)
+    return torch.stack([torch.cat(parts) for parts in maxima.values()])
 
 
-def _rows(name: str, module: nn.Module, output: Any, batch: Any) -> torch.Tensor:
+def bond_ratios(
+    model: nn.Module, graphs: Sequence[Data], *, heads: int, names: str | Sequence[str] = SCORES
+) -> list[Float[Tensor, "layers heads bonds"]]:
+    """The largest activation ratio of every bond in every layer and head, for pictures.
+
+    Args:
+        model: as for ``train.fit``.
+        graphs: molecules, both directions of a bond next to each other.
+        heads: number of heads; channels are head-major.
+        names: submodules whose output has one row per edge, names or patterns.
+
+    Returns:
+        A tensor per graph, bonds in the order of ``edge_index``, the larger one of their two
+        directions; the median is that of the whole row, over all heads.
+    """
+    found = []
+    was_training = model.training
+    model.eval()
+    for graph in graphs:
+        with torch.no_grad(), hooks.record(model, names) as seen:
+            for batch in batches([graph], 1):
+                predict(model, batch)
+        ratios = torch.stack([activation_ratio(outputs[0]) for outputs in seen.values()])
+        by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
+        found.append(by_head.unflatten(1, (-1, 2)).amax(dim=2).transpose(1, 2))
+    model.train(was_training)
+    return found
+
+
+def _rows(name: str, module: nn.Module, output: Any, batch: Any) -> Tensor:
     try:
         return standard.recorded_rows(module, output, batch.batch)
     except (TypeError, IndexError) as error:  # no tensor, no channels, or other padding
         raise ValueError(f"{name}: expected rows of channels: {error}; {_ADVICE}") from error
 
 
-def _graph_of_rows(
-    name: str, module: nn.Module, rows: torch.Tensor, batch: Any
-) -> torch.Tensor | None:
+def _graph_of_rows(name: str, module: nn.Module, rows: Tensor, batch: Any) -> Tensor | None:
     """Which graph each row belongs to; None for a sampled neighbourhood, which counts as one."""
     by_node = isinstance(module, nn.MultiheadAttention)
     kind, number = ("node", batch.num_nodes) if by_node else ("edge", batch.num_edges)
@@ -167,7 +196,7 @@ def _graph_of_rows(
 
 @torch.no_grad()
 def observe_states(
-    weights: Mapping[str, Mapping[str, torch.Tensor]],
+    weights: Mapping[str, Mapping[str, Tensor]],
     config: Config,
     splits: Splits,
     *,

@@ -32,21 +32,46 @@ PICTURE = {
     "evaluation": {"data", "metrics"},
     "train": {"configs", "provenance", "data", "metrics", "evaluation", "checkpoint"},
     "observation": {"configs", "data", "models", "hooks", "detection", "evaluation"},
-    "experiments": {*EVERYTHING_BELOW, "observation"},
+    "attribution": {
+        *("configs", "data", "models", "hooks", "detection", "metrics", "evaluation"),
+        "observation",
+    },
+    "experiments": {*EVERYTHING_BELOW, "observation", "attribution"},
     "plots": {"configs", "detection"},
     "__init__": {"configs", "data", "models"},
-    "__main__": {*EVERYTHING_BELOW, "observation", "experiments", "plots", "notebook"},
+    "__main__": {
+        *EVERYTHING_BELOW,
+        *("observation", "attribution", "experiments", "plots", "notebook"),
+    },
 }
 
 # The modules of the rooms that are folders.
 FOLDERS = {
     "data": {
-        *("__init__", "description", "graph_cache", "molecules", "neighbours", "ogbn_proteins"),
+        *(
+            "__init__",
+            "bond_properties",
+            "description",
+            "graph_cache",
+            "molecules",
+            "neighbours",
+            "ogbn_proteins",
+        ),
         *("proteins", "raw_files", "smiles_tables", "splitting", "tox21", "zinc_benchmark"),
     },
     "detection": {"__init__", "laws", "nulls", "ratios", "reporting", "summary"},
-    "experiments": {"__init__", "controls", "emergence", "grid", "results"},
-    "plots": {"__init__", "diagrams", "distributions", "emergence", "grid", "molecules", "style"},
+    "attribution": {
+        *("__init__", "by_type", "edge_scores", "faithfulness", "first_layer", "interventions"),
+        "parts",
+    },
+    "experiments": {
+        *("__init__", "bond_type_tables", "bond_types", "changed_types", "controls", "emergence", "explanations"),
+        *("grid", "results"),
+    },
+    "plots": {
+        *("__init__", "attribution", "bonds", "diagrams", "distributions", "emergence", "grid"),
+        *("molecules", "style", "viewer"),
+    },
     "models": {
         *("__init__", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
         *("networks", "official", "standard"),

@@ -17,7 +17,15 @@ from mapkg.hooks import edit, record, resolve
 from mapkg.models import build
 from mapkg.models.networks import ARCHITECTURES
 from mapkg.models.standard import vector_score
-from mapkg.observation import CLAMPED, SCORES, looked_at, observe_states, row_maxima, summarise
+from mapkg.observation import (
+    CLAMPED,
+    SCORES,
+    bond_ratios,
+    edge_maxima,
+    looked_at,
+    observe_states,
+    summarise,
+)
 from mapkg.train import seed_all
 
 D, HEADS, LAYERS = 8, 2, 2
@@ -382,10 +390,9 @@ def test_a_row_of_one_edge_has_the_rows_largest_ratio_or_none(graphs):
         return score
 
     with edit(model, {"layers.1.attention.score": spoil}):
-        found = row_maxima(model, graphs[:1])
+        found = edge_maxima(model, graphs[:1])
         statistics = summarise(model, graphs[:1])["layers.1.attention.score"].statistics()
-    edges = graphs[0].num_edges
-    assert found.isnan().nonzero().tolist() == [[edges + 2]]
+    assert found.isnan().nonzero().tolist() == [[1, 2]]
     assert statistics["zero_medians"] == 1
     assert statistics["nonfinite_rows"] == 0
 
@@ -399,7 +406,7 @@ def test_the_model_is_looked_at_in_evaluation_mode_and_left_in_its_own(is_traini
     modes = []
     model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     summarise(model, graphs)
-    row_maxima(model, graphs)
+    edge_maxima(model, graphs)
     assert modes == [False, False]
     assert model.training is is_training
 
@@ -438,3 +445,24 @@ def test_the_states_of_a_network_are_looked_at_one_by_one(architecture, splits):
     mae = summary["test_mae"].unstack()
     assert (mae[0] == mae[1]).all()
     assert mae.loc["base", 0] != mae.loc["other", 0]
+
+
+def test_bond_ratios_are_the_largest_of_both_directions_in_each_head(graphs):
+    config = ON_ZINC["gt"]
+    model = network(config).train()
+    found = bond_ratios(model, graphs[:2], heads=config.heads)
+    assert model.training
+    model.eval()
+    for graph, ratios in zip(graphs[:2], found, strict=True):
+        with torch.no_grad(), record(model, SCORES) as seen:
+            model(graph.x, graph.edge_index, graph.edge_attr)
+        assert ratios.shape == (len(seen), config.heads, graph.num_edges // 2)
+        width = config.hidden_channels // config.heads
+        for layer, outputs in enumerate(seen.values()):
+            of_edges = activation_ratio(outputs[0])
+            for bond in range(graph.num_edges // 2):
+                for head in range(config.heads):
+                    both = of_edges[2 * bond : 2 * bond + 2, head * width : (head + 1) * width]
+                    assert float(ratios[layer, head, bond]) == pytest.approx(
+                        float(both.max()), rel=1e-4
+                    )

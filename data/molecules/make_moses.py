@@ -11,6 +11,9 @@ test file, with a fixed seed, in the order drawn: ``moses12k.csv.gz`` from all m
 as frequent. The few molecules with an atom outside the 28 types of
 ``mapkg.data.molecules.ATOM_TYPES`` are passed over. The same inputs and versions give the same
 bytes. A molecule may be in both tables.
+
+With ``--unused FILE`` it writes nothing but the SMILES of the benchmark's test file that neither
+table has, one per line, for ``python -m mapkg attribute --smiles FILE``.
 """
 
 import argparse
@@ -85,10 +88,23 @@ def make_table(folder: Path, containing: str) -> pd.DataFrame:
     )
 
 
+def unused(folder: Path) -> list[str]:
+    """Test molecules of the benchmark that are in no table and whose atoms have known types."""
+    paths = [Path(__file__).with_name(f"{name}.csv.gz") for name in TABLES]
+    used = pd.concat([pd.read_csv(path)["smiles"] for path in paths])
+    source = read_source(folder, "test.csv.gz")
+    return draw(source[~source.isin(used)], len(source))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where train.csv.gz and test.csv.gz are")
-    folder = parser.parse_args().folder
+    parser.add_argument("--unused", type=Path, help="write the test molecules of no table")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    if arguments.unused is not None:
+        arguments.unused.write_text("\n".join(unused(folder)) + "\n")
+        return
     for name, containing in TABLES.items():
         output = Path(__file__).with_name(f"{name}.csv.gz")
         content = make_table(folder, containing).to_csv(index=False).encode()

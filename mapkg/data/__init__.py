@@ -13,6 +13,7 @@ from pathlib import Path
 
 import platformdirs
 
+from mapkg.data.bond_properties import edge_labels
 from mapkg.data.description import Description, Graphs, NodeSplit, Splits
 from mapkg.data.molecules import ATOM_TYPES, BOND_TYPES, molecule_graph, to_molecule
 from mapkg.data.neighbours import check_fan_outs
@@ -28,6 +29,7 @@ from mapkg.data.smiles_tables import (
     load_moses_triple,
     load_table,
     load_zinc,
+    read_smiles,
     read_table,
 )
 from mapkg.data.tox21 import TOX21_FILE, load_tox21
@@ -42,9 +44,11 @@ __all__ = [
     "NodeSplit",
     "Splits",
     "check_fan_outs",
+    "edge_labels",
     "load",
     "load_table",
     "molecule_graph",
+    "read_smiles",
     "read_table",
     "to_molecule",
 ]

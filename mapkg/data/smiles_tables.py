@@ -140,6 +140,20 @@ def load_table(path: Path | str, description: Description | None = None) -> Spli
     return Splits(**by_split, description=description)
 
 
+def read_smiles(path: Path | str) -> list[Data]:
+    """The graphs of a file with one SMILES per line, without targets.
+
+    Args:
+        path: a text file, compressed (``.gz``) or not; empty lines are passed over.
+
+    Raises:
+        ValueError: if a molecule cannot be read; the message names the line.
+        FileNotFoundError: if there is no such file.
+    """
+    table = pd.read_csv(path, header=None, names=["smiles"], skip_blank_lines=True, sep="\t")
+    return table_graphs(table.set_axis(table.index + 1).assign(y=None), str(path))
+
+
 def read_table(path: Path | str) -> pd.DataFrame:
     """Read and check a SMILES table.
 

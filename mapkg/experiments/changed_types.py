@@ -71,6 +71,7 @@ def split_types(splits: Splits, seed: int) -> Splits:
     Args, Raises:
         As ``shuffle_types``; also a ValueError if a type never occurs in the training split.
     """
+    _whole_graphs(splits)
     about = splits.description
     counts = torch.cat([graph.edge_type for graph in splits.train]).bincount(
         minlength=max(about.edge_types) + 1

@@ -53,8 +53,16 @@ def emergence(
             in the folder as the checkpoints ``epoch_000``, ...; None keeps none.
         progress: whether to show a progress bar on stderr.
 
+    Raises:
+        ValueError: if the test split is empty, or weights are to be kept without a folder.
+
     Source: massive-activations paper, base against trained.
     """
+    if keep_every is not None and (folder is None or keep_every < 1):
+        raise ValueError(
+            "keep_every: expected 1 or more, with a folder to keep the weights in, got "
+            f"{keep_every} and folder={folder}"
+        )
     device = torch.device(device)
     observed = None if observe_epochs is None else {0, *observe_epochs}
     config = fit_to_data(config, splits.description)
@@ -118,7 +126,7 @@ def examine_checkpoint(
     The untrained network is built again from the seed in the checkpoint.
 
     Args:
-        path: a checkpoint that ``emergence`` wrote.
+        path: a checkpoint that ``emergence`` wrote; those of single epochs have no history.
         splits: the data to look at; its training split calibrates the untrained network.
         device: where to compute.
 
@@ -133,7 +141,7 @@ def examine_checkpoint(
     base = build(config).state_dict()
     weights = {"base": base, "base_calibrated": base, "best": model.state_dict()}
     tables = observe_states(weights, config, splits, device=device)
-    tables["history"] = pd.DataFrame(information["history"])
+    tables["history"] = pd.DataFrame(information.get("history", []))
     named = {key: information[key] for key in ("seed", "epoch", "versions", "commit")}
     named |= {"config": information["name"], "dataset": splits.description.title}
     return {

@@ -1,5 +1,12 @@
 """Figures: from tidy tables to matplotlib Axes, one function per figure."""
 
+from mapkg.plots.attribution import (
+    by_label,
+    faithfulness,
+    heat_maps,
+    measured_and_predicted,
+    types_through_training,
+)
 from mapkg.plots.diagrams import score_in_layer
 from mapkg.plots.distributions import distribution_grid, fitted_distribution, ratio_distribution
 from mapkg.plots.emergence import base_against_trained, by_layer, row_maxima, trajectory
@@ -17,10 +24,14 @@ __all__ = [
     "against_permuted",
     "against_untrained",
     "base_against_trained",
+    "by_label",
     "by_layer",
     "distribution_grid",
+    "faithfulness",
     "fitted_distribution",
+    "heat_maps",
     "layers_through_training",
+    "measured_and_predicted",
     "molecule",
     "rank_grid",
     "ratio_distribution",
@@ -29,5 +40,6 @@ __all__ = [
     "through_training",
     "trajectory",
     "type_counts",
+    "types_through_training",
     "use_style",
 ]

@@ -1,0 +1,181 @@
+"""Do massive activations attribute? Ratios beside established methods, and what removal does."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from torch import nn
+from torch_geometric.data import Data
+from tqdm import tqdm
+
+from mapkg.attribution.edge_scores import METHODS, edge_importance, rank_correlation
+from mapkg.attribution.faithfulness import FRACTIONS, ORDERS, compare, curve
+from mapkg.attribution.interventions import intervene, summarise_interventions
+
+CONTROL = "random"
+"""The method that the others are compared with."""
+
+RANDOM_ORDERS = 5
+"""How many random orders the control is the mean of."""
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """The tables of one network, or of several one below another.
+
+    Attributes:
+        correlation: per method, Spearman's rank correlation with the ratio over the bonds of a
+            molecule: the ``mean`` over molecules with its 95 % interval, and of how many of the
+            ``graphs`` it is ``defined``.
+        curves: per mode, order, method and fraction of the bonds, ``change`` of the prediction
+            and ``absolute_error``: means over molecules with 95 % intervals.
+        areas: per mode, order and method, the area under the curve of the change, and its
+            difference to the random order on the same molecule, as ``faithfulness.compare``.
+    """
+
+    correlation: pd.DataFrame
+    curves: pd.DataFrame
+    areas: pd.DataFrame
+
+
+def explain(
+    model: nn.Module,
+    graphs: Sequence[Data],
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    layer: int = 0,
+    modes: Sequence[str] = ("deletion",),
+    fractions: Sequence[float] = FRACTIONS,
+    resamples: int = 2000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Explanations:
+    """Compare the ratio with established attributions of edges, on one trained network.
+
+    Args:
+        model: a network with one prediction per graph.
+        graphs: molecules with targets.
+        methods: names of ``edge_scores.METHODS``; the ratio and the control must be there.
+        layer: whose ratio is meant.
+        modes: of the curves. Insertion in one order passes through the graphs of deletion in the
+            other order, backwards: it says nothing new where both orders are there.
+        fractions: of the bonds.
+        resamples: bootstrap resamples of molecules.
+        seed: of random orders, of GNNExplainer and of the bootstrap.
+        progress: whether to show progress bars on stderr.
+
+    Raises:
+        ValueError: if the ratio or the control is not among the methods.
+    """
+    for needed in ("ratio", CONTROL):
+        if needed not in methods:
+            raise ValueError(f"methods: expected {needed!r} among them, got {', '.join(methods)}")
+    scores = {
+        method: edge_importance(model, graphs, method, layer=layer, seed=seed, progress=progress)
+        for method in methods
+        if method != CONTROL
+    }
+    controls = [
+        edge_importance(model, graphs, CONTROL, seed=seed + draw) for draw in range(RANDOM_ORDERS)
+    ]
+    correlation = [
+        {"method": method, **_mean_with_interval(found, resamples, seed), "graphs": len(graphs)}
+        for method, values in {**scores, CONTROL: controls[0]}.items()
+        if method != "ratio"
+        for found in [rank_correlation(scores["ratio"], values, graphs)]
+    ]
+    curves, areas = [], []
+    named = {**{method: [values] for method, values in scores.items()}, CONTROL: controls}
+    combinations = [(mode, order) for mode in modes for order in ORDERS]
+    for mode, order in tqdm(combinations, "curves", file=sys.stderr, disable=not progress):
+        found = {
+            method: pd.concat(
+                [
+                    curve(model, graphs, of_draw, mode=mode, order=order, fractions=fractions)
+                    for of_draw in draws
+                ]
+            )
+            for method, draws in named.items()
+        }
+        where = {"mode": mode, "order": order}
+        areas.append(
+            compare(found, control=CONTROL, resamples=resamples, seed=seed).assign(**where)
+        )
+        curves += [
+            _mean_curve(of_method, resamples, seed).assign(method=method, **where)
+            for method, of_method in found.items()
+        ]
+    return Explanations(
+        correlation=pd.DataFrame(correlation),
+        curves=pd.concat(curves, ignore_index=True),
+        areas=pd.concat(areas, ignore_index=True),
+    )
+
+
+def remove_massive(
+    model: nn.Module,
+    graphs: Sequence[Data],
+    reference: Sequence[Data],
+    *,
+    thresholds: Sequence[float],
+    layers: Sequence[str] = ("layers.*.score",),
+    loss: str = "l1",
+    resamples: int = 2000,
+) -> pd.DataFrame:
+    """What becomes of the predictions without massive activations, over thresholds and layers.
+
+    Args:
+        model: a trained network.
+        graphs: with targets.
+        reference: whose channels' means replace massive activations.
+        thresholds: ratios above which an activation is massive.
+        layers: one name or pattern after another, for example of all layers and of one.
+        loss: ``"l1"`` or ``"bce"``.
+        resamples: bootstrap resamples of molecules.
+
+    Returns:
+        As ``interventions.summarise_interventions``, a row per layers, threshold, rule and what
+        is changed.
+    """
+    tables = [
+        intervene(model, graphs, reference=reference, layers=names, threshold=threshold, loss=loss)
+        for names in layers
+        for threshold in thresholds
+    ]
+    return summarise_interventions(pd.concat(tables, ignore_index=True), resamples=resamples)
+
+
+def _mean_curve(curves: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """Means over molecules at each fraction, several orders of one molecule averaged first."""
+    rows = []
+    for fraction, at in curves.groupby("fraction"):
+        row = {"fraction": fraction}
+        for value in ("change", "absolute_error"):
+            found = _mean_with_interval(at.groupby("graph")[value].mean(), resamples, seed)
+            row |= {
+                value: found["mean"],
+                f"{value}_low": found["low"],
+                f"{value}_high": found["high"],
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _mean_with_interval(values: Sequence[float], resamples: int, seed: int) -> dict[str, float]:
+    """The mean of the finite values with a percentile bootstrap interval, NaN without two."""
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    row = {"mean": np.nan, "low": np.nan, "high": np.nan, "defined": len(finite)}
+    if len(finite) < 2:
+        return row
+    interval = stats.bootstrap(
+        (finite,),
+        np.mean,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return row | {"mean": finite.mean(), "low": interval.low, "high": interval.high}
