@@ -108,6 +108,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     attribute.set_defaults(function=_attribute)
 
+    explain = commands.add_parser(
+        "explain", help="compare ratios with other attributions, and remove massive activations"
+    )
+    explain.add_argument("folders", nargs="+", type=Path, help="what train wrote")
+    explain.add_argument("--dataset", required=True, help="what the runs were trained on")
+    explain.add_argument(
+        "--graphs", type=_positive, default=100, help="test graphs to explain (default: 100)"
+    )
+    explain.add_argument("--threads", type=_positive, help="CPU threads")
+    explain.add_argument(
+        "-o", "--output", required=True, help="path prefix, for example data/results/explain_gt"
+    )
+    explain.set_defaults(function=_explain)
+
     laws = commands.add_parser("laws", help="fit laws to the ratios of collected runs")
     laws.add_argument("runs", nargs="+", help="names of collected runs, for example gt_zinc")
     laws.add_argument("--results", type=Path, required=True, help="folder of their tables")
@@ -201,6 +215,28 @@ def _attribute(parsed: argparse.Namespace) -> int:
         changed = change(splits, seed)
         runs.append(bond_types(folder, changed, properties=parsed.by))
     for path in write_bond_types(join(runs), parsed.output):
+        print(path)
+    return 0
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    import pandas as pd
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.explanations import explain_run
+    from mapkg.experiments.results import write_table
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    splits = load(parsed.dataset)
+    runs = []
+    for folder in parsed.folders:
+        print(folder, file=sys.stderr)
+        runs.append(explain_run(folder, splits, graphs=parsed.graphs))
+    for name in runs[0]:
+        path = Path(f"{parsed.output}_{name}.csv.gz")
+        write_table(path, pd.concat([run[name] for run in runs], ignore_index=True))
         print(path)
     return 0
 

@@ -17,6 +17,11 @@ ETHANOL, BENZENE = (Chem.MolFromSmiles(smiles) for smiles in ("CCO", "c1ccccc1")
 BENZENE_RATIOS = np.array([1.0, 10.0, 100.0, 1000.0, 3000.0, 10_000.0])
 
 
+@pytest.fixture(scope="module")
+def graphs():
+    return load("moses").test[:200]
+
+
 def gallery(molecules, values, **options):
     """The gallery of values given as lists."""
     return bonds.gallery(molecules, [np.asarray(value, float) for value in values], **options)
@@ -153,10 +158,8 @@ def test_a_bar_over_many_decades_has_no_more_ticks_than_there_is_room_for():
     assert 4 <= len(ticks) <= 6
 
 
-def test_a_band_lies_on_its_bond():
-    """The band's middle is between the atoms that RDKit's lines of that bond join."""
-    graph = load("moses").test[0]
-    molecule = to_molecule(graph)
+def test_bands_touch_where_their_bonds_share_an_atom(graphs):
+    molecule = to_molecule(graphs[0])
     number = molecule.GetNumBonds()
     figure = next(read(gallery([molecule], [np.ones(number)])).iter("figure"))
     corners = {
@@ -173,17 +176,17 @@ def test_a_band_lies_on_its_bond():
             assert (gap < 0.15) == bool(atoms[0] & atoms[1])
 
 
-def test_a_bond_is_a_pair_of_edges_in_the_order_of_the_graph():
-    for graph in load("moses").test[:200]:
+def test_a_bond_is_a_pair_of_edges_in_the_order_of_the_graph(graphs):
+    for graph in graphs:
         molecule = to_molecule(graph)
         pairs = [{b.GetBeginAtomIdx(), b.GetEndAtomIdx()} for b in molecule.GetBonds()]
         for both in (graph.edge_index[:, 0::2], graph.edge_index[:, 1::2]):
             assert pairs == [set(edge) for edge in both.t().tolist()]
 
 
-def test_double_bonds_are_those_of_the_graph():
+def test_double_bonds_are_those_of_the_graph(graphs):
     """Kekulising anew for the picture gives the bond types that the model saw."""
-    for graph in load("moses").test[:20]:
+    for graph in graphs[:20]:
         molecule = to_molecule(graph)
         number = molecule.GetNumBonds()
         figure = next(read(gallery([molecule], [np.ones(number)])).iter("figure"))

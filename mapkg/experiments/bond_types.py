@@ -184,7 +184,7 @@ def join(runs: Sequence[BondTypes]) -> BondTypes:
 
 
 def write_bond_types(tables: BondTypes, prefix: Path | str) -> list[Path]:
-    """Write the tables, each as ``PREFIX_TABLE.csv.gz``; empty ones are left out.
+    """Write the tables, each as ``PREFIX_TABLE.csv.gz``; those without columns are left out.
 
     Args:
         tables: of one run or several.
@@ -196,7 +196,7 @@ def write_bond_types(tables: BondTypes, prefix: Path | str) -> list[Path]:
     paths = []
     for table in fields(tables):
         frame = getattr(tables, table.name)
-        if not frame.empty:
+        if len(frame.columns):
             paths.append(Path(f"{prefix}_{table.name}.csv.gz"))
             write_table(paths[-1], frame)
     return paths

@@ -1,22 +1,34 @@
 """Do massive activations attribute? Ratios beside established methods, and what removal does."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
+import torch
+from jaxtyping import Float
 from scipy import stats
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.data import Data
 from tqdm import tqdm
 
+from mapkg import checkpoint
 from mapkg.attribution.edge_scores import METHODS, edge_importance, rank_correlation
 from mapkg.attribution.faithfulness import FRACTIONS, ORDERS, compare, curve
+from mapkg.attribution.first_layer import distinct_edges
 from mapkg.attribution.interventions import intervene, summarise_interventions
+from mapkg.configs import Config
+from mapkg.data import Splits
+from mapkg.detection import MASSIVE_RATIO
 
 CONTROL = "random"
 """The method that the others are compared with."""
+
+REFERENCE_GRAPHS = 2000
+"""Training graphs over whose edges the mean of a channel is taken."""
 
 RANDOM_ORDERS = 5
 """How many random orders the control is the mean of."""
@@ -41,11 +53,78 @@ class Explanations:
     areas: pd.DataFrame
 
 
+def explain_run(
+    folder: Path | str,
+    splits: Splits,
+    *,
+    graphs: int = 100,
+    layers: Sequence[int] = (0,),
+    thresholds: Sequence[float] = (MASSIVE_RATIO,),
+    resamples: int = 2000,
+    progress: bool = True,
+) -> dict[str, pd.DataFrame]:
+    """Explanations of a finished run on test graphs, and interventions on its activations.
+
+    Args:
+        folder: what ``python -m mapkg train`` wrote.
+        splits: the data it was trained on.
+        graphs: how many test graphs are explained, the first ones; interventions are on all.
+        layers: whose ratios are compared with other attributions.
+        thresholds: of the interventions, which are on the scores of all layers together.
+        resamples: bootstrap resamples of molecules.
+        progress: whether to show progress bars on stderr.
+
+    Returns:
+        The tables of ``Explanations``, with the layer in each row, and ``interventions``, all
+        with where they come from. Besides the methods there is ``frequency``, of
+        ``type_frequency``.
+
+    Raises:
+        FileNotFoundError: if the run is not finished.
+    """
+    model, information = checkpoint.load(Path(folder) / "best")
+    frequency = type_frequency(splits.train, splits.test[:graphs])
+    found = [
+        vars(
+            explain(
+                model,
+                splits.test[:graphs],
+                layer=layer,
+                # What does not depend on the layer is computed once.
+                methods=tuple(METHODS) if layer == layers[0] else ("ratio", CONTROL),
+                others={"frequency": frequency} if layer == layers[0] else {},
+                resamples=resamples,
+                progress=progress,
+            )
+        )
+        for layer in layers
+    ]
+    tables = {
+        name: pd.concat(
+            [of[name].assign(layer=layer) for layer, of in zip(layers, found, strict=True)],
+            ignore_index=True,
+        )
+        for name in found[0]
+    }
+    tables["interventions"] = remove_massive(
+        model,
+        splits.test,
+        splits.train[:REFERENCE_GRAPHS],
+        thresholds=thresholds,
+        loss=Config.from_dict(information["config"]).loss,
+        resamples=resamples,
+    )
+    origin = {key: information[key] for key in ("seed", "dataset", "epoch", "versions", "commit")}
+    origin["config"] = information["name"]
+    return {name: table.assign(**origin) for name, table in tables.items()}
+
+
 def explain(
     model: nn.Module,
     graphs: Sequence[Data],
     *,
     methods: Sequence[str] = tuple(METHODS),
+    others: Mapping[str, Sequence[Tensor]] = MappingProxyType({}),
     layer: int = 0,
     modes: Sequence[str] = ("deletion",),
     fractions: Sequence[float] = FRACTIONS,
@@ -59,6 +138,8 @@ def explain(
         model: a network with one prediction per graph.
         graphs: molecules with targets.
         methods: names of ``edge_scores.METHODS``; the ratio and the control must be there.
+        others: further importances by name, a tensor per graph with a number per edge, as
+            ``type_frequency`` gives them.
         layer: whose ratio is meant.
         modes: of the curves. Insertion in one order passes through the graphs of deletion in the
             other order, backwards: it says nothing new where both orders are there.
@@ -77,7 +158,7 @@ def explain(
         method: edge_importance(model, graphs, method, layer=layer, seed=seed, progress=progress)
         for method in methods
         if method != CONTROL
-    }
+    } | dict(others)
     controls = [
         edge_importance(model, graphs, CONTROL, seed=seed + draw) for draw in range(RANDOM_ORDERS)
     ]
@@ -113,6 +194,29 @@ def explain(
         curves=pd.concat(curves, ignore_index=True),
         areas=pd.concat(areas, ignore_index=True),
     )
+
+
+def type_frequency(train: Sequence[Data], graphs: Sequence[Data]) -> list[Float[Tensor, " edges"]]:
+    """How many training edges have the types of each edge and of its two ends.
+
+    What an edge's importance would be if it went by how common the edge is, without any network.
+
+    Args:
+        train: where edges are counted.
+        graphs: whose edges are looked up; 0 for types that no training edge has.
+    """
+    known = distinct_edges(train)
+    counts = {
+        tuple(key): float(count)
+        for *key, count in zip(
+            *(part.tolist() for part in (known.source, known.target, known.edge, known.count)),
+            strict=True,
+        )
+    }
+    asked = distinct_edges(graphs)
+    keys = zip(*(part.tolist() for part in (asked.source, asked.target, asked.edge)), strict=True)
+    of_triples = torch.tensor([counts.get(key, 0.0) for key in keys])
+    return list(of_triples[asked.index].split([graph.num_edges for graph in graphs]))
 
 
 def remove_massive(
@@ -154,7 +258,9 @@ def _mean_curve(curves: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame
     for fraction, at in curves.groupby("fraction"):
         row = {"fraction": fraction}
         for value in ("change", "absolute_error"):
-            found = _mean_with_interval(at.groupby("graph")[value].mean(), resamples, seed)
+            found = _mean_with_interval(
+                at.groupby("graph")[value].mean().to_numpy(), resamples, seed
+            )
             row |= {
                 value: found["mean"],
                 f"{value}_low": found["low"],
@@ -164,10 +270,11 @@ def _mean_curve(curves: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def _mean_with_interval(values: Sequence[float], resamples: int, seed: int) -> dict[str, float]:
+def _mean_with_interval(
+    values: Float[np.ndarray, " graphs"], resamples: int, seed: int
+) -> dict[str, float]:
     """The mean of the finite values with a percentile bootstrap interval, NaN without two."""
-    finite = np.asarray(values, dtype=float)
-    finite = finite[np.isfinite(finite)]
+    finite = values[np.isfinite(values)]
     row = {"mean": np.nan, "low": np.nan, "high": np.nan, "defined": len(finite)}
     if len(finite) < 2:
         return row
@@ -179,3 +286,27 @@ def _mean_with_interval(values: Sequence[float], resamples: int, seed: int) -> d
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return row | {"mean": finite.mean(), "low": interval.low, "high": interval.high}
+
+
+def read_explanations(folder: Path | str, runs: Mapping[str, str]) -> dict[str, pd.DataFrame]:
+    """The tracked tables of several runs, with their titles in a column ``run``.
+
+    Args:
+        folder: where ``python -m mapkg explain`` wrote ``explain_NAME_TABLE.csv.gz``.
+        runs: from names of files to titles.
+
+    Raises:
+        FileNotFoundError: if a table is missing.
+    """
+    tables = {}
+    for table in ("correlation", "curves", "areas", "interventions"):
+        parts = []
+        for name, title in runs.items():
+            path = Path(folder) / f"explain_{name}_{table}.csv.gz"
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"no table at {path}; write it with python -m mapkg explain"
+                )
+            parts.append(pd.read_csv(path).assign(run=title))
+        tables[table] = pd.concat(parts, ignore_index=True)
+    return tables

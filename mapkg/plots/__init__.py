@@ -7,6 +7,7 @@ from mapkg.plots.attribution import (
     measured_and_predicted,
     types_through_training,
 )
+from mapkg.plots.bonds import gallery
 from mapkg.plots.diagrams import score_in_layer
 from mapkg.plots.distributions import distribution_grid, fitted_distribution, ratio_distribution
 from mapkg.plots.emergence import base_against_trained, by_layer, row_maxima, trajectory
@@ -19,6 +20,7 @@ from mapkg.plots.grid import (
 )
 from mapkg.plots.molecules import molecule, type_counts
 from mapkg.plots.style import use_style
+from mapkg.plots.viewer import viewer
 
 __all__ = [
     "against_permuted",
@@ -29,6 +31,7 @@ __all__ = [
     "distribution_grid",
     "faithfulness",
     "fitted_distribution",
+    "gallery",
     "heat_maps",
     "layers_through_training",
     "measured_and_predicted",
@@ -42,4 +45,5 @@ __all__ = [
     "type_counts",
     "types_through_training",
     "use_style",
+    "viewer",
 ]

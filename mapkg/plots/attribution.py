@@ -6,7 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -15,6 +14,10 @@ AXES = {
     "share": "share of edges with an MA",
     "enrichment": "enrichment",
     "max_ratio": "typical largest ratio",
+    "change": "|change of prediction|",
+    "absolute_error": "absolute error",
+    "difference": "area, less that of random orders",
+    "loss_change": "change of the mean loss",
 }
 
 
@@ -57,7 +60,7 @@ def heat_maps(
         ax.set_title(f"{label}: {number / of_all:.2%} of edges" if of_all else label)
         values = np.zeros(heads * channels)
         rows = chosen[chosen["label"] == label]
-        values[rows["channel"]] = rows["percent"]
+        values[rows["channel"].to_numpy(int)] = rows["percent"].to_numpy(float)
         image = ax.imshow(
             values.reshape(heads, channels), cmap=HEAT_PALETTE, vmin=0, vmax=vmax, aspect="auto"
         )
@@ -128,8 +131,11 @@ def by_label(
             ax.axhline(line, color="black", lw=0.8, ls=":")
     for ax in axes[:, 0]:
         ax.set_ylabel(axis or AXES.get(value, value))
-    handles, texts = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, texts, title="seed", loc="outside right upper")
+    if value == "share":
+        axes[0, 0].set_ylim(-0.03, 1.03)
+    if len(seeds) > 1:
+        handles, texts = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, texts, title="seed", loc="outside right upper")
     return figure
 
 
@@ -203,26 +209,50 @@ def types_through_training(
     return figure
 
 
-def faithfulness(curves: pd.DataFrame, ax: Axes, *, value: str, hue: str = "method") -> Axes:
-    """Mean over molecules, with a 95 % interval, after each share of bonds.
+def faithfulness(
+    curves: pd.DataFrame, *, value: str = "change", panel: str = "run", highlight: str = "ratio"
+) -> Figure:
+    """Means over molecules with their intervals after each share of bonds, a line per method.
 
     Args:
-        curves: columns ``fraction``, ``value`` and ``hue``, a row per molecule and share.
-        ax: where to draw.
+        curves: columns ``fraction``, ``method``, ``order``, ``panel`` and ``value`` with
+            ``_low`` and ``_high``.
         value: ``"change"`` of the prediction, or ``"absolute_error"``.
-        hue: column of the orders that are compared.
+        panel: column whose values are the columns of panels; the orders are the rows.
+        highlight: method that is drawn thick; random orders are dashed.
     """
-    sns.lineplot(
-        curves,
-        x="fraction",
-        y=value,
-        hue=hue,
-        style=hue,
-        ax=ax,
-        errorbar=("ci", 95),
-        n_boot=200,
-        seed=0,
+    panels, orders = curves[panel].unique(), curves["order"].unique()
+    methods = curves["method"].unique()
+    figure, axes = plt.subplots(
+        len(orders),
+        len(panels),
+        figsize=(1.4 + (2.8 if len(panels) > 1 else 5.0) * len(panels), 0.8 + 2.5 * len(orders)),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
-    text = {"change": "mean |change of the prediction|", "absolute_error": "mean absolute error"}
-    ax.set(xlabel="share of bonds", ylabel=text[value])
-    return ax
+    colours = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
+    colours["random"] = "black"
+    for row, order in zip(axes, orders, strict=True):
+        for ax, name in zip(row, panels, strict=True):
+            shown = curves[(curves["order"] == order) & (curves[panel] == name)]
+            for method, line in shown.groupby("method", sort=False):
+                ax.plot(
+                    line["fraction"],
+                    line[value],
+                    color=colours[method],
+                    lw=2.6 if method == highlight else 1.3,
+                    ls="--" if method == "random" else "-",
+                    label=method,
+                )
+                if method in (highlight, "random"):
+                    ends = (line[f"{value}_low"], line[f"{value}_high"])
+                    ax.fill_between(line["fraction"], *ends, color=colours[method], alpha=0.15)
+            ax.set_title(f"{name}, {order}")
+        row[0].set_ylabel(AXES[value])
+    for ax in axes[-1]:
+        ax.set_xlabel("share of bonds removed")
+    handles, texts = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside lower center", ncols=4)
+    return figure

@@ -182,7 +182,7 @@ def _settings(
     }
     layer_slider, threshold_slider = (
         f"<label><span>{name.capitalize()} <b>{text}</b></span>"
-        f'<input type="range" name="{name}" aria-label="{name}" min="0" max="{steps - 1}" '
+        f'<input type="range" name="{name}" aria-label="{name.capitalize()}" min="0" max="{steps - 1}" '
         f'value="{value}" autocomplete="off"></label>'
         for name, (steps, value, text) in sliders.items()
     )
@@ -190,7 +190,7 @@ def _settings(
         [
             '<div class="settings" hidden>',
             layer_slider,
-            '<label><span>Head</span><select name="head" autocomplete="off">'
+            '<label><span>Head</span><select name="head" aria-label="Head" autocomplete="off">'
             f'<option value="">all heads</option>{options}</select></label>',
             threshold_slider,
             "</div>",
