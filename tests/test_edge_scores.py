@@ -38,7 +38,7 @@ def graphs():
 
 
 def network(architecture, **changes):
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     config = next(
         config
         for config in CONFIGS.values()
@@ -188,13 +188,13 @@ def test_the_edge_mask_of_an_additive_model_is_the_weight_of_the_message():
     torch.testing.assert_close(found, torch.tensor([2.0, 2, -5, -5]))
 
 
-def test_gnn_explainer_keeps_what_the_prediction_needs_and_drops_the_rest():
-    graph = path(1, 2, 3, 2, 1)
-    (found,) = edge_importance(Messages(0.0, 3.0, 0.01, 0.0), [graph], "GNNExplainer")
-    of_type = {t: found[graph.edge_attr == t] for t in (1, 2, 3)}
-    assert of_type[1].min() > 0.5 > of_type[2].max()
-    assert of_type[2].min() > 0
-    assert of_type[3].tolist() == [0, 0], "no gradient reaches these"
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_gnn_explainer_keeps_what_the_prediction_needs_and_drops_what_it_ignores(seed):
+    graph = path(1, 2, 1, 2, 1)
+    (found,) = edge_importance(Messages(0.0, 3.0, 0.0), [graph], "GNNExplainer", seed=seed)
+    needed = graph.edge_attr == 1
+    assert (found[needed] > 0.5).all(), "half of them start below"
+    assert (found[~needed] == 0).all(), "no gradient reaches these"
 
 
 @each_network

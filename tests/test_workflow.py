@@ -16,12 +16,16 @@ from conftest import REPOSITORY
 
 from mapkg.__main__ import _overrides, _parser
 from mapkg.configs import CONFIGS
-from mapkg.experiments import TABLES
+from mapkg.data import load
+from mapkg.experiments import TABLES, fit_to_data
+from mapkg.experiments.changed_types import CHANGES
 
 WORKFLOW = REPOSITORY / "workflow"
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())
 TINY = yaml.safe_load((WORKFLOW / "tiny.yaml").read_text())
 PAIRS = {name: GRID["defaults"] | pair for name, pair in GRID["pairs"].items()}
+CHANGED = {name: GRID["defaults"] | pair for name, pair in GRID["changed"].items()}
+ALL = PAIRS | CHANGED
 PLUGINS = {
     "slurm": ("snakemake_executor_plugin_slurm",),
     "kubernetes": ("snakemake_executor_plugin_kubernetes", "snakemake_storage_plugin_fs"),
@@ -100,18 +104,23 @@ def dry_run(snakemake, tmp_path_factory):
 
 def test_every_pair_is_trained_once_for_each_seed(dry_run):
     trained = sorted(
-        (str(run.out), run.config, run.dataset, run.epochs, run.seed, run.permute_targets)
+        (
+            *(str(run.out), run.config, run.dataset, run.epochs, run.seed, run.permute_targets),
+            *(run.change or "", run.keep_every or 0),
+        )
         for run in commands_of_mapkg(dry_run)["train"]
     )
     assert trained == sorted(
         (
             *(f"runs/{name}-{seed}", pair["config"], pair["dataset"], pair["epochs"], seed),
             "--permute-targets" in pair["training"],
+            pair["change"],
+            5 if name in CHANGED else 0,
         )
-        for name, pair in PAIRS.items()
+        for name, pair in ALL.items()
         for seed in pair["seeds"]
     )
-    assert all(len(pair["seeds"]) >= 3 for pair in PAIRS.values())
+    assert all(len(pair["seeds"]) >= 3 for pair in ALL.values())
 
 
 def test_every_training_is_one_process_of_one_thread(dry_run):
@@ -128,12 +137,50 @@ def test_every_change_of_a_configuration_is_one_that_it_takes(dry_run):
     assert changed["GT-TOX21"] == {"hidden_channels": 96}
 
 
+def test_every_change_of_data_fits_the_network_that_is_trained_on_it(dry_run, cache):
+    for run in commands_of_mapkg(dry_run)["train"]:
+        if run.change is None or run.seed > 0:
+            continue
+        splits = load("moses-triple" if run.dataset == "moses-triple" else "moses")
+        changed = CHANGES[run.change](splits, run.seed)
+        config = CONFIGS[run.config].replace(**_overrides(run.set))
+        fit_to_data(config, changed.description)  # raises ValueError if a table is too small
+        assert config.num_edge_types == max(4, changed.description.num_edge_types)
+
+
+def test_what_is_to_be_looked_at_is_looked_at_as_it_was_trained(dry_run):
+    found = commands_of_mapkg(dry_run)
+    attributed = {
+        run.output: (list(map(str, run.folders)), run.dataset, run.change or "", run.by)
+        for run in found["attribute"]
+    }
+    assert attributed == {
+        f"data/results/bonds_{name}": (
+            [f"runs/{name}-{seed}" for seed in pair["seeds"]],
+            *(pair["dataset"], pair["change"], pair["by"]),
+        )
+        for name, pair in ALL.items()
+        if pair["by"]
+    }
+    assert {f"data/results/bonds_{name}" for name in CHANGED} <= attributed.keys()
+    explained = {run.output: (run.graphs, len(run.folders)) for run in found["explain"]}
+    assert explained == {
+        f"data/results/explain_{name}": (pair["explain"], len(pair["seeds"]))
+        for name, pair in ALL.items()
+        if pair["explain"]
+    }
+
+
 def test_the_untrained_networks_are_those_that_are_trained(dry_run):
     found = commands_of_mapkg(dry_run)
     wanted = {name: pair["untrained"] for name, pair in PAIRS.items() if pair["untrained"]}
     counts = {run.output.name.removesuffix(".csv.gz"): run.networks for run in found["untrained"]}
     assert counts == wanted
-    trained = {(run.config, run.dataset, *run.set) for run in found["train"]}
+    trained = {
+        (run.config, run.dataset, *run.set)
+        for run in found["train"]
+        if run.out.name.rpartition("-")[0] in PAIRS
+    }
     assert {(run.config, run.dataset, *run.set) for run in found["untrained"]} == trained
 
 
@@ -147,7 +194,7 @@ def test_the_seeds_of_a_pair_are_joined_in_order(dry_run):
 
 def test_each_data_set_is_prepared_once(dry_run):
     prepared = [run.dataset for run in commands_of_mapkg(dry_run)["data"]]
-    assert sorted(prepared) == sorted({pair["dataset"] for pair in PAIRS.values()})
+    assert sorted(prepared) == sorted({pair["dataset"] for pair in ALL.values()})
 
 
 def test_laws_figures_and_book_follow_and_exist(dry_run):

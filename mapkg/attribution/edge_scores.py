@@ -16,7 +16,9 @@ measures, the prediction without the bond:
   in the denominator of the attention, so its neighbours' weights do not grow; and GT's edge
   stream, which is no message, goes on as if nothing were masked.
 - *GNNExplainer* (PyG): a mask on messages as before, learned so that the prediction stays as it
-  is while few edges are kept. It asks which edges suffice. Starts from a random mask.
+  is while few edges are kept. It asks which edges suffice. It starts from a random mask, and its
+  penalty for undecided edges drives those that matter little to the side they started on: take
+  the mean over several seeds.
 - *AttentionExplainer* (PyG): the largest attention weight of the edge in any layer and head.
   Knows neither the values nor the prediction; the only edge that enters a node has the weight
   1, so the bond of an atom with one neighbour is always among the most important.

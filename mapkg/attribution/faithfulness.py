@@ -8,6 +8,10 @@ Atoms stay, so that a graph without bonds is a set of atoms. Such graphs are no 
 unlike any graph of the training set: a change of the prediction is not only what the bond was
 worth, but also how strange the graph has become. That holds for every order alike.
 
+The two modes show the same graphs: what is left when the least important bonds are removed is
+what is there when the most important ones are added. So the insertion curve of an order is the
+deletion curve of its reverse, read from its end.
+
 Source: Samek et al. 2017 (curves of removed parts), Petsiuk et al. 2018 (deletion, insertion);
 differs: the change of a real-valued prediction in place of the probability of a class.
 """

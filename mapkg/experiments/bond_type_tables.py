@@ -15,6 +15,7 @@ from mapkg.attribution.first_layer import (
     mean_log_ratio,
     separable_log_ratio,
 )
+from mapkg.data import Splits
 
 RUNS = {
     f"{model.lower()}_{data}": f"{model}, {title}"
@@ -64,6 +65,22 @@ def edge_counts(shares: pd.DataFrame) -> dict[str, int]:
         shares: rows of one property and data set.
     """
     return shares.groupby("label", sort=False)["edges"].first().to_dict()
+
+
+def type_shares(data: Mapping[str, Splits]) -> pd.DataFrame:
+    """Which share of the training edges has each type, a row per data set.
+
+    Args:
+        data: from titles to splits, with few types.
+    """
+    rows = {}
+    for title, splits in data.items():
+        ids = torch.cat([graph.edge_type for graph in splits.train])
+        shares = ids.bincount(minlength=max(splits.description.edge_types) + 1) / len(ids)
+        rows[title] = {
+            f"type {i}": f"{float(shares[i]):.2%}" for i in splits.description.edge_types
+        }
+    return pd.DataFrame(rows).T.fillna("")
 
 
 def share_table(

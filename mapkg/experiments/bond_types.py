@@ -20,6 +20,8 @@ from mapkg.attribution.parts import score_parts
 from mapkg.configs import Config
 from mapkg.data import Description, Splits
 from mapkg.data.bond_properties import edge_labels
+from mapkg.experiments.changed_types import Change
+from mapkg.experiments.emergence import emergence
 from mapkg.experiments.results import write_table
 from mapkg.models import build
 from mapkg.observation import edge_maxima
@@ -108,6 +110,50 @@ def examine_bond_types(
     return _look(states, splits, properties, resamples)
 
 
+def retrain(
+    config: Config,
+    splits: Splits,
+    changes: Mapping[str, Change],
+    seeds: Sequence[int],
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train a network on data with changed types, and read its first layer.
+
+    Args:
+        config: GT, GraphiT or SAN; sizes of embedding tables grow with the data's.
+        splits: the data before a change.
+        changes: from titles to changes; a change is given the seed, too.
+        seeds: of initial weights and order.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        A row per change (``run``), seed, state (``base`` and ``best``) and edge type, with the
+        columns of ``first_layer_table`` and the validation loss, ``val_loss``, of the best
+        epoch.
+    """
+    tables = []
+    pairs = [(title, seed) for title in changes for seed in seeds]
+    for title, seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
+        changed = changes[title](splits, seed)
+        about = changed.description
+        sized = config.replace(
+            num_node_types=about.num_node_types, num_edge_types=about.num_edge_types
+        )
+        found = emergence(sized, changed, seed=seed, observe_epochs=[], progress=False)
+        triples = distinct_edges(changed.train), distinct_edges(changed.test)
+        seed_all(seed)
+        model = build(sized)
+        start = model.edge_embedding.weight.detach().clone()
+        for state in STATES:
+            if state == "best":
+                model.load_state_dict(found.fit.best_weights)
+            table = first_layer_table(model, *triples, about.edge_types, start)
+            named = {"run": title, "seed": seed, "state": state}
+            tables.append(table.assign(**named, val_loss=found.history["val_loss"].min()))
+    return pd.concat(tables, ignore_index=True)
+
+
 def shares_elsewhere(
     folder: Path | str,
     graphs: Sequence[Data],
@@ -167,7 +213,9 @@ def _look(
             tables[table].append(frame.assign(**_origin(information, state)))
     return BondTypes(
         **{
-            name: pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+            name: pd.concat(frames, ignore_index=True)
+            if frames
+            else pd.DataFrame(columns=["label", *_origin(information, state)])
             for name, frames in tables.items()
         }
     )
