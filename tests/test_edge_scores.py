@@ -180,7 +180,7 @@ def test_the_edge_mask_sums_to_the_change_from_a_network_without_messages(archit
         with hooks.edit(model, {"layers.*.attention:message": torch.zeros_like}):
             change = change - alone(model, graph, graph.edge_attr)
         assert change.abs() > 1e-3
-        torch.testing.assert_close(of_edges.double().sum(), change[0], rtol=2e-2, atol=1e-4)
+        torch.testing.assert_close(of_edges.double().sum(), change[0], rtol=5e-2, atol=1e-4)
 
 
 def test_the_edge_mask_of_an_additive_model_is_the_weight_of_the_message():
@@ -198,13 +198,13 @@ def test_gnn_explainer_keeps_what_the_prediction_needs_and_drops_what_it_ignores
 
 
 @each_network
-def test_attention_explainer_gives_the_largest_weight_of_all_layers_and_heads(architecture, graphs):
+def test_attention_explainer_gives_the_mean_weight_of_all_layers_and_heads(architecture, graphs):
     model = network(architecture)
     found = edge_importance(model, graphs, "AttentionExplainer")
     for graph, of_edges in zip(graphs, found, strict=True):
         with hooks.record(model, "layers.*.attention_weight") as seen:
             alone(model, graph, graph.edge_attr)
-        expected = torch.cat([weight for (weight,) in seen.values()], dim=1).amax(dim=1)
+        expected = torch.cat([weight for (weight,) in seen.values()], dim=1).mean(dim=1)
         torch.testing.assert_close(of_edges, expected)
         in_degree = graph.edge_index[1].bincount()[graph.edge_index[1]]
         torch.testing.assert_close(

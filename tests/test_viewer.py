@@ -22,7 +22,7 @@ LAYERS, HEADS, LAYER = 4, 3, 1
 def three_digits(ratios):
     """Cut by arithmetic on the decimal text, 17 digits of which are exact enough."""
     texts = [f"{ratio:.16e}" for ratio in np.ravel(ratios)]
-    cut = [float(text[:4] + text[text.index("e") :]) for text in texts]
+    cut = [float(text[:4] + text[18:]) for text in texts]  # NaN is "nan"
     return np.reshape(cut, np.shape(ratios))
 
 

@@ -129,7 +129,7 @@ def attribute(
     columns, labels = len(massive), len(edges.names)
     cell = edges.graph * labels + edges.label
     total = _tally(cell, np.ones(len(cell)), (edges.num_graphs, labels))
-    counts = np.stack([_tally(cell, row, total.shape) for row in massive.astype(float)], axis=1)
+    counts = np.stack([_tally(cell, row.astype(float), total.shape) for row in massive], axis=1)
 
     found = _shares(total.sum(axis=0), counts.sum(axis=0))
     rng = np.random.default_rng(seed)
@@ -140,7 +140,10 @@ def attribute(
         values = np.concatenate([chunk[part] for chunk in drawn])
         tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
         low_high[name] = _quantiles(values, tails)
-    p_values = _permutation_test(edges, massive, counts.sum(axis=0), permutations, rng)
+    # Without a massive edge every deal gives what is observed.
+    p_values, some = np.ones((columns, labels)), massive.any(axis=1)
+    observed = counts.sum(axis=0)[some]
+    p_values[some] = _permutation_test(edges, massive[some], observed, permutations, rng)
 
     graphs = (total > 0).sum(axis=0)
     hit = (counts > 0).sum(axis=0)

@@ -19,9 +19,10 @@ measures, the prediction without the bond:
   is while few edges are kept. It asks which edges suffice. It starts from a random mask, and its
   penalty for undecided edges drives those that matter little to the side they started on: take
   the mean over several seeds.
-- *AttentionExplainer* (PyG): the largest attention weight of the edge in any layer and head.
+- *AttentionExplainer* (PyG): the attention weight of the edge, its mean over layers and heads.
   Knows neither the values nor the prediction; the only edge that enters a node has the weight
-  1, so the bond of an atom with one neighbour is always among the most important.
+  1, so the bond of an atom with one neighbour is always among the most important. Differs from
+  PyG's default, the largest weight, which in a deep network is 1 for most bonds.
 - *random*: uniform numbers, the control.
 
 Source: Sundararajan et al. 2017 (integrated gradients), Shrikumar et al. 2016 (gradient x
@@ -279,7 +280,7 @@ METHODS: Mapping[str, Callable[[_OneTarget, Any, int], Tensor]] = MappingProxyTy
             network, batch, GNNExplainer(epochs=EPOCHS)
         ),
         "AttentionExplainer": lambda network, batch, _: _explained(
-            network, batch, AttentionExplainer()
+            network, batch, AttentionExplainer(reduce="mean")
         ),
         "random": lambda network, batch, _: torch.rand(batch.num_edges),
     }

@@ -107,12 +107,19 @@ def share_table(
     return wide[[tuple(row) if len(row) > 1 else row[0] for row in order.to_numpy()]]
 
 
-def range_table(rows: pd.DataFrame, values: Mapping[str, str], digits: int = 3) -> pd.DataFrame:
-    """Least and greatest value over seeds, for each run and label.
+def range_table(
+    table: pd.DataFrame,
+    values: Mapping[str, str],
+    *,
+    rows: Sequence[str] = ("run", "label"),
+    digits: int = 3,
+) -> pd.DataFrame:
+    """Least and greatest value over seeds.
 
     Args:
-        rows: columns ``run``, ``label`` and those of ``values``, a row per seed.
+        table: columns ``rows`` and ``values``, a row per seed.
         values: columns to show, with their headings.
+        rows: what the rows of the result are told apart by.
         digits: significant digits.
     """
 
@@ -121,8 +128,7 @@ def range_table(rows: pd.DataFrame, values: Mapping[str, str], digits: int = 3) 
         ends = [f"{end:,.0f}" if abs(end) >= 1000 else f"{end:.{digits}g}" for end in (low, high)]
         return ends[0] if ends[0] == ends[1] else " to ".join(ends)
 
-    table = rows.groupby(["run", "label"], sort=False)[list(values)].agg(text)
-    return table.rename(columns=values)
+    return table.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
 
 
 def log_ratios(

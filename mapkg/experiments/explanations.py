@@ -291,6 +291,9 @@ def _mean_with_interval(
 def read_explanations(folder: Path | str, runs: Mapping[str, str]) -> dict[str, pd.DataFrame]:
     """The tracked tables of several runs, with their titles in a column ``run``.
 
+    For ``plots.by_label``, methods and what is changed are in a column ``label``, but in the
+    curves, and the interval of a mean correlation in ``mean_low`` and ``mean_high``.
+
     Args:
         folder: where ``python -m mapkg explain`` wrote ``explain_NAME_TABLE.csv.gz``.
         runs: from names of files to titles.
@@ -308,5 +311,7 @@ def read_explanations(folder: Path | str, runs: Mapping[str, str]) -> dict[str, 
                     f"no table at {path}; write it with python -m mapkg explain"
                 )
             parts.append(pd.read_csv(path).assign(run=title))
-        tables[table] = pd.concat(parts, ignore_index=True)
+        joined = pd.concat(parts, ignore_index=True)
+        renamed = {"method": "label", "what": "label", "low": "mean_low", "high": "mean_high"}
+        tables[table] = joined if table == "curves" else joined.rename(columns=renamed)
     return tables

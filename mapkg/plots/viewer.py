@@ -177,12 +177,12 @@ def _settings(
         f'<option value="{i}">{html.escape(name)}</option>' for i, name in enumerate(heads)
     )
     sliders = {
-        "layer": (layers, layer, str(layer)),
-        "threshold": (len(thresholds), list(thresholds).index(threshold), number(threshold)),
+        "Layer": (layers, layer, str(layer)),
+        "Threshold": (len(thresholds), list(thresholds).index(threshold), number(threshold)),
     }
     layer_slider, threshold_slider = (
-        f"<label><span>{name.capitalize()} <b>{text}</b></span>"
-        f'<input type="range" name="{name}" aria-label="{name.capitalize()}" min="0" max="{steps - 1}" '
+        f"<label><span>{name} <b>{text}</b></span>"
+        f'<input type="range" name="{name.lower()}" aria-label="{name}" min="0" max="{steps - 1}" '
         f'value="{value}" autocomplete="off"></label>'
         for name, (steps, value, text) in sliders.items()
     )
