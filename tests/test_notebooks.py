@@ -34,6 +34,13 @@ TINY = {
         "heads": 2,
     },
     "06_distributions": {"run": "gt_zinc", "seed": 1, "rows": 500, "networks": 1},
+    "08_bond_types": {"test_graphs": 40, "resamples": 5, "shown": 3, "layer": 1},
+    "09_do_they_attribute": {
+        "test_graphs": 3,
+        "methods": ["gradient x input"],
+        "edited_graphs": 8,
+        "resamples": 10,
+    },
     "07_any_model": {
         "epochs": 1,
         "train_graphs": 64,

@@ -24,6 +24,9 @@ RUNS = {
 }
 """Runs of the emergence grid that are looked at, from what files call them to titles."""
 
+ON_ZINC = {name: title for name, title in RUNS.items() if name.endswith("_zinc")}
+"""Those on ZINC, whose first layer can be read off the weights as a table of types."""
+
 EXPERIMENTS = {
     "original": "as they are",
     "shuffled": "types shuffled",

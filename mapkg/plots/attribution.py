@@ -123,7 +123,7 @@ def by_label(
                 ends = np.abs(points[[f"{value}_low", f"{value}_high"]].to_numpy().T - middle)
             ax.errorbar(place, middle, ends, fmt="o", ms=4.5, color=colour, lw=1.2, label=seed)
         ax.set_xticks(range(len(labels)), labels, fontsize="small")
-        if sum(map(len, labels)) > 34:
+        if sum(map(len, labels)) > 80 // columns:
             turned = {"rotation": 90} if len(labels) > 9 else {"rotation": 30, "ha": "right"}
             ax.set_xticks(range(len(labels)), labels, fontsize="small", **turned)
         ax.set(title=name, xlim=(-0.5, len(labels) - 0.5), yscale="log" if log else "linear")

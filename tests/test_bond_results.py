@@ -1,0 +1,164 @@
+"""What the pages say of the tracked results on bond types and attribution."""
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from mapkg.data import BUNDLED
+from mapkg.experiments.bond_type_tables import ON_ZINC, RUNS, read_bonds
+from mapkg.experiments.explanations import read_explanations
+
+RESULTS = BUNDLED / "results"
+TYPES = ["single", "double", "triple"]
+
+
+@pytest.fixture(scope="module")
+def shares():
+    return read_bonds(RESULTS, "shares", RUNS)
+
+
+@pytest.fixture(scope="module")
+def first(shares):
+    """First layer, best epoch, by type of bond, on ZINC, at the usual threshold."""
+    rows = shares.query("state == 'best' and layer == 0 and by == 'type' and threshold == 1000")
+    return rows[rows["run"].isin(ON_ZINC.values())]
+
+
+@pytest.fixture(scope="module")
+def explained():
+    return read_explanations(
+        RESULTS, {"gt_zinc": "GT", "graphit_zinc": "GraphiT", "san_zinc": "SAN"}
+    )
+
+
+def wide(rows, value="share"):
+    return rows.pivot(index=["run", "seed"], columns="label", values=value)[TYPES]
+
+
+def test_every_run_is_one_that_the_workflow_looks_at(shares):
+    grid = yaml.safe_load((REPOSITORY / "workflow" / "grid.yaml").read_text())
+    pairs = {name: grid["defaults"] | pair for name, pair in grid["pairs"].items()}
+    assert {name for name, pair in pairs.items() if pair["by"]} == set(RUNS)
+    for name, title in RUNS.items():
+        rows = shares[shares["run"] == title]
+        assert set(rows["config"]) == {pairs[name]["config"]}
+        assert set(rows["by"]) == set(pairs[name]["by"])
+        assert set(rows["seed"]) == {0, 1, 2}
+        assert rows[["dataset", "epoch", "versions", "commit"]].notna().all(axis=None)
+    assert {name for name, pair in pairs.items() if pair["explain"]} == set(ON_ZINC)
+
+
+def test_the_test_split_has_the_published_counts_of_bonds(first):
+    counts = wide(first, "edges").drop_duplicates()
+    assert counts.to_numpy().tolist() == [[37_050, 12_542, 128]]
+    assert set(wide(first, "graphs")["triple"]) == {60}
+
+
+def test_seven_of_nine_networks_have_them_in_the_first_layer_and_least_on_triple_bonds(first):
+    table = wide(first)
+    having = table[(table > 0).any(axis=1)]
+    assert len(table) == 9
+    assert len(having) == 7
+    assert (having["triple"] < having[["single", "double"]].max(axis=1)).all()
+    assert (having["triple"] <= having.min(axis=1)).all()
+    assert (having["triple"] > 0).sum() == 2
+    nearly_doubles_alone = having[having["single"] < 0.01]
+    assert len(nearly_doubles_alone) == 1
+    assert nearly_doubles_alone["double"].item() > 0.7
+
+
+def test_intervals_over_molecules_are_narrower_than_the_differences_of_networks(first):
+    common = first[first["label"] != "triple"]
+    assert (common["share_high"] - common["share_low"]).max() < 0.03
+    spread = common.groupby(["run", "label"])["share"].agg(lambda s: s.max() - s.min())
+    assert spread.median() > 0.3
+
+
+def test_untrained_networks_have_none_and_neither_has_any_on_tox21(shares):
+    assert shares.query("state == 'base'")["massive_edges"].sum() == 0
+    assert shares[shares["run"].str.endswith("TOX21")]["massive_edges"].sum() == 0
+
+
+def test_carbon_with_carbon_has_them_most_often_with_five_of_seven_networks(shares):
+    rows = shares.query(
+        "state == 'best' and layer == 0 and threshold == 1000 and by == 'atom pair'"
+    )
+    table = rows[rows["run"].isin(ON_ZINC.values())].pivot(
+        index=["run", "seed"], columns="label", values="share"
+    )
+    table = table[(table > 0).any(axis=1)]
+    assert len(table) == 7
+    assert (table.idxmax(axis=1) == "C–C").sum() == 5
+    edges = rows.groupby("label")["edges"].max()
+    assert edges.idxmax() == "C–C"
+    assert edges.max() > edges.sum() / 2
+
+
+def test_the_first_layer_follows_from_its_weights():
+    weights = read_bonds(RESULTS, "first_layer", ON_ZINC).query("state == 'best'")
+    assert (weights["measured"] - weights["predicted"]).abs().max() < 0.03
+    assert weights["heat_error"].max() < 0.02
+    least = weights.groupby("label")["correlation"].min()
+    assert least["single"] > 0.999
+    assert least["double"] > 0.99
+    assert least["triple"] > 0.95
+    triples = weights.groupby(["run", "seed"])[["triples", "massive_triples"]].sum()
+    assert set(triples["triples"]) == {95}
+    assert triples["massive_triples"].max() < 30
+
+
+def test_ratios_agree_with_frequency_in_seven_networks_and_with_no_attribution_in_all(explained):
+    means = explained["correlation"].pivot(index="label", columns=["run", "seed"], values="mean")
+    assert (means.loc["frequency"] > 0.5).sum() == 7
+    assert (means.loc["frequency"] < 0).sum() == 2
+    assert set(means.columns[means.loc["frequency"] < 0]) == {("GT", 0), ("GT", 1)}
+    others = means.drop(index=["frequency", "random"])
+    assert others.abs().max(axis=None) < 0.53
+    assert others.abs().mean(axis=None) < 0.2
+    assert not (others < 0).all(axis=1).any()
+
+
+def test_deletion_in_the_order_of_ratio_frequency_and_mask(explained):
+    areas = explained["areas"].assign(
+        below=lambda t: t["difference_high"] < 0, above=lambda t: t["difference_low"] > 0
+    )
+    found = areas.groupby(["label", "order"])[["below", "above"]].sum()
+    assert found.loc[("ratio", "descending"), "below"] == 7
+    assert found.loc[("ratio", "ascending"), "above"] == 8
+    assert found.loc[("frequency", "descending"), "below"] == 8
+    assert found.loc[("frequency", "ascending"), "above"] == 9
+    assert found.loc[("edge mask", "descending"), "above"] == 9
+    assert found.loc[("edge mask", "ascending"), "below"] == 9
+
+
+def test_replacing_massive_activations_hurts_where_there_are_many_and_controls_do_not(explained):
+    rows = explained["interventions"]
+    massive = rows.query("label == 'massive'").set_index(["run", "seed", "rule"])
+    many = massive[massive["share"] > 1e-4]
+    assert len(many.index.droplevel("rule").unique()) == 7
+    replaced = many.query("rule != 'clip'")
+    assert (replaced["loss_change_low"] > 0).all()
+    assert 0.8 < (replaced["loss_change"] / replaced["loss_before"]).max() < 1
+    clipped = many.query("rule == 'clip'")["loss_change"].droplevel("rule")
+    removed = replaced.query("rule == 'zero'")["loss_change"].droplevel("rule")
+    assert (clipped < removed).all()
+    controls = rows.query("label != 'massive'")
+    assert controls["loss_change"].abs().max() < 0.03
+    shift = rows.pivot(index=["run", "seed", "rule"], columns="label", values="shift")
+    removed = shift.loc[replaced.query("rule == 'zero'").index]
+    assert (removed["massive"] > removed[["random", "largest non-massive"]].max(axis=1)).all()
+
+
+def test_the_pages_show_every_run_that_is_tracked():
+    tracked = {path.name for path in RESULTS.glob("bonds_*")} | {
+        path.name for path in RESULTS.glob("explain_*")
+    }
+    tables = ("shares", "heat", "parts", "first_layer")
+    assert {name for name in tracked if name.startswith("explain_")} == {
+        f"explain_{run}_{table}.csv.gz"
+        for run in ON_ZINC
+        for table in ("correlation", "curves", "areas", "interventions")
+    }
+    assert {f"bonds_{run}_{table}.csv.gz" for run in RUNS for table in tables} <= tracked
+    assert all(len(pd.read_csv(RESULTS / name).columns) > 3 for name in tracked)
