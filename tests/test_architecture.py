@@ -65,8 +65,8 @@ FOLDERS = {
         "parts",
     },
     "experiments": {
-        *("__init__", "bond_type_tables", "bond_types", "changed_types", "controls", "emergence", "explanations"),
-        *("grid", "results"),
+        *("__init__", "bond_type_tables", "bond_types", "changed_types", "controls"),
+        *("emergence", "explanations", "grid", "results"),
     },
     "plots": {
         *("__init__", "attribution", "bonds", "diagrams", "distributions", "emergence", "grid"),

@@ -109,7 +109,7 @@ def attribute(
         seed: of both.
 
     Returns:
-        A row per column of ``massive`` (``column``, its index) and label: ``edges``,
+        A row per column of ``massive`` (``column``, its index) and label. Columns are ``edges``,
         ``graphs`` (with such an edge), ``massive_edges``, ``share`` and ``enrichment`` with
         ``_low`` and ``_high`` ends of their 95 % intervals, ``share_bound`` and ``p_value``.
         The interval of a share of zero is empty, whatever the number of edges:

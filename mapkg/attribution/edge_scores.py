@@ -266,7 +266,7 @@ def _explained(
     return explanation.edge_mask
 
 
-METHODS: Mapping[str, Callable[[_OneTarget, Any, int], Tensor]] = MappingProxyType(
+METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     {
         "ratio": _ratio,
         "gradient x input": lambda network, batch, _: _of_types(network, batch, InputXGradient),

@@ -71,7 +71,8 @@ def curve(
         batch_size: graphs per forward pass; the result does not depend on it.
 
     Returns:
-        A row per graph and fraction: ``graph``, its place among the graphs; ``fraction``;
+        A row per graph and fraction. Columns are
+        ``graph``, its place among the graphs; ``fraction``;
         ``bonds``, how many the whole graph has; ``removed``, how many of them are not there;
         ``prediction``; ``change``, its distance from the prediction of the whole graph; and
         ``absolute_error``, its distance from the target, NaN where there is none.
@@ -148,7 +149,8 @@ def compare(
         seed: of the bootstrap.
 
     Returns:
-        A row per method: ``method``, ``graphs`` (their number), ``area``, the mean over graphs,
+        A row per method. Columns are
+        ``method``, ``graphs`` (their number), ``area``, the mean over graphs,
         ``difference``, the mean of the area less the control's on the same graph, each with
         ``_low`` and ``_high`` ends of its 95 % interval (percentile bootstrap over graphs).
 

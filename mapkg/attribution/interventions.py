@@ -88,7 +88,8 @@ def intervene(
         device: where the model is.
 
     Returns:
-        A row per rule, what is changed (``CHANGED``), graph and target: ``layers``,
+        A row per rule, what is changed (``CHANGED``), graph and target. Columns are
+        ``layers``,
         ``threshold``, ``rule``, ``what``, ``graph``, ``target`` (its number), ``activations``
         (of the graph in these layers), ``changed`` (how many of them), ``before`` and ``after``
         (predictions, logits for ``"bce"``), ``loss_before`` and ``loss_after`` (NaN where
@@ -170,7 +171,8 @@ def summarise_interventions(
         seed: of the bootstrap.
 
     Returns:
-        A row per layers, threshold, rule and what is changed: ``graphs``; ``changed``, the
+        A row per layers, threshold, rule and what is changed. Columns are
+        ``graphs``; ``changed``, the
         number of changed activations, and ``share`` of all; ``loss_before`` and ``loss_after``,
         means over labelled targets; ``loss_change``, their difference, and ``shift``, the mean
         magnitude of the change of a prediction, each with ``_low`` and ``_high``.

@@ -36,7 +36,8 @@ def score_parts(
         batch_size: graphs per forward pass.
 
     Returns:
-        A row per layer and label: ``edges``, of which ``usable`` have a ratio; ``match`` and
+        A row per layer and label. Columns are
+        ``edges``, of which ``usable`` have a ratio; ``match`` and
         ``gate``, the means over edges and channels of :math:`|K Q / \sqrt d|` and of
         :math:`|E|`; ``score``, that of :math:`|s|`; and, over usable edges, ``median`` and
         ``maximum``, the geometric means of the median and of the largest magnitude of a row,

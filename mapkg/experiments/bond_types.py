@@ -28,7 +28,7 @@ from mapkg.observation import edge_maxima
 from mapkg.train import seed_all
 
 STATES = ("base", "best")
-"""States of a run that are looked at: untrained, and with the least validation loss."""
+"""The states of a run that are looked at, untrained and with the least validation loss."""
 
 
 @dataclass(frozen=True)
