@@ -223,7 +223,7 @@ def first_layer_table(
 
     Returns:
         A row per edge type. Columns are
-        ``gate_median`` and ``gate_max``, of |E| over channels; ``median``
+        ``gate_median`` and ``gate_max``, of ``|E|`` over channels; ``median``
         and ``max_ratio``, geometric means over test edges of the row's median and largest
         ratio; ``moved``, how far the embedding is from its start, relative to it; ``triples``
         that occur in the test split, of which ``massive_triples`` are massive; ``measured``,
