@@ -121,7 +121,9 @@ def test_it_runs_with_other_parameters(path, tmp_path):
     assert path.stem in TINY, "add a tiny parameter set for the new notebook"
     output = tmp_path / path.name
     settings = [
-        part for name, value in TINY[path.stem].items() for part in ("-p", name, str(value))
+        part
+        for name, value in TINY[path.stem].items()
+        for part in ("-p", name, value if isinstance(value, str) else json.dumps(value))
     ]
     command = [sys.executable, "-m", "mapkg", "run", str(path), *settings, "-o", str(output)]
     result = subprocess.run(

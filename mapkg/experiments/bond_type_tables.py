@@ -157,8 +157,8 @@ def log_ratios(
         triples = distinct_edges(graphs)
         values[key] = function(first_layer(model, triples), triples.edge, triples.count, size)
     tables = [
-        pd.DataFrame({key: table[edge_type] for key, table in values.items()}).assign(
-            label=name, channel=torch.arange(values["measured"].size(1))
+        pd.DataFrame({key: table[edge_type].numpy() for key, table in values.items()}).assign(
+            label=name, channel=range(values["measured"].size(1))
         )
         for edge_type, name in names.items()
     ]
