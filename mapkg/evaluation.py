@@ -1,14 +1,27 @@
 """Forward passes over a data set: predictions, metrics, BatchNorm statistics."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch_geometric.loader import DataLoader
 
 from mapkg.data import Graphs, NodeSplit
 from mapkg.metrics import measure
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode while the context is open, and in its own mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", **settings: Any) -> float:
@@ -42,14 +55,28 @@ def score(
     Returns:
         As ``metrics.measure``: ``mae``; or ``bce``, ``roc_auc`` and ``accuracy``.
     """
-    was_training = model.training
-    model.eval()
-    pairs = [
-        (predict(model, batch), targets(batch)) for batch in batches(graphs, batch_size, device)
-    ]
-    model.train(was_training)
-    predicted, target = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-    return measure(predicted, target, loss)
+    return measure(*predictions(model, graphs, batch_size=batch_size, device=device), loss)
+
+
+@torch.no_grad()
+def predictions(
+    model: nn.Module,
+    graphs: Graphs,
+    *,
+    batch_size: int = 128,
+    device: str | torch.device = "cpu",
+) -> tuple[Float[Tensor, "rows targets"], Float[Tensor, "rows targets"]]:
+    """Predictions and targets of all graphs or seed nodes in turn, in evaluation mode.
+
+    Args:
+        model, graphs, batch_size, device: as for ``score``.
+    """
+    with evaluating(model):
+        pairs = [
+            (predict(model, batch), targets(batch)) for batch in batches(graphs, batch_size, device)
+        ]
+    predicted, target = zip(*pairs, strict=True)
+    return torch.cat(predicted), torch.cat(target)
 
 
 @torch.no_grad()

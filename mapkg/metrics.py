@@ -5,8 +5,10 @@ classification are logits, and a NaN among its targets is unlabelled and left ou
 regression a NaN is a bad value and shows in the loss.
 """
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -46,6 +48,19 @@ def losses(predicted: Values, target: Values, loss: str) -> Float[Tensor, " labe
     raise ValueError(f"loss: expected one of {LOSSES}, got {loss!r}")
 
 
+def each_loss(predicted: Values, target: Values, loss: str) -> Values:
+    """The loss of every entry where it stands, NaN where a target is NaN.
+
+    Args, Raises:
+        As for ``losses``.
+    """
+    if predicted.shape != target.shape:
+        return losses(predicted, target, loss)  # raises
+    labelled = ~target.isnan()
+    found = losses(predicted[labelled].unsqueeze(1), target[labelled].unsqueeze(1), loss)
+    return torch.full_like(predicted, torch.nan).masked_scatter(labelled, found)
+
+
 def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
     """The metrics that go with a loss, over all labelled entries.
 
@@ -72,6 +87,62 @@ def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
         "roc_auc": mean_roc_auc(predicted, target),
         "accuracy": right.double().mean().item(),
     }
+
+
+def best_constant(target: Values, loss: str) -> Float[Tensor, " targets"]:
+    """The prediction of each target that has the least loss if no graph is looked at.
+
+    Args:
+        target, loss: as for ``losses``.
+
+    Returns:
+        The median of each target's labels; for ``"bce"`` the logit of their mean.
+    """
+    if loss == "bce":
+        return target.nanmean(dim=0).logit()
+    return target.quantile(0.5, dim=0)
+
+
+def pooled_mean(
+    sums: Shaped[np.ndarray, " graphs"],
+    numbers: Shaped[np.ndarray, " graphs"],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """A mean over all entries of all graphs, and its bootstrap interval over graphs.
+
+    Args:
+        sums: of the entries of each graph.
+        numbers: how many entries a graph has.
+        resamples: number of bootstrap samples.
+        confidence: of the interval, in (0, 1).
+        seed: of the bootstrap.
+
+    Returns:
+        The mean, and the lower and upper end of its percentile interval.
+
+    Raises:
+        ValueError: if there are fewer than two graphs.
+    """
+    if len(sums) < 2:
+        raise ValueError(f"expected two graphs or more, to draw from, got {len(sums)}")
+    interval = stats.bootstrap(
+        (sums, numbers),
+        _ratio,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=resamples,
+        confidence_level=confidence,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(_ratio(sums, numbers)), float(interval.low), float(interval.high)
+
+
+def _ratio(values: np.ndarray, numbers: np.ndarray, axis: int = 0) -> np.ndarray | np.float64:
+    return np.sum(values, axis=axis) / np.sum(numbers, axis=axis)
 
 
 def mean_roc_auc(logits: Values, target: Values) -> float:

@@ -13,7 +13,7 @@ from mapkg import hooks
 from mapkg.configs import Config
 from mapkg.data import Graphs, Splits
 from mapkg.detection import ActivationSummary, activation_ratio
-from mapkg.evaluation import batches, calibrate_batch_norm, predict, score
+from mapkg.evaluation import batches, calibrate_batch_norm, evaluating, predict, score
 from mapkg.models import build, standard
 
 SCORES = "layers.*.score"
@@ -97,20 +97,18 @@ def summarise(
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
     # On a full graph the rows of the data's edges come first; the others are left out.
     has_fake_edges = getattr(model, "edge_factor", None) is not None
-    was_training = model.training
-    model.eval()
-    for batch in batches(graphs, batch_size, device):
+    with evaluating(model):
+        for batch in batches(graphs, batch_size, device):
 
-        def update(name: str, output: Any, batch=batch) -> None:
-            rows = _rows(name, modules[name], output, batch)
-            if has_fake_edges and name.endswith(".score"):
-                rows = rows[: batch.num_edges]
-            graph = _graph_of_rows(name, modules[name], rows, batch)
-            summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
+            def update(name: str, output: Any, batch=batch) -> None:
+                rows = _rows(name, modules[name], output, batch)
+                if has_fake_edges and name.endswith(".score"):
+                    rows = rows[: batch.num_edges]
+                graph = _graph_of_rows(name, modules[name], rows, batch)
+                summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
 
-        with hooks.record(model, names, reduce=update):
-            predict(model, batch)
-    model.train(was_training)
+            with hooks.record(model, names, reduce=update):
+                predict(model, batch)
     return summaries
 
 
@@ -138,12 +136,9 @@ def edge_maxima(
     def reduce(name: str, output: Tensor) -> None:
         maxima[name].append(activation_ratio(output).amax(dim=-1))
 
-    was_training = model.training
-    model.eval()
-    with hooks.record(model, names, reduce=reduce):
+    with evaluating(model), hooks.record(model, names, reduce=reduce):
         for batch in batches(graphs, batch_size):
             predict(model, batch)
-    model.train(was_training)
     return torch.stack([torch.cat(parts) for parts in maxima.values()])
 
 
@@ -163,16 +158,14 @@ def bond_ratios(
         directions; the median is that of the whole row, over all heads.
     """
     found = []
-    was_training = model.training
-    model.eval()
-    for graph in graphs:
-        with torch.no_grad(), hooks.record(model, names) as seen:
-            for batch in batches([graph], 1):
-                predict(model, batch)
-        ratios = torch.stack([activation_ratio(outputs[0]) for outputs in seen.values()])
-        by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
-        found.append(by_head.unflatten(1, (-1, 2)).amax(dim=2).transpose(1, 2))
-    model.train(was_training)
+    with evaluating(model):
+        for graph in graphs:
+            with torch.no_grad(), hooks.record(model, names) as seen:
+                for batch in batches([graph], 1):
+                    predict(model, batch)
+            ratios = torch.stack([activation_ratio(outputs[0]) for outputs in seen.values()])
+            by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
+            found.append(by_head.unflatten(1, (-1, 2)).amax(dim=2).transpose(1, 2))
     return found
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mapkg.checkpoint import differences, read_state, write_state
 from mapkg.configs import Config
 from mapkg.data import Graphs, Splits
-from mapkg.evaluation import batches, evaluate, predict, targets
+from mapkg.evaluation import batches, evaluate, evaluating, predict, targets
 from mapkg.metrics import losses
 from mapkg.provenance import commit, versions
 
@@ -238,10 +238,8 @@ def _check_finite(
 
 @torch.no_grad()
 def _observed(model: nn.Module, observe: Observer, epoch: int) -> list[dict[str, Any]]:
-    was_training = model.training
-    model.eval()
-    rows = observe(model, epoch)
-    model.train(was_training)
+    with evaluating(model):
+        rows = observe(model, epoch)
     return rows
 
 

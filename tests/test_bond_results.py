@@ -154,7 +154,7 @@ def test_the_pages_show_every_run_that_is_tracked():
     tracked = {path.name for path in RESULTS.glob("bonds_*")} | {
         path.name for path in RESULTS.glob("explain_*")
     }
-    tables = ("shares", "heat", "parts", "first_layer")
+    tables = ("shares", "heat", "parts", "first_layer", "losses")
     assert {name for name in tracked if name.startswith("explain_")} == {
         f"explain_{run}_{table}.csv.gz"
         for run in ON_ZINC

@@ -13,6 +13,7 @@ from mapkg.attribution.by_type import THRESHOLDS, Edges, attribute
 from mapkg.attribution.first_layer import distinct_edges, first_layer, first_layer_table
 from mapkg.configs import CONFIGS
 from mapkg.data import BUNDLED, load
+from mapkg.evaluation import score
 from mapkg.experiments import emergence
 from mapkg.experiments.bond_types import (
     bond_types,
@@ -68,6 +69,19 @@ def test_the_tables_of_a_run_have_every_state_layer_and_type(folder, splits):
     assert (start["moved"] == 0).all()
     later = found.first_layer.query("state == 'epoch_002'")
     assert (later["moved"] > 0).sum() >= 2  # a type that no training molecule has stays
+
+
+def test_the_loss_of_each_state_stands_beside_that_of_a_constant(folder, splits):
+    losses = bond_types(folder, splits, resamples=50, progress=False).losses.set_index("state")
+    assert list(losses.index) == ["base", "best"]
+    assert set(losses["kind"]) == {"l1"}
+    model, _ = checkpoint.load(folder / "best")
+    assert losses.loc["best", "loss"] == pytest.approx(score(model, splits.test)["mae"], rel=1e-5)
+    assert (losses["loss_low"] < losses["loss"]).all()
+    assert (losses["loss"] < losses["loss_high"]).all()
+    middle = torch.cat([graph.y for graph in splits.train]).median()
+    away = torch.cat([graph.y for graph in splits.test]) - middle
+    assert losses["constant"].to_numpy() == pytest.approx(away.abs().mean().item(), rel=1e-2)
 
 
 def test_shares_of_the_shipped_network_are_counted_from_its_ratios(shipped, splits):

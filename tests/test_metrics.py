@@ -2,10 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from mapkg.metrics import losses, mean_roc_auc, measure
+from mapkg.metrics import (
+    best_constant,
+    each_loss,
+    losses,
+    mean_roc_auc,
+    measure,
+    pooled_mean,
+)
 
 NAN = float("nan")
 
@@ -81,3 +89,39 @@ def test_other_shapes_are_an_error_not_broadcast():
 def test_an_unknown_loss_is_an_error_that_lists_the_known():
     with pytest.raises(ValueError, match=r"'l1', 'bce'.* got 'mse'"):
         losses(torch.zeros(1, 1), torch.zeros(1, 1), "mse")
+
+
+def test_the_loss_of_each_entry_stands_where_its_target_does():
+    predicted = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    target = torch.tensor([[1.0, torch.nan], [0.0, 1.0]])
+    found = each_loss(predicted, target, "bce")
+    assert found.shape == target.shape
+    assert found[0, 1].isnan()
+    torch.testing.assert_close(found[~target.isnan()], losses(predicted, target, "bce"))
+    with pytest.raises(ValueError, match="out_channels"):
+        each_loss(predicted, target[:1], "bce")
+
+
+@pytest.mark.parametrize("loss", ["l1", "bce"])
+def test_no_other_constant_has_less_loss_than_the_best(loss):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(51, 2, generator=generator)
+    if loss == "bce":
+        target = (target > 0.6).float()
+        target[:4, 0] = torch.nan
+    best = best_constant(target, loss)
+    least = losses(best.expand_as(target), target, loss).mean()
+    for other in torch.randn(20, 2, generator=generator):
+        assert losses(other.expand_as(target), target, loss).mean() > least
+
+
+def test_the_pooled_mean_weighs_entries_alike_and_draws_whole_graphs():
+    sums, numbers = np.array([6.0, 0.0, 3.0, 1.0]), np.array([3, 0, 1, 2])
+    mean, low, high = pooled_mean(sums, numbers, resamples=500, seed=1)
+    assert mean == pytest.approx(10 / 6)
+    assert 0.5 <= low < mean < high <= 3.0
+    same = pooled_mean(np.repeat(sums, 25), np.repeat(numbers, 25), resamples=500)
+    assert same[0] == pytest.approx(mean)
+    assert same[2] - same[1] < (high - low) / 2  # more graphs, a narrower interval
+    with pytest.raises(ValueError, match="two graphs"):
+        pooled_mean(sums[:1], numbers[:1])

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from mapkg.attribution.edge_scores import bond_importance, bond_of_edge
-from mapkg.evaluation import batches, predict
+from mapkg.evaluation import batches, evaluating, predict
 
 MODES = ("deletion", "insertion")
 """Bonds removed from the whole graph, or put back into the graph without any."""
@@ -240,8 +240,6 @@ def _target(graph: Data, target: int) -> float:
 def _predictions(
     model: nn.Module, graphs: Sequence[Data], target: int, batch_size: int
 ) -> Float[np.ndarray, " graphs"]:
-    was_training = model.training
-    model.eval()
-    found = [predict(model, batch)[:, target] for batch in batches(graphs, batch_size)]
-    model.train(was_training)
+    with evaluating(model):
+        found = [predict(model, batch)[:, target] for batch in batches(graphs, batch_size)]
     return torch.cat(found).double().numpy()

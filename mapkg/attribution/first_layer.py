@@ -23,6 +23,7 @@ from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.detection import MASSIVE_RATIO, activation_ratio, row_median
+from mapkg.evaluation import evaluating
 
 FIRST = "layers.0.attention"
 """The attention of the first layer of GT, GraphiT and SAN."""
@@ -122,17 +123,14 @@ def first_layer(model: nn.Module, triples: Triples) -> FirstLayer:
     number = len(triples)
     edge_index = torch.stack([torch.arange(number), torch.arange(number) + number])
     names = [f"{FIRST}.{part}" for part in ("score", "edge", "key", "query")]
-    was_training = model.training
-    model.eval()
-    try:
-        with hooks.record(model, names) as seen:
-            model(torch.cat([triples.source, triples.target]), edge_index, triples.edge)
-    except KeyError as error:
-        raise ValueError(
-            f"expected GT, GraphiT or SAN, whose first layer has {', '.join(names)}: {error}"
-        ) from error
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        try:
+            with hooks.record(model, names) as seen:
+                model(torch.cat([triples.source, triples.target]), edge_index, triples.edge)
+        except KeyError as error:
+            raise ValueError(
+                f"expected GT, GraphiT or SAN, whose first layer has {', '.join(names)}: {error}"
+            ) from error
     score, gate, key, query = (seen[name][0] for name in names)
     heads = model.get_submodule(FIRST).heads
     match = key[:number] * query[number:] / (score.size(1) / heads) ** 0.5
@@ -158,11 +156,7 @@ def shares_above(
     Returns:
         Shares in [0, 1]; NaN for a type without an edge.
     """
-    above = (layer.ratio > threshold).double()
-    total = torch.zeros(num_types, dtype=torch.double).index_add_(0, edge, weight.double())
-    table = torch.zeros(num_types, above.size(1), dtype=torch.double)
-    table.index_add_(0, edge, above * weight.double().unsqueeze(1))
-    return table / total.where(total > 0, torch.nan).unsqueeze(1)
+    return _mean_by_type((layer.ratio > threshold).double(), edge, weight, num_types)
 
 
 def mean_log_ratio(

@@ -11,19 +11,17 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
 from mapkg import hooks
 from mapkg.detection import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.evaluation import batches, predict, targets
-from mapkg.metrics import losses
+from mapkg.evaluation import batches, evaluating, predict, targets
+from mapkg.metrics import each_loss, pooled_mean
 
 Rule = Callable[
     [Float[Tensor, "E D"], Float[Tensor, " D"], Float[Tensor, "E D"]], Float[Tensor, "E D"]
@@ -109,9 +107,7 @@ def intervene(
         raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold!r}")
     names = list(hooks.resolve(model, layers))
     settings = dict(batch_size=batch_size, device=device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         means = channel_means(model, reference, names, **settings)
         tables = [
             _one_rule(
@@ -119,8 +115,6 @@ def intervene(
             )
             for rule in rules
         ]
-    finally:
-        model.train(was_training)
     table = pd.concat(tables, ignore_index=True)
     table.insert(0, "layers", ", ".join(layers))
     table.insert(1, "threshold", float(threshold))
@@ -205,24 +199,10 @@ def summarise_interventions(
         row |= {name: sums[name].sum() / labelled for name in ("loss_before", "loss_after")}
         for name, number in (("loss_change", "labelled"), ("shift", "predictions")):
             pairs = sums[name].to_numpy(), sums[number].to_numpy()
-            row[name] = _ratio(*pairs, axis=0)
-            interval = stats.bootstrap(
-                pairs,
-                _ratio,
-                paired=True,
-                vectorized=True,
-                method="percentile",
-                n_resamples=resamples,
-                confidence_level=confidence,
-                rng=np.random.default_rng(seed),
-            ).confidence_interval
-            row |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+            mean = pooled_mean(*pairs, resamples=resamples, confidence=confidence, seed=seed)
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean, strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _ratio(values: np.ndarray, numbers: np.ndarray, axis: int) -> np.ndarray | np.float64:
-    return np.sum(values, axis=axis) / np.sum(numbers, axis=axis)
 
 
 @dataclass
@@ -313,8 +293,8 @@ def _one_rule(
                 "changed": changed.unsqueeze(1),
                 "before": before,
                 "after": after,
-                "loss_before": _each_loss(before, target, loss),
-                "loss_after": _each_loss(after, target, loss),
+                "loss_before": each_loss(before, target, loss),
+                "loss_after": each_loss(after, target, loss),
             }
             flat = {
                 name: value.cpu().expand(target.shape).flatten().numpy()
@@ -323,12 +303,3 @@ def _one_rule(
             tables.append(pd.DataFrame({"rule": rule, "what": what, **flat}))
         first += batch.num_graphs
     return pd.concat(tables, ignore_index=True)
-
-
-def _each_loss(
-    predicted: Float[Tensor, "graphs targets"], target: Float[Tensor, "graphs targets"], loss: str
-) -> Float[Tensor, "graphs targets"]:
-    """The loss of each entry, NaN where unlabelled."""
-    labelled = ~target.isnan()
-    found = losses(predicted[labelled].unsqueeze(1), target[labelled].unsqueeze(1), loss)
-    return torch.full_like(predicted, torch.nan).masked_scatter(labelled, found)

@@ -25,8 +25,7 @@ from mapkg.data.smiles_tables import (
     MOSES_FILE,
     MOSES_TRIPLE_FILE,
     ZINC_FILE,
-    load_moses,
-    load_moses_triple,
+    load_bundled,
     load_table,
     load_zinc,
     read_smiles,
@@ -87,8 +86,10 @@ class _Known:
 
 
 _KNOWN = {
-    "moses": _Known(load_moses, MOSES_FILE, _FROM_REPOSITORY),
-    "moses-triple": _Known(load_moses_triple, MOSES_TRIPLE_FILE, _FROM_REPOSITORY),
+    "moses": _Known(partial(load_bundled, "moses"), MOSES_FILE, _FROM_REPOSITORY),
+    "moses-triple": _Known(
+        partial(load_bundled, "moses-triple"), MOSES_TRIPLE_FILE, _FROM_REPOSITORY
+    ),
     "zinc": _Known(load_zinc, ZINC_FILE),
     "tox21": _Known(load_tox21, TOX21_FILE),
     "tox21-random": _Known(partial(load_tox21, split="random"), TOX21_FILE),

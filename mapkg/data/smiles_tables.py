@@ -23,8 +23,13 @@ MOSES_FILE = "molecules/moses12k.csv.gz"
 MOSES_TRIPLE_FILE = "molecules/moses_triple12k.csv.gz"
 ZINC_FILE = "zinc/zinc12k.csv.gz"
 
-_MOSES_SHA256 = "589e7f254db55d55b73731ccc83a1d3adef4ff1c1ecc4d57036db47fa39e822f"
-_MOSES_TRIPLE_SHA256 = "002a41935cd2e01a000def56b00d03f7f405a0e66e17efe00c8c32ea052fdb06"
+_BUNDLED = {
+    "moses": (MOSES_FILE, "589e7f254db55d55b73731ccc83a1d3adef4ff1c1ecc4d57036db47fa39e822f"),
+    "moses-triple": (
+        MOSES_TRIPLE_FILE,
+        "002a41935cd2e01a000def56b00d03f7f405a0e66e17efe00c8c32ea052fdb06",
+    ),
+}
 _ZINC_SHA256 = "44ee1e02a573506d37c667523b5829d22e320a8f5bdacc9066921de6f72bd870"
 
 _MOSES_LICENCE = "MIT (MOSES); molecules from the ZINC database, free to use"
@@ -81,21 +86,14 @@ _ZINC_BENCHMARK = Description(
 )
 
 
-def load_moses(roots: Sequence[Path], *, download: bool) -> Splits | None:
-    """The bundled sample, or None if no root has it. It cannot be downloaded."""
-    root = root_with(roots, [MOSES_FILE])
-    if root is None:
-        return None
-    return _load_checked(root / MOSES_FILE, _MOSES_SHA256, DESCRIPTIONS["moses"])
+def load_bundled(name: str, roots: Sequence[Path], *, download: bool) -> Splits | None:
+    """A bundled sample, ``"moses"`` or ``"moses-triple"``, or None if no root has it.
 
-
-def load_moses_triple(roots: Sequence[Path], *, download: bool) -> Splits | None:
-    """The bundled molecules with a triple bond, or None as for ``load_moses``."""
-    root = root_with(roots, [MOSES_TRIPLE_FILE])
-    if root is None:
-        return None
-    about = DESCRIPTIONS["moses-triple"]
-    return _load_checked(root / MOSES_TRIPLE_FILE, _MOSES_TRIPLE_SHA256, about)
+    It cannot be downloaded.
+    """
+    file, digest = _BUNDLED[name]
+    root = root_with(roots, [file])
+    return None if root is None else _load_checked(root / file, digest, DESCRIPTIONS[name])
 
 
 def load_zinc(roots: Sequence[Path], *, download: bool) -> Splits | None:

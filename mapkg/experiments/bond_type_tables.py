@@ -46,7 +46,7 @@ def read_bonds(folder: Path | str, table: str, runs: Mapping[str, str]) -> pd.Da
 
     Args:
         folder: where ``python -m mapkg attribute`` wrote ``bonds_NAME_TABLE.csv.gz``.
-        table: ``"shares"``, ``"heat"``, ``"parts"`` or ``"first_layer"``.
+        table: ``"shares"``, ``"heat"``, ``"parts"``, ``"first_layer"`` or ``"losses"``.
         runs: from names of files to titles, for example ``RUNS``.
 
     Raises:

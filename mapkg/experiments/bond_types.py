@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -20,9 +21,11 @@ from mapkg.attribution.parts import score_parts
 from mapkg.configs import Config
 from mapkg.data import Description, Splits
 from mapkg.data.bond_properties import edge_labels
+from mapkg.evaluation import predictions
 from mapkg.experiments.changed_types import Change
 from mapkg.experiments.emergence import emergence
 from mapkg.experiments.results import write_table
+from mapkg.metrics import best_constant, each_loss, losses, pooled_mean
 from mapkg.models import build
 from mapkg.observation import edge_maxima
 from mapkg.train import seed_all
@@ -44,12 +47,16 @@ class BondTypes:
         first_layer: per kept epoch and label, what the first layer's weights say and what is
             measured, the columns of ``attribution.first_layer.first_layer_table``; empty where
             edges have more than one type id.
+        losses: per state, the mean loss on the test split (``loss``) with its bootstrap interval
+            over graphs, which loss it is (``kind``), and ``constant``, the loss of the best
+            constant prediction of the training split.
     """
 
     shares: pd.DataFrame
     heat: pd.DataFrame
     parts: pd.DataFrame
     first_layer: pd.DataFrame
+    losses: pd.DataFrame
 
 
 def bond_types(
@@ -179,9 +186,11 @@ def shares_elsewhere(
     model, information = checkpoint.load(Path(folder) / "best")
     labelled = {by: edge_labels(graphs, by, description) for by in properties}
     shares = _shares(model, graphs, labelled, resamples)
-    nothing = pd.DataFrame()
     shares = shares.assign(**_origin(information, "best"), looked_at=title)
-    return BondTypes(shares=shares, heat=nothing, parts=nothing, first_layer=nothing)
+    return replace(_EMPTY, shares=shares)
+
+
+_EMPTY = BondTypes(**{table.name: pd.DataFrame() for table in fields(BondTypes)})
 
 
 def _look(
@@ -207,6 +216,8 @@ def _look(
             looked = labelled if state == "best" else first
             parts["shares"] = _shares(model, splits.test, looked, resamples)
             parts["parts"] = score_parts(model, splits.test, labels, names)
+            kind = Config.from_dict(information["config"]).loss
+            parts["losses"] = _losses(model, splits, kind, resamples)
         if state == "best":
             parts["heat"] = _heat(model, splits, labels, names)
         for table, frame in parts.items():
@@ -281,6 +292,17 @@ def _shares(
         named = columns.loc[table.pop("column")].reset_index(drop=True)
         tables.append(pd.concat([named, table], axis=1).assign(by=by))
     return pd.concat(tables, ignore_index=True)
+
+
+def _losses(model: nn.Module, splits: Splits, kind: str, resamples: int) -> pd.DataFrame:
+    predicted, target = predictions(model, splits.test)
+    found = each_loss(predicted, target, kind)
+    pairs = found.nansum(dim=1).numpy(), found.isfinite().sum(dim=1).numpy()
+    loss, low, high = pooled_mean(*pairs, resamples=resamples)
+    trained_on = torch.cat([graph.y for graph in splits.train])
+    constant = best_constant(trained_on, kind).expand_as(target)
+    row = {"kind": kind, "loss": loss, "loss_low": low, "loss_high": high}
+    return pd.DataFrame([row | {"constant": losses(constant, target, kind).mean().item()}])
 
 
 def _heat(

@@ -49,8 +49,8 @@ def emergence(
             a run that was stopped goes on from there. None keeps all in memory.
         device: where to compute.
         observe_epochs: epochs after which the test split is looked at; None means every one.
-        keep_every: the weights of every so-manieth epoch, the untrained ones included, are kept
-            in the folder as the checkpoints ``epoch_000``, ...; None keeps none.
+        keep_every: weights are kept in the folder each time this many epochs are done, and
+            before the first, as the checkpoints ``epoch_000``, ...; None keeps none.
         progress: whether to show a progress bar on stderr.
 
     Raises:
