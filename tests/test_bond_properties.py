@@ -287,11 +287,27 @@ def test_proteins_by_the_structures_at_the_ends():
     assert found == {name: ends[name] for name in found}
 
 
+@pytest.mark.parametrize("ids", [(4, 5), (3, 3), (2, 3)])
+def test_edges_of_a_global_node_are_told_apart_from_bonds_of_the_same_type(ids):
+    graphs = [molecule_graph("C#CC=O")]
+    joined = join_global_node(Splits(graphs, graphs, graphs, ABOUT), edge_types=ids)
+    found = count(joined.test, "role", joined.description)
+    assert found == {
+        **{"single": 2, "double": 2, "triple": 2},
+        **{"atom to global": 4, "global to atom": 4},
+    }
+    labels, names = edge_labels(joined.test, "role", joined.description)
+    to_global = joined.test[0].edge_index[1] == joined.test[0].num_nodes - 1
+    assert torch.equal(labels[0] == names.index("atom to global"), to_global)
+
+
 # Bad input.
 
 
 def test_an_unknown_property_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="one of type, atom pair, ring, conjugation, got 'x'"):
+    with pytest.raises(
+        ValueError, match="one of type, role, atom pair, ring, conjugation, got 'x'"
+    ):
         edge_labels([molecule_graph("CC")], "x", ABOUT)
 
 

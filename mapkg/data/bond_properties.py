@@ -24,6 +24,9 @@ OTHER = "other"
 RINGS = ("in no ring", "in a ring of 5", "in a ring of 6", "in a ring of another size")
 """By the smallest ring that a bond is part of."""
 
+GLOBAL = ("atom to global", "global to atom")
+"""Edges to and from a node that is joined to all atoms."""
+
 CONJUGATION = ("not conjugated", "conjugated")
 """As RDKit finds it; aromatic bonds and those next to a double bond are."""
 
@@ -41,9 +44,10 @@ def edge_labels(
 
     Args:
         graphs: of one data set. For rings and conjugation each has ``smiles``.
-        by: ``"type"``, the edge types that the description names; ``"atom pair"``, the two
-            elements in either order, the most frequent pair first; ``"ring"``, the smallest ring
-            the bond is part of; ``"conjugation"``.
+        by: ``"type"``, the edge types that the description names; ``"role"``, the same with the
+            edges of a global node apart from bonds that share their type; ``"atom pair"``, the
+            two elements in either order, the most frequent pair first; ``"ring"``, the smallest
+            ring the bond is part of; ``"conjugation"``.
         description: of the data set.
         rare: pairs of elements with a smaller share of all edges of ``graphs`` are put
             together as ``OTHER``, in [0, 1].
@@ -74,6 +78,28 @@ def _by_type(graphs: Sequence[Data], description: Description, rare: float) -> L
                 "of the splits that the graphs are from"
             )
     return labels, tuple(description.edge_types[i] for i in ids)
+
+
+def _by_role(graphs: Sequence[Data], description: Description, rare: float) -> Labels:
+    if description.num_node_types not in (len(ATOM_TYPES), len(ATOM_TYPES) + 1):
+        raise ValueError(
+            f"expected nodes of the {len(ATOM_TYPES)} types of atoms and perhaps a global node of "
+            f"the next type, but {description.title} has node types of the sizes "
+            f"{description.num_node_types}; only 'type' tells its edges apart"
+        )
+    of_types, types = _by_type(graphs, description, rare)
+    if description.num_node_types == len(ATOM_TYPES):
+        return of_types, types
+    bonds = [name.split(" / ")[0] for name in types]  # of a shared id the bond comes first
+    names = tuple(dict.fromkeys((*bonds, *GLOBAL)))
+    of_bond = torch.tensor([names.index(bond) for bond in bonds])
+    labels = []
+    for graph, of_type in zip(graphs, of_types, strict=True):
+        from_global, to_global = graph.x.flatten()[graph.edge_index] == len(ATOM_TYPES)
+        label = of_bond[of_type]
+        label[to_global], label[from_global] = map(names.index, GLOBAL)
+        labels.append(label)
+    return labels, names
 
 
 def _largest(graph: Data) -> int:
@@ -117,6 +143,7 @@ def _by_conjugation(graphs: Sequence[Data], description: Description, rare: floa
 PROPERTIES: Mapping[str, Callable[[Sequence[Data], Description, float], Labels]] = MappingProxyType(
     {
         "type": _by_type,
+        "role": _by_role,
         "atom pair": _by_atom_pair,
         "ring": _by_ring,
         "conjugation": _by_conjugation,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from mapkg.data import ATOM_TYPES, Description, NodeSplit, Splits
+from mapkg.data.bond_properties import GLOBAL
 from mapkg.data.splitting import SPLITS
 
 SHARES = (0.70, 0.25, 0.05)
@@ -191,7 +192,7 @@ def join_global_node(
         return changed
 
     names = dict(about.edge_types)
-    for i, name in ((to_global, "atom to global"), (from_global, "global to atom")):
+    for i, name in zip(edge_types, GLOBAL, strict=True):
         names[i] = f"{names[i]} / {name}" if i in names else name
     return Splits(
         **{name: [joined(graph) for graph in getattr(splits, name)] for name in SPLITS},
