@@ -81,14 +81,8 @@ def _by_type(graphs: Sequence[Data], description: Description, rare: float) -> L
 
 
 def _by_role(graphs: Sequence[Data], description: Description, rare: float) -> Labels:
-    if description.num_node_types not in (len(ATOM_TYPES), len(ATOM_TYPES) + 1):
-        raise ValueError(
-            f"expected nodes of the {len(ATOM_TYPES)} types of atoms and perhaps a global node of "
-            f"the next type, but {description.title} has node types of the sizes "
-            f"{description.num_node_types}; only 'type' tells its edges apart"
-        )
     of_types, types = _by_type(graphs, description, rare)
-    if description.num_node_types == len(ATOM_TYPES):
+    if description.num_node_types != len(ATOM_TYPES) + 1:  # no global node
         return of_types, types
     bonds = [name.split(" / ")[0] for name in types]  # of a shared id the bond comes first
     names = tuple(dict.fromkeys((*bonds, *GLOBAL)))
