@@ -103,6 +103,26 @@ def test_the_permutation_test_gives_the_exact_p_value_of_one_molecule():
     assert rows_of(table, "c")["p_value"] == 1
 
 
+def test_both_directions_of_a_bond_are_dealt_out_together():
+    # A path of three bonds, of which one has the labels b there and c back. Only its way there
+    # is massive: the massive edge has the label b in one deal of three, and never c.
+    graph, _ = path(0, 0, 0)
+    edges = Edges.of([graph], [torch.tensor([0, 0, 0, 0, 1, 2])], ("a", "b", "c"))
+    massive = np.array([[0, 0, 0, 0, 1, 0]], dtype=bool)
+    table = attribute(edges, massive, resamples=1, permutations=4000)
+    assert rows_of(table, "a")["p_value"] == pytest.approx(1 / 3, abs=0.03)
+    assert rows_of(table, "b")["p_value"] == pytest.approx(1 / 3, abs=0.03)
+    assert rows_of(table, "c")["p_value"] == 1
+
+
+def test_an_edge_without_its_reverse_has_one_label():
+    graph = Data(edge_index=torch.tensor([[1, 1, 2], [0, 2, 0]]), num_nodes=3)
+    edges = Edges.of([graph], [torch.tensor([0, 1, 0])], ("a", "b", "c"))
+    massive = np.array([[0, 1, 0]], dtype=bool)
+    table = attribute(edges, massive, resamples=1, permutations=4000)
+    assert rows_of(table, "b")["p_value"] == pytest.approx(1 / 3, abs=0.03)
+
+
 def test_types_are_dealt_out_within_molecules_only():
     # Massive edges are all those of one molecule, whatever their type: no deal changes a count.
     edges = edges_of([0, 0, 1, 1], [0, 1, 1])
@@ -138,9 +158,11 @@ def test_bad_labels_are_refused():
         Edges.of([graph], [labels], ("a",))
     with pytest.raises(ValueError, match="there is no edge"):
         Edges.of([Data(edge_index=torch.empty(2, 0, dtype=torch.long))], [labels[:0]], ("a",))
-    edges = Edges.of([graph], [torch.tensor([0, 1, 0, 0])], ("a", "b"))
-    with pytest.raises(ValueError, match="both directions of a bond to have the same label"):
-        attribute(edges, np.zeros((1, 4), dtype=bool))
+    twice = Data(edge_index=graph.edge_index.repeat(1, 2), num_nodes=graph.num_nodes)
+    edges = Edges.of([twice], [torch.cat([labels, 1 - labels])], ("a", "b"))
+    with pytest.raises(ValueError, match="from one node to another to have the same label"):
+        attribute(edges, np.ones((1, 8), dtype=bool))
+    edges = Edges.of([graph], [labels], ("a", "b"))
     with pytest.raises(ValueError, match="expected 4 edges in each row of massive, got 5"):
         attribute(edges, np.zeros((1, 5), dtype=bool))
 

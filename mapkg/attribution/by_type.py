@@ -41,12 +41,14 @@ class Edges:
         names: of the labels.
         graph: which graph each edge is in, shape [E].
         bond: which pair of nodes each edge joins, whatever its direction, shape [E].
+        back: whether it goes from the later node of the two to the earlier one, shape [E].
     """
 
     label: Int[np.ndarray, " E"]
     names: tuple[str, ...]
     graph: Int[np.ndarray, " E"]
     bond: Int[np.ndarray, " E"]
+    back: Bool[np.ndarray, " E"]
 
     @classmethod
     def of(
@@ -60,8 +62,7 @@ class Edges:
             names: of the labels.
 
         Raises:
-            ValueError: if a graph has not one label per edge, a label has no name, or the two
-                directions of a bond have different labels.
+            ValueError: if a graph has not one label per edge, or a label has no name.
         """
         for index, (graph, of_graph) in enumerate(zip(graphs, labels, strict=True)):
             if len(of_graph) != graph.num_edges:
@@ -78,9 +79,10 @@ class Edges:
                 f"{label.min()} to {label.max()}"
             )
         graph = np.repeat(np.arange(len(graphs)), [g.num_edges for g in graphs])
-        ends = np.concatenate([np.sort(np.asarray(g.edge_index), axis=0) for g in graphs], axis=1)
-        _, bond = np.unique(np.vstack([graph, ends]), axis=1, return_inverse=True)
-        return cls(label=label, names=tuple(names), graph=graph, bond=bond)
+        ends = np.concatenate([np.asarray(g.edge_index) for g in graphs], axis=1)
+        pairs = np.vstack([graph, np.sort(ends, axis=0)])
+        _, bond = np.unique(pairs, axis=1, return_inverse=True)
+        return cls(label=label, names=tuple(names), graph=graph, bond=bond, back=ends[0] > ends[1])
 
     @property
     def num_graphs(self) -> int:
@@ -116,11 +118,13 @@ def attribute(
         ``share_bound`` is the exact upper bound of the share of *graphs* whose edges of this
         label include a massive one, one-sided, 95 %. The p-value is two-sided, for the number
         of massive edges of the label if labels had been dealt out at random within each
-        graph; no smaller than 1 / (permutations + 1). What cannot be computed is NaN: shares
-        of a label without an edge, enrichment where no edge is massive.
+        graph, to each bond those of both directions of another; no smaller than
+        1 / (permutations + 1). What cannot be computed is NaN: shares of a label without an
+        edge, enrichment where no edge is massive.
 
     Raises:
-        ValueError: if there are not as many edges in both arguments.
+        ValueError: if there are not as many edges in both arguments, or several edges from one
+            node to another have different labels.
     """
     if massive.shape[1] != len(edges.label):
         raise ValueError(
@@ -270,27 +274,32 @@ def _permutation_test(
 ) -> Float[np.ndarray, "columns labels"]:
     """Two-sided p-values of the massive edges of each label, labels dealt out within graphs."""
     bonds = int(edges.bond.max()) + 1
+    slot = 2 * edges.bond + edges.back  # a bond has one for each of its directions
     first = np.unique(edges.bond, return_index=True)[1]
-    label, graph = edges.label[first], edges.graph[first]
-    if not np.array_equal(label[edges.bond], edges.label):
+    graph = edges.graph[first]
+    label = edges.label[first].repeat(2)  # where there is one direction, both have its label
+    label[slot] = edges.label
+    if not np.array_equal(label[slot], edges.label):
         raise ValueError(
-            "expected both directions of a bond to have the same label; the permutation test "
-            "deals out one label for each bond"
+            "expected all edges from one node to another to have the same label; the permutation "
+            "test deals out one label for each direction of a bond"
         )
-    to_bond = sparse.csr_matrix(
-        (np.ones(len(edges.bond)), (edges.bond, np.arange(len(edges.bond))))
+    label = label.reshape(bonds, 2)
+    to_slot = sparse.csr_matrix(
+        (np.ones(len(slot)), (slot, np.arange(len(slot)))), shape=(2 * bonds, len(slot))
     )
-    per_bond = to_bond @ massive.T.astype(float)  # massive directions of each bond
+    per_slot = to_slot @ massive.T.astype(float)  # massive edges of each direction
     order_of_graphs = np.argsort(graph, kind="stable")
     drawn = np.empty((permutations, *observed.shape))
     for index in range(permutations):
-        dealt = np.empty(bonds, dtype=label.dtype)
+        dealt = np.empty_like(label)
         # Sorted by graph, then at random: a permutation of the bonds within each graph.
         dealt[order_of_graphs] = label[np.lexsort((rng.random(bonds), graph))]
         one_hot = sparse.csr_matrix(
-            (np.ones(bonds), (dealt, np.arange(bonds))), shape=(len(edges.names), bonds)
+            (np.ones(2 * bonds), (dealt.ravel(), np.arange(2 * bonds))),
+            shape=(len(edges.names), 2 * bonds),
         )
-        drawn[index] = (one_hot @ per_bond).T
+        drawn[index] = (one_hot @ per_slot).T
     centre = drawn.mean(axis=0)
     # Half an edge of tolerance, far above the rounding of the mean.
     as_far = np.abs(drawn - centre) >= np.abs(observed - centre) - 1e-9
