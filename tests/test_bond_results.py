@@ -6,7 +6,7 @@ import yaml
 from conftest import REPOSITORY
 
 from mapkg.data import BUNDLED
-from mapkg.experiments.bond_type_tables import ON_ZINC, RUNS, read_bonds
+from mapkg.experiments.bond_type_tables import EXPERIMENTS, ON_ZINC, RUNS, read_bonds
 from mapkg.experiments.explanations import read_explanations
 
 RESULTS = BUNDLED / "results"
@@ -30,6 +30,19 @@ def explained():
     return read_explanations(
         RESULTS, {"gt_zinc": "GT", "graphit_zinc": "GraphiT", "san_zinc": "SAN"}
     )
+
+
+@pytest.fixture(scope="module")
+def retrained():
+    """The first layer of the best epoch of networks trained on changed data."""
+    table = read_bonds(RESULTS, "first_layer", {name: name for name in EXPERIMENTS})
+    return table.query("state == 'best'").set_index(["run", "label", "seed"]).sort_index()
+
+
+@pytest.fixture(scope="module")
+def losses():
+    table = read_bonds(RESULTS, "losses", {name: name for name in EXPERIMENTS})
+    return table.query("state == 'best'").set_index(["run", "seed"]).sort_index()
 
 
 def wide(rows, value="share"):
@@ -150,6 +163,109 @@ def test_replacing_massive_activations_hurts_where_there_are_many_and_controls_d
     assert (removed["massive"] > removed[["random", "largest non-massive"]].max(axis=1)).all()
 
 
+def test_every_changed_run_is_one_that_the_workflow_trains():
+    grid = yaml.safe_load((REPOSITORY / "workflow" / "grid.yaml").read_text())
+    changed = {name: grid["defaults"] | pair for name, pair in grid["changed"].items()}
+    assert set(changed) == set(EXPERIMENTS)
+    for name, pair in changed.items():
+        shares = read_bonds(RESULTS, "shares", {name: name})
+        assert set(shares["config"]) == {pair["config"]}
+        assert set(shares["by"]) == set(pair["by"])
+        assert set(shares["seed"]) == set(pair["seeds"])
+        assert shares["epoch"].max() <= pair["epochs"]
+        assert shares["dataset"].nunique() == 1
+        assert shares[["dataset", "epoch", "versions", "commit"]].notna().all(axis=None)
+
+
+def test_shuffled_types_bring_them_to_double_bonds_and_hardly_to_triple_bonds(retrained):
+    share, ratio = retrained["measured"], retrained["max_ratio"]
+    assert ((share["original", "single"] > 0.5).sum(), len(share["original", "single"])) == (2, 3)
+    assert (share["original", "single"] > 0).sum() == 2
+    assert (share["original"][["double", "triple"]] == 0).all()
+    assert (share["shuffled"][["single", "double"]] > 0.5).all()
+    assert (share["shuffled", "triple"] > 0).sum() == 1
+    for kind in TYPES:
+        assert ratio["shuffled", kind].min() > ratio["original", kind].max()
+    assert (share["uniform"] > 0).all()
+    gate = retrained["gate_median"]
+    assert gate["shuffled"][["single", "double"]].max() < gate["shuffled", "triple"].min()
+
+
+def test_gates_of_frequent_meaningless_types_shrink_and_those_of_triple_bonds_grow():
+    table = read_bonds(RESULTS, "first_layer", {name: name for name in EXPERIMENTS})
+    gates = table.pivot(index=["run", "label", "seed"], columns="state", values="gate_median")
+    grown = gates["best"] / gates["base"]
+    assert (grown["shuffled"][["single", "double"]] < 0.8).all()
+    assert (grown["original", "single"] < 0.8).all()
+    assert (grown["original", "double"] > 1.8).all()
+    assert (grown["original", "triple"] > 1).all()
+    assert (grown["shuffled", "triple"] > 1).all()
+    assert (grown["rare"] > 1).all()
+    moved = table.query("state == 'best'").set_index(["run", "label", "seed"]).sort_index()["moved"]
+    for run in ("original", "shuffled"):
+        others = moved[run][["single", "double"]].unstack("label").max(axis=1)
+        assert (moved[run, "triple"] > 0.8 * others).all()
+
+
+def test_frequent_triple_bonds_have_them_and_equally_frequent_types_are_alike(retrained):
+    share, ratio = retrained["measured"], retrained["max_ratio"]
+    triple, double = share["triple", "triple"], share["triple", "double"]
+    assert (triple > 0.4).sum() == 2
+    assert (triple < 0.6).all()
+    assert (triple > double).sum() == 2
+    edges = retrained["edges"]["triple"].groupby("label").first()
+    assert 0.04 < edges["triple"] / edges.sum() < 0.06
+    equal = ratio["equal"].unstack("seed")
+    kinds = equal.groupby(equal.index.str.split().str[0])
+    low, high = kinds.min(), kinds.max()
+    assert (low.loc["single"] < low.loc["triple"]).all()
+    assert (high.loc["triple"] < high.loc["single"]).all()
+    assert (low.loc["double"] < high.loc["single"]).all()
+    assert (low.loc["single"] < high.loc["double"]).all()
+
+
+def test_a_target_of_a_rare_type_leaves_none_and_one_of_a_frequent_type_a_few(retrained):
+    share, gate = retrained["measured"], retrained["gate_median"]
+    assert (share["rare"] == 0).all()
+    informative = gate["rare"].unstack("seed")
+    assert (informative.idxmax() == "type 3 (5%), informative").all()
+    frequent = share["frequent"].unstack("seed").T
+    assert (frequent["type 1 (70%), informative"] > 0.01).sum() == 1
+    others = frequent.drop(columns="type 1 (70%), informative")
+    assert others.max(axis=None) < 0.001
+
+
+def test_edges_of_the_global_node_and_what_shares_their_id_have_them(losses):
+    shares = read_bonds(RESULTS, "shares", {name: name for name in EXPERIMENTS}).query(
+        "state == 'best' and threshold == 1000"
+    )
+    hub = shares.query("run == 'global'").set_index(["layer", "label", "seed"]).sort_index()
+    first = hub["share"][0]
+    assert (first["global to atom"] > 0.99).all()
+    assert (first["atom to global"] < 0.25).all()
+    assert (first["double"] > 0.5).all()
+    edges = hub["edges"][0]
+    assert (edges["global to atom"] == edges["atom to global"]).all()
+    deeper = hub["share"].drop(0)
+    assert deeper[deeper.index.get_level_values("label").isin(TYPES)].max() < 0.005
+    same_id = shares.query("run == 'global_triple' and by == 'role' and layer == 0")
+    triple = same_id.query("label == 'triple'")
+    assert triple["edges"].eq(128).all()
+    assert triple["massive_edges"].eq(128).sum() == 2
+    assert (triple["share"] > 0.5).all()
+    lower = (
+        1 - losses["loss"][["global", "global_triple"]].unstack(0).T / losses["loss"]["original"]
+    )
+    assert (lower > 0.2).all(axis=None)
+
+
+def test_shuffled_types_raise_the_error_a_little(losses):
+    raised = losses["loss"]["shuffled"] / losses["loss"]["original"] - 1
+    assert (raised > 0).all()
+    assert (raised < 1 / 8).all()
+    assert (losses["loss"] < losses["constant"] / 2).all()
+
+
 def test_the_pages_show_every_run_that_is_tracked():
     tracked = {path.name for path in RESULTS.glob("bonds_*")} | {
         path.name for path in RESULTS.glob("explain_*")
@@ -160,5 +276,7 @@ def test_the_pages_show_every_run_that_is_tracked():
         for run in ON_ZINC
         for table in ("correlation", "curves", "areas", "interventions")
     }
-    assert {f"bonds_{run}_{table}.csv.gz" for run in RUNS for table in tables} <= tracked
+    assert {
+        f"bonds_{run}_{table}.csv.gz" for run in [*RUNS, *EXPERIMENTS] for table in tables
+    } <= tracked
     assert all(len(pd.read_csv(RESULTS / name).columns) > 3 for name in tracked)

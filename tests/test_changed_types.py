@@ -335,6 +335,15 @@ def test_the_global_node_of_acetonitrile_by_hand():
     assert graph.num_nodes == 4
 
 
+@pytest.mark.parametrize("node_type, sizes", [(0, 28), (27, 28), (28, 29), (40, 41)])
+def test_the_global_node_may_have_any_atom_type(node_type, sizes):
+    changed = join_global_node(of("CC#N"), node_type=node_type)
+    assert changed.test[0].x.tolist() == [0, 0, 2, node_type]
+    assert changed.description.num_node_types == sizes
+    with pytest.raises(ValueError, match="node_type: expected an id of 0 or more, got -1"):
+        join_global_node(of("CC#N"), node_type=-1)
+
+
 @pytest.mark.parametrize("edge_types", [(4, 5), (3, 3), (7, 4)])
 def test_every_atom_is_joined_both_ways_and_nothing_else_changes(splits, edge_types):
     changed = join_global_node(splits, edge_types=edge_types)

@@ -41,6 +41,14 @@ TINY = {
         "edited_graphs": 8,
         "resamples": 10,
     },
+    "10_ablations": {
+        "epochs": 1,
+        "train_graphs": 64,
+        "seeds": [3],
+        "hidden_channels": 8,
+        "num_layers": 1,
+        "heads": 2,
+    },
     "07_any_model": {
         "epochs": 1,
         "train_graphs": 64,

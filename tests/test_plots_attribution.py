@@ -157,3 +157,37 @@ def test_curves_have_a_panel_per_order_and_the_ratio_is_thick():
     assert lines["ratio"].get_linewidth() > lines["edge mask"].get_linewidth()
     assert lines["random"].get_linestyle() == "--"
     assert len(figure.axes[0].collections) == 2
+
+
+def test_variants_show_shares_and_enrichment_by_type_and_the_losses_beside_them():
+    rows = [
+        {"run": run, "label": label, "seed": seed, "share": share, "enrichment": 2 * share}
+        for run, labels in (("one", ["a", "b"]), ("other", ["a", "b", "c"]))
+        for label in labels
+        for seed, share in ((0, 0.25), (1, 0.5))
+    ]
+    shares = pd.DataFrame(rows)
+    for value in ("share", "enrichment"):
+        shares = shares.assign(
+            **{f"{value}_low": shares[value] - 0.1, f"{value}_high": shares[value] + 0.2}
+        )
+    losses = pd.DataFrame(
+        {"run": ["one", "other"], "seed": 0, "loss": [0.4, 0.3], "loss_low": 0.2, "loss_high": 0.5}
+    )
+    losses = pd.concat([losses, losses.assign(seed=1, loss=0.35)])
+    figure = plots.variants(shares, losses)
+    panels = [ax for ax in figure.axes if ax.has_data()]
+    by_title = {ax.get_title(): ax for ax in panels if ax.get_title()}
+    assert list(by_title) == ["one", "other", "mean absolute error"]
+    first, second = by_title["other"].containers
+    np.testing.assert_allclose(first.lines[0].get_ydata(), [0.25] * 3)
+    np.testing.assert_allclose(second.lines[0].get_ydata(), [0.5] * 3)
+    enrichment = next(ax for ax in panels if ax.get_ylabel() == "enrichment")
+    assert [text.get_text() for text in enrichment.get_xticklabels()] == ["a", "b"]
+    np.testing.assert_allclose(enrichment.containers[1].lines[0].get_ydata(), [1.0, 1.0])
+    (bars,) = by_title["mean absolute error"].containers[0].lines[2]
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(ends, [[0.2, 0.5]] * 2)
+    assert [text.get_text() for text in by_title["mean absolute error"].get_xticklabels()] == [
+        *("one", "other"),
+    ]

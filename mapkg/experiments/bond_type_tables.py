@@ -33,10 +33,10 @@ EXPERIMENTS = {
     "uniform": "types drawn uniformly",
     "frequent": "frequent type informative",
     "rare": "rare type informative",
-    "triple": "triple bonds 15 times as frequent",
-    "equal": "all types equally frequent",
+    "triple": "many triple bonds",
+    "equal": "equally frequent types",
     "global": "global node, new types",
-    "global_triple": "global node, type of triple bonds",
+    "global_triple": "global node, id of triple",
 }
 """Retrained networks on data with changed types, from what files call them to titles."""
 

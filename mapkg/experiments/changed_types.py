@@ -153,20 +153,25 @@ def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
 
 
 def join_global_node(
-    splits: Splits, seed: int = 0, *, edge_types: tuple[int, int] = (4, 5)
+    splits: Splits,
+    seed: int = 0,
+    *,
+    edge_types: tuple[int, int] = (4, 5),
+    node_type: int | None = None,
 ) -> Splits:
     """The same graphs, each with one more node that has an edge from and to every atom.
 
-    The node is the last of its graph and has an atom type of its own, the first free id.
+    The node is the last of its graph.
 
     Args:
         splits: molecules.
         seed: not used; nothing is drawn here.
         edge_types: ids of the edges from an atom to the global node, and from it to an atom;
             new ones, or an id that is in use. One id may stand for both.
+        node_type: atom type of the node; None gives it one of its own, the first free id.
 
     Raises:
-        ValueError: if an id is below 1.
+        ValueError: if an edge type is below 1, or the atom type below 0.
 
     Source: massive-activations paper, its edge ablation, whose printed counts have as many edges
     of two new types as there are atoms. Our reading: the code that adds the node is not
@@ -178,7 +183,9 @@ def join_global_node(
     if min(edge_types) < 1:
         raise ValueError(f"edge_types: expected ids of 1 or more, got {edge_types}")
     about = splits.description
-    node_type = about.num_node_types
+    node_type = about.num_node_types if node_type is None else node_type
+    if node_type < 0:
+        raise ValueError(f"node_type: expected an id of 0 or more, got {node_type}")
 
     def joined(graph: Data) -> Data:
         changed = copy(graph)
@@ -200,7 +207,7 @@ def join_global_node(
             about,
             f"global node, edge types {to_global} and {from_global}",
             names,
-            num_node_types=node_type + 1,
+            num_node_types=max(about.num_node_types, node_type + 1),
         ),
     )
 

@@ -6,6 +6,7 @@ from mapkg.plots.attribution import (
     heat_maps,
     measured_and_predicted,
     types_through_training,
+    variants,
 )
 from mapkg.plots.bonds import gallery
 from mapkg.plots.diagrams import score_in_layer
@@ -45,5 +46,6 @@ __all__ = [
     "type_counts",
     "types_through_training",
     "use_style",
+    "variants",
     "viewer",
 ]

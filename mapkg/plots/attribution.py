@@ -1,11 +1,13 @@
 """What massive activations sit on, and what follows from their removal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -100,43 +102,96 @@ def by_label(
     panels, seeds = rows[panel].unique(), sorted(rows["seed"].unique())
     columns = min(columns, len(panels))
     height = -(-len(panels) // columns)
+    most = rows.groupby(panel)["label"].nunique().max()
+    width = 8.6 if columns > 2 else columns * max(3.6, 0.35 * most)
     figure, axes = plt.subplots(
         height,
         columns,
-        figsize=(1.4 + (8.6 if columns > 2 else 3.6 * columns), 0.6 + 2.4 * height),
+        figsize=(1.4 + width, 0.6 + 2.4 * height),
         sharey=True,
         layout="constrained",
         squeeze=False,
     )
-    colours = sns.color_palette("colorblind", len(seeds))
-    offsets = np.linspace(-0.22, 0.22, len(seeds)) if len(seeds) > 1 else [0.0]
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     for ax, name in zip(axes.flat, panels, strict=False):
         of_panel = rows[rows[panel] == name]
         labels = list(of_panel["label"].unique())
-        for seed, colour, offset in zip(seeds, colours, offsets, strict=True):
-            points = of_panel[of_panel["seed"] == seed].set_index("label").reindex(labels)
-            middle, place = points[value].to_numpy(float), np.arange(len(labels)) + offset
-            ends = None
-            if f"{value}_low" in points:
-                ends = np.abs(points[[f"{value}_low", f"{value}_high"]].to_numpy().T - middle)
-            ax.errorbar(place, middle, ends, fmt="o", ms=4.5, color=colour, lw=1.2, label=seed)
-        ax.set_xticks(range(len(labels)), labels, fontsize="small")
+        _dots(ax, of_panel, labels, seeds, value)
         if sum(map(len, labels)) > 80 // columns:
             turned = {"rotation": 90} if len(labels) > 9 else {"rotation": 30, "ha": "right"}
             ax.set_xticks(range(len(labels)), labels, fontsize="small", **turned)
-        ax.set(title=name, xlim=(-0.5, len(labels) - 0.5), yscale="log" if log else "linear")
+        ax.set(title=name, yscale="log" if log else "linear")
         if line is not None:
             ax.axhline(line, color="black", lw=0.8, ls=":")
     for ax in axes[:, 0]:
         ax.set_ylabel(axis or AXES.get(value, value))
     if value == "share":
         axes[0, 0].set_ylim(-0.03, 1.03)
-    if len(seeds) > 1:
-        handles, texts = axes.flat[0].get_legend_handles_labels()
-        figure.legend(handles, texts, title="seed", loc="outside right upper")
+    _seed_legend(figure, axes.flat[0], seeds)
     return figure
+
+
+def variants(shares: pd.DataFrame, losses: pd.DataFrame) -> Figure:
+    """Share of massive edges and enrichment by type, a column per variant, and their losses.
+
+    Args:
+        shares: columns ``run``, ``label``, ``seed``, and ``share`` and ``enrichment`` with
+            ``_low`` and ``_high``; one layer and threshold.
+        losses: columns ``run``, ``seed`` and ``loss`` with ``loss_low`` and ``loss_high``.
+    """
+    runs, seeds = list(shares["run"].unique()), sorted(shares["seed"].unique())
+    figure, axes = plt.subplots(
+        2,
+        len(runs) + 1,
+        figsize=(2.2 * len(runs) + 3.0, 5.4),
+        sharey="row",
+        width_ratios=[1.0] * len(runs) + [1.3],
+        layout="constrained",
+        squeeze=False,
+    )
+    for column, run in zip(axes.T, runs, strict=False):
+        of_run = shares[shares["run"] == run]
+        labels = list(of_run["label"].unique())
+        for ax, value in zip(column, ("share", "enrichment"), strict=True):
+            _dots(ax, of_run, labels, seeds, value)
+            ax.set_xticks(range(len(labels)), labels, fontsize="small", rotation=30, ha="right")
+        column[0].set_xticklabels([])
+        column[0].set_title(run)
+        column[1].axhline(1, color="black", lw=0.8, ls=":")
+    axes[0, 0].set(ylabel=AXES["share"], ylim=(-0.03, 1.03))
+    axes[1, 0].set(ylabel=AXES["enrichment"], ylim=(-0.05, None))
+    for ax in axes[:, -1]:
+        ax.remove()
+    ax = figure.add_subplot(axes[0, 0].get_gridspec()[:, -1])
+    _dots(ax, losses.assign(label=losses["run"]), runs, seeds, "loss")
+    ax.set_xticks(range(len(runs)), runs, fontsize="small", rotation=30, ha="right")
+    ax.set(title="mean absolute error", ylim=(0, None))
+    _seed_legend(figure, axes[0, 0], seeds)
+    return figure
+
+
+def _dots(
+    ax: Axes, rows: pd.DataFrame, labels: Sequence[Any], seeds: Sequence[Any], value: str
+) -> None:
+    """A dot for each seed at each label, with an interval if the table has its ends."""
+    colours = sns.color_palette("colorblind", len(seeds))
+    offsets = np.linspace(-0.22, 0.22, len(seeds)) if len(seeds) > 1 else [0.0]
+    for seed, colour, offset in zip(seeds, colours, offsets, strict=True):
+        points = rows[rows["seed"] == seed].set_index("label").reindex(labels)
+        middle, place = points[value].to_numpy(float), np.arange(len(labels)) + offset
+        ends = None
+        if f"{value}_low" in points:
+            ends = np.abs(points[[f"{value}_low", f"{value}_high"]].to_numpy(float).T - middle)
+        ax.errorbar(place, middle, ends, fmt="o", ms=4.5, color=colour, lw=1.2, label=seed)
+    ax.set_xticks(range(len(labels)), labels, fontsize="small")
+    ax.set_xlim(-0.5, len(labels) - 0.5)
+
+
+def _seed_legend(figure: Figure, ax: Axes, seeds: Sequence[Any]) -> None:
+    if len(seeds) > 1:
+        handles, texts = ax.get_legend_handles_labels()
+        figure.legend(handles, texts, title="seed", loc="outside right upper")
 
 
 def measured_and_predicted(logs: pd.DataFrame, *, measured: str, predicted: str) -> Figure:
