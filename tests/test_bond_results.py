@@ -6,7 +6,14 @@ import yaml
 from conftest import REPOSITORY
 
 from mapkg.data import BUNDLED
-from mapkg.experiments.bond_type_tables import EXPERIMENTS, ON_ZINC, RUNS, read_bonds
+from mapkg.experiments.bond_type_tables import (
+    EXPERIMENTS,
+    ON_ZINC,
+    RUNS,
+    contrasts,
+    late_means,
+    read_bonds,
+)
 from mapkg.experiments.explanations import read_explanations
 
 RESULTS = BUNDLED / "results"
@@ -33,10 +40,14 @@ def explained():
 
 
 @pytest.fixture(scope="module")
-def retrained():
-    """The first layer of the best epoch of networks trained on changed data."""
-    table = read_bonds(RESULTS, "first_layer", {name: name for name in EXPERIMENTS})
-    return table.query("state == 'best'").set_index(["run", "label", "seed"]).sort_index()
+def first_layers():
+    """The first layer of networks trained on changed data, at every epoch that was kept."""
+    return read_bonds(RESULTS, "first_layer", {name: name for name in EXPERIMENTS})
+
+
+@pytest.fixture(scope="module")
+def late(first_layers):
+    return late_means(first_layers)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +90,49 @@ def test_seven_of_nine_networks_have_them_in_the_first_layer_and_least_on_triple
     nearly_doubles_alone = having[having["single"] < 0.01]
     assert len(nearly_doubles_alone) == 1
     assert nearly_doubles_alone["double"].item() > 0.7
+
+
+def test_no_triple_bond_is_above_the_thresholds_of_the_published_figures(shares):
+    rows = shares.query("state == 'best' and layer == 0 and by == 'type' and threshold > 1000")
+    rows = rows[rows["run"].isin(ON_ZINC.values())]
+    assert set(rows["threshold"]) == {3000, 4000}
+    assert rows.query("label == 'triple'")["massive_edges"].sum() == 0
+    assert (
+        rows.query("run == 'GraphiT, ZINC' and seed == 2 and label != 'triple'")["share"] > 0
+    ).all()
+
+
+def test_on_thousands_of_triple_bonds_it_is_as_on_zinc():
+    rows = read_bonds(RESULTS, "shares", {"graphit_unused": "GraphiT"})
+    assert set(rows["looked_at"]) == {"unused.smi"}
+    triple = rows.query("layer == 0 and threshold == 1000 and label == 'triple'").set_index("seed")
+    assert triple["edges"].tolist() == [25_788] * 3
+    assert triple["massive_edges"].gt(0).tolist() == [False, False, True]
+    assert 0.4 < triple["share"][2] < 0.5
+    assert (triple["share_bound"][:2] < 1 / 4000).all()
+
+
+def test_rings_of_six_come_before_bonds_in_no_ring_with_six_of_seven_networks(shares):
+    rows = shares.query("state == 'best' and layer == 0 and by == 'ring' and threshold == 1000")
+    rows = rows[rows["run"].isin(ON_ZINC.values())]
+    table = rows.pivot(index=["run", "seed"], columns="label", values="share")
+    table = table[(table > 0).any(axis=1)]
+    assert len(table) == 7
+    assert (table["in a ring of 6"] > table["in no ring"]).sum() == 6
+
+
+def test_shares_on_proteins_are_none_one_direction_or_both(shares):
+    rows = shares.query("state == 'best' and layer == 0 and threshold == 1000")
+    rows = rows[rows["run"] == "GT, PROTEINS (TU)"]
+    assert set(rows["share"]) == {0.0, 0.5, 1.0}
+
+
+def test_at_every_epoch_the_weights_and_training_molecules_say_the_shares(first_layers):
+    rows = first_layers[first_layers["label"].isin(TYPES)]
+    rows = rows[rows["state"].str.startswith("epoch")]
+    error = (rows["measured"] - rows["predicted"]).abs()
+    assert error[rows["label"] != "triple"].max() < 0.02
+    assert error.max() < 0.2  # few edges
 
 
 def test_intervals_over_molecules_are_narrower_than_the_differences_of_networks(first):
@@ -177,65 +231,80 @@ def test_every_changed_run_is_one_that_the_workflow_trains():
         assert shares[["dataset", "epoch", "versions", "commit"]].notna().all(axis=None)
 
 
-def test_shuffled_types_bring_them_to_double_bonds_and_hardly_to_triple_bonds(retrained):
-    share, ratio = retrained["measured"], retrained["max_ratio"]
-    assert ((share["original", "single"] > 0.5).sum(), len(share["original", "single"])) == (2, 3)
-    assert (share["original", "single"] > 0).sum() == 2
-    assert (share["original"][["double", "triple"]] == 0).all()
-    assert (share["shuffled"][["single", "double"]] > 0.5).all()
-    assert (share["shuffled", "triple"] > 0).sum() == 1
-    for kind in TYPES:
-        assert ratio["shuffled", kind].min() > ratio["original", kind].max()
-    assert (share["uniform"] > 0).all()
-    gate = retrained["gate_median"]
-    assert gate["shuffled"][["single", "double"]].max() < gate["shuffled", "triple"].min()
+def test_without_meaning_every_type_has_larger_ratios(late, first_layers):
+    found = contrasts(late, {kind: (("original", kind), ("shuffled", kind)) for kind in TYPES})
+    assert (found["low"] > 1).all()
+    assert (found["factor"] > 5).all()
+    share = late.set_index(["run", "label", "seed"]).sort_index()
+    assert (share["epochs"] == 4).all()
+    assert (share.loc["shuffled"]["epochs_with"] > 0).all()
+    assert (share.loc["shuffled"].loc[["single", "double"], "epochs_with"] == 4).all()
+    kept = first_layers[first_layers["state"].str.startswith("epoch")]
+    assert set(kept["epoch"]) == {0, 5, 10, 15, 20, 25, 30}
+    as_they_are = kept[kept["run"] == "original"].set_index("label")["measured"]
+    assert (as_they_are[["double", "triple"]] == 0).all()
+    triple = kept[(kept["run"] == "original") & (kept["label"] == "triple")]
+    assert (triple["triples"] == 3).all()
 
 
-def test_gates_of_frequent_meaningless_types_shrink_and_those_of_triple_bonds_grow():
-    table = read_bonds(RESULTS, "first_layer", {name: name for name in EXPERIMENTS})
-    gates = table.pivot(index=["run", "label", "seed"], columns="state", values="gate_median")
+def test_among_meaningless_types_the_rare_one_has_the_smallest_ratios(late):
+    pairs = {
+        f"{kind} {run}": ((run, "triple"), (run, kind))
+        for run in ("shuffled", "uniform")
+        for kind in ("single", "double")
+    }
+    found = contrasts(late, pairs)
+    shuffled, uniform = found.iloc[:2], found.iloc[2:]
+    assert (shuffled["low"] > 1.5).all()
+    assert (shuffled["factor"] > 4).all()
+    assert (uniform["factor"] < 1.5).all()
+    share = late.set_index(["run", "label", "seed"])["measured"].unstack("label").loc["shuffled"]
+    assert (share["triple"] < share[["single", "double"]].min(axis=1)).all()
+
+
+def test_gates_of_frequent_meaningless_types_shrink_and_those_of_informative_ones_grow(
+    first_layers,
+):
+    gates = first_layers.pivot(
+        index=["run", "label", "seed"], columns="state", values="gate_median"
+    )
     grown = gates["best"] / gates["base"]
     assert (grown["shuffled"][["single", "double"]] < 0.8).all()
     assert (grown["original", "single"] < 0.8).all()
-    assert (grown["original", "double"] > 1.8).all()
-    assert (grown["original", "triple"] > 1).all()
-    assert (grown["shuffled", "triple"] > 1).all()
-    assert (grown["rare"] > 1).all()
-    moved = table.query("state == 'best'").set_index(["run", "label", "seed"]).sort_index()["moved"]
-    for run in ("original", "shuffled"):
-        others = moved[run][["single", "double"]].unstack("label").max(axis=1)
-        assert (moved[run, "triple"] > 0.8 * others).all()
+    assert (grown["original"][["double", "triple"]] > 1.5).all()
 
 
-def test_frequent_triple_bonds_have_them_and_equally_frequent_types_are_alike(retrained):
-    share, ratio = retrained["measured"], retrained["max_ratio"]
-    triple, double = share["triple", "triple"], share["triple", "double"]
-    assert (triple > 0.4).sum() == 2
-    assert (triple < 0.6).all()
-    assert (triple > double).sum() == 2
-    edges = retrained["edges"]["triple"].groupby("label").first()
+def test_more_triple_bonds_have_larger_ratios_and_equally_frequent_types_are_alike(
+    late, first_layers
+):
+    runs = first_layers[first_layers["run"].isin(["original", "triple", "equal"])]
+    kinds = late_means(runs.assign(label=runs["label"].str.split().str[0]))
+    more = contrasts(kinds, {"": (("original", "triple"), ("triple", "triple"))}).iloc[0]
+    assert more["least"] > 1 > more["low"]
+    pairs = {kind: (("equal", "triple"), ("equal", kind)) for kind in ("single", "double")}
+    alike = contrasts(kinds, pairs)
+    assert ((alike["low"] < 1) & (alike["factor"] < 2)).all()
+    with_some = late[late["label"].str.startswith("triple")].groupby(["run", "seed"])
+    with_some = with_some["epochs_with"].first()
+    assert with_some["triple"].tolist() == [0, 2, 0]
+    assert (with_some["equal"] > 0).sum() == 2
+    edges = first_layers[first_layers["run"] == "triple"].groupby("label")["edges"].first()
     assert 0.04 < edges["triple"] / edges.sum() < 0.06
-    equal = ratio["equal"].unstack("seed")
-    kinds = equal.groupby(equal.index.str.split().str[0])
-    low, high = kinds.min(), kinds.max()
-    assert (low.loc["single"] < low.loc["triple"]).all()
-    assert (high.loc["triple"] < high.loc["single"]).all()
-    assert (low.loc["double"] < high.loc["single"]).all()
-    assert (low.loc["single"] < high.loc["double"]).all()
 
 
-def test_a_target_of_a_rare_type_leaves_none_and_one_of_a_frequent_type_a_few(retrained):
-    share, gate = retrained["measured"], retrained["gate_median"]
-    assert (share["rare"] == 0).all()
-    informative = gate["rare"].unstack("seed")
-    assert (informative.idxmax() == "type 3 (5%), informative").all()
-    frequent = share["frequent"].unstack("seed").T
-    assert (frequent["type 1 (70%), informative"] > 0.01).sum() == 1
-    others = frequent.drop(columns="type 1 (70%), informative")
-    assert others.max(axis=None) < 0.001
+def test_a_target_of_a_rare_type_leaves_none_and_one_of_a_frequent_type_hardly_any(
+    late, first_layers
+):
+    rare = first_layers[first_layers["run"] == "rare"]
+    assert (rare["measured"] == 0).all()
+    ratio = late.set_index(["run", "label", "seed"])["max_ratio"].unstack("label").loc["rare"]
+    assert (ratio.dropna(axis=1).idxmin(axis=1) == "type 3 (5%), informative").all()
+    pair = (("frequent", "type 3 (5%)"), ("frequent", "type 1 (70%), informative"))
+    neither = contrasts(late, {"": pair}).iloc[0]
+    assert neither["low"] < 1 < neither["high"]
 
 
-def test_edges_of_the_global_node_and_what_shares_their_id_have_them(losses):
+def test_edges_of_the_global_node_and_what_shares_their_id_have_them(losses, late):
     shares = read_bonds(RESULTS, "shares", {name: name for name in EXPERIMENTS}).query(
         "state == 'best' and threshold == 1000"
     )

@@ -6,13 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
+from mapkg.attribution.by_type import heat_map
 from mapkg.attribution.first_layer import distinct_edges, first_layer
 from mapkg.configs import CONFIGS
 from mapkg.data import load
+from mapkg.data.bond_properties import edge_labels
 from mapkg.experiments.bond_type_tables import (
+    contrasts,
     edge_counts,
+    late_means,
     log_ratios,
+    predicted_heat,
     range_table,
     read_bonds,
     share_table,
@@ -116,3 +122,72 @@ def test_retraining_gives_every_change_seed_and_state(splits):
     best = found.query("state == 'best'")
     assert (best.groupby(["run", "seed"])["moved"].max() > 0).all()
     assert best["val_loss"].gt(0).all()
+
+
+def first_layer_rows(values, run="a"):
+    """Rows of one type, from ratios by seed and epoch."""
+    return pd.DataFrame(
+        [
+            {
+                **{"run": run, "label": "x", "seed": seed, "state": f"epoch_{epoch:03d}"},
+                **{"epoch": epoch, "max_ratio": ratio, "gate_median": 2.0},
+                "measured": 0.5 if ratio > 1000 else 0.0,
+            }
+            for seed, ratios in enumerate(values)
+            for epoch, ratio in zip((10, 15, 20), ratios, strict=True)
+        ]
+    )
+
+
+def test_late_means_are_geometric_and_leave_early_epochs_and_other_states_out():
+    table = first_layer_rows([[7.0, 10.0, 4000.0], [1.0, 2.0, 8.0]])
+    best = table.iloc[[2]].assign(state="best", max_ratio=1e9)
+    found = late_means(pd.concat([table, best])).set_index("seed")
+    np.testing.assert_allclose(found["max_ratio"], [200.0, 4.0])
+    np.testing.assert_allclose(found["gate_median"], 2.0)
+    assert found["measured"].tolist() == [0.25, 0.0]
+    assert found["epochs"].tolist() == [2, 2]
+    assert found["epochs_with"].tolist() == [1, 0]
+    with pytest.raises(ValueError, match=r"of epoch 21 or later; train with --keep-every"):
+        late_means(table, since=21)
+
+
+def test_a_contrast_is_a_factor_with_the_t_interval_of_its_logarithm():
+    rows = [
+        {"run": run, "label": "x", "seed": seed, "max_ratio": ratio}
+        for run, ratios in (("a", [1.0, 2.0, 5.0]), ("b", [10.0, 10.0, 125.0, 3.0]))
+        for seed, ratio in enumerate(ratios)
+    ]
+    pairs = {"b over a": (("a", "x"), ("b", "x"))}
+    found = contrasts(pd.DataFrame(rows), pairs).loc["b over a"]
+    logs = np.log([10.0, 5.0, 25.0])  # a seed that one of them lacks is left out
+    assert found["factor"] == pytest.approx(np.exp(logs.mean()))
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert [found["low"], found["high"]] == pytest.approx([np.exp(low), np.exp(high)])
+    assert [found["least"], found["greatest"]] == pytest.approx([5.0, 25.0])
+    with pytest.raises(ValueError, match="b over a: expected two common seeds or more, got 1"):
+        contrasts(pd.DataFrame([rows[0], rows[3]]), pairs)
+
+
+def test_no_rows_to_count_edges_of_is_an_error_that_names_the_thresholds():
+    with pytest.raises(ValueError, match="thresholds 1000, 3000, 4000"):
+        edge_counts(pd.DataFrame({"label": [], "edges": []}))
+
+
+def test_the_predicted_heat_map_is_that_of_the_training_molecules(splits):
+    seed_all(0)
+    model = build(TINY).eval()
+    names = splits.description.edge_types
+    predicted = predicted_heat(model, splits.train, names, threshold=20.0)
+    labels, label_names = edge_labels(splits.train, "type", splits.description)
+    measured = heat_map(model, splits.train, labels, len(label_names), thresholds=(20.0,))[0, 0]
+    found = np.zeros(measured.shape)
+    for row in predicted.itertuples():
+        found[label_names.index(row.label), row.channel] = row.percent / 100
+    assert found.max() > 0
+    np.testing.assert_allclose(found, measured.nan_to_num(), atol=1e-9)
+    assert (predicted["percent"] > 0).all()
+    assert set(predicted["layer"]) == {0}
+    nothing = predicted_heat(model, splits.train, names, threshold=1e9)
+    assert nothing.empty
+    assert {"layer", "threshold", "label", "channel", "percent"} <= set(nothing.columns)

@@ -301,7 +301,7 @@ def _permutation_test(
         )
         drawn[index] = (one_hot @ per_slot).T
     centre = drawn.mean(axis=0)
-    # Half an edge of tolerance, far above the rounding of the mean.
+    # The tolerance is for the rounding of the mean.
     as_far = np.abs(drawn - centre) >= np.abs(observed - centre) - 1e-9
     return (1 + as_far.sum(axis=0)) / (1 + permutations)
 

@@ -17,8 +17,8 @@ measures, the prediction without the bond:
   stream, which is no message, goes on as if nothing were masked.
 - *GNNExplainer* (PyG): a mask on messages as before, learned so that the prediction stays as it
   is while few edges are kept. It asks which edges suffice. It starts from a random mask, and its
-  penalty for undecided edges drives those that matter little to the side they started on: take
-  the mean over several seeds.
+  penalty for undecided edges drives those that matter little to the side they started on: one
+  seed is a noisy estimate, and the mean over several a better one.
 - *AttentionExplainer* (PyG): the attention weight of the edge, its mean over layers and heads.
   Knows neither the values nor the prediction; the only edge that enters a node has the weight
   1, so the bond of an atom with one neighbour is always among the most important. Differs from

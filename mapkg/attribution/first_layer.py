@@ -5,10 +5,10 @@ an edge is a function of the types of its source, its target and itself:
 
 .. math:: s_{ji} = \frac{K(x_j) \odot Q(x_i)}{\sqrt d} \odot E(t_{ji}) .
 
-A data set has a few hundred such triples. Their ratios are read off the weights, no molecule
-needed; how often each occurs then gives every share of massive edges and every heat map of the
-layer, exactly. ``first_layer_table`` sets what is measured beside predictions that ask for less
-and less of the data.
+A data set of molecules has about a hundred such triples. Their ratios are read off the weights,
+no molecule needed; how often each occurs then gives every share of massive edges and every heat
+map of the layer, exactly. ``first_layer_table`` sets what is measured beside predictions that ask
+for less and less of the data.
 """
 
 from collections.abc import Mapping, Sequence

@@ -45,7 +45,8 @@ def edge_labels(
     Args:
         graphs: of one data set. For rings and conjugation each has ``smiles``.
         by: ``"type"``, the edge types that the description names; ``"role"``, the same with the
-            edges of a global node apart from bonds that share their type; ``"atom pair"``, the
+            edges of a global node that has an atom type of its own apart from bonds that share
+            their type; ``"atom pair"``, the
             two elements in either order, the most frequent pair first; ``"ring"``, the smallest
             ring the bond is part of; ``"conjugation"``.
         description: of the data set.

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import nn
 from torch_geometric.data import Data
 
+from mapkg.attribution.by_type import THRESHOLDS
 from mapkg.attribution.first_layer import (
     distinct_edges,
     first_layer,
     mean_log_ratio,
     separable_log_ratio,
+    shares_above,
 )
 from mapkg.data import Splits
 
@@ -66,7 +69,15 @@ def edge_counts(shares: pd.DataFrame) -> dict[str, int]:
 
     Args:
         shares: rows of one property and data set.
+
+    Raises:
+        ValueError: if there is no row.
     """
+    if shares.empty:
+        raise ValueError(
+            "expected rows of a table of shares, got none; there are tables of the thresholds "
+            + ", ".join(f"{threshold:g}" for threshold in THRESHOLDS)
+        )
     return shares.groupby("label", sort=False)["edges"].first().to_dict()
 
 
@@ -93,7 +104,7 @@ def share_table(
 
     Args:
         shares: one row per label and combination of ``columns``.
-        value: ``"share"`` or ``"enrichment"``.
+        value: a column with its ends ``_low`` and ``_high``, for example ``"enrichment"``.
         columns: what the columns of the table are told apart by.
     """
     texts = shares.apply(
@@ -163,3 +174,112 @@ def log_ratios(
         for edge_type, name in names.items()
     ]
     return pd.concat(tables, ignore_index=True).dropna(ignore_index=True)
+
+
+def predicted_heat(
+    model: nn.Module, train: Sequence[Data], names: Mapping[int, str], *, threshold: float
+) -> pd.DataFrame:
+    """The heat map of the first layer as its weights and training frequencies predict it.
+
+    Args:
+        model: GT, GraphiT or SAN.
+        train: how often each edge occurs, by its types and those of its ends.
+        names: of the edge types, by id.
+        threshold: ratio above which a channel counts.
+
+    Returns:
+        Columns ``layer``, ``threshold``, ``label``, ``channel`` and ``percent``, as the table
+        ``heat`` of ``bond_types``, zeros left out.
+    """
+    triples = distinct_edges(train)
+    found = shares_above(
+        first_layer(model, triples), triples.edge, triples.count, threshold, max(names) + 1
+    )
+    rows = [
+        {"label": name, "channel": channel, "percent": 100 * float(share)}
+        for edge_type, name in names.items()
+        for channel, share in enumerate(found[edge_type])
+        if share > 0
+    ]
+    table = pd.DataFrame(rows, columns=["label", "channel", "percent"])
+    return table.assign(layer=0, threshold=float(threshold))
+
+
+def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
+    """What the first layer is like over the later epochs of training.
+
+    Which types are above a threshold changes from epoch to epoch, so that one epoch says
+    little.
+
+    Args:
+        first_layer: as ``bond_types`` gives it, with the states ``epoch_...`` of runs that kept
+            weights along the way, and a column ``run``.
+        since: the first epoch that counts.
+
+    Returns:
+        A row per ``run``, ``label`` and ``seed``: geometric means over these epochs of
+        ``max_ratio`` and ``gate_median``, and the arithmetic mean of ``measured``, the share of
+        edges with a massive activation; ``epochs``, how many they are, and ``epochs_with``, in
+        how many an edge has one.
+
+    Raises:
+        ValueError: if no epoch is late enough.
+    """
+    late = first_layer[first_layer["state"].str.startswith("epoch_")]
+    late = late[late["epoch"] >= since]
+    if late.empty:
+        raise ValueError(
+            f"expected states epoch_... of epoch {since} or later; train with --keep-every"
+        )
+    logs = late.assign(
+        **{name: np.log(late[name]) for name in ("max_ratio", "gate_median")},
+        epochs_with=late["measured"] > 0,
+        epochs=1,
+    )
+    found = logs.groupby(["run", "label", "seed"], sort=False).agg(
+        max_ratio=("max_ratio", "mean"),
+        gate_median=("gate_median", "mean"),
+        measured=("measured", "mean"),
+        epochs=("epochs", "sum"),
+        epochs_with=("epochs_with", "sum"),
+    )
+    logarithmic = ["max_ratio", "gate_median"]
+    found[logarithmic] = np.exp(found[logarithmic])
+    return found.reset_index()
+
+
+def contrasts(
+    table: pd.DataFrame,
+    pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]],
+    *,
+    value: str = "max_ratio",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """By which factor a value differs between two types of edges, with intervals over seeds.
+
+    Args:
+        table: a row per ``run``, ``label`` and ``seed``.
+        pairs: from titles to two pairs of run and label; the factor is that of the second over
+            the first, in networks of the same seed.
+        value: a positive column.
+        confidence: of the intervals, Student's t for the logarithms.
+
+    Returns:
+        A row per title: ``factor``, the geometric mean over seeds, ``low``, ``high``, and
+        ``least`` and ``greatest`` of a seed.
+
+    Raises:
+        ValueError: if two runs have not two seeds or more in common.
+    """
+    logs = np.log(table.set_index(["run", "label", "seed"])[value]).sort_index()
+    rows = {}
+    for title, (one, other) in pairs.items():
+        difference = (logs[other] - logs[one]).dropna()
+        if len(difference) < 2:
+            raise ValueError(f"{title}: expected two common seeds or more, got {len(difference)}")
+        mean, error = difference.mean(), stats.sem(difference)
+        low, high = stats.t.interval(confidence, len(difference) - 1, mean, error)
+        found = (mean, low, high, difference.min(), difference.max())
+        names = ("factor", "low", "high", "least", "greatest")
+        rows[title] = {name: np.exp(v) for name, v in zip(names, found, strict=True)}
+    return pd.DataFrame(rows).T

@@ -160,7 +160,8 @@ def explain(
         if method != CONTROL
     } | dict(others)
     controls = [
-        edge_importance(model, graphs, CONTROL, seed=seed + draw) for draw in range(RANDOM_ORDERS)
+        edge_importance(model, graphs, CONTROL, seed=seed + draw, progress=False)
+        for draw in range(RANDOM_ORDERS)
     ]
     correlation = [
         {"method": method, **_mean_with_interval(found, resamples, seed), "graphs": len(graphs)}

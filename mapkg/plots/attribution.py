@@ -227,15 +227,19 @@ def measured_and_predicted(logs: pd.DataFrame, *, measured: str, predicted: str)
 
 
 def types_through_training(
-    first_layer: pd.DataFrame, values: Mapping[str, str], *, panel: str = "run"
+    first_layer: pd.DataFrame,
+    values: Mapping[str, str],
+    *,
+    panel: str = "run",
+    logarithmic: Sequence[str] | None = None,
 ) -> Figure:
     """What the first layer does with each type of edge, epoch by epoch.
 
     Args:
         first_layer: columns ``epoch``, ``seed``, ``label``, ``panel`` and those of ``values``.
-        values: columns to draw, a row of panels each, with the label of their axis; all axes
-            are logarithmic.
+        values: columns to draw, a row of panels each, with the label of their axis.
         panel: column whose values are the columns of panels.
+        logarithmic: which of the columns have a logarithmic axis; None means all.
     """
     panels, labels = first_layer[panel].unique(), list(first_layer["label"].unique())
     colours = dict(zip(labels, sns.color_palette("colorblind", len(labels)), strict=True))
@@ -253,7 +257,8 @@ def types_through_training(
             of_panel = first_layer[first_layer[panel] == name]
             for (_, label), run in of_panel.groupby(["seed", "label"], sort=False):
                 ax.plot(run["epoch"], run[value], color=colours[label], lw=1.2, marker=".", ms=4)
-            ax.set_yscale("log")
+            if logarithmic is None or value in logarithmic:
+                ax.set_yscale("log")
         row[0].set_ylabel(text)
     for ax, name in zip(axes[0], panels, strict=True):
         ax.set_title(name)
