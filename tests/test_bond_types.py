@@ -22,7 +22,7 @@ from mapkg.experiments.bond_types import (
     shares_elsewhere,
     write_bond_types,
 )
-from mapkg.experiments.changed_types import shuffle_types, split_types
+from mapkg.experiments.changed_types import join_global_node, shuffle_types, split_types
 from mapkg.observation import edge_maxima
 
 SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
@@ -172,6 +172,22 @@ def test_a_data_set_with_many_types_is_looked_at_by_all_of_them(splits, tmp_path
     names = list(changed.description.edge_types.values())
     assert len(names) > 10
     assert list(found.first_layer.query("state == 'best'")["label"]) == names
+
+
+@pytest.mark.parametrize("edge_types", [(4, 5), (3, 3)])
+def test_a_global_node_whose_edges_differ_by_direction(splits, tmp_path, edge_types):
+    joined = join_global_node(splits, edge_types=edge_types)
+    sizes = {"num_node_types": 29, "num_edge_types": joined.description.num_edge_types}
+    config = TINY.replace(**sizes, max_epochs=1)
+    emergence(config, joined, name="GT-ZINC", folder=tmp_path, progress=False)
+    by = ("type", "role")
+    found = bond_types(tmp_path, joined, properties=by, resamples=5, progress=False)
+    best = found.shares.query("state == 'best' and layer == 0 and threshold == 1000")
+    roles = best.query("by == 'role'").set_index("label")["edges"]
+    assert list(roles.index) == ["single", "double", "triple", "atom to global", "global to atom"]
+    atoms = sum(graph.num_nodes for graph in splits.test)
+    assert roles["atom to global"] == roles["global to atom"] == atoms
+    assert roles.sum() == best.query("by == 'type'")["edges"].sum()
 
 
 def test_molecules_of_a_file_are_looked_at_like_a_test_split(folder, splits, tmp_path):
