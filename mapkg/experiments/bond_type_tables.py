@@ -217,7 +217,7 @@ def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
         since: the first epoch that counts.
 
     Returns:
-        A row per ``run``, ``label`` and ``seed``: geometric means over these epochs of
+        A row per ``run``, ``label`` and ``seed``. Columns are geometric means over these epochs of
         ``max_ratio`` and ``gate_median``, and the arithmetic mean of ``measured``, the share of
         edges with a massive activation; ``epochs``, how many they are, and ``epochs_with``, in
         how many an edge has one.
@@ -265,8 +265,8 @@ def contrasts(
         confidence: of the intervals, Student's t for the logarithms.
 
     Returns:
-        A row per title: ``factor``, the geometric mean over seeds, ``low``, ``high``, and
-        ``least`` and ``greatest`` of a seed.
+        A row per title. Columns are ``factor``, the geometric mean over seeds, ``low``, ``high``,
+        and ``least`` and ``greatest`` of a seed.
 
     Raises:
         ValueError: if two runs have not two seeds or more in common.
