@@ -74,6 +74,9 @@ class Config:
     edge_channels: int | None = _stated("the data set: width of float features", default=None)
     recompute_edges: bool = _stated("LSPE code: GT on PROTEINS discards its edges", default=False)
     attention: str = _stated("our ablations; the published attention is full", default="full")
+    explicit_bias: str = _stated("scripts/explicit_bias of the published code", default="none")
+    score_bound: str = _stated("our remedies; the published score has no bound", default="none")
+    score_dropout: float = _stated("our remedies; the published score has none", default=0.0)
     unread_node_type: int | None = _stated("our ablations; all nodes are read", default=None)
     full_graph: bool = _stated(_OFF, default=False)
     gamma: float | None = _stated("SAN code, full graph; None: learned, as in LSPE", default=None)
@@ -100,8 +103,9 @@ class Config:
                 f"hidden_channels ({self.hidden_channels}) must be a multiple of heads "
                 f"({self.heads}): each head has hidden_channels // heads channels"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a probability in [0, 1), got {self.dropout!r}")
+        for name in ("dropout", "score_dropout"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected a probability in [0, 1), got {value!r}")
         if not 0 < self.lr_factor < 1:
             raise ValueError(f"lr_factor: expected a value in (0, 1), got {self.lr_factor!r}")
         if self.readout is not None and self.readout not in READOUTS:

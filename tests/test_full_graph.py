@@ -411,9 +411,8 @@ def test_scores_have_a_row_per_pair_the_edges_of_the_data_first():
     x = model.node_embedding(batch.x)
     attention = model.layers[0].attention
     edges = model.edge_embedding(batch.edge_attr)
-    own = attention.edge_score(
-        x, batch.edge_index, edges, attention.query, attention.key, attention.edge
-    )
+    query = attention.query(x) / attention.head_channels**0.5
+    own = attention.edge_score(query, attention.key(x), batch.edge_index, attention.edge(edges))
     (score,) = seen["layers.0.attention.score"]
     assert torch.equal(score[: batch.num_edges], own)
     assert len(score) == 9 * 8 + 5 * 4 + 12 * 11

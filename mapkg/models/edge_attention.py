@@ -24,6 +24,13 @@ ATTENTIONS = ("full", "uniform", "no_edge")
 """The attention of the papers, and two that lack one of its parts."""
 
 
+EXPLICIT_BIASES = ("none", "published", "intended", "sink")
+"""The Explicit Bias Term of a layer: absent, or one of three readings, see ``EdgeAttention``."""
+
+SCORE_BOUNDS = ("none", "clip", "tanh")
+"""What keeps the entries of a score in [-1, 1], if anything does."""
+
+
 class EdgeAttention(MessagePassing):
     r"""Attention with a vector score per head, gated by the edge.
 
@@ -38,6 +45,30 @@ class EdgeAttention(MessagePassing):
     ``attention_weight`` ([E, H], alpha) and ``attended`` ([N, D], o before the output
     projection). Parallel edges count one by one.
 
+    An Explicit Bias Term (EBT) has learned vectors k', e' and v' in R^d for each head, standard
+    normal at the start. ``"intended"``, as the paper's GraphTransformer computes it:
+
+    .. math::
+        \beta_i^k &= \frac{Q_i^k \cdot k'^k}{\sqrt{d}} \\
+        s_{ji}^k &= \frac{K_j^k \odot Q_i^k}{\sqrt{d}} \odot E_{ji}^k + \beta_i^k e'^k \\
+        o_i^k &= \textstyle\sum_j \alpha_{ji}^k (V_j^k + v'^k)
+
+    The same number is added to all summed scores of a node, so it cancels in the quotient
+    unless the clamp cuts it: what is left is v', and the term in the score that is recorded.
+    ``"overwritten"``, as the paper's GraphiT and SAN compute it: the same, but the weights are
+
+    .. math:: a_{ji}^k = \exp\bigl(\mathrm{clamp}(\beta_i^k, -5, 5)\bigr)
+
+    for every j, so that a node averages its neighbours and the score is never used.
+    ``"sink"``, after Sun et al. 2024: one more key and value in the softmax of each node (no e'),
+
+    .. math::
+        a_i^k &= \exp\bigl(\min(\beta_i^k, 5)\bigr) \\
+        o_i^k &= \frac{\textstyle\sum_j a_{ji}^k V_j^k + a_i^k v'^k}
+            {\textstyle\sum_j a_{ji}^k + a_i^k + 10^{-6}} ,
+
+    without the lower clamp, so that a sink of beta = -inf is none at all.
+
     Args:
         hidden_channels: D.
         heads: H; must divide D.
@@ -46,21 +77,38 @@ class EdgeAttention(MessagePassing):
             node averages its neighbours and the score, though it can be seen, is never used
             (the published ``edge_feat=False``, where every a is e^5); ``"no_edge"``, the
             factor E is left out and there is no ``edge`` projection.
+        explicit_bias: ``"none"``, ``"intended"``, ``"overwritten"`` or ``"sink"``.
+        score_bound: ``"clip"`` cuts the entries of the score at -1 and 1, ``"tanh"`` takes their
+            hyperbolic tangent; ``"none"`` leaves them. The bounded score is the score.
+        score_dropout: probability with which an entry of the score is 0 in training.
 
     Raises:
-        ValueError: if ``heads`` does not divide ``hidden_channels``, or the attention is
+        ValueError: if ``heads`` does not divide ``hidden_channels``, or one of the names is
             unknown.
 
     Source: massive-activations paper, the attention of its GraphTransformer, GraphiT and SAN
     (published code: multiplicative edge gate, no edge term in the value).
     """
 
+    explicit_biases = ("none", "intended", "overwritten", "sink")
+
     def __init__(
-        self, hidden_channels: int, heads: int, *, bias: bool = False, attention: str = "full"
+        self,
+        hidden_channels: int,
+        heads: int,
+        *,
+        bias: bool = False,
+        attention: str = "full",
+        explicit_bias: str = "none",
+        score_bound: str = "none",
+        score_dropout: float = 0.0,
     ) -> None:
         super().__init__(aggr="add", node_dim=0)
-        if attention not in ATTENTIONS:
-            raise ValueError(f"attention: expected one of {ATTENTIONS}, got {attention!r}")
+        choices = {"attention": ATTENTIONS, "score_bound": SCORE_BOUNDS}
+        choices["explicit_bias"] = self.explicit_biases
+        for name, known in choices.items():
+            if (value := locals()[name]) not in known:
+                raise ValueError(f"{name}: expected one of {known}, got {value!r}")
         if hidden_channels % heads:
             raise ValueError(
                 f"heads must divide hidden_channels, got {heads} heads for {hidden_channels}"
@@ -76,6 +124,13 @@ class EdgeAttention(MessagePassing):
             if attention != "no_edge"
             else None
         )
+        self.explicit_bias = explicit_bias
+        if explicit_bias != "none":
+            terms = ("key_term", "value_term") + (("edge_term",) if explicit_bias != "sink" else ())
+            for name in terms:
+                self.register_parameter(name, nn.Parameter(torch.randn(heads, self.head_channels)))
+        self.score_bound = score_bound
+        self.score_dropout = nn.Dropout(score_dropout)
         self.score = nn.Identity()
         self.attention_weight = nn.Identity()
         self.attended = nn.Identity()
@@ -96,26 +151,45 @@ class EdgeAttention(MessagePassing):
         Returns:
             The attended values, shape [N, D], and the score, shape [E, D].
         """
-        score = self.score(
-            self.edge_score(x, edge_index, edge_attr, self.query, self.key, self.edge)
-        )
-        return self.attend(x, edge_index, self.head_weight(score)), score
+        query = self.query(x) / math.sqrt(self.head_channels)  # [N, D]
+        edge = None if self.edge is None else self.edge(edge_attr)
+        score = self.edge_score(query, self.key(x), edge_index, edge)
+        beta = self.split_heads(query).mul(self.key_term).sum(-1) if self.has_term else None
+        if self.explicit_bias in ("intended", "overwritten"):
+            term = beta.unsqueeze(-1) * self.edge_term  # [N, H, d]
+            score = score + term.flatten(1).index_select(0, edge_index[1])
+        score = self.score(self.bounded(score))
+        if self.explicit_bias == "overwritten":
+            weight = beta.clamp(-SCORE_CLAMP, SCORE_CLAMP).exp().index_select(0, edge_index[1])
+        else:
+            weight = self.head_weight(score)
+        sink = beta.clamp(max=SCORE_CLAMP).exp() if self.explicit_bias == "sink" else None
+        return self.attend(x, edge_index, weight, sink), score
+
+    @property
+    def has_term(self) -> bool:
+        """Whether there is an Explicit Bias Term."""
+        return self.explicit_bias != "none"
 
     def edge_score(
         self,
-        x: Float[Tensor, "N D"],
+        query: Float[Tensor, "N D"],
+        key: Float[Tensor, "N D"],
         edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "rows D"],
-        query: nn.Linear,
-        key: nn.Linear,
-        edge: nn.Linear | None,
+        edge: Float[Tensor, "rows D"] | None,
     ) -> Float[Tensor, "E D"]:
-        """The vector score s of each edge with these projections; None leaves the edge out."""
-        scaled_query = query(x) / math.sqrt(self.head_channels)  # [N, D]
+        """The vector score s of each edge, from scaled queries; None leaves the edge out."""
         # index_select, not key[source]: its backward is several times faster.
-        score = key(x).index_select(0, edge_index[0])
-        score = score * scaled_query.index_select(0, edge_index[1])
-        return score if edge is None else score * edge(edge_attr)
+        score = key.index_select(0, edge_index[0]) * query.index_select(0, edge_index[1])
+        return score if edge is None else score * edge
+
+    def bounded(self, score: Float[Tensor, "E D"]) -> Float[Tensor, "E D"]:
+        """The score with its bound, and with its dropout in training."""
+        if self.score_bound == "clip":
+            score = score.clamp(-1, 1)
+        elif self.score_bound == "tanh":
+            score = score.tanh()
+        return self.score_dropout(score)
 
     def head_weight(self, score: Float[Tensor, "E D"]) -> Float[Tensor, "E H"]:
         """The weight a of each edge and head."""
@@ -128,15 +202,20 @@ class EdgeAttention(MessagePassing):
         x: Float[Tensor, "N D"],
         edge_index: Int[Tensor, "2 E"],
         weight: Float[Tensor, "E H"],
+        sink: Float[Tensor, "N H"] | None = None,
     ) -> Float[Tensor, "N D"]:
         """Divide the weights by their sum at each target and bring the sources' values there."""
         num_nodes, target = x.size(0), edge_index[1]
         total = scatter(weight, target, dim=0, dim_size=num_nodes, reduce="sum")  # [N, H]
-        alpha = weight / (total.index_select(0, target) + DENOMINATOR_EPS)
-        alpha = self.attention_weight(alpha)  # [E, H]
+        total = (total if sink is None else total + sink) + DENOMINATOR_EPS
+        alpha = self.attention_weight(weight / total.index_select(0, target))  # [E, H]
 
         value = self.split_heads(self.value(x))  # [N, H, d]
+        if self.explicit_bias in ("intended", "overwritten"):
+            value = value + self.value_term
         attended = self.propagate(edge_index, value=value, alpha=alpha, size=(num_nodes,) * 2)
+        if sink is not None:
+            attended = attended + (sink / total).unsqueeze(-1) * self.value_term
         return self.attended(attended.flatten(start_dim=1))
 
     def message(self, value_j: Tensor, alpha: Tensor) -> Tensor:
@@ -202,7 +281,9 @@ class NodeStreamLayer(nn.Module):
         hidden_channels: D.
         heads: H; must divide D.
         use_bias: whether the query, key, value and edge projections have a bias.
-        attention: as for ``EdgeAttention``.
+        explicit_bias: ``"none"``, ``"published"``, ``"intended"`` or ``"sink"``; the published
+            term of this layer is the one of ``published_term``.
+        attention, score_bound, score_dropout: as for ``EdgeAttention``.
         **block: ``dropout``, ``residual``, ``batch_norm``, ``layer_norm``, as for
             ``ResidualBlock``.
 
@@ -211,6 +292,8 @@ class NodeStreamLayer(nn.Module):
     """
 
     attention_type = EdgeAttention
+    published_term = "overwritten"
+    """What the published code computes: a call overwrites the weights with those of the term."""
 
     def __init__(
         self,
@@ -219,11 +302,24 @@ class NodeStreamLayer(nn.Module):
         *,
         use_bias: bool = False,
         attention: str = "full",
+        explicit_bias: str = "none",
+        score_bound: str = "none",
+        score_dropout: float = 0.0,
         **block: Any,
     ) -> None:
         super().__init__()
+        if explicit_bias not in EXPLICIT_BIASES:
+            raise ValueError(
+                f"explicit_bias: expected one of {EXPLICIT_BIASES}, got {explicit_bias!r}"
+            )
         self.attention = self.attention_type(
-            hidden_channels, heads, bias=use_bias, attention=attention
+            hidden_channels,
+            heads,
+            bias=use_bias,
+            attention=attention,
+            explicit_bias=self.published_term if explicit_bias == "published" else explicit_bias,
+            score_bound=score_bound,
+            score_dropout=score_dropout,
         )
         self.node_block = ResidualBlock(hidden_channels, **block)
 
@@ -248,6 +344,8 @@ class GraphTransformerLayer(NodeStreamLayer):
     ``graphtransformer/layers/graph_transformer_edge_layer.py``.
     """
 
+    published_term = "intended"
+
     def __init__(
         self,
         hidden_channels: int,
@@ -255,9 +353,21 @@ class GraphTransformerLayer(NodeStreamLayer):
         *,
         use_bias: bool = False,
         attention: str = "full",
+        explicit_bias: str = "none",
+        score_bound: str = "none",
+        score_dropout: float = 0.0,
         **block: Any,
     ) -> None:
-        super().__init__(hidden_channels, heads, use_bias=use_bias, attention=attention, **block)
+        super().__init__(
+            hidden_channels,
+            heads,
+            use_bias=use_bias,
+            attention=attention,
+            explicit_bias=explicit_bias,
+            score_bound=score_bound,
+            score_dropout=score_dropout,
+            **block,
+        )
         self.edge_block = ResidualBlock(hidden_channels, **block)
 
     def forward(

@@ -6,7 +6,8 @@ a score is edge e of the data. A fake edge has its own projections, and every we
 factor, by which the two models differ.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -45,17 +46,25 @@ class FullGraphAttention(EdgeAttention):
         a_{ji}^k &= f_{ji} \exp\bigl(\mathrm{clamp}(\textstyle\sum_c s_{ji}^{k,c}, -5, 5)\bigr)
 
     Real and fake edges share one denominator and the values V. All else, and the arguments,
-    as for ``EdgeAttention``; ``score`` and ``attention_weight`` have E + F rows, real edges
-    first.
+    as for ``EdgeAttention``, except that there is no Explicit Bias Term; ``score`` and
+    ``attention_weight`` have E + F rows, real edges first.
 
     Source: massive-activations paper, published code of GraphiT and SAN with
     ``full_graph=True``, which none of its runs uses.
     """
 
+    explicit_biases = ("none",)  # the published one names parameters that are never made
+
     def __init__(
-        self, hidden_channels: int, heads: int, *, bias: bool = False, attention: str = "full"
+        self,
+        hidden_channels: int,
+        heads: int,
+        *,
+        bias: bool = False,
+        attention: str = "full",
+        **further: Any,
     ) -> None:
-        super().__init__(hidden_channels, heads, bias=bias, attention=attention)
+        super().__init__(hidden_channels, heads, bias=bias, attention=attention, **further)
         self.fake_query = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.fake_key = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.fake_edge = (
@@ -82,16 +91,19 @@ class FullGraphAttention(EdgeAttention):
         Returns:
             The attended values, shape [N, D], and the score, shape [E + F, D].
         """
-        real = self.edge_score(x, edge_index, edge_attr, self.query, self.key, self.edge)
-        fake = self.edge_score(
-            x,
-            completion.edge_index,
-            completion.edge_attr,
-            self.fake_query,
-            self.fake_key,
-            self.fake_edge,
+        scale = math.sqrt(self.head_channels)
+        edge, fake_edge = (
+            None if project is None else project(features)
+            for project, features in (
+                (self.edge, edge_attr),
+                (self.fake_edge, completion.edge_attr),
+            )
         )
-        score = self.score(torch.cat([real, fake]))
+        real = self.edge_score(self.query(x) / scale, self.key(x), edge_index, edge)
+        fake = self.edge_score(
+            self.fake_query(x) / scale, self.fake_key(x), completion.edge_index, fake_edge
+        )
+        score = self.score(self.bounded(torch.cat([real, fake])))
         every_edge = torch.cat([edge_index, completion.edge_index], dim=1)
         return self.attend(x, every_edge, self.head_weight(score) * completion.factor), score
 

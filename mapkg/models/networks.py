@@ -250,9 +250,13 @@ def _layer(config: Config) -> nn.Module:
             layer_norm=config.layer_norm,
             use_bias=config.use_bias,
             attention=config.attention,
+            explicit_bias=_explicit_bias(config),
+            score_bound=config.score_bound,
+            score_dropout=config.score_dropout,
         )
     is_egat = config.architecture == "egat"
     fixed = {"residual": not is_egat, "layer_norm": False, "attention": "full"}
+    fixed |= {"explicit_bias": "none", "score_bound": "none", "score_dropout": 0.0}
     # EGAT has no BatchNorm either, but its published file states one: that cannot be refused.
     fixed |= {"dropout": 0.0} if is_egat else {"batch_norm": True, "use_bias": False}
     for name, value in fixed.items():
@@ -264,3 +268,9 @@ def _layer(config: Config) -> nn.Module:
     if is_egat:
         return EdgeGATLayer(*sizes, use_bias=config.use_bias)
     return standard.standard_layer(config.architecture, *sizes, dropout=config.dropout)
+
+
+def _explicit_bias(config: Config) -> str:
+    """The term of a network's layers; the published SAN for ogbn-proteins does not hand it on."""
+    lost = (config.architecture, config.dataset) == ("san", "ogbn-proteins")
+    return "none" if lost and config.explicit_bias == "published" else config.explicit_bias

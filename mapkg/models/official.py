@@ -3,7 +3,8 @@
     layer = load_layer(state_dict, kind="gt", heads=8)
     network = load_network(state_dict, kind="gt", heads=8)
 
-Depth, width, normalisation, biases and full-graph attention are recognised from the names.
+Depth, width, normalisation, biases, the Explicit Bias Term and full-graph attention are
+recognised from the names.
 """
 
 import re
@@ -27,6 +28,7 @@ Layer = GraphTransformerLayer | NodeStreamLayer
 
 # Published name (h: node stream, e: edge stream) -> ours, without the parameter's own name.
 _ATTENTION = {"Q": "query", "K": "key", "V": "value"}
+_TERM = {"k_bias": "key_term", "e_bias": "edge_term", "v_bias": "value_term"}
 _FAKE = {"Q_2": "fake_query", "K_2": "fake_key", "E_2": "fake_edge"}
 _BLOCK = {
     "O_{}": "project",
@@ -170,6 +172,7 @@ def _layer_modules(kind: str, attention: str) -> dict[str, str]:
     is_gt = kind == "gt"
     maps = _ATTENTION | ({"proj_e": "edge"} if is_gt else {"E": "edge", **_FAKE})
     streams = {"h": "node", "e": "edge"} if is_gt else {"h": "node"}
+    maps |= _TERM
     return {f"{attention}.{theirs}": f"attention.{ours}" for theirs, ours in maps.items()} | {
         theirs.format(letter): f"{stream}_block.{ours}"
         for letter, stream in streams.items()
@@ -192,6 +195,7 @@ def _empty_layer(
         batch_norm=any(name.startswith("batch_norm") for name in state_dict),
         layer_norm=any(name.startswith("layer_norm") for name in state_dict),
         use_bias=f"{attention}.Q.bias" in state_dict,
+        explicit_bias="published" if f"{attention}.k_bias" in state_dict else "none",
     )
 
 
@@ -210,10 +214,13 @@ def _edge_factor(
 def _load(module: torch.nn.Module, state_dict: StateDict, modules: Mapping[str, str]) -> None:
     """Load published names into a module of ours, every name used exactly once."""
     theirs_of = {ours: theirs for theirs, ours in modules.items()}
-    expected = {
-        f"{theirs_of[owner]}.{parameter}".removeprefix("."): f"{owner}.{parameter}"
-        for owner, _, parameter in (name.rpartition(".") for name in module.state_dict())
-    }
+    ours_own = module.state_dict()
+    expected = {}
+    for name in ours_own:
+        owner, _, parameter = name.rpartition(".")
+        # A parameter that is no module's there, as those of the Explicit Bias Term, has its name.
+        theirs = theirs_of.get(name) or f"{theirs_of[owner]}.{parameter}".removeprefix(".")
+        expected[theirs] = name
     unknown = [name for name in state_dict if name not in expected]
     if unknown:
         raise ValueError(
@@ -222,6 +229,9 @@ def _load(module: torch.nn.Module, state_dict: StateDict, modules: Mapping[str, 
         )
     _require(expected, state_dict)
     weights = {ours: state_dict[theirs] for theirs, ours in expected.items()}
+    for name in weights:
+        if name.endswith("_term") and weights[name].numel() == ours_own[name].numel():
+            weights[name] = weights[name].reshape(ours_own[name].shape)  # [H, d, 1] or [H, 1, d]
     module.to(next(iter(weights.values())).dtype)
     try:
         module.load_state_dict(weights)
