@@ -36,12 +36,13 @@ PICTURE = {
         *("configs", "data", "models", "hooks", "detection", "metrics", "evaluation"),
         "observation",
     },
-    "experiments": {*EVERYTHING_BELOW, "observation", "attribution"},
+    "attack": {"data", "hooks", "detection", "metrics", "evaluation"},
+    "experiments": {*EVERYTHING_BELOW, "observation", "attribution", "attack"},
     "plots": {"configs", "detection"},
     "__init__": {"configs", "data", "models"},
     "__main__": {
         *EVERYTHING_BELOW,
-        *("observation", "attribution", "experiments", "plots", "notebook"),
+        *("observation", "attribution", "attack", "experiments", "plots", "notebook"),
     },
 }
 

@@ -25,7 +25,7 @@ ATTENTIONS = ("full", "uniform", "no_edge")
 
 
 EXPLICIT_BIASES = ("none", "published", "intended", "sink")
-"""The Explicit Bias Term of a layer: absent, or one of three readings, see ``EdgeAttention``."""
+"""The readings of the Explicit Bias Term that a layer may have, see ``EdgeAttention``."""
 
 SCORE_BOUNDS = ("none", "clip", "tanh")
 """What keeps the entries of a score in [-1, 1], if anything does."""
@@ -293,7 +293,7 @@ class NodeStreamLayer(nn.Module):
 
     attention_type = EdgeAttention
     published_term = "overwritten"
-    """What the published code computes: a call overwrites the weights with those of the term."""
+    """The term that the published code amounts to, where a call overwrites the weights."""
 
     def __init__(
         self,

@@ -1,0 +1,296 @@
+"""Noise on embeddings: its size at every step, its worst case, and that nothing else moves."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.data import Data
+
+from mapkg.attack import Ascent, attack, scaled, where_massive
+from mapkg.configs import CONFIGS
+from mapkg.data import load
+from mapkg.detection import activation_ratio
+from mapkg.evaluation import batches, predict, score
+from mapkg.hooks import record
+from mapkg.models import build
+
+SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
+SHORT = Ascent(lr=0.01, passes=4)
+FAR_BELOW = -1e4
+
+
+class Linear(nn.Module):
+    """The sum over a graph of w x + v e: what noise can do to it is known exactly."""
+
+    def __init__(self, channels=5):
+        super().__init__()
+        self.node_embedding = nn.Embedding(4, channels)
+        self.edge_embedding = nn.Embedding(3, channels)
+        self.node_weight = nn.Parameter(torch.randn(channels))
+        self.edge_weight = nn.Parameter(torch.randn(channels))
+        self.register_buffer("seen", torch.zeros(1))
+        self.embedded = []
+
+    def forward(self, x, edge_index, edge_attr, batch, batch_size=None):
+        nodes, edges = self.node_embedding(x), self.edge_embedding(edge_attr)
+        self.embedded.append((nodes.detach().clone(), edges.detach().clone()))
+        out = torch.zeros(batch_size, dtype=nodes.dtype)
+        out = out.index_add(0, batch, nodes @ self.node_weight)
+        out = out.index_add(0, batch[edge_index[0]], edges @ self.edge_weight)
+        return out.unsqueeze(1)
+
+
+def graph(seed):
+    generator = torch.Generator().manual_seed(seed)
+    nodes = 4 + seed
+    return Data(
+        x=torch.randint(4, (nodes,), generator=generator),
+        edge_index=torch.randint(nodes, (2, 6 + seed), generator=generator),
+        edge_attr=torch.randint(3, (6 + seed,), generator=generator),
+        y=torch.full((1, 1), FAR_BELOW, dtype=torch.double),  # so that the loss is linear
+    )
+
+
+@pytest.fixture
+def linear():
+    torch.manual_seed(0)
+    return Linear().double().eval()
+
+
+@pytest.fixture
+def graphs():
+    return [graph(seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="module")
+def molecules(cache):
+    return load("moses").test[:24]
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(1)
+    return build(SMALL).eval()
+
+
+def everywhere(name, channels=5):
+    rows = {"node_embedding": lambda b: b.num_nodes, "edge_embedding": lambda b: b.num_edges}
+    return {name: lambda batch: torch.ones(rows[name](batch), 1)}
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_noise_is_scaled_to_its_standard_deviation_where_the_mask_leaves_it(centred, masked):
+    torch.manual_seed(0)
+    noise = (torch.randn(7, 5) + 3).double()
+    mask = (torch.rand(7, 1) < 0.6).double() if masked else None
+    found = scaled(noise, 0.1, centred=centred, mask=mask)
+    inside = torch.ones(7, dtype=torch.bool) if mask is None else mask.flatten().bool()
+    assert found[inside].std().item() == pytest.approx(0.1, abs=1e-12)
+    assert (found[~inside] == 0).all()
+    assert (abs(found[inside].mean()) < 1e-12) == centred
+    plain = 0.1 * noise[inside] / noise[inside].std()
+    if not centred:  # the published formula
+        torch.testing.assert_close(found[inside], plain)
+
+
+def test_at_every_step_what_is_added_has_the_standard_deviation_asked_for(linear, graphs):
+    for shared in (False, True):
+        linear.embedded.clear()
+        attack(linear, graphs, [0.2], seeds=[0], shared=shared, ascent=SHORT, progress=False)
+        clean = linear.embedded[0]
+        steps = 0
+        for disturbed in linear.embedded[2:]:
+            for before, after in zip(clean, disturbed, strict=True):
+                added = after - before
+                if shared:
+                    torch.testing.assert_close(added, added[:1].expand_as(added))
+                    added = added[0]
+                assert added.std().item() == pytest.approx(0.2, abs=1e-6)
+            steps += 1
+        assert steps == 1 + SHORT.passes + 1  # random, each pass, optimised
+
+
+@pytest.mark.parametrize("name", ["node_embedding", "edge_embedding"])
+def test_the_attack_reaches_the_worst_case_of_a_linear_network(linear, graphs, name):
+    found = attack(
+        linear,
+        graphs,
+        [0.3],
+        seeds=[0, 1],
+        centred=True,
+        masks=everywhere(name),
+        ascent=Ascent(lr=0.05, passes=600, patience=30),
+        progress=False,
+    )
+    rows = sum(g.num_nodes if name == "node_embedding" else g.num_edges for g in graphs)
+    weight = (linear.node_weight if name == "node_embedding" else linear.edge_weight).detach()
+    gradient = weight.expand(rows, -1) / len(graphs)
+    # Of centred noise with n entries the one along the centred gradient, of length
+    # sigma sqrt(n - 1), raises the loss most.
+    worst = 0.3 * (gradient.numel() - 1) ** 0.5 * (gradient - gradient.mean()).norm()
+    losses = found.set_index(["noise", "seed"])["loss"].unstack("seed")
+    raised = losses.loc["optimised"] - losses.loc["none"]
+    assert raised.to_numpy() == pytest.approx(worst.item(), rel=1e-3)
+    assert (losses.loc["random"] - losses.loc["none"]).abs().max() < 0.9 * worst
+
+
+def test_shared_noise_reaches_its_worst_case_too(linear, graphs):
+    found = attack(
+        linear,
+        graphs,
+        [0.3],
+        seeds=[0],
+        shared=True,
+        centred=True,
+        ascent=Ascent(lr=0.05, passes=600, patience=30),
+        progress=False,
+    )
+    worst = 0.0
+    for weight, rows in (
+        (linear.node_weight, sum(g.num_nodes for g in graphs)),
+        (linear.edge_weight, sum(g.num_edges for g in graphs)),
+    ):
+        gradient = weight.detach() * rows / len(graphs)
+        worst += 0.3 * (len(gradient) - 1) ** 0.5 * (gradient - gradient.mean()).norm().item()
+    losses = found.set_index("noise")["loss"]
+    assert losses["optimised"] - losses["none"] == pytest.approx(worst, rel=1e-3)
+
+
+def test_noise_that_is_not_centred_has_no_worst_case(linear, graphs):
+    raised = {}
+    for centred in (False, True):
+        found = attack(
+            linear,
+            graphs,
+            [0.3],
+            seeds=[0],
+            centred=centred,
+            ascent=Ascent(lr=0.05, passes=50, patience=1000),
+            progress=False,
+        ).set_index("noise")["loss"]
+        raised[centred] = found["optimised"] - found["none"]
+    assert raised[False] > 1.5 * raised[True]
+    # The same noise, of the same standard deviation, with ever larger means.
+    noise = torch.ones(6, 5, dtype=torch.double)
+    noise[0, 0] = 1 + 1e-9
+    assert scaled(noise, 0.3).std().item() == pytest.approx(0.3, rel=1e-3)
+    assert scaled(noise, 0.3).mean() > 1e6
+
+
+def test_weights_buffers_and_mode_are_left_as_they_were(network, molecules):
+    before = copy.deepcopy(network.state_dict())
+    network.layers[0].requires_grad_(False)
+    wanted = [p.requires_grad for p in network.parameters()]
+    attack(network, molecules, [0.1], seeds=[0], ascent=SHORT, batch_size=10, progress=False)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert [p.requires_grad for p in network.parameters()] == wanted
+    assert all(p.grad is None for p in network.parameters())
+    assert not network.training
+    assert not any(m._forward_hooks for m in network.modules())
+    network.requires_grad_(True)
+
+
+def test_rows_losses_and_gain(network, molecules):
+    found = attack(
+        network,
+        molecules,
+        [0.01, 0.1],
+        seeds=[0, 1],
+        ascent=Ascent(lr=0.05, passes=15),
+        batch_size=10,  # batches of different sizes, each with noise of its own
+        progress=False,
+    )
+    assert len(found) == 2 * 2 * 3
+    clean = score(network, molecules)["mae"]
+    assert found.query("noise == 'none'")["loss"].to_numpy() == pytest.approx(clean, rel=1e-5)
+    assert (found["loss"] == found["mae"]).all()
+    wide = found.pivot(index=["sigma", "seed"], columns="noise", values="loss")
+    assert (wide["optimised"] > wide["random"]).all()
+    gain = found.query("noise == 'optimised'").set_index(["sigma", "seed"])["gain"]
+    assert gain.to_numpy() == pytest.approx((wide["optimised"] / wide["random"] - 1).to_numpy())
+    assert (gain[0.1] > gain[0.01]).all()
+    assert (found.query("noise == 'optimised'")["passes"] == 15).all()
+
+
+def test_a_relative_sigma_is_in_units_of_the_embedding(linear, graphs):
+    linear.embedded.clear()
+    attack(linear, graphs, [0.5], seeds=[0], relative=True, ascent=SHORT, progress=False)
+    clean, disturbed = linear.embedded[0], linear.embedded[2]
+    for before, after in zip(clean, disturbed, strict=True):
+        assert (after - before).std().item() == pytest.approx(0.5 * before.std().item(), rel=1e-6)
+
+
+def test_the_rate_falls_and_ends_the_ascent(linear, graphs):
+    ascent = Ascent(lr=1e-3, passes=500, patience=0, min_lr=1e-4)
+    constant = [Data(**g.to_dict()) for g in graphs]
+    for g in constant:
+        g.x = torch.zeros_like(g.x)
+    with torch.no_grad():
+        linear.node_weight.zero_()
+        linear.edge_weight.zero_()
+    found = attack(linear, constant, [0.1], seeds=[0], ascent=ascent, progress=False)
+    assert found.set_index("noise")["passes"]["optimised"] < 20
+
+
+@pytest.mark.parametrize("by", ["edges", "channels", "largest"])
+def test_masks_leave_what_is_massive_and_controls_as_many_others(network, molecules, by):
+    threshold = 10.0
+    (batch,) = batches(molecules, 100)
+    with torch.no_grad(), record(network, "layers.*.score") as seen:
+        predict(network, batch)
+    scores = [outputs[0] for outputs in seen.values()]
+    massive = torch.stack([activation_ratio(s) > threshold for s in scores]).any(0)
+    expected = {
+        "edges": massive.any(1, keepdim=True),
+        "channels": massive,
+        "largest": nn.functional.one_hot(scores[0].abs().argmax(1), 16).bool(),
+    }[by]
+    assert 0 < expected.double().mean() < 1
+    mask = where_massive(network, by, threshold=threshold)(batch)
+    assert torch.equal(mask.bool(), expected)
+    control = where_massive(network, by, threshold=threshold, control=True)(batch).bool()
+    assert not (control & expected).any()
+    dim = 0 if by == "edges" else 1
+    others = (~expected).sum(dim)
+    assert torch.equal(control.sum(dim), torch.minimum(expected.sum(dim), others))
+
+
+def test_a_masked_attack_disturbs_nothing_else(linear, graphs):
+    chosen = torch.tensor([1.0, 0.0]).repeat(100)[: sum(g.num_edges for g in graphs)]
+    linear.embedded.clear()
+    attack(
+        linear,
+        graphs,
+        [0.2],
+        seeds=[0],
+        masks={"edge_embedding": lambda batch: chosen.unsqueeze(1)},
+        ascent=SHORT,
+        progress=False,
+    )
+    (nodes, edges), (nodes_after, edges_after) = linear.embedded[0], linear.embedded[-1]
+    assert torch.equal(nodes, nodes_after)
+    moved = (edges != edges_after).any(1)
+    assert torch.equal(moved, chosen.bool())
+    assert (edges_after - edges)[moved].std().item() == pytest.approx(0.2, abs=1e-6)
+
+
+def test_bad_input_is_an_error_that_says_what_was_expected(linear, graphs):
+    for sigma in (0.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="sigma: expected a standard deviation above 0"):
+            attack(linear, graphs, [sigma], progress=False)
+    with pytest.raises(ValueError, match="expected graphs to attack, got none"):
+        attack(linear, [], progress=False)
+    with pytest.raises(ValueError, match="masks: expected none with shared noise"):
+        attack(linear, graphs, shared=True, masks=everywhere("node_embedding"), progress=False)
+    with pytest.raises(ValueError, match="two entries or more to disturb, got 0"):
+        nothing = {"node_embedding": lambda batch: torch.zeros(batch.num_nodes, 1)}
+        attack(linear, graphs, masks=nothing, progress=False)
+    with pytest.raises(ValueError, match=r"by: expected one of \('edges', 'channels', 'largest'\)"):
+        where_massive(linear, "nodes")
+    with pytest.raises(KeyError, match="node_embedding"):
+        attack(nn.Sequential(nn.Linear(2, 2)).eval(), graphs, progress=False)
+    with pytest.raises(ValueError, match="expected a model in evaluation mode"):
+        attack(linear.train(), graphs, progress=False)
