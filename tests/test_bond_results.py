@@ -272,6 +272,10 @@ def test_gates_of_frequent_meaningless_types_shrink_and_those_of_informative_one
     assert (grown["shuffled"][["single", "double"]] < 0.8).all()
     assert (grown["original", "single"] < 0.8).all()
     assert (grown["original"][["double", "triple"]] > 1.5).all()
+    moved = first_layers.query("state == 'best'").set_index(["run", "label", "seed"]).sort_index()
+    for run in ("original", "shuffled"):
+        of_run = moved["moved"][run].unstack("label")
+        assert (of_run["triple"] > 0.8 * of_run[["single", "double"]].max(axis=1)).all()
 
 
 def test_more_triple_bonds_have_larger_ratios_and_equally_frequent_types_are_alike(
