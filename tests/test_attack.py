@@ -294,3 +294,17 @@ def test_bad_input_is_an_error_that_says_what_was_expected(linear, graphs):
         attack(nn.Sequential(nn.Linear(2, 2)).eval(), graphs, progress=False)
     with pytest.raises(ValueError, match="expected a model in evaluation mode"):
         attack(linear.train(), graphs, progress=False)
+
+
+def test_the_published_schedule_takes_a_negative_loss_that_stays_for_a_better_one():
+    falls = {}
+    for mode, value in (("min", -1.0), ("max", 1.0)):
+        optimiser = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimiser, mode, factor=0.5, patience=15
+        )
+        for _ in range(100):
+            schedule.step(value)
+        falls[mode] = optimiser.param_groups[0]["lr"]
+    assert falls["min"] == 1.0  # as published
+    assert falls["max"] < 0.1  # as here
