@@ -36,26 +36,19 @@ def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", **settings: 
 
 @torch.no_grad()
 def score(
-    model: nn.Module,
-    graphs: Graphs,
-    *,
-    loss: str = "l1",
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
+    model: nn.Module, graphs: Graphs, *, loss: str = "l1", **settings: Any
 ) -> dict[str, float]:
     """The metrics of a model, in evaluation mode.
 
     Args:
-        model: as for ``fit``.
-        graphs: with targets ``y``, shape [1, targets] each, NaN where unlabelled.
-        loss: what it was trained on, ``"l1"`` or ``"bce"``.
-        batch_size: graphs per forward pass; the result does not depend on it.
-        device: where the model is.
+        model, graphs: as for ``predictions``.
+        loss: what the model was trained on, ``"l1"`` or ``"bce"``.
+        **settings: ``batch_size`` and ``device``, as for ``predictions``.
 
     Returns:
         As ``metrics.measure``: ``mae``; or ``bce``, ``roc_auc`` and ``accuracy``.
     """
-    return measure(*predictions(model, graphs, batch_size=batch_size, device=device), loss)
+    return measure(*predictions(model, graphs, **settings), loss)
 
 
 @torch.no_grad()
@@ -69,7 +62,10 @@ def predictions(
     """Predictions and targets of all graphs or seed nodes in turn, in evaluation mode.
 
     Args:
-        model, graphs, batch_size, device: as for ``score``.
+        model: as for ``fit``.
+        graphs: with targets ``y``, shape [1, targets] each, NaN where unlabelled.
+        batch_size: graphs per forward pass; the result does not depend on it.
+        device: where the model is.
     """
     with evaluating(model):
         pairs = [

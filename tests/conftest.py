@@ -1,17 +1,26 @@
 """What several test modules share."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from mapkg.data import load
+
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
 ORACLE = Path(os.environ.get("MAPKG_ORACLE", SHARED / "oracle"))
 NOT_BUNDLED = Path(os.environ.get("MAPKG_DATA", SHARED / "data"))
 """Where the data sets are that the repository does not carry, if they are anywhere."""
+
+
+def few_molecules(train, val, test):
+    """The first of the bundled molecules, so many of each split."""
+    whole = load("moses")
+    return replace(whole, train=whole.train[:train], val=whole.val[:val], test=whole.test[:test])
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,15 @@
 """Tables to read of what massive activations sit on, and small retrained networks."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import few_molecules
 from scipy import stats
 
 from mapkg.attribution.by_type import heat_map
 from mapkg.attribution.first_layer import distinct_edges, first_layer
 from mapkg.configs import CONFIGS
-from mapkg.data import load
 from mapkg.data.bond_properties import edge_labels
 from mapkg.experiments.bond_type_tables import (
     contrasts,
@@ -36,8 +34,7 @@ TINY = CONFIGS["SAN-ZINC"].replace(
 
 @pytest.fixture(scope="module")
 def splits(cache):
-    whole = load("moses")
-    return replace(whole, train=whole.train[:48], val=whole.val[:16], test=whole.test[:24])
+    return few_molecules(48, 16, 24)
 
 
 ROWS = pd.DataFrame(

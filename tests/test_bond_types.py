@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import few_molecules
 
 from mapkg import checkpoint
 from mapkg.__main__ import main
@@ -33,8 +34,7 @@ TINY = CONFIGS["GT-ZINC"].replace(
 
 @pytest.fixture(scope="module")
 def splits(cache):
-    whole = load("moses")
-    return replace(whole, train=whole.train[:48], val=whole.val[:16], test=whole.test[:24])
+    return few_molecules(48, 16, 24)
 
 
 @pytest.fixture(scope="module")

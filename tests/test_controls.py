@@ -5,10 +5,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from conftest import few_molecules
 from torch_geometric.data import Data
 
 from mapkg.configs import CONFIGS
-from mapkg.data import DESCRIPTIONS, Splits, load
+from mapkg.data import DESCRIPTIONS, Splits
 from mapkg.data.neighbours import ALL, InEdges, SeedNodes
 from mapkg.detection import ActivationSummary
 from mapkg.evaluation import calibrate_batch_norm
@@ -26,8 +27,7 @@ SEEDS = (5, 3)
 
 @pytest.fixture(scope="module")
 def splits():
-    whole = load("moses")
-    return replace(whole, train=whole.train[:40], val=whole.val[:20], test=whole.test[:20])
+    return few_molecules(40, 20, 20)
 
 
 @pytest.fixture(scope="module")

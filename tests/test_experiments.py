@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import few_molecules
 
 from mapkg import checkpoint
 from mapkg.configs import CONFIGS
-from mapkg.data import load
 from mapkg.detection import ActivationSummary
 from mapkg.evaluation import calibrate_batch_norm, evaluate
 from mapkg.experiments import (
@@ -38,8 +38,7 @@ STATISTICS = list(ActivationSummary(heads=4).statistics())
 
 @pytest.fixture(scope="module")
 def splits():
-    whole = load("moses")
-    return replace(whole, train=whole.train[:64], val=whole.val[:32], test=whole.test[:32])
+    return few_molecules(64, 32, 32)
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,16 @@
 """One network's ratios beside other attributions, and what removal of massive activations does."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import few_molecules
 
 from mapkg import checkpoint
 from mapkg.__main__ import main
 from mapkg.attribution.edge_scores import edge_importance, rank_correlation
 from mapkg.attribution.faithfulness import area, curve
 from mapkg.configs import CONFIGS
-from mapkg.data import BUNDLED, load
+from mapkg.data import BUNDLED
 from mapkg.experiments import emergence
 from mapkg.experiments.explanations import (
     explain,
@@ -26,8 +25,7 @@ QUICK = ("ratio", "gradient x input", "AttentionExplainer", "random")
 
 @pytest.fixture(scope="module")
 def splits(cache):
-    whole = load("moses")
-    return replace(whole, train=whole.train[:48], val=whole.val[:16], test=whole.test[:12])
+    return few_molecules(48, 16, 12)
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,14 @@
 """Looking at networks over many graphs: every architecture, rows of edges and nodes, bad input."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from conftest import few_molecules
 from torch import nn
 from torch_geometric.loader import DataLoader
 
 from mapkg.configs import CONFIGS
-from mapkg.data import load
 from mapkg.data.neighbours import InEdges, SeedNodes
 from mapkg.detection import ActivationSummary, activation_ratio
 from mapkg.evaluation import calibrate_batch_norm, predict
@@ -42,8 +41,7 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 @pytest.fixture(scope="module")
 def splits():
-    whole = load("moses")
-    return replace(whole, train=whole.train[:12], val=whole.val[:4], test=whole.test[:5])
+    return few_molecules(12, 4, 5)
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from conftest import few_molecules
 from torch import nn
 
 from mapkg.__main__ import main
 from mapkg.checkpoint import read_state
 from mapkg.configs import CONFIGS
-from mapkg.data import load
 from mapkg.evaluation import calibrate_batch_norm, evaluate
 from mapkg.hooks import record
 from mapkg.models import build
@@ -28,8 +28,7 @@ KILL_AFTER = 60.0  # seconds to wait for the second epoch, far more than it take
 
 @pytest.fixture(scope="module")
 def splits():
-    whole = load("moses")
-    return replace(whole, train=whole.train[:64], val=whole.val[:32], test=whole.test[:32])
+    return few_molecules(64, 32, 32)
 
 
 def network(config=SMALL, seed=0):

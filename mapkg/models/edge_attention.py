@@ -104,10 +104,12 @@ class EdgeAttention(MessagePassing):
         score_dropout: float = 0.0,
     ) -> None:
         super().__init__(aggr="add", node_dim=0)
-        choices = {"attention": ATTENTIONS, "score_bound": SCORE_BOUNDS}
-        choices["explicit_bias"] = self.explicit_biases
-        for name, known in choices.items():
-            if (value := locals()[name]) not in known:
+        for name, value, known in (
+            ("attention", attention, ATTENTIONS),
+            ("explicit_bias", explicit_bias, self.explicit_biases),
+            ("score_bound", score_bound, SCORE_BOUNDS),
+        ):
+            if value not in known:
                 raise ValueError(f"{name}: expected one of {known}, got {value!r}")
         if hidden_channels % heads:
             raise ValueError(
@@ -154,7 +156,9 @@ class EdgeAttention(MessagePassing):
         query = self.query(x) / math.sqrt(self.head_channels)  # [N, D]
         edge = None if self.edge is None else self.edge(edge_attr)
         score = self.edge_score(query, self.key(x), edge_index, edge)
-        beta = self.split_heads(query).mul(self.key_term).sum(-1) if self.has_term else None
+        beta = None  # [N, H]
+        if self.explicit_bias != "none":
+            beta = self.split_heads(query).mul(self.key_term).sum(dim=-1)
         if self.explicit_bias in ("intended", "overwritten"):
             term = beta.unsqueeze(-1) * self.edge_term  # [N, H, d]
             score = score + term.flatten(1).index_select(0, edge_index[1])
@@ -165,11 +169,6 @@ class EdgeAttention(MessagePassing):
             weight = self.head_weight(score)
         sink = beta.clamp(max=SCORE_CLAMP).exp() if self.explicit_bias == "sink" else None
         return self.attend(x, edge_index, weight, sink), score
-
-    @property
-    def has_term(self) -> bool:
-        """Whether there is an Explicit Bias Term."""
-        return self.explicit_bias != "none"
 
     def edge_score(
         self,
@@ -292,6 +291,9 @@ class NodeStreamLayer(nn.Module):
     """
 
     attention_type = EdgeAttention
+    streams: tuple[str, ...] = ("node",)
+    """What has a ``ResidualBlock``, under the name ``node_block`` or ``edge_block``."""
+
     published_term = "overwritten"
     """The term that the published code amounts to, where a call overwrites the weights."""
 
@@ -321,7 +323,8 @@ class NodeStreamLayer(nn.Module):
             score_bound=score_bound,
             score_dropout=score_dropout,
         )
-        self.node_block = ResidualBlock(hidden_channels, **block)
+        for stream in self.streams:
+            self.add_module(f"{stream}_block", ResidualBlock(hidden_channels, **block))
 
     def forward(
         self,
@@ -344,31 +347,8 @@ class GraphTransformerLayer(NodeStreamLayer):
     ``graphtransformer/layers/graph_transformer_edge_layer.py``.
     """
 
+    streams = ("node", "edge")
     published_term = "intended"
-
-    def __init__(
-        self,
-        hidden_channels: int,
-        heads: int,
-        *,
-        use_bias: bool = False,
-        attention: str = "full",
-        explicit_bias: str = "none",
-        score_bound: str = "none",
-        score_dropout: float = 0.0,
-        **block: Any,
-    ) -> None:
-        super().__init__(
-            hidden_channels,
-            heads,
-            use_bias=use_bias,
-            attention=attention,
-            explicit_bias=explicit_bias,
-            score_bound=score_bound,
-            score_dropout=score_dropout,
-            **block,
-        )
-        self.edge_block = ResidualBlock(hidden_channels, **block)
 
     def forward(
         self,
