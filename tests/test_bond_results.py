@@ -121,6 +121,17 @@ def test_rings_of_six_come_before_bonds_in_no_ring_with_six_of_seven_networks(sh
     assert (table["in a ring of 6"] > table["in no ring"]).sum() == 6
 
 
+def test_conjugated_bonds_come_before_others_with_five_of_seven_networks(shares):
+    rows = shares.query(
+        "state == 'best' and layer == 0 and by == 'conjugation' and threshold == 1000"
+    )
+    rows = rows[rows["run"].isin(ON_ZINC.values())]
+    table = rows.pivot(index=["run", "seed"], columns="label", values="share")
+    table = table[(table > 0).any(axis=1)]
+    assert len(table) == 7
+    assert (table["conjugated"] > table["not conjugated"]).sum() == 5
+
+
 def test_shares_on_proteins_are_none_one_direction_or_both(shares):
     rows = shares.query("state == 'best' and layer == 0 and threshold == 1000")
     rows = rows[rows["run"] == "GT, PROTEINS (TU)"]
@@ -245,6 +256,16 @@ def test_without_meaning_every_type_has_larger_ratios(late, first_layers):
     assert (as_they_are[["double", "triple"]] == 0).all()
     triple = kept[(kept["run"] == "original") & (kept["label"] == "triple")]
     assert (triple["triples"] == 3).all()
+
+
+def test_other_windows_of_epochs_say_the_same(first_layers):
+    pairs = {kind: (("original", kind), ("shuffled", kind)) for kind in TYPES}
+    pairs |= {
+        f"{kind} over triple": (("shuffled", "triple"), ("shuffled", kind))
+        for kind in ("single", "double")
+    }
+    for since in (5, 10, 15, 20, 25):
+        assert (contrasts(late_means(first_layers, since=since), pairs)["low"] > 1).all()
 
 
 def test_among_meaningless_types_the_rare_one_has_the_smallest_ratios(late):
