@@ -11,7 +11,10 @@ The package computes, the notebooks argue:
 - ``detection``: activation ratio, threshold, summaries that stream, laws, nulls, and a report
   for any model.
 - ``observation``: what the scores of a network look like over many graphs.
+- ``attribution``: what massive activations sit on, and whether that explains predictions.
+- ``attack``: noise on embeddings that ascends the loss.
 - ``experiments``: from a configuration to tidy tables; ``plots``: from tables to figures.
+- ``notebook``, ``commands``: notebooks with other parameters, and what the command line does.
 """
 
 from mapkg.configs import CONFIGS, Config

@@ -107,7 +107,7 @@ def attack(
     sigmas: Iterable[float] = SIGMAS,
     *,
     loss: str = "l1",
-    seeds: Sequence[int] = (0, 1, 2),
+    restarts: Sequence[int] = (0, 1, 2),
     shared: bool = False,
     relative: bool = False,
     centred: bool = False,
@@ -125,7 +125,7 @@ def attack(
         graphs: whole graphs with targets.
         sigmas: standard deviations of what is added, above 0.
         loss: what is ascended, ``"l1"`` or ``"bce"``.
-        seeds: of the noise, a restart each.
+        restarts: seeds of the noise; the optimisation starts anew from each.
         shared: whether all nodes get one vector of noise and all edges another; else each node
             and edge has its own.
         relative: whether sigma is in units of the standard deviation of the embedding that is
@@ -139,10 +139,11 @@ def attack(
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        A row per sigma and seed, and for ``noise`` being ``"none"``, ``"random"`` and
-        ``"optimised"``. Columns are ``sigma``, ``seed``, ``noise``, ``loss``, the metrics of
+        A row per sigma and restart, and for ``noise`` being ``"none"``, ``"random"`` and
+        ``"optimised"``. Columns are ``sigma``, ``restart``, ``noise``, ``loss``, the metrics of
         ``metrics.measure``, ``gain``, the optimised loss over the random one less 1 (NaN for the
-        others), and ``passes``, how many the optimisation took.
+        others), ``passes``, how many the optimisation took, and ``disturbed``, the number of
+        entries that noise is added to.
 
     Raises:
         ValueError: if the model is in training mode, there is no graph, a sigma is not above
@@ -172,10 +173,15 @@ def attack(
         places = None
         if masks is not None:
             places = {name: [mask(batch) for batch, _ in every] for name, mask in masks.items()}
+        disturbed = sum(
+            x.numel() if places is None else int(places[name][number].expand_as(x).sum())
+            for name, parts in embedded.items()
+            for number, x in enumerate(parts)
+        )
         rows = []
-        pairs = [(sigma, seed) for sigma in sigmas for seed in seeds]
-        for sigma, seed in tqdm(pairs, "attacks", file=sys.stderr, disable=not progress):
-            generator = torch.Generator().manual_seed(seed)
+        pairs = [(sigma, restart) for sigma in sigmas for restart in restarts]
+        for sigma, restart in tqdm(pairs, "attacks", file=sys.stderr, disable=not progress):
+            generator = torch.Generator().manual_seed(restart)
             noise = _Noise(embedded, sigma, units, shared, centred, places, generator)
             found = {"none": (clean, 0), "random": (_scores(model, every, noise, loss), 0)}
             passes = _ascend(model, every, noise, loss, ascent)
@@ -183,8 +189,8 @@ def attack(
             gain = found["optimised"][0]["loss"] / found["random"][0]["loss"] - 1
             for kind, (scores, taken) in found.items():
                 gained = gain if kind == "optimised" else float("nan")
-                row = {"sigma": sigma, "seed": seed, "noise": kind, **scores}
-                rows.append(row | {"gain": gained, "passes": taken})
+                row = {"sigma": sigma, "restart": restart, "noise": kind, **scores}
+                rows.append(row | {"gain": gained, "passes": taken, "disturbed": disturbed})
     return pd.DataFrame(rows)
 
 
@@ -199,6 +205,7 @@ def where_massive(
     layers: str | Sequence[str] = "layers.*.score",
     threshold: float = MASSIVE_RATIO,
     control: bool = False,
+    equal: bool = False,
     seed: int = 0,
 ) -> Mask:
     """Where edge embeddings are disturbed so that massive activations are concerned.
@@ -213,7 +220,9 @@ def where_massive(
         threshold: ratio above which an activation is massive.
         control: as many others instead, drawn at random: other edges of the batch, or other
             channels of the same edges. Where there are fewer others, all of them.
-        seed: of the control.
+        equal: where there are fewer others, leave only as many of the chosen as there are
+            others, drawn at random, so that the mask and its control are of equal size.
+        seed: of what is drawn.
 
     Raises:
         ValueError: if ``by`` is none of these.
@@ -235,10 +244,12 @@ def where_massive(
             chosen = torch.stack(massive).any(dim=0)
         if by == "edges":
             chosen = chosen.any(dim=1).unsqueeze(0)  # one row, of edges
-        if control:
+        if control or equal:
+            pool = ~chosen if control else chosen
+            number = torch.minimum(chosen.sum(1, keepdim=True), (~chosen).sum(1, keepdim=True))
             order = torch.rand(chosen.shape, generator=generator).to(scores[0])
-            rank = order.masked_fill(chosen, 2).argsort(dim=1).argsort(dim=1)
-            chosen = (rank < chosen.sum(dim=1, keepdim=True)) & ~chosen
+            rank = order.masked_fill(~pool, 2).argsort(dim=1).argsort(dim=1)
+            chosen = (rank < number) & pool
         return (chosen.t() if by == "edges" else chosen).to(scores[0])
 
     return mask

@@ -98,7 +98,7 @@ def test_noise_is_scaled_to_its_standard_deviation_where_the_mask_leaves_it(cent
 def test_at_every_step_what_is_added_has_the_standard_deviation_asked_for(linear, graphs):
     for shared in (False, True):
         linear.embedded.clear()
-        attack(linear, graphs, [0.2], seeds=[0], shared=shared, ascent=SHORT, progress=False)
+        attack(linear, graphs, [0.2], restarts=[0], shared=shared, ascent=SHORT, progress=False)
         clean = linear.embedded[0]
         steps = 0
         for disturbed in linear.embedded[2:]:
@@ -118,7 +118,7 @@ def test_the_attack_reaches_the_worst_case_of_a_linear_network(linear, graphs, n
         linear,
         graphs,
         [0.3],
-        seeds=[0, 1],
+        restarts=[0, 1],
         centred=True,
         masks=everywhere(name),
         ascent=Ascent(lr=0.05, passes=600, patience=30),
@@ -130,7 +130,7 @@ def test_the_attack_reaches_the_worst_case_of_a_linear_network(linear, graphs, n
     # Of centred noise with n entries the one along the centred gradient, of length
     # sigma sqrt(n - 1), raises the loss most.
     worst = 0.3 * (gradient.numel() - 1) ** 0.5 * (gradient - gradient.mean()).norm()
-    losses = found.set_index(["noise", "seed"])["loss"].unstack("seed")
+    losses = found.set_index(["noise", "restart"])["loss"].unstack("restart")
     raised = losses.loc["optimised"] - losses.loc["none"]
     assert raised.to_numpy() == pytest.approx(worst.item(), rel=1e-3)
     assert (losses.loc["random"] - losses.loc["none"]).abs().max() < 0.9 * worst
@@ -141,7 +141,7 @@ def test_shared_noise_reaches_its_worst_case_too(linear, graphs):
         linear,
         graphs,
         [0.3],
-        seeds=[0],
+        restarts=[0],
         shared=True,
         centred=True,
         ascent=Ascent(lr=0.05, passes=600, patience=30),
@@ -165,7 +165,7 @@ def test_noise_that_is_not_centred_has_no_worst_case(linear, graphs):
             linear,
             graphs,
             [0.3],
-            seeds=[0],
+            restarts=[0],
             centred=centred,
             ascent=Ascent(lr=0.05, passes=50, patience=1000),
             progress=False,
@@ -183,7 +183,7 @@ def test_weights_buffers_and_mode_are_left_as_they_were(network, molecules):
     before = copy.deepcopy(network.state_dict())
     network.layers[0].requires_grad_(False)
     wanted = [p.requires_grad for p in network.parameters()]
-    attack(network, molecules, [0.1], seeds=[0], ascent=SHORT, batch_size=10, progress=False)
+    attack(network, molecules, [0.1], restarts=[0], ascent=SHORT, batch_size=10, progress=False)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert [p.requires_grad for p in network.parameters()] == wanted
@@ -198,7 +198,7 @@ def test_rows_losses_and_gain(network, molecules):
         network,
         molecules,
         [0.01, 0.1],
-        seeds=[0, 1],
+        restarts=[0, 1],
         ascent=Ascent(lr=0.05, passes=15),
         batch_size=10,  # batches of different sizes, each with noise of its own
         progress=False,
@@ -207,17 +207,19 @@ def test_rows_losses_and_gain(network, molecules):
     clean = score(network, molecules)["mae"]
     assert found.query("noise == 'none'")["loss"].to_numpy() == pytest.approx(clean, rel=1e-5)
     assert (found["loss"] == found["mae"]).all()
-    wide = found.pivot(index=["sigma", "seed"], columns="noise", values="loss")
+    wide = found.pivot(index=["sigma", "restart"], columns="noise", values="loss")
     assert (wide["optimised"] > wide["random"]).all()
-    gain = found.query("noise == 'optimised'").set_index(["sigma", "seed"])["gain"]
+    gain = found.query("noise == 'optimised'").set_index(["sigma", "restart"])["gain"]
     assert gain.to_numpy() == pytest.approx((wide["optimised"] / wide["random"] - 1).to_numpy())
     assert (gain[0.1] > gain[0.01]).all()
     assert (found.query("noise == 'optimised'")["passes"] == 15).all()
+    nodes, edges = (sum(getattr(g, n) for g in molecules) for n in ("num_nodes", "num_edges"))
+    assert (found["disturbed"] == 16 * (nodes + edges)).all()
 
 
 def test_a_relative_sigma_is_in_units_of_the_embedding(linear, graphs):
     linear.embedded.clear()
-    attack(linear, graphs, [0.5], seeds=[0], relative=True, ascent=SHORT, progress=False)
+    attack(linear, graphs, [0.5], restarts=[0], relative=True, ascent=SHORT, progress=False)
     clean, disturbed = linear.embedded[0], linear.embedded[2]
     for before, after in zip(clean, disturbed, strict=True):
         assert (after - before).std().item() == pytest.approx(0.5 * before.std().item(), rel=1e-6)
@@ -231,7 +233,7 @@ def test_the_rate_falls_and_ends_the_ascent(linear, graphs):
     with torch.no_grad():
         linear.node_weight.zero_()
         linear.edge_weight.zero_()
-    found = attack(linear, constant, [0.1], seeds=[0], ascent=ascent, progress=False)
+    found = attack(linear, constant, [0.1], restarts=[0], ascent=ascent, progress=False)
     assert found.set_index("noise")["passes"]["optimised"] < 20
 
 
@@ -256,6 +258,9 @@ def test_masks_leave_what_is_massive_and_controls_as_many_others(network, molecu
     dim = 0 if by == "edges" else 1
     others = (~expected).sum(dim)
     assert torch.equal(control.sum(dim), torch.minimum(expected.sum(dim), others))
+    equal = where_massive(network, by, threshold=threshold, equal=True)(batch).bool()
+    assert (expected | ~equal).all()
+    assert torch.equal(equal.sum(dim), control.sum(dim))
 
 
 def test_a_masked_attack_disturbs_nothing_else(linear, graphs):
@@ -265,7 +270,7 @@ def test_a_masked_attack_disturbs_nothing_else(linear, graphs):
         linear,
         graphs,
         [0.2],
-        seeds=[0],
+        restarts=[0],
         masks={"edge_embedding": lambda batch: chosen.unsqueeze(1)},
         ascent=SHORT,
         progress=False,

@@ -10,11 +10,11 @@ from mapkg.experiments.bond_type_tables import (
     EXPERIMENTS,
     ON_ZINC,
     RUNS,
-    contrasts,
     late_means,
     read_bonds,
 )
 from mapkg.experiments.explanations import read_explanations
+from mapkg.experiments.results import contrasts
 
 RESULTS = BUNDLED / "results"
 TYPES = ["single", "double", "triple"]

@@ -12,7 +12,6 @@ from mapkg.attribution.first_layer import distinct_edges, first_layer
 from mapkg.configs import CONFIGS
 from mapkg.data.bond_properties import edge_labels
 from mapkg.experiments.bond_type_tables import (
-    contrasts,
     edge_counts,
     late_means,
     log_ratios,
@@ -24,6 +23,7 @@ from mapkg.experiments.bond_type_tables import (
 )
 from mapkg.experiments.bond_types import retrain
 from mapkg.experiments.changed_types import join_global_node, shuffle_types
+from mapkg.experiments.results import contrasts
 from mapkg.models import build
 from mapkg.train import seed_all
 

@@ -12,7 +12,8 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN
 
 from mapkg import notebook
-from mapkg.__main__ import _overrides, _parser
+from mapkg.__main__ import _parser
+from mapkg.commands import overrides
 
 PAGES = [
     path
@@ -47,7 +48,7 @@ def test_every_command_is_one_that_exists(path, monkeypatch):
             if words[3] == "run":
                 notebook.parse(parsed.notebook, map(tuple, parsed.parameter))
             if words[3] == "train":
-                _overrides(parsed.set)
+                overrides(parsed.set)
         else:
             assert Path(words[1]).is_file(), f"{path.name}: {' '.join(words)}"
 

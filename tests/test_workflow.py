@@ -14,18 +14,22 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from mapkg.__main__ import _overrides, _parser
+from mapkg.__main__ import _parser
+from mapkg.commands import overrides
 from mapkg.configs import CONFIGS
 from mapkg.data import load
 from mapkg.experiments import TABLES, fit_to_data
 from mapkg.experiments.changed_types import CHANGES
+from mapkg.experiments.grid import MODELS
+from mapkg.experiments.remedies import ARMS, OF_THE_GRID, OTHERS, SAME
 
 WORKFLOW = REPOSITORY / "workflow"
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())
 TINY = yaml.safe_load((WORKFLOW / "tiny.yaml").read_text())
 PAIRS = {name: GRID["defaults"] | pair for name, pair in GRID["pairs"].items()}
 CHANGED = {name: GRID["defaults"] | pair for name, pair in GRID["changed"].items()}
-ALL = PAIRS | CHANGED
+REMEDIES = {name: GRID["defaults"] | pair for name, pair in GRID["remedies"].items()}
+ALL = PAIRS | CHANGED | REMEDIES
 PLUGINS = {
     "slurm": ("snakemake_executor_plugin_slurm",),
     "kubernetes": ("snakemake_executor_plugin_kubernetes", "snakemake_storage_plugin_fs"),
@@ -131,7 +135,7 @@ def test_every_change_of_a_configuration_is_one_that_it_takes(dry_run):
     found = commands_of_mapkg(dry_run)
     changed = {}
     for run in found["train"] + found["untrained"]:
-        values = _overrides(run.set)
+        values = overrides(run.set)
         CONFIGS[run.config].replace(**values)  # raises ValueError if one is out of range
         changed |= {run.config: values} if values else {}
     assert changed["GT-TOX21"] == {"hidden_channels": 96}
@@ -143,7 +147,7 @@ def test_every_change_of_data_fits_the_network_that_is_trained_on_it(dry_run, ca
             continue
         splits = load("moses-triple" if run.dataset == "moses-triple" else "moses")
         changed = CHANGES[run.change](splits, run.seed)
-        config = CONFIGS[run.config].replace(**_overrides(run.set))
+        config = CONFIGS[run.config].replace(**overrides(run.set))
         fit_to_data(config, changed.description)  # raises ValueError if a table is too small
         assert config.num_edge_types == max(4, changed.description.num_edge_types)
 
@@ -169,6 +173,45 @@ def test_what_is_to_be_looked_at_is_looked_at_as_it_was_trained(dry_run):
         for name, pair in ALL.items()
         if pair["explain"]
     }
+
+
+def test_networks_with_a_remedy_become_compact_tables(dry_run):
+    found = commands_of_mapkg(dry_run)
+    assert {run.output: list(map(str, run.folders)) for run in found["remedy"]} == {
+        f"data/results/remedy_{name}": [f"runs/{name}-{seed}" for seed in pair["seeds"]]
+        for name, pair in REMEDIES.items()
+    }
+    assert {(str(run.output), run.dataset) for run in found["idle"]} == {
+        (f"data/results/idle_{model}_zinc_none.csv.gz", "zinc")
+        for model in ("gt", "graphit", "san")
+    }
+    attacked = {
+        (str(run.output), run.dataset, run.graphs, run.places, len(run.folders))
+        for run in found["attack"]
+    }
+    assert attacked == {
+        (f"data/results/attack_{n}.csv.gz", p["dataset"], 64, "--places" in p["attack"], 3)
+        for n, p in ALL.items()
+        if p["attack"]
+    }
+
+
+def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry_run):
+    arms = {f"{m.lower()}_zinc_{arm}" for m in MODELS for arm in ARMS} - SAME.keys()
+    arms |= {f"san_zinc_{arm}" for arm in OTHERS}
+    arms |= {
+        f"{m.lower()}_{data}_{arm}"
+        for m in MODELS
+        for data in ("tox21", "proteins")
+        for arm in ("bias", "intended")
+    }
+    assert arms == REMEDIES.keys()
+    assert {*SAME.values()} <= arms
+    for model in map(str.lower, MODELS):
+        for data in ("zinc", "tox21", "proteins"):
+            none = OF_THE_GRID.get(f"{model}_{data}_none", f"{model}_{data}_none")
+            runs = [ALL[none], *(ALL[name] for name in arms if name.startswith(f"{model}_{data}"))]
+            assert len({(run["config"], run["dataset"], run["epochs"]) for run in runs}) == 1
 
 
 def test_the_untrained_networks_are_those_that_are_trained(dry_run):
@@ -318,8 +361,10 @@ def test_what_is_done_is_not_done_again(tried, snakemake):
     settings = ("results", "--cores", "2", "--configfile", str(WORKFLOW / "tiny.yaml"))
     result = snakemake(directory, *settings)
     assert result.returncode == 0, result.stdout
-    assert [executed(result.stdout, rule) for rule in ("train", "collect", "laws")] == [0, 0, 1]
+    assert [executed(result.stdout, rule) for rule in ("train", "collect", "laws")] == [1, 0, 1]
     assert (directory / "data/results/laws.csv.gz").is_file()
+    layers = pd.read_csv(directory / "data/results/remedy_tiny_sink_layers.csv.gz")
+    assert layers["state"].tolist() == ["base", "best"]
     result = snakemake(directory, *settings)
     assert result.returncode == 0
     assert "Nothing to be done" in result.stdout

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import nn
 from torch_geometric.data import Data
 
@@ -246,40 +245,3 @@ def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
     logarithmic = ["max_ratio", "gate_median"]
     found[logarithmic] = np.exp(found[logarithmic])
     return found.reset_index()
-
-
-def contrasts(
-    table: pd.DataFrame,
-    pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]],
-    *,
-    value: str = "max_ratio",
-    confidence: float = 0.95,
-) -> pd.DataFrame:
-    """By which factor a value differs between two types of edges, with intervals over seeds.
-
-    Args:
-        table: a row per ``run``, ``label`` and ``seed``.
-        pairs: from titles to two pairs of run and label; the factor is that of the second over
-            the first, in networks of the same seed.
-        value: a positive column.
-        confidence: of the intervals, Student's t for the logarithms.
-
-    Returns:
-        A row per title. Columns are ``factor``, the geometric mean over seeds, ``low``, ``high``,
-        and ``least`` and ``greatest`` of a seed.
-
-    Raises:
-        ValueError: if two runs have not two seeds or more in common.
-    """
-    logs = np.log(table.set_index(["run", "label", "seed"])[value]).sort_index()
-    rows = {}
-    for title, (one, other) in pairs.items():
-        difference = (logs[other] - logs[one]).dropna()
-        if len(difference) < 2:
-            raise ValueError(f"{title}: expected two common seeds or more, got {len(difference)}")
-        mean, error = difference.mean(), stats.sem(difference)
-        low, high = stats.t.interval(confidence, len(difference) - 1, mean, error)
-        found = (mean, low, high, difference.min(), difference.max())
-        names = ("factor", "low", "high", "least", "greatest")
-        rows[title] = {name: np.exp(v) for name, v in zip(names, found, strict=True)}
-    return pd.DataFrame(rows).T

@@ -1,15 +1,22 @@
 """Tidy tables of experiments: write, read, join, and set as tables to read."""
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
+from mapkg import checkpoint
+from mapkg.configs import Config
 from mapkg.data import ATOM_TYPES, BOND_TYPES, Splits
 from mapkg.files import write_atomically
+from mapkg.models import GraphNetwork
+from mapkg.provenance import commit, versions
 from mapkg.train import Fit
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
@@ -57,6 +64,36 @@ def read_emergence(folder: Path | str, prefix: str = "") -> Emergence:
                 f"no table at {path}; write it with python -m mapkg train and collect"
             )
     return Emergence(**{table: pd.read_csv(path) for table, path in paths.items()})
+
+
+def read_network(folder: Path | str, splits: Splits) -> tuple[GraphNetwork, Config, dict[str, Any]]:
+    """The best network of a finished run, in evaluation mode, and what its tables say of it.
+
+    Args:
+        folder: what ``emergence`` wrote.
+        splits: the data it was trained on.
+
+    Returns:
+        The network, its configuration, and for the columns of a table its ``seed``, ``config``,
+        ``explicit_bias``, ``use_bias``, ``dataset`` and ``epochs``, with the versions and the
+        commit that are at work now.
+
+    Raises:
+        FileNotFoundError: if the run is not finished.
+        ValueError: if the network was trained on other data.
+    """
+    model, information = checkpoint.load(Path(folder) / "best")
+    title = splits.description.title
+    if information["dataset"] != title:
+        raise ValueError(
+            f"{folder}: expected a network trained on {title}, got one trained on "
+            f"{information['dataset']}"
+        )
+    config = Config.from_dict(information["config"])
+    origin = {"seed": information["seed"], "config": information["name"]}
+    origin |= {"explicit_bias": config.explicit_bias, "use_bias": config.use_bias}
+    origin |= {"dataset": title, "epochs": len(information["history"])}
+    return model.eval(), config, origin | {"versions": versions(), "commit": commit()}
 
 
 def collect(
@@ -152,6 +189,43 @@ def count_types(splits: Splits) -> pd.DataFrame:
                 for i, name in names.items()
             ]
     return pd.DataFrame(rows)
+
+
+def contrasts(
+    table: pd.DataFrame,
+    pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]],
+    *,
+    value: str = "max_ratio",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """By which factor a value differs between two kinds of rows, with intervals over seeds.
+
+    Args:
+        table: a row per ``run``, ``label`` (as a type of edge) and ``seed``.
+        pairs: from titles to two pairs of run and label; the factor is that of the second over
+            the first, in networks of the same seed.
+        value: a positive column.
+        confidence: of the intervals, Student's t for the logarithms.
+
+    Returns:
+        A row per title. Columns are ``factor``, the geometric mean over seeds, ``low``, ``high``,
+        and ``least`` and ``greatest`` of a seed.
+
+    Raises:
+        ValueError: if two runs have not two seeds or more in common.
+    """
+    logs = np.log(table.set_index(["run", "label", "seed"])[value]).sort_index()
+    rows = {}
+    for title, (one, other) in pairs.items():
+        difference = (logs[other] - logs[one]).dropna()
+        if len(difference) < 2:
+            raise ValueError(f"{title}: expected two common seeds or more, got {len(difference)}")
+        mean, error = difference.mean(), stats.sem(difference)
+        low, high = stats.t.interval(confidence, len(difference) - 1, mean, error)
+        found = (mean, low, high, difference.min(), difference.max())
+        names = ("factor", "low", "high", "least", "greatest")
+        rows[title] = {name: np.exp(v) for name, v in zip(names, found, strict=True)}
+    return pd.DataFrame(rows).T
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

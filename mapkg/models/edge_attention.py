@@ -40,10 +40,11 @@ class EdgeAttention(MessagePassing):
         \alpha_{ji}^k &= a_{ji}^k \big/ \bigl(\textstyle\sum_{j'} a_{j'i}^k + 10^{-6}\bigr) \\
         o_i^k &= \textstyle\sum_j \alpha_{ji}^k V_j^k
 
-    Three identity submodules make the intermediate tensors visible to hooks by name:
+    Identity submodules make the intermediate tensors visible to hooks by name:
     ``score`` ([E, D], the tensor the paper analyses: before sum, clamp and exp),
     ``attention_weight`` ([E, H], alpha) and ``attended`` ([N, D], o before the output
-    projection). Parallel edges count one by one.
+    projection); with an Explicit Bias Term also ``coefficient`` ([N, H], beta). Parallel edges
+    count one by one.
 
     An Explicit Bias Term (EBT) has learned vectors k', e' and v' in R^d for each head, standard
     normal at the start. ``"intended"``, as the paper's GraphTransformer computes it:
@@ -131,6 +132,7 @@ class EdgeAttention(MessagePassing):
             terms = ("key_term", "value_term") + (("edge_term",) if explicit_bias != "sink" else ())
             for name in terms:
                 self.register_parameter(name, nn.Parameter(torch.randn(heads, self.head_channels)))
+            self.coefficient = nn.Identity()
         self.score_bound = score_bound
         self.score_dropout = nn.Dropout(score_dropout)
         self.score = nn.Identity()
@@ -158,7 +160,7 @@ class EdgeAttention(MessagePassing):
         score = self.edge_score(query, self.key(x), edge_index, edge)
         beta = None  # [N, H]
         if self.explicit_bias != "none":
-            beta = self.split_heads(query).mul(self.key_term).sum(dim=-1)
+            beta = self.coefficient(self.split_heads(query).mul(self.key_term).sum(dim=-1))
         if self.explicit_bias in ("intended", "overwritten"):
             term = beta.unsqueeze(-1) * self.edge_term  # [N, H, d]
             score = score + term.flatten(1).index_select(0, edge_index[1])

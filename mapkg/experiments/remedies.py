@@ -1,0 +1,225 @@
+"""Networks trained with something against massive activations: compact tables, and their sums."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mapkg.detection import compare_laws
+from mapkg.experiments.grid import MODELS
+from mapkg.experiments.results import Emergence, read_emergence
+
+ARMS = {
+    "none": "none",
+    "bias": "biases alone",
+    "published": "published, with biases",
+    "intended": "intended, with biases",
+    "term": "intended, no biases",
+    "sink": "sink",
+}
+"""The readings of the Explicit Bias Term that are trained, from names of files to titles."""
+
+OTHERS = {
+    "layernorm": "LayerNorm for BatchNorm",
+    "decay": "weight decay 0.0001",
+    "clip": "score clipped",
+    "tanh": "tanh of the score",
+    "dropout": "dropout on the score",
+}
+"""Other remedies that are trained, from names of files to titles."""
+
+SAME = {"gt_zinc_intended": "gt_zinc_published"}
+"""Runs that are others under another name: GT's published term is the intended one."""
+
+OF_THE_GRID = {
+    f"{model.lower()}_{data}_none": f"{model.lower()}_{data}"
+    for model in MODELS
+    for data in ("tox21", "proteins")
+}
+"""Networks without any remedy that the grid of emergence has, trained at the same length."""
+
+SCORES = ("max_ratio", "share_rows_with_massive", "max_abs", "row_median_q50", "share_saturated")
+"""What is kept of the score of a layer, see ``ActivationSummary.statistics``."""
+
+LOGARITHMIC = ("max_ratio", "max_abs", "row_median_q50")
+"""Those of them whose means are geometric."""
+
+_ORIGIN = ("config", "changes", "dataset", "epochs", "versions", "commit")
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """Compact tables of trained networks.
+
+    Attributes:
+        layers: a row per seed, layer and state, ``base`` (untrained, as published) and ``best``
+            (weights of the epoch with the least validation loss). Columns are ``SCORES``; the
+            metrics of the test split, ``test_...``; ``best_epoch``; and of the gamma law
+            ``ks_own``, ``ks_base`` and ``ks_two_sample``, see ``detection.compare_laws``.
+        epochs: a row per seed, layer and observed epoch, with ``SCORES``.
+    """
+
+    layers: pd.DataFrame
+    epochs: pd.DataFrame
+
+
+def compact(run: Emergence, fits: pd.DataFrame | None = None) -> Remedies:
+    """What is kept of trained networks.
+
+    Args:
+        run: of one network or several seeds.
+        fits: rows of ``detection.compare_laws`` for these networks, if they are there already;
+            they take some seconds for each network.
+    """
+    keys = ["seed", "layer", "state"]
+    states = ("base", "best")
+    if fits is None:
+        chosen = run.histogram[run.histogram["state"].isin(states)]
+        bins = chosen[[*keys, "bin", "low", "count"]].assign(run="")
+        fits = compare_laws(bins, base=states[0])
+    gamma = fits[fits["law"] == "gamma"][[*keys, "ks_own", "ks_base", "ks_two_sample"]]
+    summary = run.summary[run.summary["state"].isin(states)]
+    metrics = [name for name in summary if name.startswith("test_")]
+    layers = summary[[*keys, *SCORES, *metrics, "best_epoch", *_ORIGIN]]
+    epochs = run.trajectory[["seed", "layer", "epoch", *SCORES, *_ORIGIN]]
+    return Remedies(layers.merge(gamma, on=keys, validate="one_to_one"), epochs)
+
+
+def join_compact(folders: Sequence[Path | str]) -> Remedies:
+    """The compact tables of finished runs, joined.
+
+    Args:
+        folders: what ``emergence`` wrote.
+
+    Raises:
+        FileNotFoundError: if a run is not finished.
+    """
+    runs = [compact(read_emergence(folder)) for folder in folders]
+    return Remedies(
+        pd.concat([run.layers for run in runs], ignore_index=True),
+        pd.concat([run.epochs for run in runs], ignore_index=True),
+    )
+
+
+def read_remedies(
+    folder: Path | str,
+    data: str,
+    arms: Mapping[str, str] = ARMS,
+    models: Iterable[str] = MODELS,
+) -> Remedies:
+    """The tracked tables of several networks, with their architecture and arm.
+
+    Args:
+        folder: where ``python -m mapkg remedy`` wrote ``remedy_NAME_TABLE.csv.gz``, and, for
+            ``OF_THE_GRID``, ``collect`` and ``laws`` their tables.
+        data: data set as in the names of files, for example ``"zinc"``.
+        arms: from names of files to titles.
+        models: names of architectures.
+
+    Returns:
+        Tables with the further columns ``label``, the architecture, and ``run``, the title.
+
+    Raises:
+        FileNotFoundError: if a table is missing.
+    """
+    folder = Path(folder)
+    found = []
+    for model in models:
+        for arm, title in arms.items():
+            name = f"{model.lower()}_{data}_{arm}"
+            name = SAME.get(name, name)
+            if name in OF_THE_GRID:
+                tables = _of_the_grid(folder, OF_THE_GRID[name])
+            else:
+                tables = Remedies(*(_read(folder, name, table) for table in ("layers", "epochs")))
+            found.append([t.assign(label=model, run=title) for t in (tables.layers, tables.epochs)])
+    return Remedies(*(pd.concat(parts, ignore_index=True) for parts in zip(*found, strict=True)))
+
+
+def _read(folder: Path, name: str, table: str) -> pd.DataFrame:
+    path = folder / f"remedy_{name}_{table}.csv.gz"
+    if not path.is_file():
+        raise FileNotFoundError(f"no table at {path}; write it with python -m mapkg remedy")
+    return pd.read_csv(path)
+
+
+def _of_the_grid(folder: Path, name: str) -> Remedies:
+    laws = pd.read_csv(folder / "laws.csv.gz")
+    run = read_emergence(folder, f"emergence_{name}_")
+    return compact(run, laws[laws["run"] == name])
+
+
+def later_epochs(epochs: pd.DataFrame, *, keys: Sequence[str] = ()) -> pd.DataFrame:
+    """What the scores are like over the second half of training.
+
+    The largest ratio of a layer changes a lot from epoch to epoch, so that one epoch says
+    little.
+
+    Args:
+        epochs: of ``read_remedies``.
+        keys: further columns to tell rows apart by; ``("layer",)`` for each layer by itself.
+
+    Returns:
+        A row per ``label``, ``run`` and ``seed``, and ``keys``. Columns are means over layers and
+        epochs of ``SCORES``, geometric for those of ``LOGARITHMIC``; ``largest``, the geometric
+        mean over epochs of the largest ratio of any layer; and ``epochs_with``, the share of
+        epochs in which any layer has a massive activation.
+    """
+    half = epochs.groupby(["label", "run", "seed"])["epoch"].transform("max") / 2
+    late = epochs[epochs["epoch"] > half]
+    by = ["label", "run", "seed", *keys]
+    logs = late.assign(**{name: np.log(late[name]) for name in LOGARITHMIC})
+    found = logs.groupby(by, sort=False)[list(SCORES)].mean()
+    any_layer = logs.groupby([*by, "epoch"], sort=False).agg(
+        largest=("max_ratio", "max"), epochs_with=("share_rows_with_massive", "max")
+    )
+    any_layer["epochs_with"] = any_layer["epochs_with"] > 0
+    found = found.join(any_layer.groupby(by, sort=False).mean())
+    logarithmic = [*LOGARITHMIC, "largest"]
+    found[logarithmic] = np.exp(found[logarithmic])
+    return found.reset_index()
+
+
+def remedy_table(remedies: Remedies, metric: str) -> pd.DataFrame:
+    """What remedies do and what they cost, as text.
+
+    Args:
+        remedies: of ``read_remedies``.
+        metric: of the test split, for example ``"mae"``.
+
+    Returns:
+        A row per architecture and arm. The metric at the best epoch, mean over seeds with its
+        95 % t interval; from the least to the greatest seed, over the second half of the epochs:
+        the mean share of ``edges with an MA``, the ``largest ratio`` and in which share of the
+        ``epochs`` there is an MA at all; and medians over seeds and layers at the best epoch of
+        two Kolmogorov-Smirnov distances: of the ratios to their own gamma law, ``KS gamma``, and
+        to those of the untrained network, ``KS base``.
+    """
+    late = later_epochs(remedies.epochs)
+    best = remedies.layers[remedies.layers["state"] == "best"]
+    rows = {}
+    for key, table in best.groupby(["label", "run"], sort=False):
+        of_late = late[(late["label"] == key[0]) & (late["run"] == key[1])]
+        rows[key] = {
+            f"test {metric}": _interval(table.groupby("seed")[f"test_{metric}"].first()),
+            "edges with an MA": _range(of_late["share_rows_with_massive"], "{:.1%}"),
+            "largest ratio": _range(of_late["largest"], "{:,.0f}"),
+            "epochs": _range(of_late["epochs_with"], "{:.0%}"),
+            "KS gamma": f"{table['ks_own'].median():.3f}",
+            "KS base": f"{table['ks_two_sample'].median():.2f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["network", "arm"])
+
+
+def _interval(values: pd.Series, confidence: float = 0.95) -> str:
+    low, high = stats.t.interval(confidence, len(values) - 1, values.mean(), stats.sem(values))
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _range(values: pd.Series, form: str) -> str:
+    ends: list[Any] = [form.format(end) for end in (values.min(), values.max())]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)

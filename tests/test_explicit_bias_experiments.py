@@ -1,0 +1,148 @@
+"""What a fresh term does to a trained layer, and a term that nothing but the record feels."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import REPOSITORY, few_molecules
+
+from mapkg import checkpoint
+from mapkg.__main__ import main
+from mapkg.configs import CONFIGS, Config
+from mapkg.experiments import emergence
+from mapkg.experiments.explicit_bias import (
+    READINGS,
+    idle_term,
+    idle_term_of_run,
+    readings,
+    with_idle_term,
+)
+from mapkg.models import build
+
+SMALL = dict(hidden_channels=16, heads=4, num_layers=2, num_node_types=28, num_edge_types=4)
+
+
+@pytest.fixture(scope="module")
+def molecules(cache):
+    return few_molecules(16, 8, 24)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The bundled network: its first layer has massive activations."""
+    model, information = checkpoint.load(REPOSITORY / "data/checkpoints/gt_moses_seed0")
+    return model.eval(), Config.from_dict(information["config"])
+
+
+def network(architecture="SAN-ZINC", seed=0, **changes):
+    torch.manual_seed(seed)
+    config = CONFIGS[architecture].replace(**SMALL | changes)
+    return build(config).eval(), config
+
+
+def by_reading(table, column):
+    return table.pivot(index="layer", columns="reading", values=column)
+
+
+def test_an_intended_term_shifts_by_its_value_where_the_clamp_does_not_cut(molecules):
+    model, _ = network()
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.attention.query.weight, std=0.05)  # small sums
+    found = readings(model, molecules.test, scale=0.5)
+    assert found["reading"].tolist() == [*READINGS] * 2
+    assert (by_reading(found, "max_abs_sum") < 5).all().all()
+    assert (by_reading(found, "to_shifted")["intended"] < 1e-5).all()
+    assert (by_reading(found, "to_plain")["intended"] > 0.1).all()
+    assert (by_reading(found, "to_mean")["intended"] > 1e-3).all()
+
+
+def test_where_the_clamp_cuts_it_does_more(trained, molecules):
+    found = readings(trained[0], molecules.test)
+    assert (by_reading(found, "max_abs_sum")["intended"] > 5).all()
+    assert (by_reading(found, "to_shifted")["intended"] > 0.01).all()
+
+
+def test_an_overwritten_term_averages_neighbours_and_leaves_key_and_edge_without_gradient(
+    trained, molecules
+):
+    found = readings(trained[0], molecules.test)
+    assert (by_reading(found, "to_mean")["overwritten"] < 1e-4).all()
+    for name in ("key_gradient", "edge_gradient"):
+        gradients = by_reading(found, name)
+        assert (gradients["overwritten"] == 0).all()
+        assert (gradients.drop(columns="overwritten") > 0).all().all()
+
+
+def test_a_closed_sink_is_none_and_an_open_one_is_not(trained, molecules):
+    plain = by_reading(readings(trained[0], molecules.test), "to_plain")
+    assert (plain["sink, closed"] == 0).all()
+    assert (plain["none"] == 0).all()
+    assert (plain["sink"] > 0.1).all()
+
+
+def test_the_record_of_a_sink_is_that_of_none(trained, molecules):
+    table = by_reading(readings(trained[0], molecules.test), "max_ratio")
+    assert (table["sink"] == table["none"]).all()
+    assert (table["intended"] < table["none"]).all()
+
+
+@pytest.mark.parametrize("architecture", ["SAN-ZINC", "GraphiT-ZINC"])
+def test_an_idle_term_changes_the_record_and_no_prediction(architecture, molecules):
+    model, config = network(architecture)
+    found = idle_term(model, config, molecules.test)
+    assert (found["largest_change"] < 1e-4).all()
+    before, after = (found[found["term"] == term].reset_index() for term in (False, True))
+    assert (after["row_median_q50"] > 1.5 * before["row_median_q50"]).all()
+
+
+def test_an_idle_term_takes_massive_activations_off_the_record(trained, molecules):
+    found = idle_term(*trained, molecules.test).query("layer == 0").set_index("term")
+    assert found["share_rows_with_massive"][False] > 0.5
+    assert found["share_rows_with_massive"][True] == 0
+    assert found["max_abs"][True] == pytest.approx(found["max_abs"][False], rel=0.1)
+
+
+def test_an_idle_term_is_idle_also_where_the_clamp_cuts(molecules):
+    model, config = network()
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attention.key.weight.mul_(30)
+    found = idle_term(model, config, molecules.test)
+    assert (found["share_saturated"] > 0.1).all()
+    assert (found["largest_change"] < 1e-3).all()
+
+
+def test_an_idle_term_copies_the_network_and_its_mode():
+    model, config = network()
+    changed = with_idle_term(model.train(), config, seed=3)
+    assert changed.training
+    for name, value in model.state_dict().items():
+        assert torch.equal(changed.state_dict()[name], value)
+    for layer in changed.layers:
+        assert layer.attention.edge_term.sum(-1).abs().max() < 1e-5
+        assert (layer.attention.value_term == 0).all()
+        assert layer.attention.edge_term.std() > 0.5
+
+
+def test_a_network_that_has_a_term_is_refused(molecules):
+    model, config = network(explicit_bias="sink")
+    with pytest.raises(ValueError, match=r"no Explicit Bias Term, got 'sink'"):
+        with_idle_term(model, config)
+    with pytest.raises(ValueError, match=r"layer 0 is EdgeAttention with 'sink'"):
+        readings(model, molecules.test)
+    with pytest.raises(ValueError, match="expected one or more to look at"):
+        readings(network()[0], [])
+
+
+def test_a_finished_run_is_given_an_idle_term(molecules, tmp_path, capsys):
+    config = CONFIGS["SAN-ZINC"].replace(max_epochs=1, **SMALL)
+    emergence(config, molecules, name="SAN-ZINC", folder=tmp_path, progress=False, seed=4)
+    found = idle_term_of_run(tmp_path, molecules)
+    assert set(found["seed"]) == {4}
+    assert set(found["dataset"]) == {molecules.description.title}
+    other = replace(molecules, description=replace(molecules.description, title="others"))
+    with pytest.raises(ValueError, match="expected a network trained on others, got one trained"):
+        idle_term_of_run(tmp_path, other)
+    path = tmp_path / "idle.csv.gz"
+    assert main(["idle", str(tmp_path), "--dataset", "moses", "-o", str(path)]) == 0
+    assert path.is_file()

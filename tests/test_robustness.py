@@ -1,0 +1,139 @@
+"""Attacks on finished runs, their tables, and what these are summed up to."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import few_molecules
+
+from mapkg import checkpoint
+from mapkg.__main__ import main
+from mapkg.attack import Ascent, attack
+from mapkg.configs import CONFIGS
+from mapkg.experiments import emergence
+from mapkg.experiments.robustness import (
+    KINDS,
+    PLACES,
+    attack_network,
+    attack_run,
+    damage,
+    damage_table,
+    read_attacks,
+)
+from mapkg.models import build
+
+SMALL = dict(hidden_channels=16, heads=4, num_layers=2)
+SHORT = Ascent(lr=0.1, passes=3)
+
+
+@pytest.fixture(scope="module")
+def molecules(cache):
+    return few_molecules(16, 12, 8)
+
+
+@pytest.fixture(scope="module")
+def network(molecules):
+    torch.manual_seed(0)
+    sizes = dict(num_node_types=28, num_edge_types=4)
+    config = CONFIGS["SAN-ZINC"].replace(**SMALL, **sizes)
+    return build(config).eval(), config
+
+
+def test_every_kind_is_the_attack_of_that_name(network, molecules):
+    model, config = network
+    settings = dict(ascent=SHORT, restarts=[5], progress=False)
+    found = attack_network(model, config, molecules.val, sigmas=[0.1], **settings)
+    assert found["kind"].unique().tolist() == [*KINDS]
+    for kind in KINDS:
+        options = {"own": {}, "shared": {"shared": True}, "relative": {"relative": True}}[kind]
+        expected = attack(model, molecules.val, [0.1], centred=True, **options, **settings)
+        losses = found.query("kind == @kind")["loss"]
+        assert losses.to_numpy() == pytest.approx(expected["loss"].to_numpy(), rel=1e-6)
+
+
+def test_a_place_and_its_control_are_equally_large(network, molecules):
+    model, config = network
+    settings = dict(ascent=SHORT, restarts=[0], threshold=20.0, sigmas=[0.01, 0.1])
+    found = attack_network(
+        model, config, molecules.val, kinds=(), places=PLACES, progress=False, **settings
+    )
+    assert set(found["sigma"]) == {0.1}
+    sizes = found.groupby("kind")["disturbed"].first()
+    channels = 16 * sum(graph.num_edges for graph in molecules.val)
+    for place in ("massive edges", "massive channels", "largest channel"):
+        assert 0 < sizes[place] == sizes[f"{place}, control"] < channels
+    # Random noise of one seed on two places of the same size is not the same attack.
+    random = found.query("noise == 'random'").set_index("kind")["loss"]
+    assert random["massive edges"] != random["massive edges, control"]
+
+
+def test_what_is_unknown_or_leaves_nothing_is_refused(network, molecules):
+    model, config = network
+    with pytest.raises(ValueError, match=r"kinds: expected some of own, shared, relative"):
+        attack_network(model, config, molecules.val, kinds=["public"])
+    with pytest.raises(ValueError, match=r"places: expected some of massive edges"):
+        attack_network(model, config, molecules.val, places=["edges"])
+    with pytest.raises(ValueError, match="widen the mask"):
+        attack_network(
+            model, config, molecules.val, kinds=(), places=["massive edges"], threshold=1e12
+        )
+
+
+def test_a_finished_run_is_attacked_on_the_first_validation_graphs(molecules, tmp_path, capsys):
+    config = CONFIGS["SAN-ZINC"].replace(max_epochs=1, **SMALL)
+    emergence(config, molecules, name="SAN-ZINC", folder=tmp_path, progress=False, seed=4)
+    settings = dict(sigmas=[0.1], restarts=[0], kinds=["own"], ascent=SHORT, progress=False)
+    found = attack_run(tmp_path, molecules, graphs=5, **settings)
+    assert set(found["graphs"]) == {5}
+    assert set(found["seed"]) == {4}
+    assert set(found["epochs"]) == {1}
+    assert set(found["explicit_bias"]) == {"none"}
+    model, _ = checkpoint.load(tmp_path / "best")
+    settings.pop("kinds")
+    expected = attack(model.eval(), molecules.val[:5], centred=True, **settings)
+    assert found["loss"].to_numpy() == pytest.approx(expected["loss"].to_numpy(), rel=1e-6)
+    # The command reads the data itself: another title is other data.
+    path = tmp_path / "attack.csv.gz"
+    arguments = ["attack", str(tmp_path / "none"), "--dataset", "moses", "-o", str(path)]
+    assert main(arguments) == 2
+    assert not path.exists()
+
+
+def rows(run, seed, losses, restart=0):
+    return [
+        dict(label="GT", run=run, kind="own", sigma=0.1, seed=seed, restart=restart)
+        | dict(noise=noise, loss=loss)
+        for noise, loss in zip(("none", "random", "optimised"), losses, strict=True)
+    ]
+
+
+def test_damage_is_a_factor_of_geometric_means_over_restarts():
+    table = pd.DataFrame([*rows("none", 0, (1, 2, 4)), *rows("none", 0, (1, 8, 36), restart=1)])
+    (found,) = damage(table).to_dict("records")
+    assert found["random"] == pytest.approx(4)
+    assert found["optimised"] == pytest.approx(12)
+    assert found["random_factor"] == pytest.approx(4)
+    assert found["optimised_factor"] == pytest.approx(12)
+    assert found["gain_factor"] == pytest.approx(3)
+
+
+def test_the_table_has_geometric_means_with_intervals_over_seeds():
+    table = [r for seed, loss in enumerate((1, 10, 100)) for r in rows("none", seed, (1, 1, loss))]
+    found = damage_table(
+        damage(pd.DataFrame(table)), {"random": "a", "optimised": "b"}, rows=["label", "run"]
+    ).loc[("GT", "none")]
+    half = 4.302653 * np.log(10) / np.sqrt(3)
+    low, high = np.exp([np.log(10) - half, np.log(10) + half])
+    assert found["b"] == f"10 [{low:.3g}, {high:.3g}]"
+    assert found["a"] == "1 [1, 1]"
+
+
+def test_tables_are_read_with_their_labels(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"attack_gt\.csv\.gz.*mapkg attack"):
+        read_attacks(tmp_path, {"gt": ("GT", "none")})
+    pd.DataFrame(rows("none", 0, (1, 2, 3))).drop(columns=["label", "run"]).to_csv(
+        tmp_path / "attack_gt.csv.gz", index=False
+    )
+    found = read_attacks(tmp_path, {"gt": ("GT, ZINC", "no term")})
+    assert set(found["label"]) == {"GT, ZINC"}
+    assert set(found["run"]) == {"no term"}
