@@ -143,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         "--graphs", type=_positive, default=64, help="validation graphs to attack (default: 64)"
     )
     attack.add_argument(
-        "--places", action="store_true", help="also where massive activations are, and controls"
+        "--places",
+        action="store_true",
+        help="where massive activations are, and controls, in place of everywhere",
     )
     attack.add_argument("--threads", type=_positive, help="CPU threads")
     attack.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")

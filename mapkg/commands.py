@@ -107,7 +107,7 @@ def remedy(parsed: argparse.Namespace) -> int:
 
     for name, table in vars(join_compact(parsed.folders)).items():
         path = Path(f"{parsed.output}_{name}.csv.gz")
-        write_table(path, table)
+        write_table(path, table, digits=4 if name == "epochs" else 6)  # for the repository's size
         print(path)
     return 0
 

@@ -73,7 +73,7 @@ FOLDERS = {
     },
     "plots": {
         *("__init__", "attribution", "bonds", "diagrams", "distributions", "emergence", "grid"),
-        *("molecules", "style", "viewer"),
+        *("molecules", "remedies", "style", "viewer"),
     },
     "models": {
         *("__init__", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),

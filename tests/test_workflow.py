@@ -199,6 +199,7 @@ def test_networks_with_a_remedy_become_compact_tables(dry_run):
 def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry_run):
     arms = {f"{m.lower()}_zinc_{arm}" for m in MODELS for arm in ARMS} - SAME.keys()
     arms |= {f"san_zinc_{arm}" for arm in OTHERS}
+    arms |= {f"san_zinc50_{arm}" for arm in ("intended", "sink")}
     arms |= {
         f"{m.lower()}_{data}_{arm}"
         for m in MODELS
@@ -207,11 +208,12 @@ def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry
     }
     assert arms == REMEDIES.keys()
     assert {*SAME.values()} <= arms
-    for model in map(str.lower, MODELS):
-        for data in ("zinc", "tox21", "proteins"):
-            none = OF_THE_GRID.get(f"{model}_{data}_none", f"{model}_{data}_none")
-            runs = [ALL[none], *(ALL[name] for name in arms if name.startswith(f"{model}_{data}"))]
-            assert len({(run["config"], run["dataset"], run["epochs"]) for run in runs}) == 1
+    pairs = {name.rpartition("_")[0] for name in arms}
+    assert len(pairs) == 10
+    for pair in pairs:
+        none = OF_THE_GRID.get(f"{pair}_none", f"{pair}_none")
+        runs = [ALL[none], *(ALL[name] for name in arms if name.rpartition("_")[0] == pair)]
+        assert len({(run["config"], run["dataset"], run["epochs"]) for run in runs}) == 1
 
 
 def test_the_untrained_networks_are_those_that_are_trained(dry_run):

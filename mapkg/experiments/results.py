@@ -228,12 +228,13 @@ def contrasts(
     return pd.DataFrame(rows).T
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as compressed CSV, six digits, the same bytes for the same table.
+def write_table(path: Path, table: pd.DataFrame, *, digits: int = 6) -> None:
+    """Write a table as compressed CSV, the same bytes for the same table.
 
     Args:
         path: where to; written whole or not at all.
         table: without a meaningful index.
+        digits: significant digits of numbers.
     """
-    text = table.to_csv(index=False, float_format="%.6g").encode()
+    text = table.to_csv(index=False, float_format=f"%.{digits}g").encode()
     write_atomically(path, gzip.compress(text, mtime=0))

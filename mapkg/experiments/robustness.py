@@ -103,7 +103,8 @@ def attack_run(
         folder: what ``emergence`` wrote.
         splits: the data it was trained on.
         graphs: how many graphs.
-        places: whether the places of ``PLACES`` are attacked, too.
+        places: whether the places of ``PLACES`` are attacked, in place of noise of all ``KINDS``
+            everywhere.
         **settings: further arguments of ``attack_network``.
 
     Returns:
@@ -115,8 +116,8 @@ def attack_run(
     """
     model, config, origin = read_network(folder, splits)
     chosen = list(splits.val[:graphs])
-    where = tuple(PLACES) if places else ()
-    table = attack_network(model, config, chosen, places=where, **settings)
+    what = dict(kinds=(), places=PLACES) if places else {}
+    table = attack_network(model, config, chosen, **what | settings)
     return table.assign(graphs=len(chosen), **origin)
 
 

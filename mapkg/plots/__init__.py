@@ -20,12 +20,14 @@ from mapkg.plots.grid import (
     through_training,
 )
 from mapkg.plots.molecules import molecule, type_counts
+from mapkg.plots.remedies import arms, losses_under_attack, with_and_without_term
 from mapkg.plots.style import use_style
 from mapkg.plots.viewer import viewer
 
 __all__ = [
     "against_permuted",
     "against_untrained",
+    "arms",
     "base_against_trained",
     "by_label",
     "by_layer",
@@ -35,6 +37,7 @@ __all__ = [
     "gallery",
     "heat_maps",
     "layers_through_training",
+    "losses_under_attack",
     "measured_and_predicted",
     "molecule",
     "rank_grid",
@@ -48,4 +51,5 @@ __all__ = [
     "use_style",
     "variants",
     "viewer",
+    "with_and_without_term",
 ]
