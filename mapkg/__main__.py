@@ -147,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="where massive activations are, and controls, in place of everywhere",
     )
+    attack.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="of noise, see mapkg.experiments.robustness.KINDS (default: own shared relative)",
+    )
     attack.add_argument("--threads", type=_positive, help="CPU threads")
     attack.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
     attack.set_defaults(function=commands.attack)

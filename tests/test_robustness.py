@@ -14,6 +14,7 @@ from mapkg.experiments import emergence
 from mapkg.experiments.robustness import (
     KINDS,
     PLACES,
+    USUAL,
     attack_network,
     attack_run,
     damage,
@@ -43,12 +44,23 @@ def test_every_kind_is_the_attack_of_that_name(network, molecules):
     model, config = network
     settings = dict(ascent=SHORT, restarts=[5], progress=False)
     found = attack_network(model, config, molecules.val, sigmas=[0.1], **settings)
-    assert found["kind"].unique().tolist() == [*KINDS]
-    for kind in KINDS:
+    assert found["kind"].unique().tolist() == [*USUAL]
+    for kind in USUAL:
         options = {"own": {}, "shared": {"shared": True}, "relative": {"relative": True}}[kind]
         expected = attack(model, molecules.val, [0.1], centred=True, **options, **settings)
         losses = found.query("kind == @kind")["loss"]
         assert losses.to_numpy() == pytest.approx(expected["loss"].to_numpy(), rel=1e-6)
+
+
+def test_the_published_kind_is_the_published_attack(network, molecules, monkeypatch):
+    model, config = network
+    monkeypatch.setitem(KINDS, "published", KINDS["published"] | {"ascent": SHORT})
+    found = attack_network(
+        model, config, molecules.val, sigmas=[0.01, 0.1], kinds=["published"], progress=False
+    )
+    expected = attack(model, molecules.val, [0.1], restarts=[0], ascent=SHORT, progress=False)
+    assert found["loss"].to_numpy() == pytest.approx(expected["loss"].to_numpy(), rel=1e-6)
+    assert Ascent() == Ascent(lr=7e-4, passes=1000, patience=15, min_lr=1e-6)
 
 
 def test_a_place_and_its_control_are_equally_large(network, molecules):
@@ -73,7 +85,7 @@ def test_what_is_unknown_or_leaves_nothing_is_refused(network, molecules):
         attack_network(model, config, molecules.val, kinds=["public"])
     with pytest.raises(ValueError, match=r"places: expected some of massive edges"):
         attack_network(model, config, molecules.val, places=["edges"])
-    with pytest.raises(ValueError, match="widen the mask"):
+    with pytest.raises(ValueError, match=r"places: none of massive edges is in these graphs"):
         attack_network(
             model, config, molecules.val, kinds=(), places=["massive edges"], threshold=1e12
         )

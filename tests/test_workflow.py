@@ -182,8 +182,7 @@ def test_networks_with_a_remedy_become_compact_tables(dry_run):
         for name, pair in REMEDIES.items()
     }
     assert {(str(run.output), run.dataset) for run in found["idle"]} == {
-        (f"data/results/idle_{model}_zinc.csv.gz", "zinc")
-        for model in ("gt", "graphit", "san")
+        (f"data/results/idle_{model}_zinc.csv.gz", "zinc") for model in ("gt", "graphit", "san")
     }
     attacked = {
         (str(run.output), run.dataset, run.graphs, run.places, len(run.folders))

@@ -14,18 +14,26 @@ from mapkg.attack import SIGMAS, Ascent, attack, where_massive
 from mapkg.configs import Config
 from mapkg.data import Splits
 from mapkg.detection import MASSIVE_RATIO
+from mapkg.evaluation import batches
+from mapkg.experiments.grid import MODELS
+from mapkg.experiments.remedies import ARMS
 from mapkg.experiments.results import read_network
 
 ASCENT = Ascent(lr=0.1, passes=40)
 """How noise is optimised here: fewer passes than the 1000 that are published, and longer steps."""
 
-KINDS: Mapping[str, Mapping[str, bool]] = {
+KINDS: Mapping[str, Mapping[str, Any]] = {
     "own": {},
     "shared": {"shared": True},
     "relative": {"relative": True},
+    "published": {"centred": False, "ascent": Ascent(), "restarts": (0,)},
 }
 """Kinds of noise: of each node and edge its own, one vector for all nodes and one for all edges,
-and sizes relative to the embeddings' standard deviations. All are centred."""
+sizes relative to the embeddings' standard deviations, and the published way of finding the first,
+one restart and not centred, for the largest size alone. The others are centred."""
+
+USUAL = ("own", "shared", "relative")
+"""The kinds that every network is attacked with; the published one takes many passes."""
 
 PLACES = {
     f"{name}{'' if massive else ', control'}": (by, not massive)
@@ -40,6 +48,22 @@ PLACES = {
 ``attack.where_massive``; every mask is as large as its control."""
 
 
+ATTACKED = {
+    f"{name}_{arm}" if (name, arm) != ("gt_tox21", "none") else name: (title, ARMS[arm])
+    for name, title, arms in (
+        ("gt_tox21", "GT, TOX21", ("none", "bias", "intended")),
+        ("gt_zinc", "GT, ZINC", ("none", "published", "sink")),
+        ("san_zinc", "SAN, ZINC", ("none", "published", "intended", "sink")),
+    )
+    for arm in arms
+}
+"""Tracked attacks everywhere, from names of files to network and arm. GT's published term is the
+intended one."""
+
+PLACED = {f"{model.lower()}_zinc": (f"{model}, ZINC", ARMS["none"]) for model in MODELS}
+"""Tracked attacks on places, of networks of the grid, which are trained for longer."""
+
+
 def attack_network(
     model: nn.Module,
     config: Config,
@@ -47,7 +71,7 @@ def attack_network(
     *,
     sigmas: Iterable[float] = SIGMAS,
     restarts: Sequence[int] = (0, 1, 2),
-    kinds: Iterable[str] = tuple(KINDS),
+    kinds: Iterable[str] = USUAL,
     places: Iterable[str] = (),
     threshold: float = MASSIVE_RATIO,
     ascent: Ascent = ASCENT,
@@ -59,7 +83,7 @@ def attack_network(
         model: as for ``attack.attack``.
         config: names its loss and batch size.
         graphs: whose embeddings are disturbed.
-        sigmas: standard deviations; attacks on places have the largest alone.
+        sigmas: standard deviations; attacks on places, and published ones, have the last alone.
         restarts: seeds of the noise.
         kinds: of ``KINDS``.
         places: of ``PLACES``.
@@ -68,10 +92,11 @@ def attack_network(
         progress: whether to show progress bars on stderr.
 
     Returns:
-        The rows of ``attack.attack`` with a column ``kind``, one of ``kinds`` or ``places``.
+        The rows of ``attack.attack`` with a column ``kind``, one of ``kinds`` or ``places``; none
+        of a place that these graphs do not have, where nothing, or everything, is massive.
 
     Raises:
-        ValueError: if a kind or place is unknown, or a place leaves nothing to disturb.
+        ValueError: if a kind or place is unknown, or nothing is left to attack.
     """
     sigmas, kinds, places = tuple(sigmas), tuple(kinds), tuple(places)
     for what, named, known in (("kinds", kinds, KINDS), ("places", places, PLACES)):
@@ -81,13 +106,21 @@ def attack_network(
     common |= dict(batch_size=config.batch_size, progress=progress)
     found = []
     for kind in kinds:
-        table = attack(model, graphs, sigmas, **KINDS[kind], **common)
+        sizes = sigmas[-1:] if kind == "published" else sigmas
+        table = attack(model, graphs, sizes, **common | KINDS[kind])
         found.append(table.assign(kind=kind))
     for place in places:
         by, control = PLACES[place]
         choice = where_massive(model, by, threshold=threshold, control=control, equal=True)
+        if not any(choice(batch).any() for batch in batches(graphs, config.batch_size)):
+            continue
         table = attack(model, graphs, sigmas[-1:], masks={"edge_embedding": choice}, **common)
         found.append(table.assign(kind=place))
+    if not found:
+        raise ValueError(
+            f"places: none of {', '.join(places)} is in these graphs; the network has no massive "
+            "activation there, or nothing else; take more graphs or another threshold"
+        )
     return pd.concat(found, ignore_index=True)
 
 
@@ -103,9 +136,8 @@ def attack_run(
         folder: what ``emergence`` wrote.
         splits: the data it was trained on.
         graphs: how many graphs.
-        places: whether the places of ``PLACES`` are attacked, in place of noise of all ``KINDS``
-            everywhere.
-        **settings: further arguments of ``attack_network``.
+        places: whether the places of ``PLACES`` are attacked, in place of noise everywhere.
+        **settings: further arguments of ``attack_network``, for example ``kinds``.
 
     Returns:
         Rows of ``attack_network`` with where they come from; ``seed`` is that of the training.

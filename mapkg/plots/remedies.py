@@ -41,7 +41,7 @@ def arms(
         squeeze=False,
         layout="constrained",
     )
-    for row, label in zip(axes, labels, strict=True):
+    for number, (row, label) in enumerate(zip(axes, labels, strict=True)):
         for ax, (value, title) in zip(row, values.items(), strict=True):
             for place, run in enumerate(runs):
                 found = late.loc[(late["label"] == label) & (late["run"] == run), value]
@@ -55,7 +55,7 @@ def arms(
                 ax.set_xscale("log")
             if value in ("max_ratio", "largest"):
                 ax.axvline(MASSIVE_RATIO, color="black", ls="--", lw=1)
-            if row is axes[-1]:
+            if number == len(labels) - 1:
                 ax.set_xlabel(title)
         row[0].set_yticks(range(len(runs)), runs)
         row[0].set_ylabel(label)
@@ -86,7 +86,8 @@ def with_and_without_term(table: pd.DataFrame, *, panel: str = "label") -> Figur
         squeeze=False,
         layout="constrained",
     )
-    for row, (title, of_panel) in zip(axes, groups.items(), strict=True):
+    for number, (row, title) in enumerate(zip(axes, groups, strict=True)):
+        of_panel = groups[title]
         for ax, (value, name) in zip(row, values.items(), strict=True):
             by = ["term"] + (["seed"] if "seed" in of_panel else [])
             for key, lines in of_panel.groupby(by):
@@ -96,9 +97,9 @@ def with_and_without_term(table: pd.DataFrame, *, panel: str = "label") -> Figur
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             if value == "max_ratio":
                 ax.axhline(MASSIVE_RATIO, color="black", ls="--", lw=1)
-            if row is axes[0]:
+            if number == 0:
                 ax.set_title(name)
-            if row is axes[-1]:
+            if number == len(groups) - 1:
                 ax.set_xlabel("layer")
         row[0].set_ylabel(title)
     lines = [Line2D([], [], color=colour) for colour in TERM_COLOURS.values()]
