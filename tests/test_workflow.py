@@ -21,7 +21,7 @@ from mapkg.data import load
 from mapkg.experiments import TABLES, fit_to_data
 from mapkg.experiments.changed_types import CHANGES
 from mapkg.experiments.grid import MODELS
-from mapkg.experiments.remedies import ARMS, OF_THE_GRID, OTHERS, SAME
+from mapkg.experiments.remedies import ARMS, OF_THE_GRID, OTHERS, SAME, SETTINGS
 
 WORKFLOW = REPOSITORY / "workflow"
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())
@@ -213,6 +213,11 @@ def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry
         none = OF_THE_GRID.get(f"{pair}_none", f"{pair}_none")
         runs = [ALL[none], *(ALL[name] for name in arms if name.rpartition("_")[0] == pair)]
         assert len({(run["config"], run["dataset"], run["epochs"]) for run in runs}) == 1
+    for run in commands_of_mapkg(dry_run)["train"]:
+        name = run.out.name.rpartition("-")[0]
+        if name in REMEDIES:
+            set_for_all = {"hidden_channels": 96} if name.startswith("gt_tox21") else {}
+            assert overrides(run.set) == SETTINGS[name.rpartition("_")[2]] | set_for_all
 
 
 def test_the_untrained_networks_are_those_that_are_trained(dry_run):

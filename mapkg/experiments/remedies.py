@@ -32,6 +32,21 @@ OTHERS = {
 }
 """Other remedies that are trained, from names of files to titles."""
 
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "none": {},
+    "bias": {"use_bias": True},
+    "published": {"use_bias": True, "explicit_bias": "published"},
+    "intended": {"use_bias": True, "explicit_bias": "intended"},
+    "term": {"explicit_bias": "intended"},
+    "sink": {"explicit_bias": "sink"},
+    "layernorm": {"layer_norm": True, "batch_norm": False},
+    "decay": {"weight_decay": 0.0001},
+    "clip": {"score_bound": "clip"},
+    "tanh": {"score_bound": "tanh"},
+    "dropout": {"score_dropout": 0.1},
+}
+"""How the configuration of an arm differs from the published one without a term."""
+
 SAME = {"gt_zinc_intended": "gt_zinc_published"}
 """Runs that are others under another name: GT's published term is the intended one."""
 
