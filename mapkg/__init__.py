@@ -13,6 +13,7 @@ The package computes, the notebooks argue:
 - ``observation``: what the scores of a network look like over many graphs.
 - ``attribution``: what massive activations sit on, and whether that explains predictions.
 - ``attack``: noise on embeddings that ascends the loss.
+- ``lipschitz``: how much attention amplifies a change of its input, and bounds of that.
 - ``experiments``: from a configuration to tidy tables; ``plots``: from tables to figures.
 - ``notebook``, ``commands``: notebooks with other parameters, and what the command line does.
 """

@@ -37,7 +37,8 @@ PICTURE = {
         "observation",
     },
     "attack": {"data", "hooks", "detection", "metrics", "evaluation"},
-    "experiments": {*EVERYTHING_BELOW, "observation", "attribution", "attack"},
+    "lipschitz": set(),
+    "experiments": {*EVERYTHING_BELOW, "observation", "attribution", "attack", "lipschitz"},
     "plots": {"configs", "detection"},
     "__init__": {"configs", "data", "models"},
     "commands": {
@@ -77,7 +78,7 @@ FOLDERS = {
     },
     "models": {
         *("__init__", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
-        *("networks", "official", "standard"),
+        *("networks", "norms", "official", "standard"),
     },
 }
 

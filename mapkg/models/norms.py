@@ -1,0 +1,400 @@
+"""Normalisations of attention scores and of node features.
+
+LipschitzNorm divides the score of an edge, so that attention becomes a Lipschitz function of the
+features. One line adds it to a network of PyG, or to ours::
+
+    lipschitz_normalise(model)  # every GATConv, TransformerConv and EdgeAttention in it
+
+Norms of node features, PairNorm and LayerNorm, are those of PyG where PyG has them, see
+``feature_norm``.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv, LayerNorm, PairNorm, TransformerConv
+from torch_geometric.utils import scatter
+
+from mapkg.models.edge_attention import EdgeAttention
+
+MODES = ("paper", "published", "published-si")
+"""What a Lipschitz normalisation divides by, see ``LipschitzNorm``."""
+
+PUBLISHED_SCALE = 4.0
+"""The factor of the published code; its origin is not known."""
+
+EPS = 1e-12
+
+
+class LipschitzNorm(nn.Module):
+    r"""What the linear score of GAT is divided by.
+
+    With :math:`e_{ji} = a_l \cdot z_j + a_r \cdot z_i`, per target i and head, mode ``"paper"``:
+
+    .. math:: c_i = f \, \lVert [a_l; a_r] \rVert
+        \sqrt{\max_{j \in N(i)} \lVert z_j \rVert^2 + \lVert z_i \rVert^2}
+
+    Where N(i) has i itself, the magnitude of :math:`e_{ji} / c_i` is at most 1 / f.
+
+    Mode ``"published"``, edge by edge, for target i and head k of H:
+
+    .. math:: c_{ji}^k = f \, \lVert [a_l; a_r] \rVert
+        \sqrt{\max_{j' \in N(i')} \lVert z_{j'}^{k'} \rVert^2 + \lVert z_j^k \rVert^2},
+        \qquad i' = \lfloor i / H \rfloor, \; k' = i \bmod H
+
+    with the norm of the attention vectors over all heads, or, in mode ``"published-si"``, per
+    head. It differs from the paper's in four ways: the second term is the source's norm; with
+    more than one head the maximum is that of another node and head; the norm is over all heads
+    (not in ``"published-si"``); and f is 4.
+
+    Args:
+        mode: one of ``MODES``.
+        scale: f, above 0; None means 1 for ``"paper"`` and 4 for the others.
+        eps: what is added to c, above 0.
+
+    Raises:
+        ValueError: if the mode is unknown, or scale or eps is not above 0.
+
+    Source: LipschitzNorm paper, linear scores; published code ``normalizations/lipschitznorm.py``.
+    """
+
+    def __init__(
+        self, mode: str = "paper", *, scale: float | None = None, eps: float = EPS
+    ) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
+        self.mode = mode
+        self.scale = _default_scale(mode) if scale is None else scale
+        self.eps = eps
+        for name, value in (("scale", self.scale), ("eps", eps)):
+            if not value > 0:
+                raise ValueError(f"{name}: expected a value above 0, got {value!r}")
+
+    def forward(
+        self,
+        z: Float[Tensor, "N H C"],
+        att: Float[Tensor, "H channels"],
+        edge_index: Int[Tensor, "2 E"],
+    ) -> Float[Tensor, "E H"]:
+        """The divisor of every edge and head.
+
+        Args:
+            z: features of the nodes after their projection, shape [N, H, C].
+            att: both attention vectors of each head, joined, shape [H, 2C].
+            edge_index: source and target of each edge, self-loops included, shape [2, E].
+        """
+        source, target = edge_index
+        size = z.square().sum(dim=-1)  # [N, H]
+        of_source = size.index_select(0, source)
+        largest = scatter(of_source, target, dim=0, dim_size=len(z), reduce="max")  # [N, H]
+        if self.mode == "paper":
+            norm = att.norm(dim=-1)
+            inner = (largest + size).index_select(0, target)
+        else:
+            norm = att.norm() if self.mode == "published" else att.norm(dim=-1)
+            inner = largest.view(-1, 1).index_select(0, target) + of_source
+        return self.scale * norm * _root(inner) + self.eps
+
+    def extra_repr(self) -> str:
+        """Mode and scale, for ``print``."""
+        return f"{self.mode!r}, scale={self.scale:g}"
+
+
+class QuadraticLipschitzNorm(LipschitzNorm):
+    r"""What the quadratic score :math:`q_i \cdot k_j` of a transformer is divided by.
+
+    Mode ``"paper"``, per target i and head, with :math:`u = \lVert q_i \rVert`,
+    :math:`v = \max_j \lVert k_j \rVert`, :math:`w = \max_j \lVert v_j \rVert` over its neighbours:
+
+    .. math:: c_i = f \, \max(u v, \; u w, \; v w)
+
+    The modes ``"published"`` and ``"published-si"`` are alike here: u is the Frobenius norm of the
+    queries of all edges of the batch, one for each edge into a node, and the score has been
+    divided by the root of the channels of a head before.
+
+    Args:
+        mode, scale, eps: as for ``LipschitzNorm``; None means the scale 1 in all modes.
+
+    Source: LipschitzNorm paper, quadratic scores; published code
+    ``normalizations/quadratic_lipschitznorm.py``. differs: maxima of keys and values are over the
+    neighbours of a target in all modes.
+    """
+
+    def __init__(
+        self, mode: str = "paper", *, scale: float | None = None, eps: float = EPS
+    ) -> None:
+        super().__init__(mode, scale=1.0 if scale is None else scale, eps=eps)
+
+    def forward(
+        self,
+        query: Float[Tensor, "E H C"],
+        key: Float[Tensor, "E H C"],
+        value: Float[Tensor, "E H C"],
+        target: Int[Tensor, " E"],
+    ) -> Float[Tensor, "E H"]:
+        """The divisor of every edge and head.
+
+        Args:
+            query: the target's query, for every edge, shape [E, H, C].
+            key: the source's key, shape [E, H, C].
+            value: the source's value, shape [E, H, C].
+            target: of every edge, shape [E].
+        """
+        nodes = int(target.max()) + 1 if len(target) else 0
+
+        def largest(x: Tensor) -> Tensor:
+            size = scatter(x.square().sum(-1), target, dim=0, dim_size=nodes, reduce="max")
+            return _root(size).index_select(0, target)
+
+        size = query.square().sum(dim=-1)  # [E, H]
+        u = _root(size if self.mode == "paper" else size.sum(dim=0, keepdim=True))
+        v, w = largest(key), largest(value)
+        return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + self.eps
+
+    def temperature(self, channels: int) -> float:
+        """What the score q . k / sqrt(C) is multiplied by before it is divided by c."""
+        return math.sqrt(channels) if self.mode == "paper" else 1.0
+
+
+def lipschitz_normalise(
+    model: nn.Module, mode: str = "paper", *, scale: float | None = None, eps: float = EPS
+) -> nn.Module:
+    """Divide the scores of all attention layers in a model, in place.
+
+    The layers are those of PyG, unchanged: PyG's own hooks divide what they compute inside. Their
+    weights, names and ``state_dict`` stay what they are; a copy of the model is normalised too.
+
+    Args:
+        model: with layers ``GATConv`` or ``TransformerConv`` of PyG without edge features, or
+            ``EdgeAttention`` without an Explicit Bias Term, whose key is gated by the edge.
+        mode, scale, eps: as for ``LipschitzNorm`` and ``QuadraticLipschitzNorm``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: if there is no such layer, or one that cannot be normalised or is already.
+    """
+    found = {
+        name: (layer, _hooks_for(layer))
+        for name, layer in model.named_modules()
+        if _hooks_for(layer) is not None
+    }
+    if not found:
+        raise ValueError(
+            "expected a model with layers GATConv, TransformerConv or EdgeAttention, got "
+            f"{type(model).__name__} without any"
+        )
+    for name, (layer, hooks) in found.items():  # before the first is changed
+        if hasattr(layer, "score_norm"):
+            raise ValueError(f"{name or 'the layer'}: its scores are normalised already")
+        if reason := hooks.refused(layer):
+            raise ValueError(f"{name or 'the layer'}: {type(layer).__name__} {reason}")
+    for layer, hooks in found.values():
+        layer.score_norm = hooks(layer, mode, scale, eps)
+    return model
+
+
+def feature_norm(name: str, channels: int, *, scale: float = 1.0) -> nn.Module:
+    """A norm of node features, called as ``norm(x, batch)``.
+
+    Args:
+        name: ``"none"``; ``"layer"``, LayerNorm of each node; ``"layer-graph"``, LayerNorm over
+            all nodes and channels of a graph; ``"pair"``, ``"pair-si"`` or ``"pair-scs"``, the
+            variants of PairNorm.
+        channels: D.
+        scale: s of PairNorm.
+
+    Raises:
+        ValueError: if the name is unknown.
+
+    Source: PairNorm paper; PyG for all but the last, which is that paper's published code.
+    """
+    if name not in FEATURE_NORMS:
+        raise ValueError(f"norm: expected one of {FEATURE_NORMS}, got {name!r}")
+    if name == "none":
+        return _NoNorm()
+    if name in ("layer", "layer-graph"):
+        return LayerNorm(channels, mode="node" if name == "layer" else "graph")
+    if name == "pair-scs":
+        return PairNormSCS(scale)
+    return PairNorm(scale, scale_individually=name == "pair-si")
+
+
+FEATURE_NORMS = ("none", "layer", "layer-graph", "pair", "pair-si", "pair-scs")
+"""The norms of ``feature_norm``."""
+
+
+class PairNormSCS(nn.Module):
+    r"""The variant of PairNorm that scales before it centres.
+
+    .. math:: x_i \leftarrow s \, \frac{x_i}{\sqrt{\epsilon + \lVert x_i \rVert^2}} - \mu
+
+    with the mean :math:`\mu` of the rows as they came, per graph.
+
+    Source: PairNorm, published code, mode ``PN-SCS``; not in its paper.
+    """
+
+    def __init__(self, scale: float = 1.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.scale, self.eps = scale, eps
+
+    def forward(
+        self, x: Float[Tensor, "N D"], batch: Int[Tensor, " N"] | None = None
+    ) -> Float[Tensor, "N D"]:
+        """Normalise the nodes of each graph."""
+        batch = torch.zeros(len(x), dtype=torch.long, device=x.device) if batch is None else batch
+        mean = scatter(x, batch, dim=0, reduce="mean").index_select(0, batch)
+        size = (self.eps + x.square().sum(dim=-1, keepdim=True)).sqrt()
+        return self.scale * x / size - mean
+
+
+class _NoNorm(nn.Module):
+    def forward(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
+        return x
+
+
+class _ScoreHooks(nn.Module):
+    """Divides the scores of the layer whose submodule it is.
+
+    Bound methods are registered as hooks, so that a deep copy of the layer has hooks of its own.
+    What hooks need of one forward pass is in ``_seen`` and gone when it has been used.
+    """
+
+    def __init__(self, layer: nn.Module, norm: LipschitzNorm) -> None:
+        super().__init__()
+        self.norm = norm
+        self._seen: dict[str, Any] = {}
+        self.register(layer)
+
+    def register(self, layer: nn.Module) -> None:
+        raise NotImplementedError
+
+    def _taken(self, *names: str) -> list[Any]:
+        try:
+            return [self._seen.pop(name) for name in names]
+        finally:
+            self._seen.clear()
+
+
+class _OfGAT(_ScoreHooks):
+    def __init__(self, layer: GATConv, mode: str, scale: float | None, eps: float) -> None:
+        super().__init__(layer, LipschitzNorm(mode, scale=scale, eps=eps))
+
+    @staticmethod
+    def refused(layer: GATConv) -> str | None:
+        if layer.lin is None:
+            return "has two projections, for sources and targets; expected one for all nodes"
+        if layer.lin_edge is not None:
+            return "has edge features in its score; expected edge_dim=None"
+        return None
+
+    def register(self, layer: GATConv) -> None:
+        layer.lin.register_forward_hook(self._see)
+        layer.register_edge_update_forward_pre_hook(self._divide)
+
+    def _see(self, _linear: nn.Module, _inputs: tuple, z: Tensor) -> None:
+        if "z" in self._seen:
+            self._seen.clear()
+            raise ValueError("expected one x for all nodes, got a pair of sources and targets")
+        self._seen["z"] = z
+
+    def _divide(self, layer: GATConv, inputs: tuple) -> tuple:
+        edge_index, size, arguments = inputs
+        (z,) = self._taken("z")
+        z = z.view(-1, layer.heads, layer.out_channels)
+        att = torch.cat([layer.att_src, layer.att_dst], dim=-1).squeeze(0)
+        divisor = self.norm(z, att, _plain(layer, edge_index))
+        divided = {name: arguments[name] / divisor for name in ("alpha_j", "alpha_i")}
+        return edge_index, size, arguments | divided
+
+
+class _OfTransformer(_ScoreHooks):
+    def __init__(self, layer: TransformerConv, mode: str, scale: float | None, eps: float) -> None:
+        super().__init__(layer, QuadraticLipschitzNorm(mode, scale=scale, eps=eps))
+
+    @staticmethod
+    def refused(layer: TransformerConv) -> str | None:
+        return None if layer.lin_edge is None else "has edge features; expected edge_dim=None"
+
+    def register(self, layer: TransformerConv) -> None:
+        layer.register_message_forward_pre_hook(self._divide)
+
+    def _divide(self, layer: TransformerConv, inputs: tuple) -> tuple:
+        (arguments,) = inputs
+        query = arguments["query_i"]
+        divisor = self.norm(query, arguments["key_j"], arguments["value_j"], arguments["index"])
+        factor = self.norm.temperature(layer.out_channels) / divisor
+        return (arguments | {"query_i": query * factor.unsqueeze(-1)},)
+
+
+class _OfEdgeAttention(_ScoreHooks):
+    def __init__(self, layer: EdgeAttention, mode: str, scale: float | None, eps: float) -> None:
+        super().__init__(layer, QuadraticLipschitzNorm(mode, scale=scale, eps=eps))
+        self.heads, self.channels = layer.heads, layer.head_channels
+
+    @staticmethod
+    def refused(layer: EdgeAttention) -> str | None:
+        if type(layer) is not EdgeAttention:
+            return "attends over pairs of nodes that are no edges"
+        if layer.explicit_bias != "none":
+            return f"has an Explicit Bias Term, {layer.explicit_bias!r}"
+        return None if layer.attention != "uniform" else "attends to all alike, without its score"
+
+    def register(self, layer: EdgeAttention) -> None:
+        layer.register_forward_pre_hook(self._begin)
+        for name in ("query", "key", "edge"):
+            if (projection := getattr(layer, name)) is not None:
+                projection.register_forward_hook(partial(self._see, name))
+        layer.score.register_forward_hook(partial(self._divide, layer.value))
+
+    def _begin(self, _layer: nn.Module, inputs: tuple) -> None:
+        self._seen = {"x": inputs[0], "edge_index": inputs[1]}
+
+    def _see(self, name: str, _projection: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        self._seen[name] = output
+
+    def _divide(
+        self, value: nn.Linear, _identity: nn.Module, _inputs: tuple, score: Tensor
+    ) -> Tensor:
+        gate = self._seen.get("edge")
+        x, edge_index, query, key = self._taken("x", "edge_index", "query", "key")
+        source, target = edge_index
+        value = nn.functional.linear(x, value.weight, value.bias)  # the layer's own comes later
+        query, key, value = (
+            rows.index_select(0, ends).unflatten(-1, (self.heads, self.channels))
+            for rows, ends in ((query, target), (key, source), (value, source))
+        )
+        key = key if gate is None else key * gate.view_as(key)
+        factor = self.norm.temperature(self.channels) / self.norm(query, key, value, target)
+        return (score.view_as(query) * factor.unsqueeze(-1)).view_as(score)
+
+
+_HOOKS = {GATConv: _OfGAT, TransformerConv: _OfTransformer, EdgeAttention: _OfEdgeAttention}
+
+
+def _hooks_for(layer: nn.Module) -> type[_ScoreHooks] | None:
+    return next((hooks for kind, hooks in _HOOKS.items() if isinstance(layer, kind)), None)
+
+
+def _plain(layer: nn.Module, edge_index: Any) -> Tensor:
+    if not isinstance(edge_index, Tensor) or edge_index.is_sparse:
+        raise ValueError(
+            f"{type(layer).__name__} with a normalised score: expected edge_index as a tensor of "
+            f"shape [2, E], got {type(edge_index).__name__}"
+        )
+    return edge_index
+
+
+def _default_scale(mode: str) -> float:
+    return 1.0 if mode == "paper" else PUBLISHED_SCALE
+
+
+def _root(square: Tensor) -> Tensor:
+    """The square root, with gradient 0 in place of infinity at 0."""
+    return square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()

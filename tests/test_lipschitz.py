@@ -1,0 +1,287 @@
+"""Local constants against exact Jacobians, and bounds that nothing exceeds."""
+
+import math
+
+import pytest
+import torch
+from random_graphs import random_graph
+from torch_geometric.nn import GATConv
+
+from mapkg.lipschitz import (
+    ALPHA,
+    attention,
+    gat_bound,
+    lemma_bound,
+    linear_score,
+    local_constant,
+    quadratic_score,
+    slope,
+    theorem_bound,
+)
+from mapkg.models.norms import lipschitz_normalise
+
+SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def tied(query, scale, keys=6, seed=0):
+    """Two keys far apart that tie for the first query, the others far below: the worst case."""
+    direction = query[0] / query[0].norm()
+    across = normal(query.size(1), seed=seed)
+    across -= (across @ direction) * direction
+    across /= across.norm()
+    x = -scale * direction.repeat(keys, 1)
+    x[0], x[1] = scale * (direction + across), scale * (direction - across)
+    return x
+
+
+def inputs(dimensions=4, keys=6, number=8):
+    """Random points and worst cases at every scale, with their queries."""
+    for seed in range(number):
+        query = normal(keys, dimensions, seed=seed)
+        for scale in SCALES:
+            yield query, scale * normal(keys, dimensions, seed=1000 + seed)
+            yield query, tied(query, scale, keys, seed)
+
+
+# ------------------------------------------------------------------------------
+# The constant itself
+
+
+def test_the_constant_of_a_linear_map_is_its_largest_singular_value():
+    matrix = normal(5, 7)
+    expected = torch.linalg.svdvals(matrix)[0].item()
+    point = normal(7, seed=1)
+    assert local_constant(lambda x: matrix @ x, point) == pytest.approx(expected)
+    lanczos = local_constant(lambda x: matrix @ x, point, exact_size=0)
+    assert lanczos == pytest.approx(expected, rel=1e-5)
+
+
+def test_lanczos_agrees_with_the_written_out_jacobian_of_attention():
+    for query, x in inputs(number=2):
+
+        def map_(x, query=query):
+            return attention(linear_score(x, query), x)
+
+        exact = local_constant(map_, x)
+        assert local_constant(map_, x, exact_size=0) == pytest.approx(exact, rel=1e-4)
+
+
+def test_the_constant_of_several_inputs_is_of_all_together():
+    a, b = normal(3, seed=1), normal(4, seed=2)
+    left, right = normal(5, 3), normal(5, 4, seed=3)
+    found = local_constant(lambda x, y: left @ x + right @ y, a, b)
+    expected = torch.linalg.svdvals(torch.cat([left, right], dim=1))[0].item()
+    assert found == pytest.approx(expected)
+
+
+def test_finite_differences_do_not_exceed_the_constant_nearby():
+    query, x = normal(6, 4), normal(6, 4, seed=1)
+    constant = local_constant(lambda x: attention(linear_score(x, query), x), x)
+    for seed in range(200):
+        step = normal(6, 4, seed=seed)
+        step *= 1e-6 / step.norm()
+        change = attention(linear_score(x + step, query), x + step)
+        change = change - attention(linear_score(x, query), x)
+        assert change.norm() / step.norm() <= constant * (1 + 1e-4)
+
+
+def test_what_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="one input or more"):
+        local_constant(lambda: torch.ones(1))
+    with pytest.raises(ValueError, match="finite values"):
+        local_constant(lambda x: x / 0, torch.ones(2))
+
+
+# ------------------------------------------------------------------------------
+# Slopes
+
+
+def test_the_slope_of_the_linear_score_is_the_norm_of_the_queries():
+    query, x = normal(3, 4), normal(5, 4, seed=1)
+    found = slope(lambda x: linear_score(x, query), x)
+    assert found == pytest.approx(query.norm().item())
+    assert found >= torch.linalg.matrix_norm(query, ord=2).item()
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_no_direction_is_steeper_than_the_slope(normalised):
+    query, x = normal(3, 4), normal(5, 4, seed=1)
+    found = slope(lambda x: linear_score(x, query, normalised=normalised), x)
+    for seed in range(200):
+        step = normal(5, 4, seed=seed)
+        _, moved = torch.func.jvp(
+            lambda x: linear_score(x, query, normalised=normalised), (x,), (step / step.norm(),)
+        )
+        assert moved.abs().amax(dim=1).norm() <= found * (1 + 1e-9)
+
+
+# ------------------------------------------------------------------------------
+# Bounds
+
+
+def test_raw_attention_has_no_constant():
+    query = normal(6, 4)
+    constants = [
+        local_constant(lambda x: attention(linear_score(x, query), x), tied(query, scale))
+        for scale in (1.0, 10.0, 100.0, 1000.0)
+    ]
+    assert constants == sorted(constants)
+    assert constants[-1] > 1000
+    growth = constants[-1] / constants[-2]
+    assert growth == pytest.approx(10, rel=0.05)  # linear in the size of the input
+
+
+@pytest.mark.parametrize("tight", [False, True])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_lemma_holds_for_linear_scores(normalised, tight):
+    closest = 0.0
+    for query, x in inputs():
+
+        def score(x, query=query):
+            return linear_score(x, query, normalised=normalised)
+
+        found = local_constant(lambda x, score=score: attention(score(x), x), x)
+        steep = slope(score, x) if normalised else torch.linalg.matrix_norm(query, ord=2).item()
+        bound = lemma_bound(score(x), x, steep, tight=tight)
+        assert found <= bound * (1 + 1e-9)
+        closest = max(closest, found / bound)
+    assert closest > (0.4 if normalised else 0.6)  # no idle bound
+
+
+def test_normalised_linear_attention_stays_below_the_theorem():
+    largest = 0.0
+    for query, x in inputs(number=20):
+        found = local_constant(
+            lambda x, query=query: attention(linear_score(x, query, normalised=True), x), x
+        )
+        assert found <= theorem_bound(ALPHA["linear"], 6, 6, tight=True)
+        largest = max(largest, found)
+    assert 1 < largest < 1.2
+
+
+def test_the_theorem_holds_for_other_numbers_of_queries_and_keys():
+    for queries, keys in ((1, 1), (1, 20), (12, 3)):
+        for seed in range(5):
+            query = normal(queries, 4, seed=seed)
+            for x in (normal(keys, 4, seed=50 + seed), 1e3 * normal(keys, 4, seed=90 + seed)):
+                found = local_constant(
+                    lambda x, query=query: attention(linear_score(x, query, normalised=True), x), x
+                )
+                assert found <= theorem_bound(1.0, queries, keys, tight=True)
+
+
+def quadratic(normalised):
+    return lambda q, k, v: attention(quadratic_score(q, k, v, normalised=normalised), v)
+
+
+def test_normalised_quadratic_attention_stays_below_the_theorem():
+    largest = 0.0
+    for seed in range(40):
+        sizes = 10 ** (2 * torch.rand(3, generator=torch.Generator().manual_seed(seed)) - 1)
+        q, k, v = (
+            size * normal(n, 4, seed=100 * seed + n)
+            for size, n in zip(sizes.double(), (5, 6, 7), strict=True)
+        )
+        k, v = k[:6], v[:6]
+        found = local_constant(quadratic(True), q, k, v)
+        assert found <= theorem_bound(ALPHA["quadratic"], 5, 6, tight=True)
+        largest = max(largest, found)
+        tie = tied(q, 10.0, 6, seed)
+        assert local_constant(quadratic(True), q, tie, tie) <= theorem_bound(
+            ALPHA["quadratic"], 5, 6
+        )
+    assert largest > 0.5
+
+
+def test_raw_quadratic_attention_has_no_constant():
+    query = normal(5, 4)
+    constants = []
+    for scale in (1.0, 10.0, 100.0):
+        tie = tied(query, scale)
+        constants.append(local_constant(quadratic(False), query, tie, tie))
+    assert constants[2] > 10 * constants[1] > 50 * constants[0]
+
+
+def test_the_lemma_holds_for_quadratic_scores():
+    for seed in range(10):
+        q, k, v = (normal(n, 4, seed=10 * seed + n) for n in (5, 6, 6))
+        v = v.flip(0)
+        for normalised in (False, True):
+
+            def score(point, normalised=normalised):
+                a, b, c = point.split((5, 6, 6))
+                return quadratic_score(a, b, c, normalised=normalised)
+
+            point = torch.cat([q, k, v])
+            bound = lemma_bound(score(point), v, slope(score, point), tight=True)
+            assert local_constant(quadratic(normalised), q, k, v) <= bound * (1 + 1e-9)
+
+
+def test_the_theorem_in_numbers():
+    assert theorem_bound(1.0, 6, 6) == pytest.approx(math.e + math.sqrt(8))
+    assert theorem_bound(1.0, 4, 16) == pytest.approx(math.e / 2 + math.sqrt(8))
+    assert theorem_bound(0.0, 3, 3) == 1
+    with pytest.raises(ValueError, match="alpha of 0 or more"):
+        theorem_bound(-1.0, 3, 3)
+    with pytest.raises(ValueError, match="queries=0"):
+        theorem_bound(1.0, 0, 3)
+
+
+# ------------------------------------------------------------------------------
+# A layer on a graph
+
+
+def gat(seed=0, heads=2, scale=1.0, **options):
+    torch.manual_seed(seed)
+    layer = GATConv(5, 3, heads=heads, **options).double().eval()
+    return lipschitz_normalise(layer, scale=scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("options", [{}, {"heads": 1}, {"concat": False}])
+def test_a_normalised_layer_stays_below_its_bound(options, scale):
+    closest = 0.0
+    for seed in range(6):
+        x, edge_index, _ = random_graph(300 + seed, channels=5)
+        layer = gat(seed, scale=scale, **options)
+        bound = gat_bound(layer, edge_index, len(x))
+        for size in (0.1, 1.0, 1e3):
+            found = local_constant(lambda x, layer=layer, e=edge_index: layer(x, e), size * x)
+            assert found <= bound
+            closest = max(closest, found / bound)
+    assert closest > 0.05
+
+
+def test_a_raw_layer_exceeds_any_bound():
+    x, edge_index, _ = random_graph(300, channels=5)
+    layer = gat()
+    bound = gat_bound(layer, edge_index, len(x))
+    torch.manual_seed(0)
+    raw = GATConv(5, 3, heads=2).double().eval()
+    with torch.no_grad():
+        raw.att_src.mul_(30)
+        raw.att_dst.mul_(30)
+    largest = max(
+        local_constant(lambda x: raw(x, edge_index), 30 * random_graph(s, channels=5)[0])
+        for s in range(40)
+    )
+    assert largest > bound
+
+
+def test_a_graph_without_self_loops_and_a_raw_layer_are_refused():
+    x, edge_index, _ = random_graph(0, channels=5)
+    with pytest.raises(ValueError, match="of 9 have no self-loop; the bound needs them"):
+        gat_bound(gat(add_self_loops=False), edge_index, len(x))
+    with pytest.raises(ValueError, match="got one that is not normalised"):
+        gat_bound(GATConv(5, 3), edge_index, len(x))
+    published = lipschitz_normalise(GATConv(5, 3), "published")
+    with pytest.raises(ValueError, match="got mode 'published'"):
+        gat_bound(published, edge_index, len(x))
+    loops = torch.arange(9).repeat(2, 1)
+    assert gat_bound(gat(add_self_loops=False), loops, 9) == pytest.approx(
+        gat_bound(gat(), edge_index[:, :0], 9)
+    )
