@@ -58,6 +58,7 @@ FOLDERS = {
             "graph_cache",
             "molecules",
             "neighbours",
+            "networks",
             "ogbn_proteins",
         ),
         *("proteins", "raw_files", "smiles_tables", "splitting", "tox21", "zinc_benchmark"),

@@ -17,6 +17,7 @@ from mapkg.data.bond_properties import edge_labels
 from mapkg.data.description import Description, Graphs, NodeSplit, Splits
 from mapkg.data.molecules import ATOM_TYPES, BOND_TYPES, molecule_graph, to_molecule
 from mapkg.data.neighbours import check_fan_outs
+from mapkg.data.networks import NETWORKS, NodesOfGraph, planetoid_folder
 from mapkg.data.ogbn_proteins import FOLDER as OGBN_PROTEINS_FOLDER
 from mapkg.data.ogbn_proteins import load_ogbn_proteins
 from mapkg.data.proteins import PROTEINS_FOLDER, load_proteins
@@ -41,6 +42,7 @@ __all__ = [
     "Description",
     "Graphs",
     "NodeSplit",
+    "NodesOfGraph",
     "Splits",
     "check_fan_outs",
     "edge_labels",
@@ -100,6 +102,17 @@ _KNOWN = {
         ". It is not fetched here: unpack proteins.zip of Open Graph Benchmark as {place} in the "
         "folder that MAPKG_DATA names",
     ),
+    "citation": _Known(NETWORKS["citation"], "nothing"),
+    **{
+        name: _Known(NETWORKS[name], planetoid_folder(name))
+        for name in ("cora", "citeseer", "pubmed")
+    },
+    "pubmed-missing": _Known(
+        NETWORKS["pubmed-missing"],
+        planetoid_folder("pubmed-missing"),
+        ". It is not fetched here: it is the raw files of PubMed with features of zero outside the "
+        "training nodes",
+    ),
 }
 
 
@@ -108,8 +121,10 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
 
     Args:
         name: ``"moses"``, ``"moses-triple"`` (both bundled), ``"zinc"``, ``"tox21"``
-            (scaffold split), ``"tox21-random"`` (random split), ``"proteins"`` (whole graphs)
-            or ``"ogbn-proteins"`` (nodes of one large graph).
+            (scaffold split), ``"tox21-random"`` (random split), ``"proteins"`` (whole graphs),
+            ``"ogbn-proteins"`` (nodes of one large graph); and the citation networks
+            ``"citation"`` (synthetic, needs no file), ``"cora"``, ``"citeseer"``, ``"pubmed"`` and
+            ``"pubmed-missing"``.
         root: the only folder to look in; None means ``MAPKG_DATA``, then the user's cache
             folder, then the bundled data.
         download: whether to fetch a data set that is not there and can be fetched.
@@ -119,7 +134,8 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
         graph has node type ids ``x`` and edge type ids ``edge_attr`` ([N] and [E], or one
         column for each kind of id), ``edge_index`` [2, E], the ids ``edge_type`` [E] that the
         description names, and targets ``y`` [1, targets], NaN where unknown; molecules have
-        ``smiles``. The splits of ``"ogbn-proteins"`` are ``NodeSplit`` instead.
+        ``smiles``. The splits of ``"ogbn-proteins"`` are ``NodeSplit`` instead, those of citation
+        networks ``NodesOfGraph``: nodes of one ``graph`` with features ``x`` [N, words].
 
     Raises:
         ValueError: if the name is unknown, or a file's checksum or content is wrong.
