@@ -78,7 +78,7 @@ FOLDERS = {
         *("molecules", "remedies", "style", "viewer"),
     },
     "models": {
-        *("__init__", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
+        *("__init__", "deep", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
         *("networks", "norms", "official", "standard"),
     },
 }

@@ -1,0 +1,203 @@
+"""Deep networks for the nodes of one graph, any number of layers, a normalisation by name.
+
+The skeleton is that of the LipschitzNorm paper's code: a linear map, L times dropout, a layer of
+PyG and an ELU (but for the last), and a linear map to the classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
+
+from mapkg.models.norms import FEATURE_NORMS, feature_norm, lipschitz_normalise
+
+LIPSCHITZ_NORMS = {
+    "lipschitz": "paper",
+    "lipschitz-published": "published",
+    "lipschitz-published-si": "published-si",
+}
+"""Normalisations of scores, by the name of ``deep_network`` and the mode of ``LipschitzNorm``."""
+
+NORMS = (*FEATURE_NORMS, *LIPSCHITZ_NORMS)
+"""What ``norm`` of ``deep_network`` may be. The published code takes any other name for none."""
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    layer: Callable[..., MessagePassing]
+    dropout: float
+    norm_before_activation: tuple[str, ...]
+
+
+def _gat(channels: int, hidden: int, heads: int, dropout: float) -> GATConv:
+    return GATConv(channels, hidden, heads=heads, dropout=dropout)
+
+
+def _transformer(channels: int, hidden: int, heads: int, dropout: float) -> TransformerConv:
+    return TransformerConv(channels, hidden, heads=heads, dropout=dropout)
+
+
+_LAYER_NORMS = ("layer", "layer-graph")
+_ARCHITECTURES = {
+    "gat": _Architecture(_gat, 0.6, _LAYER_NORMS),
+    "gt": _Architecture(_transformer, 0.5, _LAYER_NORMS),
+}
+
+ARCHITECTURES = tuple(_ARCHITECTURES)
+"""``gat``, ``GATConv`` with self-loops; ``gt``, ``TransformerConv`` with a root weight and none."""
+
+
+class DeepNetwork(nn.Module):
+    """Linear -> L x [dropout -> layer -> norm? -> ELU -> norm?] -> Linear, see ``deep_network``.
+
+    Attributes:
+        layers: the layers of PyG, to hook or to read gradients from.
+    """
+
+    def __init__(
+        self,
+        layers: list[MessagePassing],
+        norms: list[nn.Module],
+        *,
+        in_channels: int,
+        hidden_channels: int,
+        width: int,
+        out_channels: int,
+        dropout: float,
+        is_norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(in_channels, hidden_channels)
+        self.layers = nn.ModuleList(layers)
+        self.norms = nn.ModuleList(norms)
+        self.head = nn.Linear(width, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.is_norm_first = is_norm_first
+
+    def forward(
+        self,
+        x: Float[Tensor, "N words"],
+        edge_index: Int[Tensor, "2 E"],
+        batch: Int[Tensor, " N"] | None = None,
+    ) -> Float[Tensor, "N classes"]:
+        """Scores of the classes of every node.
+
+        Args:
+            x: features, shape [N, words].
+            edge_index: source and target of each edge, shape [2, E].
+            batch: graph of each node, for norms of whole graphs; None means one graph.
+        """
+        x = self.embed(x)
+        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True), 1):
+            x = layer(self.dropout(x), edge_index)
+            if self.is_norm_first:
+                x = norm(x, batch)
+            if number < len(self.layers):
+                x = nn.functional.elu(x)
+            if not self.is_norm_first:
+                x = norm(x, batch)
+        return self.head(x)
+
+
+def deep_network(
+    architecture: str,
+    num_layers: int,
+    *,
+    in_channels: int,
+    out_channels: int,
+    hidden_channels: int = 64,
+    heads: int = 8,
+    norm: str = "none",
+    scale: float | None = None,
+    dropout: float | None = None,
+    attention_dropout: float = 0.3,
+) -> DeepNetwork:
+    """A deep GAT or Graph Transformer.
+
+    Seed torch before the call to fix the initial weights.
+
+    Args:
+        architecture: ``"gat"`` or ``"gt"``.
+        num_layers: L, 1 or more.
+        in_channels: features of a node.
+        out_channels: classes.
+        hidden_channels: of each head.
+        heads: 1 or more; their outputs are concatenated.
+        norm: one of ``NORMS``: nothing, a norm of the nodes' features after every layer, or a
+            normalisation of the scores inside it.
+        scale: f of LipschitzNorm or s of PairNorm; None means their defaults.
+        dropout: of features; None means the published one, 0.6 for ``"gat"`` and 0.5 for ``"gt"``.
+        attention_dropout: of attention weights.
+
+    Raises:
+        ValueError: if a name is unknown, or a size is below 1.
+
+    Source: LipschitzNorm paper, published code ``models/deepgat.py`` and ``models/deepgt.py``.
+    differs: LayerNorm has weights of its own in every layer, takes any number of heads, and is
+    there for GAT, too.
+    """
+    if architecture not in _ARCHITECTURES:
+        raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")
+    if norm not in NORMS:
+        raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+    for name, value in (
+        ("num_layers", num_layers),
+        ("heads", heads),
+        ("hidden_channels", hidden_channels),
+    ):
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")
+    kind, width = _ARCHITECTURES[architecture], hidden_channels * heads
+    channels = [hidden_channels, *[width] * (num_layers - 1)]
+    layers = [kind.layer(size, hidden_channels, heads, attention_dropout) for size in channels]
+    of_features = "none" if norm in LIPSCHITZ_NORMS else norm
+    settings = {} if scale is None else {"scale": scale}
+    network = DeepNetwork(
+        layers,
+        [feature_norm(of_features, width, **settings) for _ in layers],
+        in_channels=in_channels,
+        hidden_channels=hidden_channels,
+        width=width,
+        out_channels=out_channels,
+        dropout=kind.dropout if dropout is None else dropout,
+        is_norm_first=norm in kind.norm_before_activation,
+    )
+    if norm in LIPSCHITZ_NORMS:
+        lipschitz_normalise(network, LIPSCHITZ_NORMS[norm], scale=scale)
+    return network
+
+
+def gradient_norms(network: DeepNetwork) -> dict[str, list[float]]:
+    """Norms of the gradients that the last backward pass left, layer by layer.
+
+    Args:
+        network: after ``loss.backward()``.
+
+    Returns:
+        ``weights``, the Frobenius norm over all projections of a layer (GAT: W; Graph Transformer:
+        query, key, value and root), and ``attention``, over what only scores depend on (GAT: both
+        attention vectors; Graph Transformer: query and key). NaN or infinite where gradients are.
+
+    Raises:
+        ValueError: if there was no backward pass.
+    """
+    found: dict[str, list[float]] = {"weights": [], "attention": []}
+    for layer in network.layers:
+        parts = {
+            "weights": [p for name, p in layer.named_parameters() if name.startswith("lin")],
+            "attention": [
+                p
+                for name, p in layer.named_parameters()
+                if name.startswith(("att", "lin_query", "lin_key"))
+            ],
+        }
+        for name, parameters in parts.items():
+            gradients = [p.grad for p in parameters if p.grad is not None and p.dim() > 1]
+            if not gradients:
+                raise ValueError("expected gradients; call loss.backward() before")
+            norms = torch.stack([gradient.double().norm() for gradient in gradients])
+            found[name].append(norms.norm().item())
+    return found
