@@ -5,7 +5,8 @@ The package computes, the notebooks argue:
 - ``configs``: every hyper-parameter the papers and their code state.
 - ``data``: ``load(name)`` gives graphs in three splits.
 - ``models``: attention networks with edge features; ``models.official`` reads published weights.
-- ``train``, ``evaluation``, ``metrics``, ``checkpoint``: fit, score, save, load.
+- ``train``, ``evaluation``, ``metrics``, ``checkpoint``: fit, score, save, load;
+  ``train_nodes``: the same for the nodes of one graph.
 - ``hooks``: record or edit what any submodule of any torch model returns, or what a layer of
   PyG computes inside.
 - ``detection``: activation ratio, threshold, summaries that stream, laws, nulls, and a report

@@ -14,7 +14,7 @@ MAX_LINES = 400
 
 EVERYTHING_BELOW = {
     *("configs", "provenance", "files", "hooks", "detection", "data", "models"),
-    *("checkpoint", "metrics", "evaluation", "train"),
+    *("checkpoint", "metrics", "evaluation", "train", "train_nodes"),
 }
 
 # What a room may import of the package; a room that is a folder may import from itself.
@@ -31,6 +31,7 @@ PICTURE = {
     "metrics": {"configs"},
     "evaluation": {"data", "metrics"},
     "train": {"configs", "provenance", "data", "metrics", "evaluation", "checkpoint"},
+    "train_nodes": {"data", "evaluation", "models"},
     "observation": {"configs", "data", "models", "hooks", "detection", "evaluation"},
     "attribution": {
         *("configs", "data", "models", "hooks", "detection", "metrics", "evaluation"),
