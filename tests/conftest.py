@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mapkg.data import load
+from mapkg.data import NodesOfGraph, Splits, load
+from mapkg.data.networks import citation_like
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -21,6 +22,21 @@ def few_molecules(train, val, test):
     """The first of the bundled molecules, so many of each split."""
     whole = load("moses")
     return replace(whole, train=whole.train[:train], val=whole.val[:val], test=whole.test[:test])
+
+
+SMALL_CITATION = dict(num_nodes=300, num_edges=600, num_words=40, num_classes=3)
+
+
+@pytest.fixture(scope="session")
+def papers():
+    """The nodes of a small synthetic citation graph, in three splits."""
+    graph = citation_like(0, **SMALL_CITATION)
+    parts = {
+        name: NodesOfGraph(graph, graph[f"{name}_mask"].nonzero().flatten())
+        for name in ("train", "val", "test")
+    }
+    about = replace(load("citation").description, num_targets=SMALL_CITATION["num_classes"])
+    return Splits(**parts, description=about)
 
 
 @pytest.fixture(scope="module")

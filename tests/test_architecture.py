@@ -1,6 +1,7 @@
 """The package's picture: who imports whom, and what every module has."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -70,7 +71,7 @@ FOLDERS = {
         "parts",
     },
     "experiments": {
-        *("__init__", "bond_type_tables", "bond_types", "changed_types", "controls"),
+        *("__init__", "bond_type_tables", "bond_types", "changed_types", "controls", "depth"),
         *("emergence", "explanations", "explicit_bias", "grid", "remedies", "results"),
         "robustness",
     },
@@ -235,3 +236,14 @@ def test_importing_the_package_does_not_import_plotting():
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == []
+
+
+@each_module
+def test_no_docstring_of_a_constant_begins_like_a_type(module):
+    # "Sizes: of the split" is read as a type and what it means, and breaks the book.
+    body = tree_of(module).body
+    for before, after in zip(body, body[1:], strict=False):
+        is_constant = isinstance(before, ast.Assign | ast.AnnAssign)
+        if is_constant and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            first = str(after.value.value).splitlines()[0]
+            assert ": " not in re.sub(r"``.*?``", "", first), f"line {after.lineno}: {first}"

@@ -6,43 +6,31 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import few_molecules
+from conftest import SMALL_CITATION, few_molecules
 from torch import nn
 
-from mapkg.data import NodesOfGraph, Splits, load
+from mapkg.data import NodesOfGraph
 from mapkg.data.networks import citation_like
 from mapkg.models.deep import deep_network
 from mapkg.train_nodes import Schedule, fit_nodes, hide_features
 
-WORDS, CLASSES = 40, 3
-
-
-@pytest.fixture(scope="module")
-def splits():
-    graph = citation_like(0, num_nodes=300, num_edges=600, num_words=WORDS, num_classes=CLASSES)
-    parts = {
-        name: NodesOfGraph(graph, graph[f"{name}_mask"].nonzero().flatten())
-        for name in ("train", "val", "test")
-    }
-    return Splits(**parts, description=load("citation").description)
-
 
 def network(seed=0, layers=2, **options):
     torch.manual_seed(seed)
-    sizes = dict(in_channels=WORDS, out_channels=CLASSES, hidden_channels=8, heads=2)
+    sizes = dict(in_channels=40, out_channels=3, hidden_channels=8, heads=2)
     return deep_network("gat", layers, **sizes | options)
 
 
-def fit(model, splits, **settings):
+def fit(model, papers, **settings):
     schedule = Schedule(epochs=settings.pop("epochs", 5), lr=0.01)
-    return fit_nodes(model, splits, schedule, progress=False, **settings)
+    return fit_nodes(model, papers, schedule, progress=False, **settings)
 
 
-def test_it_takes_the_steps_of_a_loop_written_out(splits):
+def test_it_takes_the_steps_of_a_loop_written_out(papers):
     found = network(dropout=0.0, attention_dropout=0.0)
     expected = network(dropout=0.0, attention_dropout=0.0)
-    history = fit(found, splits, epochs=4).history
-    graph, train = splits.train.graph, splits.train.nodes
+    history = fit(found, papers, epochs=4).history
+    graph, train = papers.train.graph, papers.train.nodes
     optimizer = torch.optim.Adam(expected.parameters(), lr=0.01, weight_decay=5e-4)
     for row in history.itertuples():
         optimizer.zero_grad()
@@ -54,85 +42,85 @@ def test_it_takes_the_steps_of_a_loop_written_out(splits):
         optimizer.step()
         with torch.no_grad():
             right = expected(graph.x, graph.edge_index).argmax(1) == graph.y
-        assert row.test_accuracy == pytest.approx(right[splits.test.nodes].double().mean().item())
-        assert row.val_accuracy == pytest.approx(right[splits.val.nodes].double().mean().item())
+        assert row.test_accuracy == pytest.approx(right[papers.test.nodes].double().mean().item())
+        assert row.val_accuracy == pytest.approx(right[papers.val.nodes].double().mean().item())
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], value)
     assert not found.training
 
 
-def test_it_learns(splits):
-    history = fit(network(), splits, epochs=60).history
+def test_it_learns(papers):
+    history = fit(network(), papers, epochs=60).history
     assert history["test_accuracy"].iloc[-1] > 0.6 > history["test_accuracy"].iloc[0]
 
 
-def test_the_seed_fixes_dropout_and_nothing_outside_is_changed(splits):
+def test_the_seed_fixes_dropout_and_nothing_outside_is_changed(papers):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    runs = [fit(network(), splits, seed=seed).history for seed in (1, 1, 2)]
+    runs = [fit(network(), papers, seed=seed).history for seed in (1, 1, 2)]
     torch.manual_seed(7)
     assert torch.equal(torch.get_rng_state(), before)
     pd.testing.assert_frame_equal(runs[0], runs[1])
     assert runs[0]["train_loss"].tolist() != runs[2]["train_loss"].tolist()
 
 
-def test_the_rate_falls_when_the_validation_loss_does_not(splits):
+def test_the_rate_falls_when_the_validation_loss_does_not(papers):
     schedule = Schedule(epochs=40, lr=0.5, lr_patience=2)
-    history = fit_nodes(network(), splits, schedule, progress=False).history
+    history = fit_nodes(network(), papers, schedule, progress=False).history
     assert history["lr"].min() < 0.1
     constant = replace(schedule, lr_patience=None)
-    history = fit_nodes(network(), splits, constant, progress=False).history
+    history = fit_nodes(network(), papers, constant, progress=False).history
     assert set(history["lr"]) == {0.5}
 
 
-def test_gradients_are_recorded_for_every_epoch_and_layer(splits):
-    found = fit(network(layers=3), splits, record_gradients=True, evaluate=False)
+def test_gradients_are_recorded_for_every_epoch_and_layer(papers):
+    found = fit(network(layers=3), papers, record_gradients=True, evaluate=False)
     assert len(found.gradients) == 5 * 3 * 2
     assert found.gradients.groupby(["epoch", "kind"])["layer"].agg(list).map(len).eq(3).all()
     assert {*found.history} == {"epoch", "train_loss", "lr"}
-    assert fit(network(), splits).gradients.empty
+    assert fit(network(), papers).gradients.empty
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_and_is_kept(splits):
+def test_a_loss_that_is_not_finite_ends_the_training_and_is_kept(papers):
     model = network()
     with torch.no_grad():
         model.head.weight.fill_(math.inf)
-    found = fit(model, splits)
+    found = fit(model, papers)
     assert found.stop_reason == "not finite"
     assert len(found.history) == 1
-    first = (splits.train.graph.y[splits.test.nodes] == 0).double().mean().item()
+    first = (papers.train.graph.y[papers.test.nodes] == 0).double().mean().item()
     assert found.history["test_accuracy"].item() == pytest.approx(first)
 
 
-def test_hidden_features_are_zero_outside_the_training_nodes(splits):
-    graph = splits.train.graph
+def test_hidden_features_are_zero_outside_the_training_nodes(papers):
+    graph = papers.train.graph
     outside = torch.ones(300, dtype=torch.bool)
-    outside[splits.train.nodes] = False
+    outside[papers.train.nodes] = False
     for rate in (0.0, 0.25, 1.0):
-        hidden = hide_features(splits, rate, seed=1)
+        hidden = hide_features(papers, rate, seed=1)
         changed = (hidden.train.graph.x != graph.x).any(1)
-        assert not changed[splits.train.nodes].any()
+        assert not changed[papers.train.nodes].any()
         assert int(changed.sum()) == round(rate * int(outside.sum()))
         assert (hidden.test.graph.x[changed] == 0).all()
         assert f"{rate:.0%} missing" in hidden.description.title
     assert torch.equal(
         graph.x,
-        citation_like(0, num_nodes=300, num_edges=600, num_words=WORDS, num_classes=CLASSES).x,
+        citation_like(0, **SMALL_CITATION).x,
     ), "the original is left as it was"
-    one, same, other = (hide_features(splits, 0.5, seed=s).test.graph.x for s in (1, 1, 2))
+    one, same, other = (hide_features(papers, 0.5, seed=s).test.graph.x for s in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
-def test_bad_input_is_refused(splits, cache):
+def test_bad_input_is_refused(papers, cache):
     with pytest.raises(ValueError, match="epochs: expected 1 or more, got 0"):
         Schedule(epochs=0)
     with pytest.raises(ValueError, match=r"lr: expected a value above 0, got 0\.0"):
         Schedule(lr=0.0)
     with pytest.raises(ValueError, match=r"rate: expected a share in \[0, 1\], got 1\.5"):
-        hide_features(splits, 1.5)
+        hide_features(papers, 1.5)
     with pytest.raises(ValueError, match=r"expected nodes of one graph.*got MOSES"):
         fit(network(), few_molecules(2, 2, 2))
-    empty = replace(splits, train=NodesOfGraph(splits.train.graph, torch.tensor([]).long()))
+    empty = replace(papers, train=NodesOfGraph(papers.train.graph, torch.tensor([]).long()))
     with pytest.raises(ValueError, match="train split is empty"):
         fit(network(), empty)

@@ -30,7 +30,7 @@ PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 """Endings of the raw files of a network, ``ind.NAME.PART``."""
 
 PER_CLASS, VAL, TEST = 20, 500, 1000
-"""Sizes of Planetoid's public split: training nodes of each class, and of the other splits."""
+"""Sizes of Planetoid's public split, training nodes of each class and of the other splits."""
 
 _SHA256 = {
     "cora": {

@@ -48,7 +48,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """How the configuration of an arm differs from the published one without a term."""
 
 SAME = {"gt_zinc_intended": "gt_zinc_published"}
-"""Runs that are others under another name: GT's published term is the intended one."""
+"""Runs that are others under another name, since GT's published term is the intended one."""
 
 OF_THE_GRID = {
     f"{model.lower()}_{data}_none": f"{model.lower()}_{data}"

@@ -20,7 +20,7 @@ from mapkg.experiments.remedies import ARMS
 from mapkg.experiments.results import read_network
 
 ASCENT = Ascent(lr=0.1, passes=40)
-"""How noise is optimised here: fewer passes than the 1000 that are published, and longer steps."""
+"""How noise is optimised here, with fewer passes than the published 1000, and longer steps."""
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "own": {},
@@ -28,7 +28,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "relative": {"relative": True},
     "published": {"centred": False, "ascent": Ascent(), "restarts": (0,)},
 }
-"""Kinds of noise: of each node and edge its own, one vector for all nodes and one for all edges,
+"""Kinds of noise, of each node and edge its own, one vector for all nodes and one for all edges,
 sizes relative to the embeddings' standard deviations, and the published way of finding the first,
 one restart and not centred, for the largest size alone. The others are centred."""
 

@@ -1,0 +1,202 @@
+"""Deep attention networks: gradients through training, convergence and accuracy by depth."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from mapkg.data import Splits
+from mapkg.experiments.results import write_table
+from mapkg.models.deep import DeepNetwork, deep_network
+from mapkg.provenance import commit, versions
+from mapkg.train_nodes import NodeFit, Schedule, fit_nodes
+
+DEPTHS = (1, 5, 10, 15, 20, 25, 30)
+"""Numbers of layers of the depth study."""
+
+TARGET_LOSS = 0.5
+"""The training loss that has to be reached to have converged."""
+
+CURVE_EVERY = 5
+"""Epochs between two points of a tracked loss curve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A network of the depth studies, but for its number of layers.
+
+    Attributes:
+        architecture, norm, scale, hidden_channels, heads, dropout, attention_dropout: as for
+            ``models.deep.deep_network``.
+    """
+
+    architecture: str = "gat"
+    norm: str = "none"
+    scale: float | None = None
+    hidden_channels: int = 16
+    heads: int = 4
+    dropout: float | None = None
+    attention_dropout: float = 0.3
+
+    def build(self, num_layers: int, splits: Splits, seed: int) -> DeepNetwork:
+        """The untrained network of a seed for a data set.
+
+        Args:
+            num_layers: L.
+            splits: of ``NodesOfGraph``; give the numbers of features and classes.
+            seed: of the initial weights.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return deep_network(
+                num_layers=num_layers,
+                in_channels=splits.train.graph.num_features,
+                out_channels=splits.description.num_targets,
+                **asdict(self),
+            )
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """Trainings of several variants, a row per epoch.
+
+    Attributes:
+        history: of ``NodeFit``, with ``variant`` and ``seed``.
+        gradients: of ``NodeFit``, with ``variant`` and ``seed``.
+    """
+
+    history: pd.DataFrame
+    gradients: pd.DataFrame
+
+
+def gradient_evolution(
+    splits: Splits,
+    variants: Mapping[str, Variant],
+    *,
+    num_layers: int = 25,
+    seeds: Sequence[int] = (0, 1, 2),
+    schedule: Schedule | None = None,
+    progress: bool = True,
+) -> Evolution:
+    """Gradient norms of every layer through training.
+
+    Args:
+        splits: of ``NodesOfGraph``.
+        variants: networks, by the name that tables give them.
+        num_layers: L.
+        seeds: of weights and dropout.
+        schedule: of training; None means 60 epochs at a constant rate.
+        progress: whether to show a progress bar on stderr.
+
+    Source: LipschitzNorm paper, gradient evolution of a 25-layer GAT.
+    """
+    schedule = Schedule(epochs=60, lr_patience=None) if schedule is None else schedule
+    history, gradients = [], []
+    pairs = list(product(variants.items(), seeds))
+    for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
+        network = variant.build(num_layers, splits, seed)
+        settings = dict(seed=seed, evaluate=False, record_gradients=True, progress=False)
+        run = fit_nodes(network, splits, schedule, **settings)
+        origin = {"variant": name, "seed": seed, "num_layers": num_layers}
+        origin |= {"dataset": splits.description.title}
+        history.append(run.history.assign(**origin))
+        gradients.append(run.gradients.assign(**origin))
+    return Evolution(*(pd.concat(parts, ignore_index=True) for parts in (history, gradients)))
+
+
+@dataclass
+class DepthTables:
+    """Finished trainings of a depth study; grows, and is written after each.
+
+    Attributes:
+        runs: a row per training: the variant's settings, ``num_layers``, ``seed``; accuracies
+            ``test_last`` (of the last epoch, the published protocol), ``test_best`` (of the
+            epoch ``best_epoch`` with the best validation accuracy, the first of several),
+            ``val_best``; ``least_loss``; ``converged``, the first epoch whose training loss is
+            below ``TARGET_LOSS``, NaN for never; ``finite``; and the origin.
+        curves: training losses of every fifth epoch, and the first, of each training.
+    """
+
+    runs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+_KEYS = ("architecture", "norm", "scale", "hidden_channels", "heads", "dropout")
+_KEYS = (*_KEYS, "attention_dropout", "num_layers", "seed", "dataset", "epochs")
+
+
+def depth_study(
+    splits: Splits,
+    variants: Iterable[Variant],
+    *,
+    depths: Iterable[int] = DEPTHS,
+    seeds: Sequence[int] = (0, 1, 2),
+    schedule: Schedule | None = None,
+    prefix: Path | str | None = None,
+    progress: bool = True,
+) -> DepthTables:
+    """Train every variant at every depth with every seed.
+
+    Args:
+        splits: of ``NodesOfGraph``.
+        variants: networks.
+        depths: numbers of layers.
+        seeds: of weights and dropout.
+        schedule: of training; None means the published one, 200 epochs.
+        prefix: where tables are written after each training, ``PREFIX_runs.csv.gz`` and
+            ``PREFIX_curves.csv.gz``; what is there already is not trained again. None keeps all in
+            memory.
+        progress: whether to show a progress bar on stderr.
+
+    Source: LipschitzNorm paper, convergence and accuracy against depth.
+    """
+    schedule = Schedule() if schedule is None else schedule
+    tables = DepthTables()
+    paths = {} if prefix is None else {n: Path(f"{prefix}_{n}.csv.gz") for n in vars(tables)}
+    if paths and all(path.is_file() for path in paths.values()):
+        tables = DepthTables(**{name: pd.read_csv(path) for name, path in paths.items()})
+    done = set() if tables.runs.empty else set(map(_key, tables.runs.to_dict("records")))
+    wanted = [(variant, depth, seed) for depth in depths for seed in seeds for variant in variants]
+    for variant, depth, seed in tqdm(wanted, "trainings", file=sys.stderr, disable=not progress):
+        about = {**asdict(variant), "num_layers": depth, "seed": seed}
+        about |= {"dataset": splits.description.title, "epochs": schedule.epochs}
+        if _key(about) in done:
+            continue
+        network = variant.build(depth, splits, seed)
+        run = fit_nodes(network, splits, schedule, seed=seed, progress=False)
+        row = about | _summary(run) | asdict(schedule)
+        row |= {"versions": versions(), "commit": commit()}
+        kept = run.history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
+        curve = run.history.loc[kept, ["epoch", "train_loss"]]
+        named = {k: about[k] for k in ("architecture", "norm", "scale", "num_layers", "seed")}
+        tables.runs = pd.concat([tables.runs, pd.DataFrame([row])], ignore_index=True)
+        tables.curves = pd.concat([tables.curves, curve.assign(**named)], ignore_index=True)
+        for name, path in paths.items():
+            write_table(path, getattr(tables, name), digits=4 if name == "curves" else 6)
+    return tables
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a training is told apart by, alike before and after it is written."""
+    return tuple("none" if pd.isna(row[k]) else f"{row[k]}".removesuffix(".0") for k in _KEYS)
+
+
+def _summary(run: NodeFit) -> dict[str, Any]:
+    history = run.history
+    best = history.loc[history["val_accuracy"].idxmax()]
+    below = history.loc[history["train_loss"] < TARGET_LOSS, "epoch"]
+    return {
+        "test_last": history["test_accuracy"].iloc[-1],
+        "test_best": best["test_accuracy"],
+        "val_best": best["val_accuracy"],
+        "best_epoch": int(best["epoch"]),
+        "least_loss": history["train_loss"].min(),
+        "converged": float(below.min()) if len(below) else float("nan"),
+        "finite": run.stop_reason != "not finite",
+    }

@@ -1,0 +1,97 @@
+"""Depth studies on a small graph: rows, resuming, and the explosion that the paper describes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mapkg.data import load
+from mapkg.experiments.depth import Variant, depth_study, gradient_evolution
+from mapkg.train_nodes import Schedule, fit_nodes
+
+SMALL = dict(hidden_channels=8, heads=2)
+SHORT = Schedule(epochs=12, lr=0.01)
+
+
+def test_a_row_is_what_the_training_gave(papers):
+    variant = Variant(norm="pair", scale=2.0, **SMALL)
+    tables = depth_study(papers, [variant], depths=[3], seeds=[4], schedule=SHORT, progress=False)
+    (row,) = tables.runs.to_dict("records")
+    run = fit_nodes(variant.build(3, papers, 4), papers, SHORT, seed=4, progress=False)
+    history = run.history
+    assert row["test_last"] == history["test_accuracy"].iloc[-1]
+    first_best = history["val_accuracy"].argmax()
+    assert row["best_epoch"] == first_best + 1
+    assert row["test_best"] == history["test_accuracy"].iloc[first_best]
+    assert (row["norm"], row["scale"], row["num_layers"], row["seed"]) == ("pair", 2.0, 3, 4)
+    assert row["finite"]
+    assert tables.curves["epoch"].tolist() == [1, 5, 10]
+    assert tables.curves["train_loss"].tolist() == history["train_loss"].iloc[[0, 4, 9]].tolist()
+    assert {"versions", "commit", "dataset", "epochs", "lr"} <= row.keys()
+
+
+def test_convergence_is_the_first_epoch_below_the_target_or_never(papers):
+    schedule = Schedule(epochs=80, lr=0.02)
+    variants = [Variant(dropout=0.0, attention_dropout=0.0, **SMALL), Variant(**SMALL)]
+    tables = depth_study(
+        papers, variants, depths=[2], seeds=[0], schedule=schedule, progress=False
+    ).runs
+    losses = fit_nodes(
+        variants[0].build(2, papers, 0), papers, schedule, seed=0, progress=False
+    ).history["train_loss"]
+    assert tables["converged"][0] == (losses < 0.5).argmax() + 1
+    short = depth_study(papers, variants, depths=[2], seeds=[0], schedule=SHORT, progress=False)
+    assert np.isnan(short.runs["converged"][1])
+
+
+def test_what_is_there_is_not_trained_again(papers, tmp_path, monkeypatch):
+    prefix = tmp_path / "depth"
+    variants = [Variant(norm=norm, **SMALL) for norm in ("none", "lipschitz")]
+    settings = dict(seeds=[0], schedule=SHORT, prefix=prefix, progress=False)
+    first = depth_study(papers, variants, depths=[1], **settings)
+    trained = []
+    import mapkg.experiments.depth as module
+
+    def counted(network, *arguments, **options):
+        trained.append(len(network.layers))
+        return fit_nodes(network, *arguments, **options)
+
+    monkeypatch.setattr(module, "fit_nodes", counted)
+    tables = depth_study(papers, variants, depths=[1, 2], **settings)
+    assert trained == [2, 2]
+    assert len(tables.runs) == 4
+    written = pd.read_csv(f"{prefix}_runs.csv.gz")
+    assert written["num_layers"].tolist() == [1, 1, 2, 2]
+    assert written["test_last"].tolist()[:2] == pytest.approx(first.runs["test_last"].tolist())
+    assert len(pd.read_csv(f"{prefix}_curves.csv.gz")) == 4 * 3
+
+
+def test_the_same_seed_gives_every_norm_the_same_initial_weights(papers):
+    one, other = (Variant(norm=n, **SMALL).build(2, papers, 3) for n in ("none", "lipschitz"))
+    for name, value in one.state_dict().items():
+        assert (other.state_dict()[name] == value).all()
+
+
+def test_gradients_are_there_for_every_variant_seed_epoch_and_layer(papers):
+    variants = {"plain": Variant(**SMALL), "normalised": Variant(norm="lipschitz", **SMALL)}
+    schedule = Schedule(epochs=3)
+    found = gradient_evolution(
+        papers, variants, num_layers=4, seeds=[0, 1], schedule=schedule, progress=False
+    )
+    assert len(found.gradients) == 2 * 2 * 3 * 4 * 2
+    assert len(found.history) == 2 * 2 * 3
+
+
+def test_without_a_norm_25_layers_explode_with_it_they_do_not_and_dropout_is_why(cache):
+    variants = {
+        "none": Variant(),
+        "no dropout": Variant(dropout=0.0, attention_dropout=0.0),
+        "lipschitz": Variant(norm="lipschitz"),
+    }
+    schedule = Schedule(epochs=16, lr_patience=None)
+    found = gradient_evolution(
+        load("citation"), variants, seeds=[0], schedule=schedule, progress=False
+    ).gradients
+    largest = found[found["kind"] == "weights"].groupby("variant")["norm"].max()
+    assert largest["none"] > 1e4
+    assert largest["no dropout"] < 2
+    assert largest["lipschitz"] < 2
