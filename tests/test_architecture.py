@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -242,7 +243,7 @@ def test_importing_the_package_does_not_import_plotting():
 def test_no_docstring_of_a_constant_begins_like_a_type(module):
     # "Sizes: of the split" is read as a type and what it means, and breaks the book.
     body = tree_of(module).body
-    for before, after in zip(body, body[1:], strict=False):
+    for before, after in pairwise(body):
         is_constant = isinstance(before, ast.Assign | ast.AnnAssign)
         if is_constant and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             first = str(after.value.value).splitlines()[0]

@@ -187,7 +187,7 @@ class GraphNetwork(nn.Module):
 _LAYERS = {"gt": GraphTransformerLayer, "graphit": NodeStreamLayer, "san": NodeStreamLayer}
 
 ARCHITECTURES = (*_LAYERS, "egat", *standard.ARCHITECTURES)
-"""What ``build`` builds: the paper's networks, its comparison, and the layers of PyG."""
+"""What ``build`` builds, the paper's networks, its comparison, and the layers of PyG."""
 
 
 def build(config: Config) -> GraphNetwork:
