@@ -178,6 +178,37 @@ def theorem_bound(alpha: float, queries: int, keys: int, *, tight: bool = False)
     return math.exp(alpha) * math.sqrt(queries / keys) + alpha * (2 if tight else math.sqrt(8))
 
 
+def tied_keys(
+    query: Float[Tensor, " d"], keys: int, scale: float, generator: torch.Generator | None = None
+) -> Float[Tensor, "keys d"]:
+    r"""The worst case for attention, two keys far apart that tie, and all others far below.
+
+    With u a random unit vector orthogonal to the direction q of the query, the keys are
+    s (q + u), s (q - u), and -s q.
+
+    Args:
+        query: the one that ties, not zero.
+        keys: how many, 2 or more.
+        scale: s.
+        generator: of u; torch's global one if None.
+
+    Raises:
+        ValueError: if there are fewer than two keys, or the query is zero or has one dimension.
+    """
+    if keys < 2 or len(query) < 2 or not query.any():
+        raise ValueError(
+            "expected two keys or more and a query other than zero, of two dimensions or more, "
+            f"got {keys} keys and a query of {len(query)} dimensions"
+        )
+    direction = query / query.norm()
+    across = torch.randn(len(query), generator=generator, dtype=query.dtype)
+    across = across - (across @ direction) * direction
+    across = across / across.norm()
+    found = -direction.repeat(keys, 1)
+    found[0], found[1] = direction + across, direction - across
+    return scale * found
+
+
 def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) -> float:
     r"""A bound of a normalised GAT layer's constant on a graph, the same for all features.
 

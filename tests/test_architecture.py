@@ -73,8 +73,8 @@ FOLDERS = {
     },
     "experiments": {
         *("__init__", "bond_type_tables", "bond_types", "changed_types", "controls", "depth"),
-        *("emergence", "explanations", "explicit_bias", "grid", "remedies", "results"),
-        "robustness",
+        *("emergence", "explanations", "explicit_bias", "grid", "lipschitz_constants"),
+        *("remedies", "results", "robustness"),
     },
     "plots": {
         *("__init__", "attribution", "bonds", "diagrams", "distributions", "emergence", "grid"),

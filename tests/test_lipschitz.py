@@ -17,6 +17,7 @@ from mapkg.lipschitz import (
     quadratic_score,
     slope,
     theorem_bound,
+    tied_keys,
 )
 from mapkg.models.norms import lipschitz_normalise
 
@@ -28,14 +29,7 @@ def normal(*shape, seed=0):
 
 
 def tied(query, scale, keys=6, seed=0):
-    """Two keys far apart that tie for the first query, the others far below: the worst case."""
-    direction = query[0] / query[0].norm()
-    across = normal(query.size(1), seed=seed)
-    across -= (across @ direction) * direction
-    across /= across.norm()
-    x = -scale * direction.repeat(keys, 1)
-    x[0], x[1] = scale * (direction + across), scale * (direction - across)
-    return x
+    return tied_keys(query[0], keys, scale, torch.Generator().manual_seed(seed))
 
 
 def inputs(dimensions=4, keys=6, number=8):
@@ -121,6 +115,19 @@ def test_no_direction_is_steeper_than_the_slope(normalised):
 
 # ------------------------------------------------------------------------------
 # Bounds
+
+
+def test_the_first_two_keys_tie_far_apart_and_the_others_are_far_below():
+    query = normal(6, 4)
+    x = tied(query, 10.0)
+    score = linear_score(x, query)[0]
+    assert score[0].item() == pytest.approx(score[1].item())
+    assert (score[2:] < -score[0] + 1e-9).all()
+    assert (x[0] - x[1]).norm().item() == pytest.approx(20)
+    with pytest.raises(ValueError, match="two keys or more"):
+        tied_keys(query[0], 1, 1.0)
+    with pytest.raises(ValueError, match="other than zero"):
+        tied_keys(torch.zeros(3), 4, 1.0)
 
 
 def test_raw_attention_has_no_constant():
