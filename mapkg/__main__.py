@@ -157,6 +157,29 @@ def _parser() -> argparse.ArgumentParser:
     attack.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
     attack.set_defaults(function=commands.attack)
 
+    depth = subparsers.add_parser(
+        "depth", help="train deep networks of every depth on the nodes of one graph"
+    )
+    depth.add_argument("--dataset", required=True, help="a citation network, for example cora")
+    depth.add_argument("--architecture", required=True, help="gat or gt")
+    depth.add_argument(
+        "--norms",
+        nargs="+",
+        required=True,
+        metavar="NORM",
+        help="of mapkg.models.deep.NORMS; NORM=SCALE sets its scale, for example lipschitz=4",
+    )
+    depth.add_argument("--layers", nargs="+", type=_positive, metavar="L")
+    depth.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    depth.add_argument("--epochs", type=_positive, default=200)
+    depth.add_argument("--hidden", type=_positive, default=16, help="channels of a head")
+    depth.add_argument("--heads", type=_positive, default=4)
+    depth.add_argument("--threads", type=_positive, help="CPU threads")
+    depth.add_argument(
+        "-o", "--output", required=True, help="path prefix; what is there is not trained again"
+    )
+    depth.set_defaults(function=commands.depth)
+
     laws = subparsers.add_parser("laws", help="fit laws to the ratios of collected runs")
     laws.add_argument("runs", nargs="+", help="names of collected runs, for example gt_zinc")
     laws.add_argument("--results", type=Path, required=True, help="folder of their tables")

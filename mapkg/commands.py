@@ -131,6 +131,36 @@ def attack(parsed: argparse.Namespace) -> int:
     return _join(_of_each_run(parsed, attack_run, **settings), parsed.output)
 
 
+def depth(parsed: argparse.Namespace) -> int:
+    """Train deep networks of every depth on the nodes of one graph."""
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.depth import DEPTHS, Variant, depth_study
+    from mapkg.train_nodes import Schedule
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    settings = dict(architecture=parsed.architecture, hidden_channels=parsed.hidden)
+    variants = []
+    for text in parsed.norms:
+        norm, _, scale = text.partition("=")
+        try:
+            number = float(scale) if scale else None
+        except ValueError:
+            raise ValueError(f"--norms {text}: expected NORM or NORM=SCALE") from None
+        variants.append(Variant(norm=norm, scale=number, heads=parsed.heads, **settings))
+    depth_study(
+        load(parsed.dataset),
+        variants,
+        depths=parsed.layers or DEPTHS,
+        seeds=parsed.seeds,
+        schedule=Schedule(epochs=parsed.epochs),
+        prefix=parsed.output,
+    )
+    return 0
+
+
 def untrained(parsed: argparse.Namespace) -> int:
     """Look at networks without training."""
     from mapkg.experiments import untrained

@@ -77,7 +77,8 @@ FOLDERS = {
         *("remedies", "results", "robustness"),
     },
     "plots": {
-        *("__init__", "attribution", "bonds", "diagrams", "distributions", "emergence", "grid"),
+        *("__init__", "attribution", "bonds", "depth", "diagrams", "distributions", "emergence"),
+        "grid",
         *("molecules", "remedies", "style", "viewer"),
     },
     "models": {

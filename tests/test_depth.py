@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mapkg.__main__ import main
 from mapkg.data import load
 from mapkg.experiments.depth import Variant, depth_study, gradient_evolution
 from mapkg.train_nodes import Schedule, fit_nodes
@@ -95,3 +96,21 @@ def test_without_a_norm_25_layers_explode_with_it_they_do_not_and_dropout_is_why
     assert largest["none"] > 1e4
     assert largest["no dropout"] < 2
     assert largest["lipschitz"] < 2
+
+
+def test_the_command_trains_what_it_is_told(papers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("mapkg.data.load", lambda name: papers)
+    prefix = tmp_path / "depth"
+    options = ["depth", "--dataset", "citation", "--architecture", "gt", "-o", str(prefix)]
+    options += ["--layers", "1", "2", "--seeds", "3", "--epochs", "2", "--hidden", "4"]
+    assert main([*options, "--heads", "2", "--norms", "none", "lipschitz=4"]) == 0
+    found = pd.read_csv(f"{prefix}_runs.csv.gz")
+    assert set(found["architecture"]) == {"gt"}
+    assert found["num_layers"].tolist() == [1, 1, 2, 2]
+    assert found["norm"].tolist() == ["none", "lipschitz"] * 2
+    assert found["scale"].fillna(0).tolist() == [0, 4] * 2
+    assert set(found["epochs"]) == {2}
+    assert main([*options, "--norms", "lipschitz=much"]) == 2
+    assert "expected NORM or NORM=SCALE" in capsys.readouterr().err
+    assert main([*options, "--norms", "maxnorm"]) == 2
+    assert "norm: expected one of none, layer" in capsys.readouterr().err

@@ -21,8 +21,8 @@ LIMIT, LAYERS, EPOCHS = 32, 2, 2
 SMALL = {"hidden_channels": 8, "heads": 2, "num_layers": LAYERS}
 
 UNKNOWN_DATA_SET = (
-    "error: unknown data set 'qm9'; known: moses, moses-triple, ogbn-proteins, "
-    "proteins, tox21, tox21-random, zinc\n"
+    "error: unknown data set 'qm9'; known: citation, citeseer, cora, moses, moses-triple, "
+    "ogbn-proteins, proteins, pubmed, pubmed-missing, tox21, tox21-random, zinc\n"
 )
 
 pytestmark = pytest.mark.usefixtures("cache", "same_number_of_threads")

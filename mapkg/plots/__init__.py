@@ -9,6 +9,13 @@ from mapkg.plots.attribution import (
     variants,
 )
 from mapkg.plots.bonds import gallery
+from mapkg.plots.depth import (
+    by_depth,
+    constants,
+    gradient_heat,
+    largest_gradients,
+    loss_by_depth,
+)
 from mapkg.plots.diagrams import score_in_layer
 from mapkg.plots.distributions import distribution_grid, fitted_distribution, ratio_distribution
 from mapkg.plots.emergence import base_against_trained, by_layer, row_maxima, trajectory
@@ -29,14 +36,19 @@ __all__ = [
     "against_untrained",
     "arms",
     "base_against_trained",
+    "by_depth",
     "by_label",
     "by_layer",
+    "constants",
     "distribution_grid",
     "faithfulness",
     "fitted_distribution",
     "gallery",
+    "gradient_heat",
     "heat_maps",
+    "largest_gradients",
     "layers_through_training",
+    "loss_by_depth",
     "losses_under_attack",
     "measured_and_predicted",
     "molecule",
