@@ -157,6 +157,19 @@ def _parser() -> argparse.ArgumentParser:
     attack.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
     attack.set_defaults(function=commands.attack)
 
+    gradients = subparsers.add_parser(
+        "gradients", help="watch the gradients of deep networks on the nodes of one graph"
+    )
+    gradients.add_argument("--dataset", required=True, help="a citation network, for example cora")
+    gradients.add_argument("--layers", type=_positive, default=25, metavar="L")
+    gradients.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    gradients.add_argument("--epochs", type=_positive, default=60)
+    gradients.add_argument("--hidden", type=_positive, default=16, help="channels of a head")
+    gradients.add_argument("--heads", type=_positive, default=4)
+    gradients.add_argument("--threads", type=_positive, help="CPU threads")
+    gradients.add_argument("-o", "--output", required=True, help="path prefix")
+    gradients.set_defaults(function=commands.gradients)
+
     depth = subparsers.add_parser(
         "depth", help="train deep networks of every depth on the nodes of one graph"
     )

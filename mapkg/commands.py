@@ -131,6 +131,31 @@ def attack(parsed: argparse.Namespace) -> int:
     return _join(_of_each_run(parsed, attack_run, **settings), parsed.output)
 
 
+def gradients(parsed: argparse.Namespace) -> int:
+    """Watch the gradients of deep networks on the nodes of one graph."""
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.depth import compact_gradients, gradient_evolution, gradient_variants
+    from mapkg.experiments.results import write_table
+    from mapkg.train_nodes import Schedule
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    found = gradient_evolution(
+        load(parsed.dataset),
+        gradient_variants(hidden_channels=parsed.hidden, heads=parsed.heads),
+        num_layers=parsed.layers,
+        seeds=parsed.seeds,
+        schedule=Schedule(epochs=parsed.epochs, lr_patience=None),
+    )
+    for name, table in compact_gradients(found).items():
+        path = Path(f"{parsed.output}_{name}.csv.gz")
+        write_table(path, table.assign(heads=parsed.heads, hidden=parsed.hidden), digits=4)
+        print(path)
+    return 0
+
+
 def depth(parsed: argparse.Namespace) -> int:
     """Train deep networks of every depth on the nodes of one graph."""
     import torch

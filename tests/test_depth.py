@@ -6,7 +6,13 @@ import pytest
 
 from mapkg.__main__ import main
 from mapkg.data import load
-from mapkg.experiments.depth import Variant, depth_study, gradient_evolution
+from mapkg.experiments.depth import (
+    Variant,
+    compact_gradients,
+    depth_study,
+    gradient_evolution,
+    gradient_variants,
+)
 from mapkg.train_nodes import Schedule, fit_nodes
 
 SMALL = dict(hidden_channels=8, heads=2)
@@ -80,6 +86,40 @@ def test_gradients_are_there_for_every_variant_seed_epoch_and_layer(papers):
     )
     assert len(found.gradients) == 2 * 2 * 3 * 4 * 2
     assert len(found.history) == 2 * 2 * 3
+
+
+def test_of_gradients_the_largest_and_one_seed_are_kept(papers):
+    variants = {"plain": Variant(**SMALL), "normalised": Variant(norm="lipschitz", **SMALL)}
+    whole = gradient_evolution(
+        papers,
+        variants,
+        num_layers=3,
+        seeds=[5, 6],
+        schedule=Schedule(epochs=2),
+        progress=False,
+    )
+    found = compact_gradients(whole)
+    assert set(found["heat"]["seed"]) == {5}
+    assert len(found["heat"]) == 2 * 2 * 3
+    row = found["largest"].query("variant == 'plain' and seed == 6 and epoch == 2")
+    row = row[row["kind"] == "attention"].squeeze()
+    rows = whole.gradients.query("variant == 'plain' and seed == 6 and epoch == 2")
+    assert row["norm"] == rows.loc[rows["kind"] == "attention", "norm"].max()
+    losses = whole.history.query("variant == 'plain' and seed == 6")["train_loss"]
+    assert row["train_loss"] == losses.iloc[1]
+    whole.gradients.loc[whole.gradients["layer"] == 1, "norm"] = np.nan
+    assert compact_gradients(whole)["largest"]["norm"].isna().all()
+
+
+def test_the_command_watches_every_variant(papers, tmp_path, monkeypatch):
+    monkeypatch.setattr("mapkg.data.load", lambda name: papers)
+    options = ["gradients", "--dataset", "citation", "--layers", "2", "--seeds", "1", "2"]
+    options += ["--epochs", "2", "--hidden", "4", "--heads", "2", "-o", str(tmp_path / "g")]
+    assert main(options) == 0
+    largest = pd.read_csv(tmp_path / "g_largest.csv.gz")
+    assert largest["variant"].unique().tolist() == [*gradient_variants()]
+    assert set(largest["heads"]) == {2}
+    assert (tmp_path / "g_heat.csv.gz").is_file()
 
 
 def test_without_a_norm_25_layers_explode_with_it_they_do_not_and_dropout_is_why(cache):

@@ -62,6 +62,26 @@ class Variant:
             )
 
 
+def gradient_variants(**sizes: int) -> dict[str, Variant]:
+    """The networks whose gradients are compared, from titles.
+
+    Args:
+        **sizes: ``hidden_channels`` and ``heads``.
+    """
+    settings: dict[str, dict[str, Any]] = {
+        "no norm": {},
+        "no norm, no dropout": {"dropout": 0.0, "attention_dropout": 0.0},
+        "LipschitzNorm, f = 1": {"norm": "lipschitz", "scale": 1.0},
+        "LipschitzNorm, f = 4": {"norm": "lipschitz", "scale": 4.0},
+        "LipschitzNorm, published": {"norm": "lipschitz-published"},
+        "published, per head": {"norm": "lipschitz-published-si"},
+        "PairNorm": {"norm": "pair"},
+        "PairNorm-SI": {"norm": "pair-si"},
+        "LayerNorm": {"norm": "layer"},
+    }
+    return {title: Variant(**values, **sizes) for title, values in settings.items()}
+
+
 @dataclass(frozen=True)
 class Evolution:
     """Trainings of several variants, a row per epoch.
@@ -108,6 +128,31 @@ def gradient_evolution(
         history.append(run.history.assign(**origin))
         gradients.append(run.gradients.assign(**origin))
     return Evolution(*(pd.concat(parts, ignore_index=True) for parts in (history, gradients)))
+
+
+def compact_gradients(evolution: Evolution) -> dict[str, pd.DataFrame]:
+    """What is kept of gradients: the largest of every seed, and the layers of one seed.
+
+    Args:
+        evolution: of ``gradient_evolution``.
+
+    Returns:
+        ``heat``, the rows of the first seed for the weights; and ``largest``, a row per variant,
+        seed, step and kind with the largest ``norm`` over layers and the ``train_loss``.
+    """
+    gradients = evolution.gradients
+    first = gradients["seed"].iloc[0]
+    heat = gradients[(gradients["seed"] == first) & (gradients["kind"] == "weights")]
+    keys = ["variant", "seed", "num_layers", "dataset", "epoch", "kind"]
+    largest = gradients.groupby(keys, sort=False)["norm"].agg(_largest).reset_index()
+    losses = evolution.history[["variant", "seed", "epoch", "train_loss"]]
+    largest = largest.merge(losses, on=["variant", "seed", "epoch"], validate="many_to_one")
+    origin = {"versions": versions(), "commit": commit()}
+    return {"heat": heat.assign(**origin), "largest": largest.assign(**origin)}
+
+
+def _largest(norms: pd.Series) -> float:
+    return float(norms.max(skipna=False))  # a NaN is no small gradient
 
 
 @dataclass
