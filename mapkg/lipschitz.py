@@ -70,8 +70,8 @@ def local_constant(
 
     operator = LinearOperator(
         shape,
-        matvec=lambda v: jvp(flat, (point,), (tensor(v),))[1].double().numpy(),
-        rmatvec=lambda u: pull(tensor(u))[0].double().numpy(),
+        matvec=lambda v: jvp(flat, (point,), (tensor(v),))[1].detach().double().numpy(),
+        rmatvec=lambda u: pull(tensor(u))[0].detach().double().numpy(),
         dtype=np.float64,
     )
     start = np.random.default_rng(0).standard_normal(min(shape))
