@@ -11,6 +11,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mapkg.plots.style import panel_grid
+
 RAW_COLOUR, NORMALISED_COLOUR = "#E76F51", "#264653"
 
 
@@ -62,27 +64,18 @@ def gradient_heat(
     rows = gradients[gradients["kind"] == kind]
     rows = rows[rows["seed"] == (rows["seed"].iloc[0] if seed is None else seed)]
     variants = list(rows["variant"].unique())
-    columns = min(columns, len(variants))
-    count = -(-len(variants) // columns)
-    figure, axes = plt.subplots(
-        count,
-        columns,
-        figsize=(1.2 + 3.0 * columns, 0.6 + 2.4 * count),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+    figure = panel_grid(
+        len(variants), columns, size=(3.0, 2.4), margin=(1.2, 0.6), sharex=True, sharey=True
     )
+    axes = figure.axes
     finite = rows.loc[np.isfinite(rows["norm"]) & (rows["norm"] > 0), "norm"]
     norm = LogNorm(finite.min(), finite.max())
-    for ax, variant in zip(axes.flat, variants, strict=False):
+    for ax, variant in zip(axes, variants, strict=True):
         wide = rows[rows["variant"] == variant].pivot(index="layer", columns="epoch", values="norm")
         mesh = ax.pcolormesh(wide.columns, wide.index, wide, norm=norm, cmap="magma")
         ax.set_title(variant)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(MaxNLocator(integer=True))
-    for ax in axes.flat[len(variants) :]:
-        ax.remove()
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel("layer", fontsize="medium")
     figure.colorbar(mesh, ax=axes, label="norm of the gradient")
@@ -125,20 +118,12 @@ def loss_by_depth(curves: pd.DataFrame, titles: Mapping[str, str], *, columns: i
         titles: from variant to the title of its panel, in reading order.
         columns: panels in a row.
     """
-    columns = min(columns, len(titles))
-    count = -(-len(titles) // columns)
-    figure, axes = plt.subplots(
-        count,
-        columns,
-        figsize=(1.2 + 2.7 * columns, 0.6 + 2.3 * count),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+    figure = panel_grid(
+        len(titles), columns, size=(2.7, 2.3), margin=(1.2, 0.6), sharex=True, sharey=True
     )
     depths = sorted(curves["num_layers"].unique())
     colours = dict(zip(depths, sns.color_palette("viridis", len(depths)), strict=True))
-    for ax, (variant, title) in zip(axes.flat, titles.items(), strict=False):
+    for ax, (variant, title) in zip(figure.axes, titles.items(), strict=True):
         of_variant = curves[curves["variant"] == variant]
         for depth, rows in of_variant.groupby("num_layers"):
             losses = rows.groupby(["epoch", "seed"])["train_loss"].first().unstack()
@@ -147,11 +132,9 @@ def loss_by_depth(curves: pd.DataFrame, titles: Mapping[str, str], *, columns: i
             band = dict(color=colours[depth], alpha=0.15, lw=0)
             ax.fill_between(losses.index, losses.min(axis=1), losses.max(axis=1), **band)
         ax.set(yscale="log", title=title)
-    for ax in axes.flat[len(titles) :]:
-        ax.remove()
     figure.supxlabel("epoch", fontsize="medium")
     figure.supylabel("training loss", fontsize="medium")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
 

@@ -1,10 +1,8 @@
 """Many runs beside each other: models, data sets, variants, controls."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mapkg.detection import MASSIVE_RATIO
-from mapkg.plots.style import STATE_COLOURS, STATES, layer_colours, threshold_line
+from mapkg.plots.style import STATE_COLOURS, STATES, layer_colours, panel_grid, threshold_line
 
 CHANCE_COLOUR = "#2A9D8F"
 
@@ -39,7 +37,7 @@ def rank_grid(
         trained: which state to draw as lines.
         threshold: where the line of massive activations is drawn.
     """
-    figure = _figure(len(titles), columns, sharey=True)
+    figure = panel_grid(len(titles), columns, sharey=True)
     colours = layer_colours(graph_maxima)
     for ax, (run, title) in _panels(figure, titles):
         table = graph_maxima[graph_maxima["run"] == run].dropna(subset="max_ratio")
@@ -94,7 +92,7 @@ def against_untrained(
         trained: which state.
         threshold: where the line of massive activations is drawn.
     """
-    figure = _figure(len(titles), columns, sharey=True)
+    figure = panel_grid(len(titles), columns, sharey=True)
     for ax, (run, title) in _panels(figure, titles):
         nulls = untrained[(untrained["run"] == run) & (untrained["state"] == "base_calibrated")]
         look = dict(ls="", marker="_", ms=9, alpha=0.5, color=STATE_COLOURS["base_calibrated"])
@@ -155,7 +153,7 @@ def layers_through_training(
         columns: panels in a row.
         threshold: where the line of massive activations is drawn.
     """
-    figure = _figure(len(titles), columns, sharey=True)
+    figure = panel_grid(len(titles), columns, sharey=True)
     colours = layer_colours(trajectory)
     for ax, (run, title) in _panels(figure, titles):
         for layer, rows in trajectory[trajectory["run"] == run].groupby("layer"):
@@ -188,7 +186,7 @@ def against_permuted(
         columns: panels in a row.
         threshold: where the line of massive activations is drawn.
     """
-    figure = _figure(len(controls), columns, sharey=True)
+    figure = panel_grid(len(controls), columns, sharey=True)
     for ax, (permuted, run) in _panels(figure, controls):
         rows = {name: trajectory[trajectory["run"] == name] for name in (run, permuted)}
         last = min(table["epoch"].max() for table in rows.values())
@@ -212,17 +210,6 @@ def _over_epochs(rows: pd.DataFrame, ax: Axes, **look: Any) -> None:
     (line,) = ax.plot(largest.index, largest.median(axis=1), lw=1.4, **look)
     band = dict(color=line.get_color(), alpha=0.2, lw=0)
     ax.fill_between(largest.index, largest.min(axis=1), largest.max(axis=1), **band)
-
-
-def _figure(panels: int, columns: int, **sharing: bool) -> Figure:
-    rows = math.ceil(panels / columns)
-    size = (2.6 * columns + 2.2, 2.1 * rows + 0.8)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=size, squeeze=False, layout="constrained", **sharing
-    )
-    for ax in axes.flat[panels:]:
-        ax.remove()
-    return figure
 
 
 def _panels(figure: Figure, titles: Mapping[str, str]) -> Iterator[tuple[Axes, tuple[str, str]]]:

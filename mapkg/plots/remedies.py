@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mapkg.detection import MASSIVE_RATIO
+from mapkg.plots.style import panel_grid
 
 TERM_COLOURS = {False: "#264653", True: "#E76F51"}
 """Without and with a term."""
@@ -120,16 +121,8 @@ def losses_under_attack(damage: pd.DataFrame, *, columns: int = 3) -> Figure:
     """
     labels, runs = list(damage["label"].unique()), list(damage["run"].unique())
     colours = dict(zip(runs, sns.color_palette("colorblind", len(runs)), strict=True))
-    columns = min(columns, len(labels))
-    rows = -(-len(labels) // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(1.2 + 3.0 * columns, 1.0 + 2.4 * rows),
-        squeeze=False,
-        layout="constrained",
-    )
-    for ax, label in zip(axes.flat, labels, strict=False):
+    figure = panel_grid(len(labels), columns, size=(3.0, 2.4), margin=(1.2, 1.0))
+    for ax, label in zip(figure.axes, labels, strict=True):
         for (run,), found in damage[damage["label"] == label].groupby(["run"], sort=False):
             clean = np.exp(np.log(found["none"]).mean())
             ax.axhline(clean, color=colours[run], ls=":", lw=1)
@@ -140,9 +133,7 @@ def losses_under_attack(damage: pd.DataFrame, *, columns: int = 3) -> Figure:
                 band = dict(color=colours[run], alpha=0.15, lw=0)
                 ax.fill_between(mean.index, by_sigma.min(), by_sigma.max(), **band)
         ax.set(xscale="log", yscale="log", title=label, xlabel=r"$\sigma$")
-    for ax in axes.flat[len(labels) :]:
-        ax.remove()
-    axes[0, 0].set_ylabel("loss")
+    figure.axes[0].set_ylabel("loss")
     entries = {run: Line2D([], [], color=colours[run]) for run in runs}
     entries |= {"optimised noise": Line2D([], [], color="grey")}
     entries |= {"random noise": Line2D([], [], color="grey", ls="--")}

@@ -1,5 +1,7 @@
 """What figures share: their look, the names and colours of states and layers, panels."""
 
+import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -49,6 +51,34 @@ def panels_in_a_row(count: int) -> tuple[Figure, np.ndarray]:
         1, count, figsize=(width, 3.8), sharey=True, squeeze=False, layout="constrained"
     )
     return figure, axes[0]
+
+
+def panel_grid(
+    panels: int,
+    columns: int,
+    *,
+    size: tuple[float, float] = (2.6, 2.1),
+    margin: tuple[float, float] = (2.2, 0.8),
+    **sharing: bool,
+) -> Figure:
+    """Panels in rows, no more than there are; ``figure.axes`` has them in reading order.
+
+    Args:
+        panels: how many.
+        columns: in a row, at most.
+        size: width and height of a panel, inches.
+        margin: width and height of what is around them.
+        **sharing: ``sharex``, ``sharey``.
+    """
+    columns = min(columns, panels)
+    rows = math.ceil(panels / columns)
+    inches = (size[0] * columns + margin[0], size[1] * rows + margin[1])
+    figure, axes = plt.subplots(
+        rows, columns, figsize=inches, squeeze=False, layout="constrained", **sharing
+    )
+    for ax in axes.flat[panels:]:
+        ax.remove()
+    return figure
 
 
 def layer_colours(table: pd.DataFrame) -> dict[int, tuple[float, float, float]]:
