@@ -85,8 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     attribute = subparsers.add_parser(
         "attribute", help="what massive activations of finished runs sit on, by type of edge"
     )
-    attribute.add_argument("folders", nargs="+", type=Path, help="what train wrote")
-    attribute.add_argument("--dataset", required=True, help="what the runs were trained on")
+    _add_runs(attribute)
     attribute.add_argument("--change", metavar="NAME", help="the change they were trained with")
     attribute.add_argument(
         "--by",
@@ -100,7 +99,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="look at these molecules instead, one SMILES per line; gives shares only",
     )
-    attribute.add_argument("--threads", type=_positive, help="CPU threads")
     attribute.add_argument(
         "-o", "--output", required=True, help="path prefix, for example data/results/bonds_gt_zinc"
     )
@@ -109,12 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     explain = subparsers.add_parser(
         "explain", help="compare ratios with other attributions, and remove massive activations"
     )
-    explain.add_argument("folders", nargs="+", type=Path, help="what train wrote")
-    explain.add_argument("--dataset", required=True, help="what the runs were trained on")
+    _add_runs(explain)
     explain.add_argument(
         "--graphs", type=_positive, default=100, help="test graphs to explain (default: 100)"
     )
-    explain.add_argument("--threads", type=_positive, help="CPU threads")
     explain.add_argument(
         "-o", "--output", required=True, help="path prefix, for example data/results/explain_gt"
     )
@@ -130,15 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     idle = subparsers.add_parser(
         "idle", help="give finished runs an Explicit Bias Term that nothing but the record feels"
     )
-    idle.add_argument("folders", nargs="+", type=Path, help="what train wrote")
-    idle.add_argument("--dataset", required=True, help="what the runs were trained on")
-    idle.add_argument("--threads", type=_positive, help="CPU threads")
+    _add_runs(idle)
     idle.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
     idle.set_defaults(function=commands.idle)
 
     attack = subparsers.add_parser("attack", help="disturb the embeddings of finished runs")
-    attack.add_argument("folders", nargs="+", type=Path, help="what train wrote")
-    attack.add_argument("--dataset", required=True, help="what the runs were trained on")
+    _add_runs(attack)
     attack.add_argument(
         "--graphs", type=_positive, default=64, help="validation graphs to attack (default: 64)"
     )
@@ -153,7 +146,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KIND",
         help="of noise, see mapkg.experiments.robustness.KINDS (default: own shared relative)",
     )
-    attack.add_argument("--threads", type=_positive, help="CPU threads")
     attack.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
     attack.set_defaults(function=commands.attack)
 
@@ -203,6 +195,13 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("dataset")
     data.set_defaults(function=commands.data)
     return parser
+
+
+def _add_runs(command: argparse.ArgumentParser) -> None:
+    """The options of commands that look at finished runs and their data."""
+    command.add_argument("folders", nargs="+", type=Path, help="what train wrote")
+    command.add_argument("--dataset", required=True, help="what the runs were trained on")
+    command.add_argument("--threads", type=_positive, help="CPU threads")
 
 
 def _add_network(command: argparse.ArgumentParser) -> None:
