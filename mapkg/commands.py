@@ -151,7 +151,7 @@ def gradients(parsed: argparse.Namespace) -> int:
     )
     for name, table in compact_gradients(found).items():
         path = Path(f"{parsed.output}_{name}.csv.gz")
-        write_table(path, table.assign(heads=parsed.heads, hidden=parsed.hidden), digits=4)
+        write_table(path, table.assign(heads=parsed.heads, hidden=parsed.hidden), digits=3)
         print(path)
     return 0
 

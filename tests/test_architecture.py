@@ -16,7 +16,7 @@ MAX_LINES = 400
 
 EVERYTHING_BELOW = {
     *("configs", "provenance", "files", "hooks", "detection", "data", "models"),
-    *("checkpoint", "metrics", "evaluation", "train", "train_nodes"),
+    *("checkpoint", "metrics", "evaluation", "train", "train_nodes", "train_trees"),
 }
 
 # What a room may import of the package; a room that is a folder may import from itself.
@@ -34,6 +34,7 @@ PICTURE = {
     "evaluation": {"data", "metrics"},
     "train": {"configs", "provenance", "data", "metrics", "evaluation", "checkpoint"},
     "train_nodes": {"data", "evaluation", "models"},
+    "train_trees": {"data", "evaluation", "models"},
     "observation": {"configs", "data", "models", "hooks", "detection", "evaluation"},
     "attribution": {
         *("configs", "data", "models", "hooks", "detection", "metrics", "evaluation"),
@@ -64,7 +65,15 @@ FOLDERS = {
             "networks",
             "ogbn_proteins",
         ),
-        *("proteins", "raw_files", "smiles_tables", "splitting", "tox21", "zinc_benchmark"),
+        *(
+            "proteins",
+            "raw_files",
+            "smiles_tables",
+            "splitting",
+            "tox21",
+            "trees",
+            "zinc_benchmark",
+        ),
     },
     "detection": {"__init__", "laws", "nulls", "ratios", "reporting", "summary"},
     "attribution": {
@@ -74,7 +83,7 @@ FOLDERS = {
     "experiments": {
         *("__init__", "bond_type_tables", "bond_types", "changed_types", "controls", "depth"),
         *("emergence", "explanations", "explicit_bias", "grid", "lipschitz_constants"),
-        *("remedies", "results", "robustness"),
+        *("remedies", "results", "robustness", "studies"),
     },
     "plots": {
         *("__init__", "attribution", "bonds", "depth", "diagrams", "distributions", "emergence"),
@@ -83,7 +92,7 @@ FOLDERS = {
     },
     "models": {
         *("__init__", "deep", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
-        *("networks", "norms", "official", "standard"),
+        *("networks", "norms", "official", "standard", "trees"),
     },
 }
 

@@ -41,6 +41,8 @@ TINY = {
         "edited_graphs": 8,
         "resamples": 10,
     },
+    "20_attention_is_not_lipschitz": {"points": 2, "layer_points": 1, "scales": [1.0, 10.0]},
+    "21_gradient_explosion": {"epochs": 2, "num_layers": 3, "heads": 2, "hidden_channels": 4},
     "10_ablations": {
         "epochs": 1,
         "train_graphs": 64,

@@ -22,6 +22,7 @@ from mapkg.experiments import TABLES, fit_to_data
 from mapkg.experiments.changed_types import CHANGES
 from mapkg.experiments.grid import MODELS
 from mapkg.experiments.remedies import ARMS, OF_THE_GRID, OTHERS, SAME, SETTINGS
+from mapkg.models.deep import NORMS
 
 WORKFLOW = REPOSITORY / "workflow"
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())
@@ -193,6 +194,21 @@ def test_networks_with_a_remedy_become_compact_tables(dry_run):
         for n, p in ALL.items()
         if p["attack"]
     }
+
+
+def test_studies_of_deep_networks_are_made_apart_and_then_copied(dry_run):
+    found = commands_of_mapkg(dry_run)
+    runs = [run for command in ("gradients", "depth") for run in found[command]]
+    assert {str(run.output): run.dataset for run in runs} == {
+        f"runs/studies/unfinished/{name}": study["dataset"]
+        for name, study in GRID["studies"].items()
+    }
+    assert all({norm.partition("=")[0] for norm in run.norms} <= set(NORMS) for run in runs[2:])
+    for name, study in GRID["studies"].items():
+        for table in study["tables"]:
+            assert f"runs/studies/{name}_{table}.csv.gz data/results" in dry_run or (
+                f"runs/studies/{name}_{table}.csv.gz runs/studies/{name}" in dry_run
+            )
 
 
 def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry_run):
@@ -371,6 +387,8 @@ def test_what_is_done_is_not_done_again(tried, snakemake):
     assert (directory / "data/results/laws.csv.gz").is_file()
     layers = pd.read_csv(directory / "data/results/remedy_tiny_sink_layers.csv.gz")
     assert layers["state"].tolist() == ["base", "best"]
+    study = pd.read_csv(directory / "data/results/tiny_depth_runs.csv.gz")
+    assert study["norm"].fillna("none").tolist() == ["none", "lipschitz"]
     result = snakemake(directory, *settings)
     assert result.returncode == 0
     assert "Nothing to be done" in result.stdout

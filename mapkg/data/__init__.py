@@ -33,6 +33,7 @@ from mapkg.data.smiles_tables import (
     read_table,
 )
 from mapkg.data.tox21 import TOX21_FILE, load_tox21
+from mapkg.data.trees import TREES, Trees
 
 __all__ = [
     "ATOM_TYPES",
@@ -44,6 +45,7 @@ __all__ = [
     "NodeSplit",
     "NodesOfGraph",
     "Splits",
+    "Trees",
     "check_fan_outs",
     "edge_labels",
     "load",
@@ -103,6 +105,7 @@ _KNOWN = {
         "folder that MAPKG_DATA names",
     ),
     "citation": _Known(NETWORKS["citation"], "nothing"),
+    **{name: _Known(read, "nothing") for name, read in TREES.items()},
     **{
         name: _Known(NETWORKS[name], planetoid_folder(name))
         for name in ("cora", "citeseer", "pubmed")
@@ -124,7 +127,8 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
             (scaffold split), ``"tox21-random"`` (random split), ``"proteins"`` (whole graphs),
             ``"ogbn-proteins"`` (nodes of one large graph); and the citation networks
             ``"citation"`` (synthetic, needs no file), ``"cora"``, ``"citeseer"``, ``"pubmed"`` and
-            ``"pubmed-missing"``.
+            ``"pubmed-missing"``; and Tree-NeighborsMatch of depth 2 to 8, ``"trees-2"`` to
+            ``"trees-8"`` (generated, need no file).
         root: the only folder to look in; None means ``MAPKG_DATA``, then the user's cache
             folder, then the bundled data.
         download: whether to fetch a data set that is not there and can be fetched.
@@ -135,7 +139,8 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
         column for each kind of id), ``edge_index`` [2, E], the ids ``edge_type`` [E] that the
         description names, and targets ``y`` [1, targets], NaN where unknown; molecules have
         ``smiles``. The splits of ``"ogbn-proteins"`` are ``NodeSplit`` instead, those of citation
-        networks ``NodesOfGraph``: nodes of one ``graph`` with features ``x`` [N, words].
+        networks ``NodesOfGraph``: nodes of one ``graph`` with features ``x`` [N, words]. Those of
+        trees are ``Trees``, whose graphs have key and value of every node in ``x`` [N, 2].
 
     Raises:
         ValueError: if the name is unknown, or a file's checksum or content is wrong.

@@ -1,18 +1,20 @@
 """Deep attention networks: gradients through training, convergence and accuracy by depth."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 
 from mapkg.data import Splits
-from mapkg.experiments.results import write_table
+from mapkg.experiments.studies import Result, Study, run_study
 from mapkg.models.deep import DeepNetwork, deep_network
 from mapkg.provenance import commit, versions
 from mapkg.train_nodes import NodeFit, Schedule, fit_nodes
@@ -155,37 +157,16 @@ def _largest(norms: pd.Series) -> float:
     return float(norms.max(skipna=False))  # a NaN is no small gradient
 
 
-@dataclass
-class DepthTables:
-    """Finished trainings of a depth study; grows, and is written after each.
-
-    Attributes:
-        runs: a row per training: the variant's settings, ``num_layers``, ``seed``; accuracies
-            ``test_last`` (of the last epoch, the published protocol), ``test_best`` (of the
-            epoch ``best_epoch`` with the best validation accuracy, the first of several),
-            ``val_best``; ``least_loss``; ``converged``, the first epoch whose training loss is
-            below ``TARGET_LOSS``, NaN for never; ``finite``; and the origin.
-        curves: training losses of every fifth epoch, and the first, of each training.
-    """
-
-    runs: pd.DataFrame = field(default_factory=pd.DataFrame)
-    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-
-_KEYS = ("architecture", "norm", "scale", "hidden_channels", "heads", "dropout")
-_KEYS = (*_KEYS, "attention_dropout", "num_layers", "seed", "dataset", "epochs")
-
-
 def depth_study(
     splits: Splits,
-    variants: Iterable[Variant],
+    variants: Sequence[Variant],
     *,
-    depths: Iterable[int] = DEPTHS,
+    depths: Sequence[int] = DEPTHS,
     seeds: Sequence[int] = (0, 1, 2),
     schedule: Schedule | None = None,
     prefix: Path | str | None = None,
     progress: bool = True,
-) -> DepthTables:
+) -> Study:
     """Train every variant at every depth with every seed.
 
     Args:
@@ -199,37 +180,31 @@ def depth_study(
             memory.
         progress: whether to show a progress bar on stderr.
 
+    Returns:
+        In ``runs`` a row per training: the variant's settings, ``num_layers``, ``seed``;
+        accuracies ``test_last`` (of the last epoch, the published protocol), ``test_best`` (of the
+        epoch ``best_epoch`` with the best validation accuracy, the first of several) and
+        ``val_best``; ``least_loss``; ``converged``, the first epoch whose training loss is below
+        ``TARGET_LOSS``, NaN for never; ``finite``; and the origin. In ``curves`` training losses
+        of every fifth epoch, and the first.
+
     Source: LipschitzNorm paper, convergence and accuracy against depth.
     """
     schedule = Schedule() if schedule is None else schedule
-    tables = DepthTables()
-    paths = {} if prefix is None else {n: Path(f"{prefix}_{n}.csv.gz") for n in vars(tables)}
-    if paths and all(path.is_file() for path in paths.values()):
-        tables = DepthTables(**{name: pd.read_csv(path) for name, path in paths.items()})
-    done = set() if tables.runs.empty else set(map(_key, tables.runs.to_dict("records")))
-    wanted = [(variant, depth, seed) for depth in depths for seed in seeds for variant in variants]
-    for variant, depth, seed in tqdm(wanted, "trainings", file=sys.stderr, disable=not progress):
-        about = {**asdict(variant), "num_layers": depth, "seed": seed}
-        about |= {"dataset": splits.description.title, "epochs": schedule.epochs}
-        if _key(about) in done:
-            continue
+
+    def train(variant: Variant, depth: int, seed: int) -> Result:
         network = variant.build(depth, splits, seed)
         run = fit_nodes(network, splits, schedule, seed=seed, progress=False)
-        row = about | _summary(run) | asdict(schedule)
-        row |= {"versions": versions(), "commit": commit()}
         kept = run.history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
-        curve = run.history.loc[kept, ["epoch", "train_loss"]]
-        named = {k: about[k] for k in ("architecture", "norm", "scale", "num_layers", "seed")}
-        tables.runs = pd.concat([tables.runs, pd.DataFrame([row])], ignore_index=True)
-        tables.curves = pd.concat([tables.curves, curve.assign(**named)], ignore_index=True)
-        for name, path in paths.items():
-            write_table(path, getattr(tables, name), digits=4 if name == "curves" else 6)
-    return tables
+        return _summary(run) | asdict(schedule), run.history.loc[kept, ["epoch", "train_loss"]]
 
-
-def _key(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a training is told apart by, alike before and after it is written."""
-    return tuple("none" if pd.isna(row[k]) else f"{row[k]}".removesuffix(".0") for k in _KEYS)
+    trainings = []
+    for depth, seed, variant in product(depths, seeds, variants):
+        about = {**asdict(variant), "num_layers": depth, "seed": seed}
+        about |= {"dataset": splits.description.title, "epochs": schedule.epochs}
+        trainings.append((about, partial(train, variant, depth, seed)))
+    labels = ("architecture", "norm", "scale", "num_layers", "seed")
+    return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
 def _summary(run: NodeFit) -> dict[str, Any]:
@@ -245,3 +220,37 @@ def _summary(run: NodeFit) -> dict[str, Any]:
         "converged": float(below.min()) if len(below) else float("nan"),
         "finite": run.stop_reason != "not finite",
     }
+
+
+def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
+    """The largest gradient of the whole training and the last loss, over seeds.
+
+    Args:
+        largest: of ``compact_gradients``, with ``heads``.
+
+    Returns:
+        A row per number of heads and variant: ``largest gradient``, the median over seeds of the
+        largest norm of any layer at any step, with the least and the greatest; ``last loss``,
+        likewise; and ``overflowed``, how many seeds had a gradient that was not finite.
+    """
+    weights = largest[largest["kind"] == "weights"]
+    rows = []
+    for (heads, variant), group in weights.groupby(["heads", "variant"], sort=False):
+        by_seed = group.groupby("seed")
+        is_finite = by_seed["norm"].agg(lambda norms: np.isfinite(norms).all())
+        peak, last = by_seed["norm"].max(), by_seed["train_loss"].last()
+        row = {"heads": heads, "variant": variant}
+        row |= {"largest gradient": _spread(peak[is_finite], "{:.2g}")}
+        row |= {"last loss": _spread(last[is_finite], "{:.2f}")}
+        row |= {"overflowed": f"{(~is_finite).sum()} of {len(is_finite)}"}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _spread(values: pd.Series, form: str) -> str:
+    if values.empty:
+        return "-"
+    middle, least, greatest = (
+        form.format(v) for v in (values.median(), values.min(), values.max())
+    )
+    return f"{middle} ({least} to {greatest})"

@@ -1,0 +1,356 @@
+"""Networks for Tree-NeighborsMatch: layers of PyG, and the same computed without scatter.
+
+All examples of a depth share one tree, so that neighbours can be read off by slicing: in level
+order the children of place p are at 2p + 1 and 2p + 2. What no later layer sends to the root is
+not computed at all. And since nothing goes down the tree, all keys that are asked of one
+permutation share what is below the root.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, MessagePassing, PairNorm
+
+from mapkg.models.norms import lipschitz_normalise
+
+NORMS = ("none", "layer", "pair", "lipschitz")
+"""What ``norm`` of ``tree_network`` may be. Nothing, a norm of features after every layer, or one
+of the scores inside it (GAT alone)."""
+
+HEADS = 4
+_FAMILY = 3  # a node that is no leaf hears itself and two children
+
+
+Parts = tuple[Tensor, ...]
+"""What nodes send to their parents and themselves, nodes in dimension 1 or 0."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A layer of PyG, and its computation in three steps.
+
+    Attributes:
+        layer: makes it.
+        is_activated, is_residual: of the published networks.
+        send: what nodes of the given in-degrees send, its first part being what a leaf receives.
+        gather: what a node receives from itself and its children.
+        finish: the layer's output, from what was received and what the node was.
+    """
+
+    layer: Callable[[int], MessagePassing]
+    is_activated: bool
+    is_residual: bool
+    send: Callable[[MessagePassing, Tensor, Tensor], Parts]
+    gather: Callable[[MessagePassing, Parts, Parts, Parts], Tensor]
+    finish: Callable[[MessagePassing, Tensor, Tensor], Tensor]
+
+
+def _plain(_layer: MessagePassing, h: Tensor, _degree: Tensor) -> Parts:
+    return (h,)
+
+
+def _sum(_layer: MessagePassing, own: Parts, left: Parts, right: Parts) -> Tensor:
+    return own[0] + left[0] + right[0]
+
+
+def _send_gcn(layer: GCNConv, h: Tensor, degree: Tensor) -> Parts:
+    return (layer.lin(h) * degree.rsqrt().unsqueeze(-1),)
+
+
+def _gather_gcn(layer: GCNConv, own: Parts, left: Parts, right: Parts) -> Tensor:
+    return _sum(layer, own, left, right) / math.sqrt(_FAMILY)
+
+
+def _finish_gcn(layer: GCNConv, received: Tensor, _h: Tensor) -> Tensor:
+    return received + layer.bias
+
+
+def _gin(channels: int) -> GINConv:
+    steps = [
+        step
+        for _ in range(2)
+        for step in (nn.Linear(channels, channels), nn.BatchNorm1d(channels), nn.ReLU())
+    ]
+    return GINConv(nn.Sequential(*steps))
+
+
+def _finish_gin(layer: GINConv, received: Tensor, h: Tensor) -> Tensor:
+    total = received + (1 + layer.eps) * h
+    return layer.nn(total.flatten(0, -2)).view_as(total)
+
+
+def _finish_ggnn(layer: GatedGraphConv, received: Tensor, h: Tensor) -> Tensor:
+    message = received @ layer.weight[0]
+    return layer.rnn(message.flatten(0, -2), h.flatten(0, -2)).view_as(h)
+
+
+def _send_gat(layer: GATConv, h: Tensor, _degree: Tensor) -> Parts:
+    """Values z [..., H, C], scores as source and as target [..., H], and squared norms of z."""
+    projection = layer.lin.weight  # calling layer.lin would begin a PyG pass for hooks
+    by_head = projection.view(layer.heads, layer.out_channels, -1)
+    scores = [
+        nn.functional.linear(h, torch.einsum("hcd,hc->hd", by_head, att.squeeze(0)))
+        for att in (layer.att_src, layer.att_dst)
+    ]
+    z = nn.functional.linear(h, projection).unflatten(-1, (layer.heads, layer.out_channels))
+    return (z, *scores, z.square().sum(-1)) if hasattr(layer, "score_norm") else (z, *scores)
+
+
+def _gather_gat(layer: GATConv, own: Parts, left: Parts, right: Parts) -> Tensor:
+    family = (own, left, right)
+    score = torch.stack([part[1] for part in family]) + own[2]  # [3, ..., H]
+    if hasattr(layer, "score_norm"):
+        norm = layer.score_norm.norm
+        att = torch.cat([layer.att_src, layer.att_dst], dim=-1).squeeze(0).norm(dim=-1)
+        inside = torch.stack([part[3] for part in family]).amax(dim=0) + own[3]
+        root = inside.clamp(min=torch.finfo(inside.dtype).tiny).sqrt()
+        score = score / (norm.scale * att * root + norm.eps)
+    weights = nn.functional.leaky_relu(score, layer.negative_slope).softmax(dim=0).unsqueeze(-1)
+    return weights[0] * own[0] + weights[1] * left[0] + weights[2] * right[0]
+
+
+def _finish_gat(layer: GATConv, received: Tensor, _h: Tensor) -> Tensor:
+    return received.flatten(-2) + layer.bias
+
+
+_KINDS = {
+    "gcn": _Kind(
+        lambda channels: GCNConv(channels, channels),
+        is_activated=True,
+        is_residual=True,
+        send=_send_gcn,
+        gather=_gather_gcn,
+        finish=_finish_gcn,
+    ),
+    "gin": _Kind(
+        _gin, is_activated=True, is_residual=True, send=_plain, gather=_sum, finish=_finish_gin
+    ),
+    "ggnn": _Kind(
+        lambda channels: GatedGraphConv(channels, num_layers=1),
+        is_activated=False,
+        is_residual=False,
+        send=_plain,
+        gather=_sum,
+        finish=_finish_ggnn,
+    ),
+    "gat": _Kind(
+        lambda channels: GATConv(channels, channels // HEADS, heads=HEADS),
+        is_activated=False,
+        is_residual=True,
+        send=_send_gat,
+        gather=_gather_gat,
+        finish=_finish_gat,
+    ),
+}
+
+ARCHITECTURES = tuple(_KINDS)
+"""For PyG's ``GCNConv``, ``GINConv``, ``GatedGraphConv`` with one step, and ``GATConv``."""
+
+
+class TreeNetwork(nn.Module):
+    """Embed -> L x [layer -> ReLU? -> + x? -> norm?] -> root -> Linear, see ``tree_network``.
+
+    Attributes:
+        layers: the layers of PyG.
+        norms: of the features, one after each layer.
+    """
+
+    def __init__(self, architecture: str, depth: int, norm: str, channels: int) -> None:
+        super().__init__()
+        self.architecture, self.depth, self.norm = architecture, depth, norm
+        classes, kind = 2**depth + 1, _KINDS[architecture]
+        self.key = nn.Embedding(classes, channels)
+        self.value = nn.Embedding(classes, channels)
+        self.layers = nn.ModuleList(kind.layer(channels) for _ in range(depth + 1))
+        make = {"layer": lambda: nn.LayerNorm(channels), "pair": PairNorm}.get(norm, nn.Identity)
+        self.norms = nn.ModuleList(make() for _ in self.layers)
+        self.head = nn.Linear(channels, classes, bias=False)
+        self.num_nodes = 2 ** (depth + 1) - 1
+        degree = torch.ones(self.num_nodes, dtype=torch.float64)  # of each place in level order
+        degree[: 2**depth - 1] = _FAMILY
+        self.register_buffer("degree", degree, persistent=False)
+
+    def forward(
+        self,
+        x: Int[Tensor, "N 2"],
+        edge_index: Int[Tensor, "2 E"],
+        batch: Int[Tensor, " N"] | None = None,
+    ) -> Float[Tensor, "B classes"]:
+        """Scores of the classes of every tree, by the layers of PyG.
+
+        Args:
+            x: key and value of every node, trees one after another in pre-order, shape [N, 2].
+            edge_index: child to parent and self-loops, shape [2, E].
+            batch: tree of each node; None means what the order says.
+
+        Raises:
+            ValueError: if the nodes do not make whole trees of the network's depth.
+        """
+        if len(x) % self.num_nodes:
+            raise ValueError(
+                f"expected trees of {self.num_nodes} nodes (depth {self.depth}), got {len(x)} nodes"
+            )
+        if batch is None:
+            batch = torch.arange(len(x), device=x.device) // self.num_nodes
+        kind = _KINDS[self.architecture]
+        h = self.key(x[:, 0]) + self.value(x[:, 1])
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            new = layer(h, edge_index)
+            new = new.relu() if kind.is_activated else new
+            h = h + new if kind.is_residual else new
+            h = norm(h, batch) if self.norm == "pair" else norm(h)
+        return self.head(h[:: self.num_nodes])
+
+    def dense(self, pairs: Int[Tensor, "B nodes 2"]) -> Float[Tensor, "B classes"]:
+        """The same scores, computed level by level without scatter.
+
+        Args:
+            pairs: key and value of every node in **level order**, shape [B, nodes, 2].
+
+        Raises:
+            ValueError: if the trees are not of the network's depth.
+        """
+        h = self._embedded(pairs)
+        for number in range(len(self.layers)):
+            h = self._level(number, h, self._send(number, h))
+        return self.head(h[:, 0])
+
+    @property
+    def can_share(self) -> bool:
+        """Whether nodes below the root do not see it: not with statistics over nodes.
+
+        PairNorm has them over a tree, GIN's BatchNorm over all trees.
+        """
+        return self.norm != "pair" and self.architecture != "gin"
+
+    def shared(
+        self,
+        pairs: Int[Tensor, "P nodes 2"],
+        keys: Int[Tensor, " B"],
+        tree: Int[Tensor, " B"],
+    ) -> Float[Tensor, "B classes"]:
+        """The same scores for many keys of few trees; what they share is computed once.
+
+        Args:
+            pairs: key and value of every node in **level order**, shape [P, nodes, 2]; that of
+                the root does not count.
+            keys: of the root, from 1, shape [B].
+            tree: the row of ``pairs`` of every example, shape [B].
+
+        Raises:
+            ValueError: if the trees are not of the network's depth, or nodes see the root.
+        """
+        if not self.can_share:
+            raise ValueError(
+                "expected a network without statistics over nodes, PairNorm or BatchNorm; use dense"
+            )
+        h = self._embedded(pairs)
+        root = self.key.weight[1:] + self.value.weight[0]  # one for each key
+        for number, layer in enumerate(self.layers):
+            sent = self._send(number, h)
+            if number == self.depth - 1:  # now the root's children know of the leaves
+                root = root[keys.long() - 1]
+            sees_leaves = number >= self.depth - 1
+            of_root = _KINDS[self.architecture].send(layer, root, self.degree[:1].to(root))
+            left, right = (
+                tuple(
+                    part[tree, n] if sees_leaves else part[0, n].expand(len(root), *part.shape[2:])
+                    for part in sent
+                )
+                for n in (1, 2)
+            )
+            received = _KINDS[self.architecture].gather(layer, of_root, left, right)
+            root = self._finish(number, received, root)
+            h = self._level(number, h, sent)
+        return self.head(root)
+
+    def _embedded(self, pairs: Tensor) -> Tensor:
+        if pairs.size(1) != self.num_nodes:
+            raise ValueError(
+                f"expected trees of {self.num_nodes} nodes (depth {self.depth}), got "
+                f"{pairs.size(1)} nodes"
+            )
+        pairs = pairs.long()
+        return self.key(pairs[..., 0]) + self.value(pairs[..., 1])
+
+    def _send(self, number: int, h: Tensor) -> Parts:
+        degree = self.degree[: h.size(1)].to(h)
+        return _KINDS[self.architecture].send(self.layers[number], h, degree)
+
+    def _level(self, number: int, h: Tensor, sent: Parts) -> Tensor:
+        """A layer for all nodes, or for those whose messages still reach the root."""
+        levels = self.depth - (number if self.can_share else 0)
+        kept = 2 ** (levels + 1) - 1
+        inner = min(kept, h.size(1) // 2)
+        family = (
+            tuple(part[:, start : start + step * inner : step] for part in sent)
+            for start, step in ((0, 1), (1, 2), (2, 2))
+        )
+        received = _KINDS[self.architecture].gather(self.layers[number], *family)
+        received = torch.cat([received, sent[0][:, inner:kept]], dim=1)
+        return self._finish(number, received, h[:, :kept])
+
+    def _finish(self, number: int, received: Tensor, h: Tensor) -> Tensor:
+        kind, norm = _KINDS[self.architecture], self.norms[number]
+        new = kind.finish(self.layers[number], received, h)
+        new = new.relu() if kind.is_activated else new
+        new = h + new if kind.is_residual else new
+        return _pair_norm(norm, new) if self.norm == "pair" else norm(new)
+
+
+def tree_network(
+    architecture: str,
+    depth: int,
+    *,
+    norm: str = "none",
+    scale: float | None = None,
+    channels: int = 32,
+) -> TreeNetwork:
+    """A network with one layer more than the tree is deep.
+
+    GCN, GIN and GAT add each layer to what came before it, GGNN does not; GCN and GIN end each
+    layer with a ReLU. Seed torch before the call to fix the initial weights.
+
+    Args:
+        architecture: one of ``ARCHITECTURES``.
+        depth: edges from the root to a leaf, 1 or more.
+        norm: one of ``NORMS``. GIN has BatchNorm inside its layers whatever the norm.
+        scale: f of LipschitzNorm; None means 1.
+        channels: D, a multiple of 4 for GAT's heads.
+
+    Raises:
+        ValueError: if a name is unknown, a size impossible, or scores are to be normalised that a
+            layer does not have.
+
+    Source: Tree-NeighborsMatch, published code ``models/graph_model.py``, whose networks but GGNN
+    have LayerNorm by default.
+    """
+    if architecture not in _KINDS:
+        raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")
+    if norm not in NORMS:
+        raise ValueError(f"norm: expected one of {NORMS}, got {norm!r}")
+    if depth < 1:
+        raise ValueError(f"depth: expected 1 or more, got {depth}")
+    if channels < 1 or channels % HEADS:
+        raise ValueError(f"channels: expected a multiple of {HEADS}, got {channels}")
+    if norm == "lipschitz" and architecture != "gat":
+        raise ValueError(
+            f"norm: LipschitzNorm divides attention scores, which {architecture!r} does not have; "
+            "expected architecture 'gat'"
+        )
+    if scale is not None and norm != "lipschitz":
+        raise ValueError(f"scale: expected None but with norm 'lipschitz', got {scale}")
+    network = TreeNetwork(architecture, depth, norm, channels)
+    if norm == "lipschitz":
+        lipschitz_normalise(network, scale=scale)
+    return network
+
+
+def _pair_norm(norm: PairNorm, h: Tensor) -> Tensor:
+    centred = h - h.mean(dim=1, keepdim=True)
+    size = centred.square().sum(-1).mean(dim=1)
+    return norm.scale * centred / (norm.eps + size).sqrt()[:, None, None]
