@@ -46,7 +46,7 @@ def score(
         **settings: ``batch_size`` and ``device``, as for ``predictions``.
 
     Returns:
-        As ``metrics.measure``: ``mae``; or ``bce``, ``roc_auc`` and ``accuracy``.
+        As ``metrics.measure``, so ``mae``, or ``bce``, ``roc_auc`` and ``accuracy``.
     """
     return measure(*predictions(model, graphs, **settings), loss)
 

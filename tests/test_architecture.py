@@ -42,7 +42,15 @@ PICTURE = {
     },
     "attack": {"data", "hooks", "detection", "metrics", "evaluation"},
     "lipschitz": set(),
-    "experiments": {*EVERYTHING_BELOW, "observation", "attribution", "attack", "lipschitz"},
+    "smoothing": {"hooks"},
+    "experiments": {
+        *EVERYTHING_BELOW,
+        "observation",
+        "attribution",
+        "attack",
+        "lipschitz",
+        "smoothing",
+    },
     "plots": {"configs", "detection"},
     "__init__": {"configs", "data", "models"},
     "commands": {
@@ -68,6 +76,7 @@ FOLDERS = {
         *(
             "proteins",
             "raw_files",
+            "regular",
             "smiles_tables",
             "splitting",
             "tox21",
@@ -81,7 +90,15 @@ FOLDERS = {
         "parts",
     },
     "experiments": {
-        *("__init__", "bond_type_tables", "bond_types", "changed_types", "controls", "depth"),
+        *(
+            "__init__",
+            "backward_smoothing",
+            "bond_type_tables",
+            "bond_types",
+            "changed_types",
+            "controls",
+            "depth",
+        ),
         *("emergence", "explanations", "explicit_bias", "grid", "lipschitz_constants"),
         *("remedies", "results", "robustness", "studies"),
     },
@@ -92,7 +109,7 @@ FOLDERS = {
     },
     "models": {
         *("__init__", "deep", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
-        *("networks", "norms", "official", "standard", "trees"),
+        *("networks", "norms", "official", "standard", "trees", "vanilla"),
     },
 }
 
@@ -258,3 +275,17 @@ def test_no_docstring_of_a_constant_begins_like_a_type(module):
         if is_constant and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             first = str(after.value.value).splitlines()[0]
             assert ": " not in re.sub(r"``.*?``", "", first), f"line {after.lineno}: {first}"
+
+
+@each_module
+def test_no_docstring_says_what_comes_back_like_a_type(module):
+    # Likewise "A row per layer: its norm" under Returns, and the first line of a property.
+    for node in ast.walk(tree_of(module)):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            continue
+        text = ast.get_docstring(node) or ""
+        lines = re.findall(r"^(?:Returns|Yields):\n +(.*)$", text, re.MULTILINE)
+        if any(getattr(d, "id", "").endswith("property") for d in node.decorator_list):
+            lines.append(text.partition("\n")[0])
+        for line in lines:
+            assert ": " not in re.sub(r"``.*?``", "", f"{line} "), f"{node.name}: {line}"

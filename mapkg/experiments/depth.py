@@ -181,7 +181,7 @@ def depth_study(
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        In ``runs`` a row per training: the variant's settings, ``num_layers``, ``seed``;
+        In ``runs`` a row per training, with the variant's settings, ``num_layers``, ``seed``;
         accuracies ``test_last`` (of the last epoch, the published protocol), ``test_best`` (of the
         epoch ``best_epoch`` with the best validation accuracy, the first of several) and
         ``val_best``; ``least_loss``; ``converged``, the first epoch whose training loss is below
@@ -229,8 +229,8 @@ def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
         largest: of ``compact_gradients``, with ``heads``.
 
     Returns:
-        A row per number of heads and variant: ``largest gradient``, the median over seeds of the
-        largest norm of any layer at any step, with the least and the greatest; ``last loss``,
+        A row per number of heads and variant. ``largest gradient`` is the median over seeds of
+        the largest norm of any layer at any step, with the least and the greatest; ``last loss``,
         likewise; and ``overflowed``, how many seeds had a gradient that was not finite.
     """
     weights = largest[largest["kind"] == "weights"]

@@ -139,7 +139,7 @@ def idle_term(
         seed: of the term.
 
     Returns:
-        A row per layer, and for ``term`` being False and True: the statistics of
+        A row per layer, and for ``term`` being False and True, with the statistics of
         ``ActivationSummary``, and ``largest_change``, the largest magnitude of the change of a
         prediction by the term, over the standard deviation of the predictions.
     """

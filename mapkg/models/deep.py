@@ -177,9 +177,10 @@ def gradient_norms(network: DeepNetwork) -> dict[str, list[float]]:
         network: after ``loss.backward()``.
 
     Returns:
-        ``weights``, the Frobenius norm over all projections of a layer (GAT: W; Graph Transformer:
-        query, key, value and root), and ``attention``, over what only scores depend on (GAT: both
-        attention vectors; Graph Transformer: query and key). NaN or infinite where gradients are.
+        ``weights``, the Frobenius norm over all projections of a layer (W of GAT; query, key, value
+        and root of the Graph Transformer), and ``attention``, over what only scores depend on (both
+        attention vectors of GAT; query and key of the Graph Transformer). NaN or infinite where
+        gradients are.
 
     Raises:
         ValueError: if there was no backward pass.

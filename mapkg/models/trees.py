@@ -221,9 +221,9 @@ class TreeNetwork(nn.Module):
 
     @property
     def can_share(self) -> bool:
-        """Whether nodes below the root do not see it: not with statistics over nodes.
+        """Whether nodes below the root do not see it.
 
-        PairNorm has them over a tree, GIN's BatchNorm over all trees.
+        They do through statistics over nodes, of PairNorm over a tree, or GIN's BatchNorm over all.
         """
         return self.norm != "pair" and self.architecture != "gin"
 

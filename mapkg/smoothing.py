@@ -1,0 +1,225 @@
+r"""How alike features become on their way forward, and errors on their way back.
+
+A layer that averages over neighbours draws the features of all nodes together, and the errors that
+training sends back through it, too. Features X are [N, D], one row per node, and the errors
+:math:`B = \partial L / \partial H` of what a layer returns have the shape of H.
+
+Source: backward-oversmoothing paper.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
+
+from mapkg.hooks import edit, resolve
+
+
+def relative_spread(
+    x: Float[Tensor, "N D"], direction: Float[Tensor, " nodes"] | None = None
+) -> float:
+    r"""How far rows are from being alike, between 0 and 1.
+
+    .. math:: r(X) = \frac{\lVert X - u u^\top X \rVert_F}{\lVert X \rVert_F}
+
+    with the unit vector u along ``direction``; for the constant direction
+    :math:`u u^\top X` has the mean of all rows in every row. It does not depend on the scale of X.
+
+    Args:
+        x: features or errors, shape [N, D].
+        direction: to which columns are drawn, shape [N]; None means a constant. See
+            ``limits``.
+
+    Returns:
+        0 if all rows are alike (in the ratio of ``direction``), and 0 for a matrix of zeros.
+    """
+    size = torch.linalg.matrix_norm(x)
+    if size == 0:
+        return 0.0
+    return (torch.linalg.matrix_norm(_apart(x, direction)) / size).item()
+
+
+def spread(x: Float[Tensor, "N D"]) -> float:
+    r"""The root mean squared distance of rows from their mean.
+
+    .. math:: E(X) = \Bigl(\frac{1}{2 N^2} \sum_{ij} \lVert x_i - x_j \rVert^2\Bigr)^{1/2}
+        = \frac{1}{\sqrt N} \lVert X - 1 \bar x^\top \rVert_F
+    """
+    return (torch.linalg.matrix_norm(_apart(x, None)) / len(x) ** 0.5).item()
+
+
+def rank_one_distance(x: Float[Tensor, "N D"]) -> float:
+    r"""How far a matrix is from the nearest one of rank one, between 0 and 1.
+
+    .. math:: \Bigl(1 - \frac{\sigma_1^2}{\sum_k \sigma_k^2}\Bigr)^{1/2}
+
+    What ``relative_spread`` is for the best direction, for attention, whose limit direction depends
+    on its input. It says less: with one channel it is always 0, and errors of a network with one
+    output are of rank one wherever slopes are alike.
+    """
+    values = torch.linalg.svdvals(x).square()
+    total = values.sum()
+    return 0.0 if total == 0 else (values[1:].sum() / total).sqrt().item()
+
+
+def _apart(x: Tensor, direction: Tensor | None) -> Tensor:
+    if direction is None:
+        return x - x.mean(dim=0)
+    if direction.shape != x.shape[:1]:
+        raise ValueError(
+            f"direction: expected one value for each of {len(x)} nodes, got shape "
+            f"{tuple(direction.shape)}"
+        )
+    unit = (direction / direction.norm()).to(x)
+    return x - unit[:, None] * (unit @ x)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where repeated averaging over neighbours leads.
+
+    Attributes:
+        features: the direction to which columns of features are drawn, the right eigenvector of
+            the largest eigenvalue, shape [N].
+        errors: the same for errors, the left one, shape [N].
+        contraction: the second largest modulus of an eigenvalue over the largest; differences
+            shrink by this much in each layer of linear averaging.
+    """
+
+    features: Float[Tensor, " N"]
+    errors: Float[Tensor, " N"]
+    contraction: float
+
+
+def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
+    """Eigenvectors and contraction of the matrix P with which a layer averages, X -> P X W.
+
+    Args:
+        operator: P, with entries of zero or more; row i has what node i takes from each node.
+
+    Raises:
+        ValueError: if P is no square matrix of such entries, its graph is not connected (strongly,
+            if it is directed), or it alternates, so that nothing converges.
+    """
+    matrix = operator.detach().double().numpy()
+    if matrix.ndim != 2 or len(matrix) != matrix.shape[1] or (matrix < 0).any():
+        raise ValueError(
+            f"operator: expected a square matrix without negative entries, got shape "
+            f"{tuple(matrix.shape)}"
+        )
+    parts, _ = connected_components(matrix, connection="strong")
+    if parts > 1:
+        raise ValueError(
+            f"operator: expected a connected graph, got one of {parts} parts; features of "
+            "different parts never meet. Take the largest part"
+        )
+    values, right = np.linalg.eig(matrix)
+    order = np.argsort(-np.abs(values))
+    contraction = float(abs(values[order[1]] / values[order[0]])) if len(matrix) > 1 else 0.0
+    if contraction > 1 - 1e-12:
+        raise ValueError(
+            "operator: expected one eigenvalue of the largest modulus, got two (a bipartite graph "
+            "without self-loops alternates); add self-loops"
+        )
+    left_values, left = np.linalg.eig(matrix.T)
+    vectors = (right[:, order[0]], left[:, np.argmax(np.abs(left_values))])
+    features, errors = (torch.from_numpy(np.abs(np.real(vector))) for vector in vectors)
+    return Limits(features, errors, contraction)
+
+
+def smoothing_by_layer(
+    model: nn.Module,
+    loss: Callable[[], Float[Tensor, ""]],
+    features: str | Iterable[str],
+    errors: str | Iterable[str] | None = None,
+    *,
+    direction: Float[Tensor, " nodes"] | None = None,
+    errors_direction: Float[Tensor, " nodes"] | None = None,
+) -> pd.DataFrame:
+    """Smoothness of features and errors in every layer of any network.
+
+    Nothing in the model is changed, and no gradient is left behind in its parameters.
+
+    Args:
+        model: any module; PyG's layers or others.
+        loss: runs the model once and returns the loss.
+        features: names or patterns of the submodules whose outputs are the features, one per
+            layer, in the model's order, for example ``"convs.*"``; what is inside a submodule
+            that matches does not count.
+        errors: of those at whose outputs the errors are taken; None means the same.
+        direction: of ``relative_spread`` for features; None means a constant.
+        errors_direction: the same for errors.
+
+    Returns:
+        A row per layer, ``layer`` from 0. ``features`` and ``errors`` are the relative spreads,
+        ``features_spread`` the absolute one, ``features_rank_one`` and ``errors_rank_one`` the
+        distances from rank one, and ``error`` is the Frobenius norm of errors.
+        If there are fewer layers with features than with errors, as where the last has no
+        activation, the others are NaN.
+
+    Raises:
+        KeyError: if a name matches nothing.
+        ValueError: if a layer is run more than once, or the loss does not depend on it.
+    """
+    patterns = {"features": features, "errors": features if errors is None else errors}
+    seen: dict[str, dict[str, Tensor]] = {
+        kind: dict.fromkeys(_outermost(resolve(model, names))) for kind, names in patterns.items()
+    }
+
+    def keep(kind: str, name: str) -> Callable[[Tensor], Tensor]:
+        def kept(output: Tensor) -> Tensor:
+            if seen[kind][name] is not None:
+                raise ValueError(f"{name}: expected one forward pass, it ran more than once")
+            seen[kind][name] = output
+            return output
+
+        return kept
+
+    with (
+        edit(model, {name: keep("features", name) for name in seen["features"]}),
+        edit(model, {name: keep("errors", name) for name in seen["errors"]}),
+        torch.enable_grad(),
+    ):
+        value = loss()
+    missing = [name for outputs in seen.values() for name, x in outputs.items() if x is None]
+    if missing:
+        raise ValueError(f"{missing[0]}: expected the loss to run it, it did not run")
+    gradients = torch.autograd.grad(value, list(seen["errors"].values()), allow_unused=True)
+    for name, gradient in zip(seen["errors"], gradients, strict=True):
+        if gradient is None:
+            raise ValueError(f"{name}: expected a loss that depends on its output")
+    forward = [
+        {
+            "features": relative_spread(x.detach(), direction),
+            "features_spread": spread(x.detach()),
+            "features_rank_one": rank_one_distance(x.detach()),
+        }
+        for x in seen["features"].values()
+    ]
+    backward = [
+        {
+            "errors": relative_spread(b, errors_direction),
+            "errors_rank_one": rank_one_distance(b),
+            "error": torch.linalg.matrix_norm(b).item(),
+        }
+        for b in gradients
+    ]
+    table = pd.concat([pd.DataFrame(forward), pd.DataFrame(backward)], axis=1)
+    return table.rename_axis("layer").reset_index()
+
+
+def _outermost(names: Iterable[str]) -> list[str]:
+    """Those names of submodules that are not inside another one of them."""
+    every = set(names)
+    parents = {name: name.split(".")[:-1] for name in every}
+    inside = {
+        name
+        for name, parts in parents.items()
+        if any(".".join(parts[:count]) in every for count in range(1, len(parts) + 1))
+    }
+    return [name for name in names if name not in inside]

@@ -1,0 +1,199 @@
+"""Smoothness against hand values, and its limits on regular and on other graphs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import GCNConv
+from torch_geometric.utils import to_undirected
+
+from mapkg.data.regular import regular_task
+from mapkg.models.vanilla import VanillaNetwork
+from mapkg.smoothing import (
+    limits,
+    rank_one_distance,
+    relative_spread,
+    smoothing_by_layer,
+    spread,
+)
+
+TRIANGLE_WITH_TAIL = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
+
+
+def gcn_operator(edge_index, nodes):
+    """D^-1/2 (A + I) D^-1/2 as PyG's GCNConv has it, read off the unit vectors."""
+    layer = GCNConv(nodes, nodes, bias=False).double()
+    with torch.no_grad():
+        layer.lin.weight.copy_(torch.eye(nodes))
+        return layer(torch.eye(nodes, dtype=torch.double), edge_index)
+
+
+def test_hand_values():
+    x = torch.tensor([[3.0, 0.0], [1.0, 0.0]])
+    # Mean 2, differences of one: sqrt(2) over sqrt(10).
+    assert relative_spread(x) == pytest.approx((2 / 10) ** 0.5)
+    assert spread(x) == pytest.approx(1.0)
+    assert relative_spread(x, torch.tensor([3.0, 1.0])) == pytest.approx(0, abs=1e-6)
+    # Along (1, 1) / sqrt(2) it is the constant, at any length of the vector.
+    assert relative_spread(x, torch.tensor([7.0, 7.0])) == pytest.approx((2 / 10) ** 0.5)
+    assert relative_spread(torch.zeros(3, 2)) == 0
+    diagonal = torch.diag(torch.tensor([3.0, 4.0]))
+    assert rank_one_distance(diagonal) == pytest.approx(3 / 5)
+    assert rank_one_distance(torch.zeros(2, 2)) == 0
+
+
+def test_spread_is_that_of_all_pairs():
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    pairs = sum(float((a - b).square().sum()) for a in x for b in x)
+    assert spread(x) == pytest.approx((pairs / (2 * 7**2)) ** 0.5)
+
+
+def test_relative_spread_does_not_see_the_scale():
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    assert relative_spread(1e-7 * x) == pytest.approx(relative_spread(x))
+    assert rank_one_distance(1e7 * x) == pytest.approx(rank_one_distance(x))
+    assert rank_one_distance(x) <= relative_spread(x)  # the best direction
+
+
+def test_limits_of_a_regular_graph_are_constant_and_its_contraction_the_second_eigenvalue():
+    task = regular_task(60, 6, seed=1)
+    found = limits(task.operator)
+    for vector in (found.features, found.errors):
+        torch.testing.assert_close(vector, vector.new_full((60,), 60**-0.5))
+    values = np.sort(np.abs(np.linalg.eigvalsh(task.operator.numpy())))
+    assert values[-1] == pytest.approx(1)
+    assert found.contraction == pytest.approx(values[-2])
+
+
+def test_limits_of_a_graph_that_is_not_regular():
+    edge_index = to_undirected(TRIANGLE_WITH_TAIL)
+    degree = torch.tensor([3.0, 3.0, 4.0, 2.0], dtype=torch.double)  # with self-loops
+    symmetric = limits(gcn_operator(edge_index, 4))
+    for vector in (symmetric.features, symmetric.errors):
+        torch.testing.assert_close(vector, degree.sqrt() / degree.sqrt().norm())
+    by_rows = torch.diag(1 / degree) @ (
+        torch.eye(4, dtype=torch.double)
+        + torch.zeros(4, 4, dtype=torch.double).index_put_(
+            tuple(edge_index), torch.tensor(1.0).double()
+        )
+    )
+    walk = limits(by_rows)  # features become constant, errors gather where degrees are large
+    torch.testing.assert_close(walk.features, torch.full((4,), 0.5, dtype=torch.double))
+    torch.testing.assert_close(walk.errors, degree / degree.norm())
+    assert walk.contraction == pytest.approx(symmetric.contraction)  # similar matrices
+    x = torch.randn(4, 3, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    far = torch.linalg.matrix_power(by_rows, 200) @ x
+    assert relative_spread(far, walk.features) < 1e-12
+    back = torch.linalg.matrix_power(by_rows.t(), 200) @ x
+    assert relative_spread(back, walk.errors) < 1e-12 < relative_spread(back)
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)), "one of 2 parts"),
+        (torch.tensor([[0.5, 0.5], [0.0, 1.0]]), "one of 2 parts"),
+        (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "bipartite graph without self-loops"),
+        (torch.tensor([[1.0, -1.0], [1.0, 1.0]]), "without negative entries"),
+        (torch.ones(2, 3), "square matrix"),
+    ],
+)
+def test_an_operator_without_limits_is_refused(operator, message):
+    with pytest.raises(ValueError, match=message):
+        limits(operator)
+
+
+def test_layers_of_a_network_written_out():
+    torch.manual_seed(0)
+    task = regular_task(20, 4, channels=3, seed=0)
+    network = VanillaNetwork(task.operator, 2, in_channels=3, hidden_channels=5).double()
+    first, second, last = (layer.weight.detach().t() for layer in network.layers)
+    p = task.operator
+    h0 = p @ task.x @ first
+    x1 = h0.relu()
+    h1 = p @ x1 @ second
+    x2 = h1.relu()
+    error = (p @ x2 @ last - task.y) / len(task.y)
+    b1 = (h1 > 0) * (p.t() @ error @ last.t())
+    b0 = (h0 > 0) * (p.t() @ b1 @ second.t())
+    table = smoothing_by_layer(
+        network,
+        lambda: 0.5 * (network(task.x) - task.y).square().mean(),
+        "activations.*",
+        "layers.*",
+    )
+    assert table["layer"].tolist() == [0, 1, 2]
+    assert table["features"].tolist()[:2] == pytest.approx(
+        [relative_spread(x1), relative_spread(x2)]
+    )
+    assert np.isnan(table["features"].iloc[2])
+    for column, value in (("errors", relative_spread), ("errors_rank_one", rank_one_distance)):
+        assert table[column].tolist() == pytest.approx([value(b) for b in (b0, b1, error)])
+    assert table["error"].tolist() == pytest.approx([b.norm().item() for b in (b0, b1, error)])
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_pyg_layers_on_a_graph_that_is_not_regular():
+    edge_index = to_undirected(TRIANGLE_WITH_TAIL)
+    torch.manual_seed(0)
+    network = nn.ModuleDict(
+        {"convs": nn.ModuleList(GCNConv(3, 3, bias=False) for _ in range(40))}
+    ).double()
+    x = torch.randn(4, 3, dtype=torch.double)
+
+    def loss():
+        h = x
+        for conv in network["convs"]:
+            h = conv(h, edge_index)
+        return h.square().sum()
+
+    found = limits(gcn_operator(edge_index, 4))
+    table = smoothing_by_layer(
+        network, loss, "convs.*", direction=found.features, errors_direction=found.errors
+    )
+    assert len(table) == 40
+    assert table["features"].iloc[-1] < 1e-6 < table["features"].iloc[0]
+    assert smoothing_by_layer(network, loss, "convs.*")["features"].iloc[-1] > 0.1  # no constant
+
+
+def test_the_vanilla_network_is_gcn_on_a_regular_graph():
+    task = regular_task(30, 4, channels=3, seed=2)
+    edge_index = (task.operator - torch.diag(task.operator.diag())).nonzero().t()
+    torch.testing.assert_close(gcn_operator(edge_index, 30), task.operator)
+
+
+def test_what_cannot_be_measured_is_refused():
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    x = torch.randn(3, 2)
+    with pytest.raises(ValueError, match="a: expected one forward pass, it ran more than once"):
+        smoothing_by_layer(network, lambda: network["a"](network["a"](x)).sum(), "a")
+    with pytest.raises(ValueError, match="b: expected the loss to run it"):
+        smoothing_by_layer(network, lambda: network["a"](x).sum(), ["a", "b"])
+    with pytest.raises(ValueError, match="b: expected a loss that depends on its output"):
+        apart = lambda: network["a"](x).sum() + 0 * len(network["b"](x))  # noqa: E731
+        smoothing_by_layer(network, apart, ["a", "b"])
+    with pytest.raises(KeyError, match="convs"):
+        smoothing_by_layer(network, lambda: network["a"](x).sum(), "convs.*")
+    with pytest.raises(ValueError, match="one value for each of 3 nodes, got shape"):
+        relative_spread(x, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(activation="gelu"), "activation: expected one of relu, tanh, linear, got 'gelu'"),
+        (dict(draw="uniform"), "draw: expected one of"),
+        (dict(num_layers=0), "num_layers: expected 1 or more, got 0"),
+    ],
+)
+def test_a_vanilla_network_that_is_none_is_refused(options, message):
+    settings = dict(num_layers=2, in_channels=3) | options
+    with pytest.raises(ValueError, match=message):
+        VanillaNetwork(None, settings.pop("num_layers"), **settings)
+
+
+@pytest.mark.parametrize(("nodes", "degree"), [(20, 2), (20, 20), (21, 3)])
+def test_a_regular_graph_that_there_is_not_is_refused(nodes, degree):
+    with pytest.raises(ValueError, match="expected a degree from 3"):
+        regular_task(nodes, degree)
