@@ -185,6 +185,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     depth.set_defaults(function=commands.depth)
 
+    trees = subparsers.add_parser("trees", help="train networks on Tree-NeighborsMatch")
+    trees.add_argument("--dataset", required=True, help="trees of a depth, for example trees-4")
+    trees.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    trees.add_argument("--passes", type=_positive, default=500, help="over the training examples")
+    trees.add_argument(
+        "--passes-apart",
+        type=_positive,
+        help="of networks with PairNorm and of GIN, which take longer; default as many",
+    )
+    trees.add_argument("--batch-size", type=_positive, default=1024)
+    trees.add_argument("--sampling", default="grouped", help="grouped or shuffled")
+    trees.add_argument("--threads", type=_positive, help="CPU threads")
+    trees.add_argument(
+        "-o", "--output", required=True, help="path prefix; what is there is not trained again"
+    )
+    trees.set_defaults(function=commands.trees)
+
     laws = subparsers.add_parser("laws", help="fit laws to the ratios of collected runs")
     laws.add_argument("runs", nargs="+", help="names of collected runs, for example gt_zinc")
     laws.add_argument("--results", type=Path, required=True, help="folder of their tables")

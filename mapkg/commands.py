@@ -186,6 +186,28 @@ def depth(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def trees(parsed: argparse.Namespace) -> int:
+    """Train networks on Tree-NeighborsMatch."""
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.trees import tree_study
+    from mapkg.train_trees import TreeSchedule
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    tree_study(
+        load(parsed.dataset),
+        seeds=parsed.seeds,
+        schedule=TreeSchedule(
+            passes=parsed.passes, batch_size=parsed.batch_size, sampling=parsed.sampling
+        ),
+        passes_apart=parsed.passes_apart,
+        prefix=parsed.output,
+    )
+    return 0
+
+
 def untrained(parsed: argparse.Namespace) -> int:
     """Look at networks without training."""
     from mapkg.experiments import untrained

@@ -100,7 +100,7 @@ FOLDERS = {
             "depth",
         ),
         *("emergence", "explanations", "explicit_bias", "grid", "lipschitz_constants"),
-        *("remedies", "results", "robustness", "studies"),
+        *("remedies", "results", "robustness", "studies", "trees"),
     },
     "plots": {
         *("__init__", "attribution", "bonds", "depth", "diagrams", "distributions", "emergence"),
