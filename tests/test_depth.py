@@ -8,10 +8,13 @@ from mapkg.__main__ import main
 from mapkg.data import load
 from mapkg.experiments.depth import (
     Variant,
+    by_depth_table,
     compact_gradients,
     depth_study,
     gradient_evolution,
     gradient_variants,
+    named,
+    read_depth,
 )
 from mapkg.train_nodes import Schedule, fit_nodes
 
@@ -154,3 +157,29 @@ def test_the_command_trains_what_it_is_told(papers, tmp_path, monkeypatch, capsy
     assert "expected NORM or NORM=SCALE" in capsys.readouterr().err
     assert main([*options, "--norms", "maxnorm"]) == 2
     assert "norm: expected one of none, layer" in capsys.readouterr().err
+
+
+def some_runs():
+    rows = [("none", np.nan, 2, s, c) for s, c in enumerate([10.0, 30.0, np.nan])]
+    rows += [("none", np.nan, 5, s, np.nan) for s in range(3)]
+    rows += [("lipschitz", 4.0, 2, s, 12.0) for s in range(3)]
+    return pd.DataFrame(rows, columns=["norm", "scale", "num_layers", "seed", "converged"])
+
+
+def test_a_table_by_depth_says_median_range_and_never():
+    table = by_depth_table(named(some_runs()), "converged", form="{:.0f}")
+    assert table.loc["no norm"].tolist() == ["30 (10-never)", "never"]
+    assert table.loc["LipschitzNorm, f = 4"].tolist()[0] == "12"
+    assert table.columns.tolist() == [2, 5]
+
+
+def test_tracked_studies_are_joined_with_titles(papers, tmp_path):
+    variants = [Variant(**SMALL), Variant(norm="lipschitz", scale=4.0, **SMALL)]
+    settings = dict(depths=[1], seeds=[0], schedule=SHORT, progress=False)
+    depth_study(papers, variants, prefix=tmp_path / "one", **settings)
+    found = read_depth(tmp_path, {"one": "GAT, papers"})
+    assert found.runs["variant"].tolist() == ["no norm", "LipschitzNorm, f = 4"]
+    assert set(found.curves["panel"]) == set(found.runs["panel"]) == {"GAT, papers"}
+    assert set(found.curves["variant"]) == set(found.runs["variant"])
+    with pytest.raises(FileNotFoundError, match="two_runs"):
+        read_depth(tmp_path, {"two": "missing"})

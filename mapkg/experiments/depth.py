@@ -19,7 +19,7 @@ from mapkg.models.deep import DeepNetwork, deep_network
 from mapkg.provenance import commit, versions
 from mapkg.train_nodes import NodeFit, Schedule, fit_nodes
 
-DEPTHS = (1, 5, 10, 15, 20, 25, 30)
+DEPTHS = (1, 2, 5, 10, 15, 20, 25, 30)
 """Numbers of layers of the depth study."""
 
 TARGET_LOSS = 0.5
@@ -254,3 +254,75 @@ def _spread(values: pd.Series, form: str) -> str:
         form.format(v) for v in (values.median(), values.min(), values.max())
     )
     return f"{middle} ({least} to {greatest})"
+
+
+TITLES = {
+    "none": "no norm",
+    "lipschitz": "LipschitzNorm",
+    "lipschitz-published": "LipschitzNorm, published",
+    "layer": "LayerNorm",
+    "layer-graph": "LayerNorm over the graph",
+    "pair": "PairNorm",
+    "pair-si": "PairNorm-SI",
+}
+"""Of norms, in tables and figures."""
+
+STUDIES = {
+    "depth_cora_gat": "GAT, Cora",
+    "depth_cora_gt": "Graph Transformer, Cora",
+    "depth_citeseer_gat": "GAT, CiteSeer",
+    "depth_citeseer_gt": "Graph Transformer, CiteSeer",
+}
+"""Tracked depth studies, from their files to their titles."""
+
+
+def read_depth(folder: Path | str, studies: Mapping[str, str] = STUDIES) -> Study:
+    """Tracked depth studies in one, with ``panel``, the study's title, and ``variant``.
+
+    Args:
+        folder: where their tables are.
+        studies: from the prefix of files to the title.
+
+    Raises:
+        FileNotFoundError: if a table is missing.
+    """
+    parts: dict[str, list[pd.DataFrame]] = {"runs": [], "curves": []}
+    for prefix, title in studies.items():
+        for name, tables in parts.items():
+            table = pd.read_csv(Path(folder) / f"{prefix}_{name}.csv.gz", keep_default_na=False)
+            tables.append(named(table.assign(panel=title)))
+    return Study(**{name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()})
+
+
+def named(table: pd.DataFrame) -> pd.DataFrame:
+    """A depth study's table with ``variant``, the title of its norm and, if it is set, scale.
+
+    Args:
+        table: ``runs`` or ``curves`` of ``depth_study``.
+    """
+    scale = pd.to_numeric(table["scale"], errors="coerce")
+    titles = table["norm"].map(TITLES)
+    scaled = titles + ", f = " + scale.map("{:g}".format)
+    return table.assign(variant=titles.where(scale.isna(), scaled))
+
+
+def by_depth_table(
+    runs: pd.DataFrame, value: str, *, form: str = "{:.2f}", never: str = "never"
+) -> pd.DataFrame:
+    """A value by variant and number of layers, as the median over seeds with its range.
+
+    Args:
+        runs: of ``read_depth``, of one study.
+        value: a column.
+        form: of a number.
+        never: what stands for a median that is not there.
+    """
+
+    def cell(values: pd.Series) -> str:
+        values = pd.to_numeric(values, errors="coerce").fillna(np.inf)
+        middle, least, most = values.median(), values.min(), values.max()
+        shown = [form.format(v) if np.isfinite(v) else never for v in (middle, least, most)]
+        return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]}-{shown[2]})"
+
+    wide = runs.groupby(["variant", "num_layers"], sort=False)[value].agg(cell).unstack()
+    return wide.reindex(runs["variant"].unique()).rename_axis(columns="layers")
