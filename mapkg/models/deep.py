@@ -1,7 +1,7 @@
 """Deep networks for the nodes of one graph, any number of layers, a normalisation by name.
 
 The skeleton is that of the LipschitzNorm paper's code: a linear map, L times dropout, a layer of
-PyG and an ELU (but for the last), and a linear map to the classes.
+PyG and an activation (but for the last), and a linear map to the classes.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
+from torch_geometric.nn import (
+    GATConv,
+    GatedGraphConv,
+    GCNConv,
+    MessagePassing,
+    TransformerConv,
+)
 
 from mapkg.models.norms import FEATURE_NORMS, feature_norm, lipschitz_normalise
 
@@ -29,7 +35,7 @@ NORMS = (*FEATURE_NORMS, *LIPSCHITZ_NORMS)
 class _Architecture:
     layer: Callable[..., MessagePassing]
     dropout: float
-    norm_before_activation: tuple[str, ...]
+    activation: Callable[[Tensor], Tensor] = nn.functional.elu
 
 
 def _gat(channels: int, hidden: int, heads: int, dropout: float) -> GATConv:
@@ -40,18 +46,31 @@ def _transformer(channels: int, hidden: int, heads: int, dropout: float) -> Tran
     return TransformerConv(channels, hidden, heads=heads, dropout=dropout)
 
 
-_LAYER_NORMS = ("layer", "layer-graph")
+def _gcn(channels: int, hidden: int, heads: int, _dropout: float) -> GCNConv:
+    return GCNConv(channels, hidden * heads)
+
+
+def _ggnn(_channels: int, hidden: int, heads: int, _dropout: float) -> GatedGraphConv:
+    return GatedGraphConv(hidden * heads, num_layers=1)  # a narrower input is filled with zeros
+
+
+_NORMS_BEFORE_ACTIVATION = ("layer", "layer-graph")
 _ARCHITECTURES = {
-    "gat": _Architecture(_gat, 0.6, _LAYER_NORMS),
-    "gt": _Architecture(_transformer, 0.5, _LAYER_NORMS),
+    "gat": _Architecture(_gat, 0.6),
+    "gt": _Architecture(_transformer, 0.5),
+    "gcn": _Architecture(_gcn, 0.5, nn.functional.relu),
+    "ggnn": _Architecture(_ggnn, 0.5, lambda x: x),
 }
 
 ARCHITECTURES = tuple(_ARCHITECTURES)
-"""``gat``, ``GATConv`` with self-loops; ``gt``, ``TransformerConv`` with a root weight and none."""
+"""``gat``, ``GATConv`` with self-loops and ELU; ``gt``, ``TransformerConv`` with a root weight, no
+loops, and ELU; ``gcn``, ``GCNConv`` with ReLU; ``ggnn``, ``GatedGraphConv`` with one step."""
 
 
 class DeepNetwork(nn.Module):
-    """Linear -> L x [dropout -> layer -> norm? -> ELU -> norm?] -> Linear, see ``deep_network``.
+    """Linear -> L x [dropout -> layer -> norm? -> activation -> norm? -> + x?] -> Linear.
+
+    See ``deep_network``.
 
     Attributes:
         layers: the layers of PyG, to hook or to read gradients from.
@@ -67,7 +86,9 @@ class DeepNetwork(nn.Module):
         width: int,
         out_channels: int,
         dropout: float,
+        activation: Callable[[Tensor], Tensor],
         is_norm_first: bool,
+        residual: bool,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(in_channels, hidden_channels)
@@ -75,7 +96,9 @@ class DeepNetwork(nn.Module):
         self.norms = nn.ModuleList(norms)
         self.head = nn.Linear(width, out_channels)
         self.dropout = nn.Dropout(dropout)
+        self.activation = activation
         self.is_norm_first = is_norm_first
+        self.residual = residual
 
     def forward(
         self,
@@ -92,13 +115,14 @@ class DeepNetwork(nn.Module):
         """
         x = self.embed(x)
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True), 1):
-            x = layer(self.dropout(x), edge_index)
+            new = layer(self.dropout(x), edge_index)
             if self.is_norm_first:
-                x = norm(x, batch)
+                new = norm(new, batch)
             if number < len(self.layers):
-                x = nn.functional.elu(x)
+                new = self.activation(new)
             if not self.is_norm_first:
-                x = norm(x, batch)
+                new = norm(new, batch)
+            x = x + new if self.residual and x.shape == new.shape else new
         return self.head(x)
 
 
@@ -114,30 +138,36 @@ def deep_network(
     scale: float | None = None,
     dropout: float | None = None,
     attention_dropout: float = 0.3,
+    residual: bool = False,
 ) -> DeepNetwork:
-    """A deep GAT or Graph Transformer.
+    """A deep GAT, Graph Transformer, GCN or GGNN.
 
     Seed torch before the call to fix the initial weights.
 
     Args:
-        architecture: ``"gat"`` or ``"gt"``.
+        architecture: one of ``ARCHITECTURES``.
         num_layers: L, 1 or more.
         in_channels: features of a node.
         out_channels: classes.
         hidden_channels: of each head.
-        heads: 1 or more; their outputs are concatenated.
+        heads: 1 or more; their outputs are concatenated. GCN and GGNN have no heads, and channels
+            for as many.
         norm: one of ``NORMS``: nothing, a norm of the nodes' features after every layer, or a
             normalisation of the scores inside it.
         scale: f of LipschitzNorm or s of PairNorm; None means their defaults.
-        dropout: of features; None means the published one, 0.6 for ``"gat"`` and 0.5 for ``"gt"``.
-        attention_dropout: of attention weights.
+        dropout: of features; None means the published one, 0.6 for ``"gat"`` and 0.5 for ``"gt"``,
+            or 0.5.
+        attention_dropout: of attention weights, if there are any.
+        residual: whether each layer but the first, which changes the width, is added to what came
+            before it.
 
     Raises:
-        ValueError: if a name is unknown, or a size is below 1.
+        ValueError: if a name is unknown, a size is below 1, or scores are to be normalised that a
+            layer does not have.
 
     Source: LipschitzNorm paper, published code ``models/deepgat.py`` and ``models/deepgt.py``.
     differs: LayerNorm has weights of its own in every layer, takes any number of heads, and is
-    there for GAT, too.
+    there for GAT, too; that code has no GCN and GGNN, and no residual connections.
     """
     if architecture not in _ARCHITECTURES:
         raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")
@@ -150,6 +180,11 @@ def deep_network(
     ):
         if value < 1:
             raise ValueError(f"{name}: expected 1 or more, got {value}")
+    if norm in LIPSCHITZ_NORMS and architecture not in ("gat", "gt"):
+        raise ValueError(
+            f"norm: {norm!r} divides attention scores, which {architecture!r} does not have; "
+            "expected architecture 'gat' or 'gt'"
+        )
     kind, width = _ARCHITECTURES[architecture], hidden_channels * heads
     channels = [hidden_channels, *[width] * (num_layers - 1)]
     layers = [kind.layer(size, hidden_channels, heads, attention_dropout) for size in channels]
@@ -163,7 +198,9 @@ def deep_network(
         width=width,
         out_channels=out_channels,
         dropout=kind.dropout if dropout is None else dropout,
-        is_norm_first=norm in kind.norm_before_activation,
+        activation=kind.activation,
+        is_norm_first=norm in _NORMS_BEFORE_ACTIVATION,
+        residual=residual,
     )
     if norm in LIPSCHITZ_NORMS:
         lipschitz_normalise(network, LIPSCHITZ_NORMS[norm], scale=scale)
@@ -177,10 +214,10 @@ def gradient_norms(network: DeepNetwork) -> dict[str, list[float]]:
         network: after ``loss.backward()``.
 
     Returns:
-        ``weights``, the Frobenius norm over all projections of a layer (W of GAT; query, key, value
-        and root of the Graph Transformer), and ``attention``, over what only scores depend on (both
-        attention vectors of GAT; query and key of the Graph Transformer). NaN or infinite where
-        gradients are.
+        ``weights``, the Frobenius norm over all matrices of a layer (W of GAT and GCN; query, key,
+        value and root of the Graph Transformer; W and the gates of GGNN), and ``attention``, over
+        what only scores depend on (both attention vectors of GAT; query and key of the Graph
+        Transformer; empty for the others). NaN or infinite where gradients are.
 
     Raises:
         ValueError: if there was no backward pass.
@@ -188,7 +225,11 @@ def gradient_norms(network: DeepNetwork) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"weights": [], "attention": []}
     for layer in network.layers:
         parts = {
-            "weights": [p for name, p in layer.named_parameters() if name.startswith("lin")],
+            "weights": [
+                p
+                for name, p in layer.named_parameters()
+                if name.startswith(("lin", "weight", "rnn"))
+            ],
             "attention": [
                 p
                 for name, p in layer.named_parameters()
@@ -197,6 +238,8 @@ def gradient_norms(network: DeepNetwork) -> dict[str, list[float]]:
         }
         for name, parameters in parts.items():
             gradients = [p.grad for p in parameters if p.grad is not None and p.dim() > 1]
+            if not gradients and name == "attention" and not parameters:
+                continue  # a layer without attention
             if not gradients:
                 raise ValueError("expected gradients; call loss.backward() before")
             norms = torch.stack([gradient.double().norm() for gradient in gradients])
