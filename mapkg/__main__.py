@@ -185,6 +185,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     depth.set_defaults(function=commands.depth)
 
+    missing = subparsers.add_parser(
+        "missing", help="train networks on the nodes of one graph whose features are hidden"
+    )
+    missing.add_argument("--dataset", required=True, help="a citation network, for example cora")
+    missing.add_argument(
+        "--rates", nargs="+", type=float, default=[0.0, 1.0], help="shares of nodes, in [0, 1]"
+    )
+    missing.add_argument("--layers", nargs="+", type=_positive, metavar="L")
+    missing.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    missing.add_argument("--epochs", type=_positive, default=200)
+    missing.add_argument("--threads", type=_positive, help="CPU threads")
+    missing.add_argument(
+        "-o", "--output", required=True, help="path prefix; what is there is not trained again"
+    )
+    missing.set_defaults(function=commands.missing)
+
     trees = subparsers.add_parser("trees", help="train networks on Tree-NeighborsMatch")
     trees.add_argument("--dataset", required=True, help="trees of a depth, for example trees-4")
     trees.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

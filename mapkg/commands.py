@@ -186,6 +186,27 @@ def depth(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def missing(parsed: argparse.Namespace) -> int:
+    """Train networks of every depth on a graph whose features are hidden."""
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.missing_features import LAYERS, missing_study
+    from mapkg.train_nodes import Schedule
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    missing_study(
+        load(parsed.dataset),
+        rates=parsed.rates,
+        layers=parsed.layers or LAYERS,
+        seeds=parsed.seeds,
+        schedule=Schedule(epochs=parsed.epochs),
+        prefix=parsed.output,
+    )
+    return 0
+
+
 def trees(parsed: argparse.Namespace) -> int:
     """Train networks on Tree-NeighborsMatch."""
     import torch

@@ -99,7 +99,14 @@ FOLDERS = {
             "controls",
             "depth",
         ),
-        *("emergence", "explanations", "explicit_bias", "grid", "lipschitz_constants"),
+        *(
+            "emergence",
+            "explanations",
+            "explicit_bias",
+            "grid",
+            "lipschitz_constants",
+            "missing_features",
+        ),
         *("remedies", "results", "robustness", "studies", "trees"),
     },
     "plots": {

@@ -12,6 +12,7 @@ from mapkg.experiments.depth import (
     compact_gradients,
     depth_study,
     gradient_evolution,
+    gradient_table,
     gradient_variants,
     named,
     read_depth,
@@ -183,3 +184,24 @@ def test_tracked_studies_are_joined_with_titles(papers, tmp_path):
     assert set(found.curves["variant"]) == set(found.runs["variant"])
     with pytest.raises(FileNotFoundError, match="two_runs"):
         read_depth(tmp_path, {"two": "missing"})
+
+
+def test_the_table_of_gradients_has_medians_ranges_and_overflows():
+    rows = [
+        dict(heads=2, variant="plain", seed=s, epoch=e, kind="weights", norm=n, train_loss=5.0 * e)
+        for s, peak in enumerate([2e10, 3e7, 5e12])
+        for e, n in ((1, 10.0), (2, peak))
+    ]
+    rows += [
+        dict(heads=2, variant="normed", seed=s, epoch=1, kind="weights", norm=n, train_loss=0.5)
+        for s, n in enumerate([0.25, 0.5, np.nan])
+    ]
+    rows += [row | dict(kind="attention", norm=1e30) for row in rows]
+    table = gradient_table(pd.DataFrame(rows))
+    assert table.to_dict("list") == {
+        "heads": [2, 2],
+        "variant": ["plain", "normed"],
+        "largest gradient": ["2.0e10 (3.0e7-5.0e12)", "0.38 (0.25-0.5)"],
+        "last loss": ["10 (10-10)", "0.5 (0.5-0.5)"],
+        "overflowed": ["0/3", "1/3"],
+    }

@@ -196,7 +196,7 @@ def depth_study(
         network = variant.build(depth, splits, seed)
         run = fit_nodes(network, splits, schedule, seed=seed, progress=False)
         kept = run.history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
-        return _summary(run) | asdict(schedule), run.history.loc[kept, ["epoch", "train_loss"]]
+        return fit_summary(run) | asdict(schedule), run.history.loc[kept, ["epoch", "train_loss"]]
 
     trainings = []
     for depth, seed, variant in product(depths, seeds, variants):
@@ -207,7 +207,12 @@ def depth_study(
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
-def _summary(run: NodeFit) -> dict[str, Any]:
+def fit_summary(run: NodeFit) -> dict[str, Any]:
+    """What a row of ``depth_study`` says of a training: accuracies, losses, convergence.
+
+    Args:
+        run: evaluated after every epoch.
+    """
     history = run.history
     best = history.loc[history["val_accuracy"].idxmax()]
     below = history.loc[history["train_loss"] < TARGET_LOSS, "epoch"]
@@ -240,20 +245,24 @@ def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
         is_finite = by_seed["norm"].agg(lambda norms: np.isfinite(norms).all())
         peak, last = by_seed["norm"].max(), by_seed["train_loss"].last()
         row = {"heads": heads, "variant": variant}
-        row |= {"largest gradient": _spread(peak[is_finite], "{:.2g}")}
-        row |= {"last loss": _spread(last[is_finite], "{:.2f}")}
-        row |= {"overflowed": f"{(~is_finite).sum()} of {len(is_finite)}"}
+        row |= {"largest gradient": _spread(peak[is_finite])}
+        row |= {"last loss": _spread(last[is_finite])}
+        row |= {"overflowed": f"{(~is_finite).sum()}/{len(is_finite)}"}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _spread(values: pd.Series, form: str) -> str:
+def _spread(values: pd.Series) -> str:
     if values.empty:
         return "-"
-    middle, least, greatest = (
-        form.format(v) for v in (values.median(), values.min(), values.max())
-    )
-    return f"{middle} ({least} to {greatest})"
+    middle, least, greatest = map(_short, (values.median(), values.min(), values.max()))
+    return f"{middle} ({least}-{greatest})"
+
+
+def _short(value: float) -> str:
+    if value >= 1e4:
+        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}" if value < 1 else f"{value:.3g}"
 
 
 TITLES = {
