@@ -97,6 +97,7 @@ FOLDERS = {
             "bond_types",
             "changed_types",
             "controls",
+            "deep_smoothing",
             "depth",
         ),
         *(

@@ -34,8 +34,8 @@ class Variant:
     """A network of the depth studies, but for its number of layers.
 
     Attributes:
-        architecture, norm, scale, hidden_channels, heads, dropout, attention_dropout: as for
-            ``models.deep.deep_network``.
+        architecture, norm, scale, hidden_channels, heads, dropout, attention_dropout, residual: as
+            for ``models.deep.deep_network``.
     """
 
     architecture: str = "gat"
@@ -45,6 +45,7 @@ class Variant:
     heads: int = 4
     dropout: float | None = None
     attention_dropout: float = 0.3
+    residual: bool = False
 
     def build(self, num_layers: int, splits: Splits, seed: int) -> DeepNetwork:
         """The untrained network of a seed for a data set.
