@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mapkg import commands
+from mapkg import commands, study_commands
 from mapkg.configs import CONFIGS
 
 USAGE_ERROR = 2
@@ -160,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     gradients.add_argument("--heads", type=_positive, default=4)
     gradients.add_argument("--threads", type=_positive, help="CPU threads")
     gradients.add_argument("-o", "--output", required=True, help="path prefix")
-    gradients.set_defaults(function=commands.gradients)
+    gradients.set_defaults(function=study_commands.gradients)
 
     depth = subparsers.add_parser(
         "depth", help="train deep networks of every depth on the nodes of one graph"
@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     depth.add_argument(
         "-o", "--output", required=True, help="path prefix; what is there is not trained again"
     )
-    depth.set_defaults(function=commands.depth)
+    depth.set_defaults(function=study_commands.depth)
 
     missing = subparsers.add_parser(
         "missing", help="train networks on the nodes of one graph whose features are hidden"
@@ -199,7 +199,28 @@ def _parser() -> argparse.ArgumentParser:
     missing.add_argument(
         "-o", "--output", required=True, help="path prefix; what is there is not trained again"
     )
-    missing.set_defaults(function=commands.missing)
+    missing.set_defaults(function=study_commands.missing)
+
+    smoothing = subparsers.add_parser(
+        "smoothing", help="features and errors of deep networks, and how they train"
+    )
+    smoothing.add_argument(
+        "--dataset", required=True, help="a citation network for deep attention, for example cora"
+    )
+    smoothing.add_argument("--layers", type=_positive, default=16, help="of deep attention")
+    smoothing.add_argument("--epochs", type=_positive, default=100, help="of deep attention")
+    smoothing.add_argument(
+        "--depths",
+        nargs="+",
+        type=_positive,
+        default=[1, 2, 4, 8, 16, 32],
+        help="of vanilla networks on regular graphs",
+    )
+    smoothing.add_argument("--steps", type=_positive, default=1000, help="of vanilla networks")
+    smoothing.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    smoothing.add_argument("--threads", type=_positive, help="CPU threads")
+    smoothing.add_argument("-o", "--output", required=True, help="path prefix")
+    smoothing.set_defaults(function=study_commands.smoothing)
 
     trees = subparsers.add_parser("trees", help="train networks on Tree-NeighborsMatch")
     trees.add_argument("--dataset", required=True, help="trees of a depth, for example trees-4")
@@ -216,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     trees.add_argument(
         "-o", "--output", required=True, help="path prefix; what is there is not trained again"
     )
-    trees.set_defaults(function=commands.trees)
+    trees.set_defaults(function=study_commands.trees)
 
     laws = subparsers.add_parser("laws", help="fit laws to the ratios of collected runs")
     laws.add_argument("runs", nargs="+", help="names of collected runs, for example gt_zinc")

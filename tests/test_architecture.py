@@ -57,7 +57,8 @@ PICTURE = {
         *EVERYTHING_BELOW,
         *("observation", "attribution", "attack", "experiments", "notebook"),
     },
-    "__main__": {"configs", "commands"},
+    "study_commands": {*EVERYTHING_BELOW, "experiments"},
+    "__main__": {"configs", "commands", "study_commands"},
 }
 
 # The modules of the rooms that are folders.
@@ -113,7 +114,7 @@ FOLDERS = {
     "plots": {
         *("__init__", "attribution", "bonds", "depth", "diagrams", "distributions", "emergence"),
         "grid",
-        *("molecules", "remedies", "style", "viewer"),
+        *("molecules", "remedies", "smoothing", "style", "viewer"),
     },
     "models": {
         *("__init__", "deep", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),

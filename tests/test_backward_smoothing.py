@@ -10,12 +10,13 @@ from mapkg.experiments.backward_smoothing import (
     full_training,
     hidden_gradient,
     last_layer_study,
+    layer_matrices,
     linear_limit_errors,
     smoothing,
     squared_loss,
     train_last_layer,
 )
-from mapkg.smoothing import limits
+from mapkg.smoothing import limits, relative_spread
 
 SMALL = dict(hidden_channels=32)
 
@@ -137,3 +138,12 @@ def test_training_a_deep_gnn_ends_at_the_best_constant_and_an_mlp_does_not():
 def test_an_optimiser_that_is_none_is_refused():
     with pytest.raises(ValueError, match="optimiser: expected one of gradient descent, Adam"):
         full_training({"GNN": Vanilla()}, optimiser="sgd", progress=False)
+
+
+def test_matrices_to_be_looked_at_are_those_that_are_measured():
+    found = layer_matrices(Vanilla(), [0, 12], num_layers=20, seed=1)
+    table = smoothing(Vanilla(), num_layers=20, seeds=[1]).set_index("layer")
+    for kind, of_layer in found.items():
+        for layer, matrix in of_layer.items():
+            assert matrix.shape == (200, 64) and matrix.abs().max() == 1
+            assert relative_spread(matrix) == pytest.approx(table.loc[layer, kind], rel=1e-6)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch_geometric.utils import to_undirected
 
+from mapkg.__main__ import main
 from mapkg.data import NodesOfGraph, Splits
 from mapkg.experiments.deep_smoothing import (
     REMEDIES,
@@ -100,3 +101,16 @@ def test_the_table_takes_last_least_and_ratio():
     (row,) = smoothing_table(found).to_dict("records")
     assert (row["features"], row["errors"], row["gradient"], row["loss"]) == (0.125, 0.1, 0.25, 1.5)
     assert not np.isnan(row["seed"])
+
+
+def test_the_command_writes_deep_attention_and_vanilla_training(tmp_path, same_number_of_threads):
+    prefix = tmp_path / "smoothing"
+    settings = ["--dataset", "citation", "--layers", "2", "--epochs", "1", "--seeds", "0"]
+    vanilla = ["--depths", "1", "2", "--steps", "20", "--threads", "1"]
+    assert main(["smoothing", *settings, *vanilla, "-o", str(prefix)]) == 0
+    deep = pd.read_csv(f"{prefix}_deep.csv.gz")
+    assert len(deep) == 5 * 2 * 2
+    assert set(deep["dataset"]) == {"synthetic citation graph, largest component"}
+    training = pd.read_csv(f"{prefix}_training.csv.gz")
+    assert len(training) == 2 * 2 * 2 * 3
+    assert training["commit"].notna().all()

@@ -96,6 +96,37 @@ def smoothing(
     return pd.concat(tables, ignore_index=True)
 
 
+def layer_matrices(
+    variant: Vanilla, layers: Sequence[int], *, num_layers: int = 30, seed: int = 0
+) -> dict[str, dict[int, Float[Tensor, "N D"]]]:
+    """Features and errors of all nodes in some layers, to be looked at.
+
+    Args:
+        variant: the network.
+        layers: which, from 0 to L - 1.
+        num_layers: L.
+        seed: of graph, data and weights.
+
+    Returns:
+        ``features`` and ``errors``, from layer to a matrix with a row per node, each divided by its
+        largest magnitude, since they differ by orders of magnitude.
+    """
+    task = regular_task(seed=seed)
+    network = variant.build(task, num_layers, seed)
+    outputs, activated = [], []
+    x = task.x
+    for layer, activation in zip(network.layers, network.activations, strict=False):
+        outputs.append(layer(network.average(x)))
+        x = activation(outputs[-1])
+        activated.append(x)
+    loss = 0.5 * (network.layers[-1](network.average(x)) - task.y).square().mean()
+    errors = torch.autograd.grad(loss, outputs)
+    return {
+        "features": {k: activated[k].detach() / activated[k].detach().abs().max() for k in layers},
+        "errors": {k: errors[k] / errors[k].abs().max() for k in layers},
+    }
+
+
 def linear_limit_errors(network: VanillaNetwork, task: RegularTask) -> list[float]:
     r"""How far errors are from what linear averaging of their mean gives, by layer.
 

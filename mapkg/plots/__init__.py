@@ -28,6 +28,12 @@ from mapkg.plots.grid import (
 )
 from mapkg.plots.molecules import molecule, type_counts
 from mapkg.plots.remedies import arms, losses_under_attack, with_and_without_term
+from mapkg.plots.smoothing import (
+    collapse,
+    last_layer_gradients,
+    losses_in_training,
+    spread_by_layer,
+)
 from mapkg.plots.style import use_style
 from mapkg.plots.viewer import viewer
 
@@ -39,6 +45,7 @@ __all__ = [
     "by_depth",
     "by_label",
     "by_layer",
+    "collapse",
     "constants",
     "distribution_grid",
     "faithfulness",
@@ -47,8 +54,10 @@ __all__ = [
     "gradient_heat",
     "heat_maps",
     "largest_gradients",
+    "last_layer_gradients",
     "layers_through_training",
     "loss_by_depth",
+    "losses_in_training",
     "losses_under_attack",
     "measured_and_predicted",
     "molecule",
@@ -56,6 +65,7 @@ __all__ = [
     "ratio_distribution",
     "row_maxima",
     "score_in_layer",
+    "spread_by_layer",
     "through_training",
     "trajectory",
     "type_counts",

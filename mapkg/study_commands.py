@@ -1,0 +1,143 @@
+"""What the subcommands that train many small networks do, each with the options of its parser.
+
+They import what they need when they are called, as those of ``commands``.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def gradients(parsed: argparse.Namespace) -> int:
+    """Watch the gradients of deep networks on the nodes of one graph."""
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.depth import compact_gradients, gradient_evolution, gradient_variants
+    from mapkg.experiments.results import write_table
+    from mapkg.train_nodes import Schedule
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    found = gradient_evolution(
+        load(parsed.dataset),
+        gradient_variants(hidden_channels=parsed.hidden, heads=parsed.heads),
+        num_layers=parsed.layers,
+        seeds=parsed.seeds,
+        schedule=Schedule(epochs=parsed.epochs, lr_patience=None),
+    )
+    for name, table in compact_gradients(found).items():
+        path = Path(f"{parsed.output}_{name}.csv.gz")
+        write_table(path, table.assign(heads=parsed.heads, hidden=parsed.hidden), digits=3)
+        print(path)
+    return 0
+
+
+def depth(parsed: argparse.Namespace) -> int:
+    """Train deep networks of every depth on the nodes of one graph."""
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.depth import DEPTHS, Variant, depth_study
+    from mapkg.train_nodes import Schedule
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    settings = dict(architecture=parsed.architecture, hidden_channels=parsed.hidden)
+    variants = []
+    for text in parsed.norms:
+        norm, _, scale = text.partition("=")
+        try:
+            number = float(scale) if scale else None
+        except ValueError:
+            raise ValueError(f"--norms {text}: expected NORM or NORM=SCALE") from None
+        variants.append(Variant(norm=norm, scale=number, heads=parsed.heads, **settings))
+    depth_study(
+        load(parsed.dataset),
+        variants,
+        depths=parsed.layers or DEPTHS,
+        seeds=parsed.seeds,
+        schedule=Schedule(epochs=parsed.epochs),
+        prefix=parsed.output,
+    )
+    return 0
+
+
+def missing(parsed: argparse.Namespace) -> int:
+    """Train networks of every depth on a graph whose features are hidden."""
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.missing_features import LAYERS, missing_study
+    from mapkg.train_nodes import Schedule
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    missing_study(
+        load(parsed.dataset),
+        rates=parsed.rates,
+        layers=parsed.layers or LAYERS,
+        seeds=parsed.seeds,
+        schedule=Schedule(epochs=parsed.epochs),
+        prefix=parsed.output,
+    )
+    return 0
+
+
+def smoothing(parsed: argparse.Namespace) -> int:
+    """Measure smoothing in deep attention, and train the vanilla network of the theory."""
+    import pandas as pd
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.backward_smoothing import OPTIMISERS, Vanilla, full_training
+    from mapkg.experiments.deep_smoothing import deep_smoothing
+    from mapkg.experiments.results import write_table
+    from mapkg.provenance import commit, versions
+    from mapkg.train_nodes import Schedule
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    deep = deep_smoothing(
+        load(parsed.dataset),
+        num_layers=parsed.layers,
+        seeds=parsed.seeds,
+        schedule=Schedule(epochs=parsed.epochs, lr_patience=None),
+    )
+    variants = {
+        "GNN": Vanilla(hidden_channels=32),
+        "MLP": Vanilla(hidden_channels=32, is_graph=False),
+    }
+    settings = dict(depths=parsed.depths, seeds=parsed.seeds, steps=parsed.steps)
+    tables = [
+        full_training(variants, optimiser=name, **settings).assign(optimiser=name)
+        for name in OPTIMISERS
+    ]
+    training = pd.concat(tables, ignore_index=True)
+    training = training.assign(versions=versions(), commit=commit())
+    for name, table in (("deep", deep), ("training", training)):
+        path = Path(f"{parsed.output}_{name}.csv.gz")
+        write_table(path, table, digits=4)
+        print(path)
+    return 0
+
+
+def trees(parsed: argparse.Namespace) -> int:
+    """Train networks on Tree-NeighborsMatch."""
+    import torch
+
+    from mapkg.data import load
+    from mapkg.experiments.trees import tree_study
+    from mapkg.train_trees import TreeSchedule
+
+    if parsed.threads is not None:
+        torch.set_num_threads(parsed.threads)
+    tree_study(
+        load(parsed.dataset),
+        seeds=parsed.seeds,
+        schedule=TreeSchedule(
+            passes=parsed.passes, batch_size=parsed.batch_size, sampling=parsed.sampling
+        ),
+        passes_apart=parsed.passes_apart,
+        prefix=parsed.output,
+    )
+    return 0
