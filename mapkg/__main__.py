@@ -152,20 +152,18 @@ def _parser() -> argparse.ArgumentParser:
     gradients = subparsers.add_parser(
         "gradients", help="watch the gradients of deep networks on the nodes of one graph"
     )
-    gradients.add_argument("--dataset", required=True, help="a citation network, for example cora")
+    _add_study(gradients, "a citation network, for example cora")
     gradients.add_argument("--layers", type=_positive, default=25, metavar="L")
     gradients.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     gradients.add_argument("--epochs", type=_positive, default=60)
     gradients.add_argument("--hidden", type=_positive, default=16, help="channels of a head")
     gradients.add_argument("--heads", type=_positive, default=4)
-    gradients.add_argument("--threads", type=_positive, help="CPU threads")
-    gradients.add_argument("-o", "--output", required=True, help="path prefix")
     gradients.set_defaults(function=study_commands.gradients)
 
     depth = subparsers.add_parser(
         "depth", help="train deep networks of every depth on the nodes of one graph"
     )
-    depth.add_argument("--dataset", required=True, help="a citation network, for example cora")
+    _add_study(depth, "a citation network, for example cora")
     depth.add_argument("--architecture", required=True, help="gat or gt")
     depth.add_argument(
         "--norms",
@@ -179,34 +177,24 @@ def _parser() -> argparse.ArgumentParser:
     depth.add_argument("--epochs", type=_positive, default=200)
     depth.add_argument("--hidden", type=_positive, default=16, help="channels of a head")
     depth.add_argument("--heads", type=_positive, default=4)
-    depth.add_argument("--threads", type=_positive, help="CPU threads")
-    depth.add_argument(
-        "-o", "--output", required=True, help="path prefix; what is there is not trained again"
-    )
     depth.set_defaults(function=study_commands.depth)
 
     missing = subparsers.add_parser(
         "missing", help="train networks on the nodes of one graph whose features are hidden"
     )
-    missing.add_argument("--dataset", required=True, help="a citation network, for example cora")
+    _add_study(missing, "a citation network, for example cora")
     missing.add_argument(
         "--rates", nargs="+", type=float, default=[0.0, 1.0], help="shares of nodes, in [0, 1]"
     )
     missing.add_argument("--layers", nargs="+", type=_positive, metavar="L")
     missing.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     missing.add_argument("--epochs", type=_positive, default=200)
-    missing.add_argument("--threads", type=_positive, help="CPU threads")
-    missing.add_argument(
-        "-o", "--output", required=True, help="path prefix; what is there is not trained again"
-    )
     missing.set_defaults(function=study_commands.missing)
 
     smoothing = subparsers.add_parser(
         "smoothing", help="features and errors of deep networks, and how they train"
     )
-    smoothing.add_argument(
-        "--dataset", required=True, help="a citation network for deep attention, for example cora"
-    )
+    _add_study(smoothing, "a citation network for deep attention, for example cora")
     smoothing.add_argument("--layers", type=_positive, default=16, help="of deep attention")
     smoothing.add_argument("--epochs", type=_positive, default=100, help="of deep attention")
     smoothing.add_argument(
@@ -218,12 +206,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     smoothing.add_argument("--steps", type=_positive, default=1000, help="of vanilla networks")
     smoothing.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    smoothing.add_argument("--threads", type=_positive, help="CPU threads")
-    smoothing.add_argument("-o", "--output", required=True, help="path prefix")
     smoothing.set_defaults(function=study_commands.smoothing)
 
     trees = subparsers.add_parser("trees", help="train networks on Tree-NeighborsMatch")
-    trees.add_argument("--dataset", required=True, help="trees of a depth, for example trees-4")
+    _add_study(trees, "trees of a depth, for example trees-4")
     trees.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     trees.add_argument("--passes", type=_positive, default=500, help="over the training examples")
     trees.add_argument(
@@ -233,10 +219,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     trees.add_argument("--batch-size", type=_positive, default=1024)
     trees.add_argument("--sampling", default="grouped", help="grouped or shuffled")
-    trees.add_argument("--threads", type=_positive, help="CPU threads")
-    trees.add_argument(
-        "-o", "--output", required=True, help="path prefix; what is there is not trained again"
-    )
     trees.set_defaults(function=study_commands.trees)
 
     laws = subparsers.add_parser("laws", help="fit laws to the ratios of collected runs")
@@ -256,6 +238,19 @@ def _add_runs(command: argparse.ArgumentParser) -> None:
     command.add_argument("folders", nargs="+", type=Path, help="what train wrote")
     command.add_argument("--dataset", required=True, help="what the runs were trained on")
     command.add_argument("--threads", type=_positive, help="CPU threads")
+
+
+def _add_study(command: argparse.ArgumentParser, dataset: str) -> None:
+    """The options of commands that train many small networks and write several tables."""
+    command.add_argument("--dataset", required=True, help=dataset)
+    command.add_argument("--threads", type=_positive, help="CPU threads")
+    command.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        help="path prefix of the tables; trainings that depth, missing and trees find there are "
+        "not done again",
+    )
 
 
 def _add_network(command: argparse.ArgumentParser) -> None:

@@ -2,8 +2,10 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import pandas as pd
 import torch
@@ -206,7 +208,7 @@ def train_last_layer(network: VanillaNetwork, task: RegularTask, steps: int = 20
 
 
 def last_layer_study(
-    variants: dict[str, Vanilla],
+    variants: Mapping[str, Vanilla],
     *,
     depths: Sequence[int] = (2, 4, 8, 16, 32),
     seeds: Sequence[int] = (0, 1, 2),
@@ -229,14 +231,8 @@ def last_layer_study(
     Source: backward-oversmoothing paper, spurious stationary points; settings ours.
     """
     rows = []
-    cases = [(n, v, d, s) for n, v in variants.items() for d in depths for s in seeds]
-    for name, variant, depth, seed in tqdm(
-        cases, "networks", file=sys.stderr, disable=not progress
-    ):
-        task = regular_task(seed=seed)
-        network = variant.build(task, depth, seed)
-        row = {"variant": name, "num_layers": depth, "seed": seed}
-        row["before"] = hidden_gradient(network, task)
+    for about, task, network in _networks(variants, depths, seeds, progress):
+        row = {**about, "before": hidden_gradient(network, task)}
         train_last_layer(network, task, steps)
         row["after"] = hidden_gradient(network, task)
         row |= {"loss": squared_loss(network, task).item(), "constant_loss": task.constant_loss}
@@ -252,7 +248,7 @@ OPTIMISERS = {
 
 
 def full_training(
-    variants: dict[str, Vanilla],
+    variants: Mapping[str, Vanilla],
     *,
     depths: Sequence[int] = (1, 2, 4, 8, 16),
     seeds: Sequence[int] = (0, 1, 2),
@@ -285,12 +281,7 @@ def full_training(
         known = ", ".join(OPTIMISERS)
         raise ValueError(f"optimiser: expected one of {known}, got {optimiser!r}")
     rows = []
-    cases = [(n, v, d, s) for n, v in variants.items() for d in depths for s in seeds]
-    for name, variant, depth, seed in tqdm(
-        cases, "networks", file=sys.stderr, disable=not progress
-    ):
-        task = regular_task(seed=seed)
-        network = variant.build(task, depth, seed)
+    for about, task, network in _networks(variants, depths, seeds, progress):
         weights = [layer.weight for layer in network.layers]
         steppable = OPTIMISERS[optimiser](weights)
         for step in range(steps + 1):
@@ -299,8 +290,20 @@ def full_training(
             loss.backward()
             if step % every == 0 or step == steps:
                 norms = [weight.grad.norm() for weight in weights[:-1]]
-                row = {"variant": name, "num_layers": depth, "seed": seed, "step": step}
-                row |= {"loss": loss.item(), "gradient": torch.stack(norms).norm().item()}
+                row = {**about, "step": step, "loss": loss.item()}
+                row |= {"gradient": torch.stack(norms).norm().item()}
                 rows.append(row | {"constant_loss": task.constant_loss})
             steppable.step()
     return pd.DataFrame(rows)
+
+
+def _networks(
+    variants: Mapping[str, Vanilla], depths: Sequence[int], seeds: Sequence[int], progress: bool
+) -> Iterator[tuple[dict[str, Any], RegularTask, VanillaNetwork]]:
+    """What a row says of each network, its data, and the untrained network."""
+    cases = list(product(variants.items(), depths, seeds))
+    bar = tqdm(cases, "networks", file=sys.stderr, disable=not progress)
+    for (name, variant), depth, seed in bar:
+        task = regular_task(seed=seed)
+        about = {"variant": name, "num_layers": depth, "seed": seed}
+        yield about, task, variant.build(task, depth, seed)
