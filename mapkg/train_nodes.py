@@ -27,12 +27,14 @@ class Schedule:
         weight_decay: of Adam, on all weights.
         lr_factor, lr_patience: the rate is multiplied by the factor after so many epochs without
             a lower validation loss; a patience of None leaves it.
+        min_lr: training ends when the rate falls below it, since Adam's steps are about as large
+            as the rate and nothing moves any more; 0 goes on to the last epoch.
 
     Raises:
         ValueError: if a value is out of range.
 
     Source: LipschitzNorm paper, published code; its command lines for the rate and the number of
-    epochs, up to 2,500 there.
+    epochs, up to 2,500 there. differs: training goes on there when the rate has died.
     """
 
     epochs: int = 200
@@ -40,6 +42,7 @@ class Schedule:
     weight_decay: float = 5e-4
     lr_factor: float = 0.1
     lr_patience: int | None = 10
+    min_lr: float = 1e-6
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -48,6 +51,8 @@ class Schedule:
             raise ValueError(f"lr: expected a value above 0, got {self.lr}")
         if not 0 < self.lr_factor < 1:
             raise ValueError(f"lr_factor: expected a value in (0, 1), got {self.lr_factor}")
+        if not 0 <= self.min_lr < self.lr:
+            raise ValueError(f"min_lr: expected a value in [0, lr), got {self.min_lr}")
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,11 @@ class NodeFit:
     Attributes:
         history: a row per epoch: ``epoch`` from 1, ``train_loss`` before its step, ``lr``, and,
             unless it was left out, after the step ``val_loss``, ``val_accuracy`` and
-            ``test_accuracy``. It ends early if the loss is no longer finite; such a network
-            predicts the first class for all nodes.
+            ``test_accuracy``. It ends early if the rate has died, or if the loss is no longer
+            finite; such a network predicts the first class for all nodes.
         gradients: a row per epoch, layer and kind, ``weights`` and ``attention``, with the
             ``norm`` of ``models.deep.gradient_norms``; empty if it was not recorded.
-        stop_reason: ``"epochs"`` or ``"not finite"``.
+        stop_reason: ``"epochs"``, ``"rate"`` (below ``min_lr``) or ``"not finite"``.
     """
 
     history: pd.DataFrame
@@ -144,6 +149,9 @@ def fit_nodes(
                 break
             if scheduler is not None:
                 scheduler.step(row["val_loss"])
+                if optimizer.param_groups[0]["lr"] < schedule.min_lr:
+                    stop_reason = "rate"
+                    break
     network.eval()
     return NodeFit(pd.DataFrame(history), pd.DataFrame(gradients), stop_reason)
 

@@ -54,6 +54,20 @@ def test_it_learns(papers):
     assert history["test_accuracy"].iloc[-1] > 0.6 > history["test_accuracy"].iloc[0]
 
 
+def test_it_ends_when_the_rate_has_died_and_going_on_would_change_nothing(papers):
+    settings = dict(epochs=120, lr=0.01, lr_patience=3)
+    found, longer = network(seed=1), network(seed=1)
+    short = fit_nodes(found, papers, Schedule(**settings), progress=False)
+    long = fit_nodes(longer, papers, Schedule(**settings, min_lr=0.0), progress=False)
+    assert short.stop_reason == "rate" and long.stop_reason == "epochs"
+    ended = len(short.history)
+    assert ended < 100 and long.history["lr"].iloc[ended] < 1e-6 <= short.history["lr"].iloc[-1]
+    pd.testing.assert_frame_equal(short.history, long.history.head(ended))
+    for name, value in longer.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=0, atol=1e-4)
+    assert short.history["test_accuracy"].iloc[-1] == long.history["test_accuracy"].iloc[-1]
+
+
 def test_the_seed_fixes_dropout_and_nothing_outside_is_changed(papers):
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -117,6 +131,8 @@ def test_bad_input_is_refused(papers, cache):
         Schedule(epochs=0)
     with pytest.raises(ValueError, match=r"lr: expected a value above 0, got 0\.0"):
         Schedule(lr=0.0)
+    with pytest.raises(ValueError, match=r"min_lr: expected a value in \[0, lr\), got 0\.01"):
+        Schedule(min_lr=0.01)
     with pytest.raises(ValueError, match=r"rate: expected a share in \[0, 1\], got 1\.5"):
         hide_features(papers, 1.5)
     with pytest.raises(ValueError, match=r"expected nodes of one graph.*got MOSES"):

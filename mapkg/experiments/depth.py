@@ -185,9 +185,10 @@ def depth_study(
         In ``runs`` a row per training, with the variant's settings, ``num_layers``, ``seed``;
         accuracies ``test_last`` (of the last epoch, the published protocol), ``test_best`` (of the
         epoch ``best_epoch`` with the best validation accuracy, the first of several) and
-        ``val_best``; ``least_loss``; ``converged``, the first epoch whose training loss is below
-        ``TARGET_LOSS``, NaN for never; ``finite``; and the origin. In ``curves`` training losses
-        of every fifth epoch, and the first.
+        ``val_best``; ``last_epoch``, before the last of the schedule if the rate has died or the
+        loss is no longer finite; ``least_loss``; ``converged``, the first epoch whose training loss
+        is below ``TARGET_LOSS``, NaN for never; ``finite``; and the origin. In ``curves`` training
+        losses of every fifth epoch, and the first.
 
     Source: LipschitzNorm paper, convergence and accuracy against depth.
     """
@@ -222,6 +223,7 @@ def fit_summary(run: NodeFit) -> dict[str, Any]:
         "test_best": best["test_accuracy"],
         "val_best": best["val_accuracy"],
         "best_epoch": int(best["epoch"]),
+        "last_epoch": int(history["epoch"].iloc[-1]),
         "least_loss": history["train_loss"].min(),
         "converged": float(below.min()) if len(below) else float("nan"),
         "finite": run.stop_reason != "not finite",

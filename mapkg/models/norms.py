@@ -148,10 +148,10 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         nodes = int(target.max()) + 1 if len(target) else 0
 
         def largest(x: Tensor) -> Tensor:
-            size = scatter(x.square().sum(-1), target, dim=0, dim_size=nodes, reduce="max")
+            size = scatter((x * x).sum(-1), target, dim=0, dim_size=nodes, reduce="max")
             return _root(size).index_select(0, target)
 
-        size = query.square().sum(dim=-1)  # [E, H]
+        size = (query * query).sum(dim=-1)  # [E, H]; the gradient of square() takes a slow power
         u = _root(size if self.mode == "paper" else size.sum(dim=0, keepdim=True))
         v, w = largest(key), largest(value)
         return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + self.eps
