@@ -174,6 +174,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     depth.add_argument("--layers", nargs="+", type=_positive, metavar="L")
     depth.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    depth.add_argument(
+        "--constant-rate",
+        action="store_true",
+        help="leave the learning rate as it is, instead of letting it fall",
+    )
     depth.add_argument("--epochs", type=_positive, default=200)
     depth.add_argument("--hidden", type=_positive, default=16, help="channels of a head")
     depth.add_argument("--heads", type=_positive, default=4)
@@ -215,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     trees.add_argument(
         "--passes-apart",
         type=_positive,
-        help="of networks with PairNorm and of GIN, which take longer; default as many",
+        help="of networks with PairNorm, which take longer; default as many",
     )
     trees.add_argument("--batch-size", type=_positive, default=1024)
     trees.add_argument("--sampling", default="grouped", help="grouped or shuffled")

@@ -4,6 +4,7 @@ They import what they need when they are called, as those of ``commands``.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -51,12 +52,15 @@ def depth(parsed: argparse.Namespace) -> int:
         except ValueError:
             raise ValueError(f"--norms {text}: expected NORM or NORM=SCALE") from None
         variants.append(Variant(norm=norm, scale=number, heads=parsed.heads, **settings))
+    schedule = Schedule(epochs=parsed.epochs)
+    if parsed.constant_rate:
+        schedule = replace(schedule, lr_patience=None)
     depth_study(
         load(parsed.dataset),
         variants,
         depths=parsed.layers or DEPTHS,
         seeds=parsed.seeds,
-        schedule=Schedule(epochs=parsed.epochs),
+        schedule=schedule,
         prefix=parsed.output,
     )
     return 0

@@ -153,7 +153,11 @@ def test_the_command_trains_what_it_is_told(papers, tmp_path, monkeypatch, capsy
     assert found["num_layers"].tolist() == [1, 1, 2, 2]
     assert found["norm"].tolist() == ["none", "lipschitz"] * 2
     assert found["scale"].fillna(0).tolist() == [0, 4] * 2
-    assert set(found["epochs"]) == {2}
+    assert set(found["epochs"]) == {2} and set(found["lr_patience"]) == {10}
+    assert main([*options, "--heads", "2", "--norms", "none", "--constant-rate"]) == 0
+    more = pd.read_csv(f"{prefix}_runs.csv.gz")
+    assert len(more) == 6, "another schedule is another training"
+    assert more["lr_patience"].isna().tolist() == [False] * 4 + [True] * 2
     assert main([*options, "--norms", "lipschitz=much"]) == 2
     assert "expected NORM or NORM=SCALE" in capsys.readouterr().err
     assert main([*options, "--norms", "maxnorm"]) == 2

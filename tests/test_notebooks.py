@@ -42,7 +42,22 @@ TINY = {
         "resamples": 10,
     },
     "20_attention_is_not_lipschitz": {"points": 2, "layer_points": 1, "scales": [1.0, 10.0]},
-    "21_gradient_explosion": {"epochs": 2, "num_layers": 3, "heads": 2, "hidden_channels": 4},
+    "21_gradient_explosion": {
+        "epochs": 2,
+        "num_layers": 3,
+        "heads": 2,
+        "hidden_channels": 4,
+        "norms": ["none", "pair-scs", "lipschitz-published-si"],
+    },
+    "22_depth": {
+        "epochs": 2,
+        "layers": [1, 3],
+        "norms": ["layer", "lipschitz-published"],
+        "architecture": "gt",
+        "hidden_channels": 4,
+        "heads": 2,
+        "seeds": [1, 2],
+    },
     "10_ablations": {
         "epochs": 1,
         "train_graphs": 64,

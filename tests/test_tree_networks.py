@@ -62,9 +62,9 @@ def test_keys_of_one_permutation_share_what_is_below_the_root(kind, norm, scale,
     pairs = trees.pairs[:, level_order(depth)]
     tree = torch.arange(len(pairs)) // 2**depth
     first, keys = pairs[:: 2**depth], pairs[:, 0, 0]
-    if kind == "gin" or norm == "pair":
+    if norm == "pair":
         assert not shared.can_share
-        with pytest.raises(ValueError, match="expected a network without statistics over nodes"):
+        with pytest.raises(ValueError, match="expected a network without PairNorm"):
             shared.shared(first, keys, tree)
         return
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(1))
@@ -76,6 +76,24 @@ def test_keys_of_one_permutation_share_what_is_below_the_root(kind, norm, scale,
     for (name, one), other in zip(apart.named_parameters(), shared.parameters(), strict=True):
         one, other = (torch.zeros(()) if p.grad is None else p.grad for p in (one, other))
         torch.testing.assert_close(other.expand_as(one), one, rtol=1e-8, atol=1e-10, msg=name)
+    for one, other in zip(apart.buffers(), shared.buffers(), strict=True):
+        torch.testing.assert_close(other, one)  # of BatchNorm
+    values = [model.eval() for model in (apart, shared)]
+    torch.testing.assert_close(
+        values[1].shared(first, keys[order], tree[order]), values[0].dense(pairs[order])
+    )
+
+
+def test_examples_of_a_permutation_that_are_not_in_the_batch_do_not_count():
+    trees = neighbors_match(2, 0)[:12]
+    apart, shared = (network("gin", 2) for _ in range(2))
+    pairs = trees.pairs[:, level_order(2)]
+    chosen = torch.tensor([0, 1, 2, 5, 11])  # three keys of one permutation, one of two others
+    of_each = apart.dense(pairs[chosen])
+    of_all = shared.shared(pairs[::4], pairs[chosen, 0, 0], chosen // 4)
+    torch.testing.assert_close(of_all, of_each)
+    for one, other in zip(apart.buffers(), shared.buffers(), strict=True):
+        torch.testing.assert_close(other, one)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

@@ -198,12 +198,12 @@ def depth_study(
         network = variant.build(depth, splits, seed)
         run = fit_nodes(network, splits, schedule, seed=seed, progress=False)
         kept = run.history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
-        return fit_summary(run) | asdict(schedule), run.history.loc[kept, ["epoch", "train_loss"]]
+        return fit_summary(run), run.history.loc[kept, ["epoch", "train_loss"]]
 
     trainings = []
     for depth, seed, variant in product(depths, seeds, variants):
         about = {**asdict(variant), "num_layers": depth, "seed": seed}
-        about |= {"dataset": splits.description.title, "epochs": schedule.epochs}
+        about |= {"dataset": splits.description.title, **asdict(schedule)}
         trainings.append((about, partial(train, variant, depth, seed)))
     labels = ("architecture", "norm", "scale", "num_layers", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
@@ -272,10 +272,12 @@ TITLES = {
     "none": "no norm",
     "lipschitz": "LipschitzNorm",
     "lipschitz-published": "LipschitzNorm, published",
+    "lipschitz-published-si": "LipschitzNorm, published, per head",
     "layer": "LayerNorm",
     "layer-graph": "LayerNorm over the graph",
     "pair": "PairNorm",
     "pair-si": "PairNorm-SI",
+    "pair-scs": "PairNorm-SCS",
 }
 """Of norms, in tables and figures."""
 

@@ -101,12 +101,12 @@ def missing_study(
         data = hidden[rate, seed]
         network = variant.build(depth, data, seed)
         run = fit_nodes(network, data, schedule, seed=seed, progress=False)
-        return fit_summary(run) | asdict(schedule), run.history.tail(1)
+        return fit_summary(run), run.history.tail(1)
 
     trainings = []
     for seed, depth, rate, (name, variant) in product(seeds, layers, rates, models.items()):
         about = {"model": name, **asdict(variant), "num_layers": depth, "rate": rate, "seed": seed}
-        about |= {"dataset": splits.description.title, "epochs": schedule.epochs}
+        about |= {"dataset": splits.description.title, **asdict(schedule)}
         trainings.append((about, partial(train, variant, depth, rate, seed)))
     labels = ("model", "num_layers", "rate", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)

@@ -84,7 +84,7 @@ def tree_study(
         variants: networks.
         seeds: of weights and of the order of examples.
         schedule: of training; None means 500 passes.
-        passes_apart: passes of networks whose trees share nothing, with PairNorm and GIN, which
+        passes_apart: passes of networks with PairNorm, whose trees share nothing, so that they
             take many times as long; None means as many.
         prefix: as for ``studies.run_study``.
         progress: whether to show a progress bar on stderr.

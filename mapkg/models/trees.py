@@ -38,7 +38,8 @@ class _Kind:
         is_activated, is_residual: of the published networks.
         send: what nodes of the given in-degrees send, its first part being what a leaf receives.
         gather: what a node receives from itself and its children.
-        finish: the layer's output, from what was received and what the node was.
+        finish: the layer's output, from what was received and what the node was; for layers with
+            BatchNorm also from how many nodes each row stands for.
     """
 
     layer: Callable[[int], MessagePassing]
@@ -46,7 +47,7 @@ class _Kind:
     is_residual: bool
     send: Callable[[MessagePassing, Tensor, Tensor], Parts]
     gather: Callable[[MessagePassing, Parts, Parts, Parts], Tensor]
-    finish: Callable[[MessagePassing, Tensor, Tensor], Tensor]
+    finish: Callable[..., Tensor]
 
 
 def _plain(_layer: MessagePassing, h: Tensor, _degree: Tensor) -> Parts:
@@ -78,9 +79,32 @@ def _gin(channels: int) -> GINConv:
     return GINConv(nn.Sequential(*steps))
 
 
-def _finish_gin(layer: GINConv, received: Tensor, h: Tensor) -> Tensor:
+def _finish_gin(
+    layer: GINConv, received: Tensor, h: Tensor, counts: Tensor | None = None
+) -> Tensor:
+    """The layer's output; with counts, of rows [R, D] each of which stands for so many nodes."""
     total = received + (1 + layer.eps) * h
-    return layer.nn(total.flatten(0, -2)).view_as(total)
+    if counts is None:
+        return layer.nn(total.flatten(0, -2)).view_as(total)
+    for step in layer.nn:
+        is_norm = isinstance(step, nn.BatchNorm1d)
+        total = _counted_batch_norm(step, total, counts) if is_norm else step(total)
+    return total
+
+
+def _counted_batch_norm(norm: nn.BatchNorm1d, rows: Tensor, counts: Tensor) -> Tensor:
+    """What BatchNorm gives if every row is there as often as its count says."""
+    if not norm.training:
+        return norm(rows)
+    number = counts.sum()
+    mean = counts @ rows / number
+    centred = rows - mean
+    variance = counts @ (centred * centred) / number
+    with torch.no_grad():
+        norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * number / (number - 1), norm.momentum)
+    return centred * (variance + norm.eps).rsqrt() * norm.weight + norm.bias
 
 
 def _finish_ggnn(layer: GatedGraphConv, received: Tensor, h: Tensor) -> Tensor:
@@ -221,11 +245,11 @@ class TreeNetwork(nn.Module):
 
     @property
     def can_share(self) -> bool:
-        """Whether nodes below the root do not see it.
+        """Whether nodes below the root do not see its key.
 
-        They do through statistics over nodes, of PairNorm over a tree, or GIN's BatchNorm over all.
+        With PairNorm they do, through the mean over the nodes of a tree.
         """
-        return self.norm != "pair" and self.architecture != "gin"
+        return self.norm != "pair"
 
     def shared(
         self,
@@ -242,31 +266,50 @@ class TreeNetwork(nn.Module):
             tree: the row of ``pairs`` of every example, shape [B].
 
         Raises:
-            ValueError: if the trees are not of the network's depth, or nodes see the root.
+            ValueError: if the trees are not of the network's depth, or nodes see the root's key.
         """
         if not self.can_share:
-            raise ValueError(
-                "expected a network without statistics over nodes, PairNorm or BatchNorm; use dense"
-            )
+            raise ValueError("expected a network without PairNorm over each tree; use dense")
         h = self._embedded(pairs)
+        if self._has_batch_norm:
+            return self._shared_statistics(h, keys, tree)
         root = self.key.weight[1:] + self.value.weight[0]  # one for each key
-        for number, layer in enumerate(self.layers):
+        for number in range(len(self.layers)):
             sent = self._send(number, h)
             if number == self.depth - 1:  # now the root's children know of the leaves
                 root = root[keys.long() - 1]
-            sees_leaves = number >= self.depth - 1
-            of_root = _KINDS[self.architecture].send(layer, root, self.degree[:1].to(root))
-            left, right = (
-                tuple(
-                    part[tree, n] if sees_leaves else part[0, n].expand(len(root), *part.shape[2:])
-                    for part in sent
-                )
-                for n in (1, 2)
-            )
-            received = _KINDS[self.architecture].gather(layer, of_root, left, right)
+            rows = tree if number >= self.depth - 1 else torch.zeros(len(root), dtype=torch.long)
+            received = self._root_receives(number, root, sent, rows)
             root = self._finish(number, received, root)
             h = self._level(number, h, sent)
         return self.head(root)
+
+    def _shared_statistics(self, h: Tensor, keys: Tensor, tree: Tensor) -> Tensor:
+        """``shared`` where BatchNorm sees all nodes: each counts for as many examples as it has."""
+        root = self.key(keys.long()) + self.value.weight[0]
+        counts = tree.bincount(minlength=len(h)).to(h)
+        counts = counts[:, None].repeat(1, self.num_nodes)
+        counts[:, 0] = 0  # roots are rows of their own
+        counts = torch.cat([counts.flatten(), counts.new_ones(len(root))])
+        for number in range(len(self.layers)):
+            sent = self._send(number, h)
+            received = [self._level_receives(number, h, sent, self.num_nodes).flatten(0, 1)]
+            received.append(self._root_receives(number, root, sent, tree))
+            rows = torch.cat([h.flatten(0, 1), root])
+            rows = self._finish(number, torch.cat(received), rows, counts)
+            h, root = rows[: -len(root)].view_as(h), rows[-len(root) :]
+        return self.head(root)
+
+    @property
+    def _has_batch_norm(self) -> bool:
+        return self.architecture == "gin"
+
+    def _root_receives(self, number: int, root: Tensor, sent: Parts, tree: Tensor) -> Tensor:
+        """What roots [B, D] receive from themselves and their children in trees [B]."""
+        kind, layer = _KINDS[self.architecture], self.layers[number]
+        own = kind.send(layer, root, self.degree[:1].to(root))
+        left, right = (tuple(part[tree, place] for part in sent) for place in (1, 2))
+        return kind.gather(layer, own, left, right)
 
     def _embedded(self, pairs: Tensor) -> Tensor:
         if pairs.size(1) != self.num_nodes:
@@ -283,20 +326,27 @@ class TreeNetwork(nn.Module):
 
     def _level(self, number: int, h: Tensor, sent: Parts) -> Tensor:
         """A layer for all nodes, or for those whose messages still reach the root."""
-        levels = self.depth - (number if self.can_share else 0)
+        sees_all = self._has_batch_norm or self.norm == "pair"
+        levels = self.depth - (0 if sees_all else number)
         kept = 2 ** (levels + 1) - 1
+        return self._finish(number, self._level_receives(number, h, sent, kept), h[:, :kept])
+
+    def _level_receives(self, number: int, h: Tensor, sent: Parts, kept: int) -> Tensor:
+        """What the first nodes of every tree receive, inner ones and leaves."""
         inner = min(kept, h.size(1) // 2)
         family = (
             tuple(part[:, start : start + step * inner : step] for part in sent)
             for start, step in ((0, 1), (1, 2), (2, 2))
         )
         received = _KINDS[self.architecture].gather(self.layers[number], *family)
-        received = torch.cat([received, sent[0][:, inner:kept]], dim=1)
-        return self._finish(number, received, h[:, :kept])
+        return torch.cat([received, sent[0][:, inner:kept]], dim=1)
 
-    def _finish(self, number: int, received: Tensor, h: Tensor) -> Tensor:
+    def _finish(
+        self, number: int, received: Tensor, h: Tensor, counts: Tensor | None = None
+    ) -> Tensor:
         kind, norm = _KINDS[self.architecture], self.norms[number]
-        new = kind.finish(self.layers[number], received, h)
+        counted = () if counts is None else (counts,)
+        new = kind.finish(self.layers[number], received, h, *counted)
         new = new.relu() if kind.is_activated else new
         new = h + new if kind.is_residual else new
         return _pair_norm(norm, new) if self.norm == "pair" else norm(new)

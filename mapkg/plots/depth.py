@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from mapkg.plots.style import panel_grid
 
@@ -108,7 +108,9 @@ def largest_gradients(gradients: pd.DataFrame, ax: Axes, *, kind: str = "weights
     return ax
 
 
-def loss_by_depth(curves: pd.DataFrame, titles: Mapping[str, str], *, columns: int = 4) -> Figure:
+def loss_by_depth(
+    curves: pd.DataFrame, titles: Mapping[str, str], *, columns: int = 4, top: float = 10.0
+) -> Figure:
     """Training losses, a panel per normalisation, a colour per number of layers.
 
     A line is the median over seeds, in a band from the least to the greatest.
@@ -117,6 +119,7 @@ def loss_by_depth(curves: pd.DataFrame, titles: Mapping[str, str], *, columns: i
         curves: columns ``variant``, ``num_layers``, ``seed``, ``epoch`` and ``train_loss``.
         titles: from variant to the title of its panel, in reading order.
         columns: panels in a row.
+        top: the largest loss that is shown; what is above is cut.
     """
     figure = panel_grid(
         len(titles), columns, size=(2.7, 2.3), margin=(1.2, 0.6), sharex=True, sharey=True
@@ -132,10 +135,14 @@ def loss_by_depth(curves: pd.DataFrame, titles: Mapping[str, str], *, columns: i
             band = dict(color=colours[depth], alpha=0.15, lw=0)
             ax.fill_between(losses.index, losses.min(axis=1), losses.max(axis=1), **band)
         ax.set(yscale="log", title=title)
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    top = min(figure.axes[0].get_ylim()[1], top)
+    figure.axes[0].set_ylim(top=top)
     figure.supxlabel("epoch", fontsize="medium")
     figure.supylabel("training loss", fontsize="medium")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside right upper")
     return figure
 
 
