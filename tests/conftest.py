@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mapkg.data import NodesOfGraph, Splits, load
-from mapkg.data.networks import citation_like
+from mapkg.data.networks import citation_like, planetoid_folder
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -25,6 +25,13 @@ def few_molecules(train, val, test):
 
 
 SMALL_CITATION = dict(num_nodes=300, num_edges=600, num_words=40, num_classes=3)
+
+
+def planetoid(name):
+    """A citation network from its raw files, or skips with the reason."""
+    if not (NOT_BUNDLED / planetoid_folder(name)).is_dir():
+        pytest.skip(f"the raw files of {name} are not at {NOT_BUNDLED}")
+    return load(name, NOT_BUNDLED, download=False)
 
 
 @pytest.fixture(scope="session")

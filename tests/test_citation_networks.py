@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import NOT_BUNDLED
+from conftest import NOT_BUNDLED, planetoid
 
 from mapkg.data import NodesOfGraph, NodeSplit, load
 from mapkg.data.networks import (
@@ -24,12 +24,6 @@ COUNTS = {
     "citeseer": (3327, 9104, 3703, 6, 120),
     "pubmed-missing": (19717, 88648, 500, 3, 60),
 }
-
-
-def planetoid(name):
-    if not (NOT_BUNDLED / planetoid_folder(name)).is_dir():
-        pytest.skip(f"the raw files of {name} are not at {NOT_BUNDLED}")
-    return load(name, NOT_BUNDLED, download=False)
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -176,6 +176,9 @@ def test_a_table_by_depth_says_median_range_and_never():
     assert table.loc["no norm"].tolist() == ["30 (10-never)", "never"]
     assert table.loc["LipschitzNorm, f = 4"].tolist()[0] == "12"
     assert table.columns.tolist() == [2, 5]
+    ranges = by_depth_table(named(some_runs()), "converged", form="{:.0f}", has_median=False)
+    assert ranges.loc["no norm"].tolist() == ["10-never", "never"]
+    assert ranges.loc["LipschitzNorm, f = 4"].tolist()[0] == "12"
 
 
 def test_tracked_studies_are_joined_with_titles(papers, tmp_path):

@@ -96,6 +96,10 @@ def test_losses_have_a_colour_per_depth():
     assert found == {"1 layer": [[1, 2], [2, 1.5]], "5 layers": [[1, 6], [2, 3.5]]}
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["1 layer", "5 layers"]
+    rows[0]["train_loss"] = 50.0
+    cut = plots.loss_by_depth(pd.DataFrame(rows), top=7)
+    assert [ax.get_title() for ax in cut.axes] == ["none", "pair"]
+    assert cut.axes[0].get_ylim()[1] == 7
 
 
 def test_means_over_seeds_have_bars_to_their_ends():
@@ -114,3 +118,12 @@ def test_means_over_seeds_have_bars_to_their_ends():
     line, _, (bars,) = axes[0, 0].containers[0]
     assert line.get_xydata().tolist() == [[1, 3], [5, 7]]
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[1, 6], [5, 10]]
+
+
+def test_three_equal_values_have_a_bar_of_no_length():
+    values = [0.188, 0.188, 0.188]
+    assert np.mean(values) > 0.188, "the mean is off by rounding"
+    rows = [dict(panel="p", variant="v", num_layers=1, seed=s, a=a) for s, a in enumerate(values)]
+    figure = plots.by_depth(pd.DataFrame(rows), ["a"], {"a": "a"})
+    (_, _, (bars,)) = figure.axes[0].containers[0]
+    assert np.ptp(bars.get_segments()[0][:, 1]) < 1e-12

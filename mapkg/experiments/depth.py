@@ -287,11 +287,12 @@ STUDIES = {
     "depth_citeseer_gat": "GAT, CiteSeer",
     "depth_citeseer_gt": "Graph Transformer, CiteSeer",
 }
-"""Tracked depth studies, from their files to their titles."""
+CONSTANT_RATE = {"depth_cora_gat_constant": "GAT, Cora, constant rate"}
+"""Tracked depth studies, from their files to their titles; that at a constant rate is a control."""
 
 
 def read_depth(folder: Path | str, studies: Mapping[str, str] = STUDIES) -> Study:
-    """Tracked depth studies in one, with ``panel``, the study's title, and ``variant``.
+    """Tracked depth studies as one, with ``panel``, the study's title, and ``variant``.
 
     Args:
         folder: where their tables are.
@@ -321,7 +322,12 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_depth_table(
-    runs: pd.DataFrame, value: str, *, form: str = "{:.2f}", never: str = "never"
+    runs: pd.DataFrame,
+    value: str,
+    *,
+    form: str = "{:.2f}",
+    never: str = "never",
+    has_median: bool = True,
 ) -> pd.DataFrame:
     """A value by variant and number of layers, as the median over seeds with its range.
 
@@ -329,14 +335,18 @@ def by_depth_table(
         runs: of ``read_depth``, of one study.
         value: a column.
         form: of a number.
-        never: what stands for a median that is not there.
+        never: what stands for a value that is not there.
+        has_median: whether the median is there, or the range alone.
     """
 
     def cell(values: pd.Series) -> str:
         values = pd.to_numeric(values, errors="coerce").fillna(np.inf)
         middle, least, most = values.median(), values.min(), values.max()
         shown = [form.format(v) if np.isfinite(v) else never for v in (middle, least, most)]
-        return shown[0] if shown[1] == shown[2] else f"{shown[0]} ({shown[1]}-{shown[2]})"
+        if shown[1] == shown[2]:
+            return shown[0]
+        ends = f"{shown[1]}-{shown[2]}"
+        return f"{shown[0]} ({ends})" if has_median else ends
 
     wide = runs.groupby(["variant", "num_layers"], sort=False)[value].agg(cell).unstack()
     return wide.reindex(runs["variant"].unique()).rename_axis(columns="layers")

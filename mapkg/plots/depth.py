@@ -109,7 +109,11 @@ def largest_gradients(gradients: pd.DataFrame, ax: Axes, *, kind: str = "weights
 
 
 def loss_by_depth(
-    curves: pd.DataFrame, titles: Mapping[str, str], *, columns: int = 4, top: float = 10.0
+    curves: pd.DataFrame,
+    titles: Mapping[str, str] | None = None,
+    *,
+    columns: int = 4,
+    top: float = 10.0,
 ) -> Figure:
     """Training losses, a panel per normalisation, a colour per number of layers.
 
@@ -117,10 +121,13 @@ def loss_by_depth(
 
     Args:
         curves: columns ``variant``, ``num_layers``, ``seed``, ``epoch`` and ``train_loss``.
-        titles: from variant to the title of its panel, in reading order.
+        titles: from variant to the title of its panel, in reading order; None means all variants
+            under their own names.
         columns: panels in a row.
         top: the largest loss that is shown; what is above is cut.
     """
+    if titles is None:
+        titles = {variant: variant for variant in curves["variant"].unique()}
     figure = panel_grid(
         len(titles), columns, size=(2.7, 2.3), margin=(1.2, 0.6), sharex=True, sharey=True
     )
@@ -175,6 +182,7 @@ def by_depth(
             for variant, rows in runs[runs[panel] == name].groupby("variant", sort=False):
                 found = rows.groupby("num_layers")[value].agg(["mean", "min", "max"])
                 ends = [found["mean"] - found["min"], found["max"] - found["mean"]]
+                ends = [end.clip(lower=0) for end in ends]  # a mean of equals may be off by an ulp
                 look = dict(color=colours[variant], lw=1.3, marker="o", ms=3.5, capsize=2)
                 ax.errorbar(found.index, found["mean"], yerr=ends, label=variant, **look)
         row[0].set_ylabel(titles[value])
