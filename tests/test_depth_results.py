@@ -81,7 +81,7 @@ def test_after_sixty_steps_normalised_losses_lie_between_1_1_and_2(largest):
 
 DEPTHS = [1, 2, 5, 10, 15, 20, 25, 30]
 GAT, GT = ("GAT, Cora", "GAT, CiteSeer"), ("Graph Transformer, Cora", "Graph Transformer, CiteSeer")
-LIP, PUBLISHED, PLAIN = "LipschitzNorm", "LipschitzNorm, published", "no norm"
+LIP, PUBLISHED, PLAIN = "LipschitzNorm", "Lipschitz, published", "no norm"
 
 
 @pytest.fixture(scope="module")

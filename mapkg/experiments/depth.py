@@ -271,8 +271,8 @@ def _short(value: float) -> str:
 TITLES = {
     "none": "no norm",
     "lipschitz": "LipschitzNorm",
-    "lipschitz-published": "LipschitzNorm, published",
-    "lipschitz-published-si": "LipschitzNorm, published, per head",
+    "lipschitz-published": "Lipschitz, published",
+    "lipschitz-published-si": "Lipschitz, published, per head",
     "layer": "LayerNorm",
     "layer-graph": "LayerNorm over the graph",
     "pair": "PairNorm",
