@@ -199,9 +199,11 @@ def _parser() -> argparse.ArgumentParser:
     smoothing = subparsers.add_parser(
         "smoothing", help="features and errors of deep networks, and how they train"
     )
-    _add_study(smoothing, "a citation network for deep attention, for example cora")
-    smoothing.add_argument("--layers", type=_positive, default=16, help="of deep attention")
-    smoothing.add_argument("--epochs", type=_positive, default=100, help="of deep attention")
+    _add_study(smoothing, "a citation network for attention, for example cora")
+    smoothing.add_argument(
+        "--layers", nargs="+", type=_positive, default=[2, 16], help="of attention networks"
+    )
+    smoothing.add_argument("--epochs", type=_positive, default=200, help="of attention networks")
     smoothing.add_argument(
         "--depths",
         nargs="+",

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy import sparse
 from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
+from torch_geometric.utils import remove_self_loops, to_scipy_sparse_matrix
 
 from mapkg.hooks import edit, resolve
 
@@ -130,6 +133,37 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
     vectors = (right[:, order[0]], left[:, np.argmax(np.abs(left_values))])
     features, errors = (torch.from_numpy(np.abs(np.real(vector))) for vector in vectors)
     return Limits(features, errors, contraction)
+
+
+def uniform_attention_limits(edge_index: Int[Tensor, "2 E"], num_nodes: int) -> Limits:
+    r"""Where attention leads that weighs a node and its neighbours alike.
+
+    Softmax does so once features are alike. It then averages with :math:`P = D^{-1} (A + I)`:
+    features become constant, and errors gather in proportion to :math:`D`. As ``limits`` of P, but
+    sparse, for graphs of thousands of nodes.
+
+    Args:
+        edge_index: both directions of each edge, shape [2, E]; self-loops do not count.
+        num_nodes: N, 3 or more.
+
+    Raises:
+        ValueError: if an edge has one direction only, or the graph is not connected.
+    """
+    adjacency = to_scipy_sparse_matrix(
+        remove_self_loops(edge_index)[0], num_nodes=num_nodes
+    ).tocsr()
+    if (adjacency != adjacency.T).nnz > 0:
+        raise ValueError("edge_index: expected both directions of each edge; make it undirected")
+    parts, _ = connected_components(adjacency)
+    if parts > 1:
+        raise ValueError(f"edge_index: expected a connected graph, got one of {parts} parts")
+    degrees = np.asarray(adjacency.sum(axis=1), dtype=float).ravel() + 1
+    roots = sparse.diags(degrees**-0.5)
+    symmetric = roots @ (adjacency.astype(float) + sparse.eye(num_nodes)) @ roots  # similar to P
+    start = np.random.default_rng(0).standard_normal(num_nodes)
+    values = eigsh(symmetric, k=2, which="LM", v0=start, return_eigenvectors=False)
+    vectors = (torch.from_numpy(x / np.linalg.norm(x)) for x in (np.ones(num_nodes), degrees))
+    return Limits(*vectors, contraction=float(np.abs(values).min()))
 
 
 def smoothing_by_layer(

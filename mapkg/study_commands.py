@@ -94,22 +94,28 @@ def smoothing(parsed: argparse.Namespace) -> int:
 
     from mapkg.data import load
     from mapkg.experiments.backward_smoothing import OPTIMISERS, Vanilla, full_training
-    from mapkg.experiments.deep_smoothing import deep_smoothing
+    from mapkg.experiments.deep_smoothing import deep_smoothing, regular_splits
     from mapkg.experiments.results import write_table
     from mapkg.provenance import commit, versions
     from mapkg.train_nodes import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
-    deep = deep_smoothing(
-        load(parsed.dataset),
-        num_layers=parsed.layers,
-        seeds=parsed.seeds,
-        schedule=Schedule(epochs=parsed.epochs, lr_patience=None),
-    )
+    schedule = Schedule(epochs=parsed.epochs, lr_patience=None)
+    cases = [(load(parsed.dataset), parsed.seeds)]
+    cases += [(regular_splits(seed=seed), [seed]) for seed in parsed.seeds]
+    tables = [
+        deep_smoothing(splits, num_layers=num_layers, seeds=seeds, schedule=schedule)
+        for splits, seeds in cases
+        for num_layers in parsed.layers
+    ]
+    deep = pd.concat(tables, ignore_index=True)
     variants = {
-        "GNN": Vanilla(hidden_channels=32),
-        "MLP": Vanilla(hidden_channels=32, is_graph=False),
+        f"{name}, {activation}": Vanilla(
+            activation=activation, gain=gain, hidden_channels=32, is_graph=name == "GNN"
+        )
+        for activation, gain in (("relu", None), ("tanh", 1.2))
+        for name in ("GNN", "MLP")
     }
     settings = dict(depths=parsed.depths, seeds=parsed.seeds, steps=parsed.steps)
     tables = [

@@ -118,7 +118,7 @@ FOLDERS = {
     },
     "models": {
         *("__init__", "deep", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
-        *("networks", "norms", "official", "standard", "trees", "vanilla"),
+        *("networks", "norms", "official", "standard", "tree_layers", "trees", "vanilla"),
     },
 }
 

@@ -1,6 +1,7 @@
 """What the theory of backward oversmoothing expects, on regular graphs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -10,11 +11,14 @@ from mapkg.experiments.backward_smoothing import (
     full_training,
     hidden_gradient,
     last_layer_study,
+    last_layer_table,
     layer_matrices,
     linear_limit_errors,
+    shrinkage,
     smoothing,
     squared_loss,
     train_last_layer,
+    training_table,
 )
 from mapkg.smoothing import limits, relative_spread
 
@@ -23,11 +27,30 @@ SMALL = dict(hidden_channels=32)
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "linear"])
 def test_features_smooth_as_fast_as_the_second_eigenvalue_says(activation):
-    table = smoothing(Vanilla(activation=activation), seeds=[0])
-    contraction = limits(regular_task(seed=0).operator).contraction
-    logs = np.log(table["features"].dropna())
-    slope = np.polyfit(np.arange(5, 25), logs[5:25], 1)[0]
-    assert slope == pytest.approx(np.log(contraction), rel=0.2)
+    rates = shrinkage(smoothing(Vanilla(activation=activation)))
+    assert list(rates.index) == [0, 1, 2]
+    for seed, rate in rates.items():
+        contraction = limits(regular_task(seed=seed).operator).contraction
+        assert np.log(rate) == pytest.approx(np.log(contraction), rel=0.2)
+
+
+def test_shrinkage_is_the_slope_of_each_seed():
+    rows = [
+        dict(seed=seed, layer=layer, features=9.0 if layer < 5 else (0.1 * (seed + 1)) ** layer)
+        for seed in range(2)
+        for layer in range(9)
+    ]
+    rows.append(dict(seed=0, layer=9, features=0.0))  # all alike: no logarithm
+    assert shrinkage(pd.DataFrame(rows)).to_dict() == pytest.approx({0: 0.1, 1: 0.2})
+
+
+@pytest.mark.parametrize("gain", [0.01, 1.0, 100.0])
+def test_of_relu_no_scale_of_weights_keeps_features_apart(gain):
+    table = smoothing(Vanilla(gain=gain), seeds=[0])
+    expected = smoothing(Vanilla(), seeds=[0])
+    assert table["features"].iloc[:20].tolist() == pytest.approx(
+        expected["features"].iloc[:20].tolist(), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -39,8 +62,33 @@ def test_errors_are_smoothest_in_the_middle(activation, seed):
     assert errors[least] < 1e-3 * min(errors[0], errors[-1])
 
 
+def test_after_thirty_layers_features_agree_to_eleven_digits():
+    for activation in ("relu", "tanh", "linear"):
+        table = smoothing(Vanilla(activation=activation))
+        assert table.loc[table["layer"] == 29, "features"].max() < 1e-11
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_errors_of_relu_drop_where_no_node_differs_in_a_sign(seed):
+    task = regular_task(seed=seed)
+    network = Vanilla().build(task, 30, seed)
+    signs, x = [], task.x
+    for layer, activation in zip(network.layers, network.activations, strict=False):
+        h = layer(network.average(x))
+        signs.append(bool(((h > 0) == (h[0] > 0)).all()))
+        x = activation(h)
+    # From the last layer on in which any sign differs, all slopes are alike.
+    first = max(k for k, is_alike in enumerate(signs) if not is_alike) + 1
+    errors = smoothing(Vanilla(), seeds=[seed])["errors"].to_numpy()
+    assert errors[first - 1] > 1e4 * errors[first]
+    assert (np.diff(errors[first:]) > 0).all()
+
+
 def test_errors_of_a_linear_network_smooth_all_the_way():
     errors = smoothing(Vanilla(activation="linear"), seeds=[0])["errors"].to_numpy()
+    slope = np.polyfit(np.arange(5, 21), np.log(errors[5:21]), 1)[0]
+    contraction = limits(regular_task(seed=0).operator).contraction
+    assert slope == pytest.approx(-np.log(contraction), rel=0.2)
     assert (np.diff(errors[:-1]) > 0).all()
     assert errors[0] < 1e-9 and errors[-1] > 0.5
 
@@ -55,15 +103,40 @@ def test_far_from_both_ends_errors_follow_their_mean():
     )
 
 
-def test_large_weights_keep_features_and_errors_apart():
-    def at(gain):
-        variant = Vanilla(activation="tanh", gain=gain, draw="normal")
-        return smoothing(variant, num_layers=40, degree=6, seeds=[0])
+@pytest.fixture(scope="module")
+def sparse():
+    """Of 40 layers of tanh with normal weights on a 6-regular graph, by gain."""
+    return {
+        gain: smoothing(
+            Vanilla(activation="tanh", gain=gain, draw="normal"), num_layers=40, degree=6
+        )
+        for gain in (1.0, 1.5, 3.0, 6.0, 12.0, 24.0)
+    }
 
-    one, large = at(1.0), at(12.0)
-    assert one["features"].iloc[39] < 1e-3
-    assert large["features"].iloc[39] > 0.1
-    assert large["errors"].iloc[2:35].min() > 0.5 > one["errors"].iloc[2:35].max()
+
+def test_large_weights_keep_features_apart(sparse):
+    last = {gain: table[table["layer"] == 39]["features"] for gain, table in sparse.items()}
+    assert last[1.0].max() < 1e-4 and last[1.5].max() < 1e-3
+    assert last[3.0].between(0.03, 0.2).all()
+    assert all((last[gain] > 0.3).all() for gain in (6.0, 12.0, 24.0))
+
+
+def test_large_weights_keep_errors_apart_but_next_to_the_output(sparse):
+    hidden = {gain: table[table["layer"].between(2, 34)] for gain, table in sparse.items()}
+    least = {gain: rows.groupby("seed")["errors"].min() for gain, rows in hidden.items()}
+    assert (least[1.0] < 1e-3).all() and (least[1.5] < 5e-3).all()
+    assert (least[6.0] > 0.65).all()  # we expected 0.8
+    assert (least[12.0] > 0.9).all() and (least[24.0] > 0.95).all()
+
+
+def test_with_few_neighbours_features_smooth_slowly():
+    table = smoothing(Vanilla(activation="tanh", draw="normal"), num_layers=40, degree=3)
+    assert all(
+        limits(regular_task(degree=3, seed=seed).operator).contraction > 0.94 for seed in range(3)
+    )
+    assert table.loc[table["layer"] == 39, "features"].between(0.005, 0.1).all()
+    assert table.loc[table["layer"] == 20, "features"].between(0.05, 0.25).all()
+    assert table.loc[table["layer"].between(2, 35), "errors"].min() > 0.05
 
 
 def test_limit_errors_of_a_network_written_out():
@@ -111,8 +184,10 @@ def test_the_hidden_gradient_is_that_of_all_weights_but_the_last():
     assert found == pytest.approx(total.sqrt().item())
 
 
-def test_the_last_layer_alone_makes_a_deep_gnn_stationary_but_not_an_mlp():
-    variants = {"GNN": Vanilla(**SMALL), "MLP": Vanilla(is_graph=False, **SMALL)}
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_the_last_layer_alone_makes_a_deep_gnn_stationary_but_not_an_mlp(activation):
+    small = dict(activation=activation, **SMALL)
+    variants = {"GNN": Vanilla(**small), "MLP": Vanilla(is_graph=False, **small)}
     table = last_layer_study(variants, depths=[2, 16, 32], progress=False)
     assert len(table) == 18
     left = table.assign(left=table["after"] / table["before"]).set_index(["variant", "num_layers"])
@@ -122,10 +197,40 @@ def test_the_last_layer_alone_makes_a_deep_gnn_stationary_but_not_an_mlp():
     assert (deep["loss"] / deep["constant_loss"]).to_numpy() == pytest.approx(1, abs=0.01)
     shallow = left.loc["GNN"].loc[[2]]
     assert (shallow["loss"] < 0.95 * shallow["constant_loss"]).all()
+    mlp = left.loc["MLP"].loc[[2, 16]]
+    assert (mlp["loss"] < 0.98 * mlp["constant_loss"]).all() and (mlp["after"] > 0.05).all()
 
 
-def test_training_a_deep_gnn_ends_at_the_best_constant_and_an_mlp_does_not():
-    variants = {"GNN": Vanilla(**SMALL), "MLP": Vanilla(is_graph=False, **SMALL)}
+def test_an_mlp_of_relu_gets_hard_too_but_keeps_its_gradients():
+    table = last_layer_study({"MLP": Vanilla(is_graph=False, **SMALL)}, depths=[32], progress=False)
+    assert (table["loss"] / table["constant_loss"]).to_numpy() == pytest.approx(1, abs=0.02)
+    assert (table["after"] > 0.3).all()
+
+
+def test_tanh_with_a_gain_of_six_keeps_large_gradients_at_the_loss_of_a_constant():
+    variants = {"GNN": Vanilla(activation="tanh", gain=6.0, **SMALL)}
+    table = last_layer_study(variants, depths=[16, 32], progress=False).set_index("num_layers")
+    assert (table["loss"] / table["constant_loss"]).to_numpy() == pytest.approx(1, abs=0.01)
+    assert (table["after"] / table["before"] < 1e-3).all()
+    assert table.loc[32, "after"].max() > 100 and (table["after"] > 0.01).all()
+    usual = {"GNN": Vanilla(activation="tanh", **SMALL)}
+    table = last_layer_study(usual, depths=[16], progress=False)
+    assert (table["after"] < 1e-6).all()
+
+
+def test_the_table_of_the_last_layer_is_over_seeds():
+    rows = [
+        dict(variant="GNN", num_layers=2, seed=s, before=2.0, after=0.5 * s, loss=0.1 * s)
+        for s in range(3)
+    ]
+    found = last_layer_table(pd.DataFrame(rows).assign(constant_loss=0.2))
+    assert found.loc[("GNN", 2)].tolist() == pytest.approx([2.0, 0.5, 0.25, 0.5])
+
+
+@pytest.mark.parametrize(("activation", "gain"), [("relu", None), ("tanh", 1.2)])
+def test_training_a_deep_gnn_ends_at_the_best_constant_and_an_mlp_does_not(activation, gain):
+    small = dict(activation=activation, gain=gain, **SMALL)
+    variants = {"GNN": Vanilla(**small), "MLP": Vanilla(is_graph=False, **small)}
     table = full_training(variants, depths=[1, 8], seeds=[0], progress=False)
     last = table[table["step"] == 1000].set_index(["variant", "num_layers"])
     share = last["loss"] / last["constant_loss"]
@@ -133,6 +238,22 @@ def test_training_a_deep_gnn_ends_at_the_best_constant_and_an_mlp_does_not():
     assert share["GNN", 1] < 0.9
     assert share["MLP", 8] < 0.1
     assert table["step"].unique().tolist() == list(range(0, 1001, 10))
+
+
+def test_the_table_of_trainings_is_of_their_last_step():
+    rows = [
+        dict(variant=v, num_layers=d, seed=s, step=t, loss=0.2 * d * s / (t + 1), gradient=d + s)
+        for v in ("MLP", "GNN")
+        for d in (1, 8)
+        for s in range(3)
+        for t in (0, 1)
+    ]
+    table = pd.DataFrame(rows).assign(constant_loss=0.1, optimiser="Adam")
+    found = training_table(table)
+    assert list(found.index) == [("Adam", "MLP"), ("Adam", "GNN")]
+    assert found.loc[("Adam", "GNN")].to_dict() == pytest.approx({1: 1.0, 8: 8.0})
+    gradients = training_table(table, "gradient")
+    assert gradients.loc[("Adam", "MLP")].to_dict() == {1: 2, 8: 9}
 
 
 def test_an_optimiser_that_is_none_is_refused():

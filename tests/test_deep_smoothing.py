@@ -1,6 +1,5 @@
 """Smoothing in deep attention: what is measured, on which part of a graph, and the table of it."""
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,14 +8,17 @@ from torch_geometric.utils import to_undirected
 
 from mapkg.__main__ import main
 from mapkg.data import NodesOfGraph, Splits
+from mapkg.data.regular import regular_task
 from mapkg.experiments.deep_smoothing import (
     REMEDIES,
     deep_smoothing,
     largest_component,
+    regular_splits,
+    remedy_table,
     smoothing_table,
 )
 from mapkg.experiments.depth import Variant
-from mapkg.smoothing import rank_one_distance, relative_spread
+from mapkg.smoothing import rank_one_distance, relative_spread, uniform_attention_limits
 from mapkg.train_nodes import Schedule
 
 SMALL = dict(hidden_channels=4, heads=2, dropout=0.0, attention_dropout=0.0)
@@ -68,6 +70,11 @@ def test_rows_are_measured_on_the_layers_of_pyg(papers):
     assert rows["errors_rank_one"].tolist() == pytest.approx(
         [rank_one_distance(x.grad) for x in outputs], rel=1e-3
     )
+    limits = uniform_attention_limits(graph.edge_index, graph.num_nodes)
+    assert rows["errors"].tolist() == pytest.approx(
+        [relative_spread(x.grad, limits.errors) for x in outputs], rel=1e-3
+    )
+    assert set(table["contraction"]) == {limits.contraction} and set(table["num_layers"]) == {3}
     weights = [layer.lin.weight.grad.norm().item() for layer in network.layers]
     assert rows["gradient"].tolist() == pytest.approx(weights, rel=1e-4)
     trained = table[table["state"] == "trained"]
@@ -85,32 +92,83 @@ def test_every_remedy_is_measured(papers):
     assert len(summary) == 10
 
 
-def test_the_table_takes_last_least_and_ratio():
-    found = pd.DataFrame(
-        {
-            "state": "trained",
-            "variant": "plain",
-            "seed": 0,
-            "layer": [0, 1, 2],
-            "features": [0.5, 0.25, 0.125],
-            "errors_rank_one": [0.4, 0.1, 0.9],
-            "gradient": [2.0, 3.0, 8.0],
-            "loss": 1.5,
-        }
+def test_nodes_of_the_regular_graph_have_four_classes_of_equal_size():
+    splits = regular_splits(60, 6, seed=1)
+    task = regular_task(60, 6, seed=1)
+    graph = splits.train.graph
+    assert graph.edge_index.size(1) == 60 * 6 and graph.is_undirected()
+    assert not graph.has_self_loops()
+    torch.testing.assert_close(graph.x, task.x, rtol=0, atol=0)
+    order = task.y.flatten().argsort()
+    assert graph.y[order].tolist() == [label for label in range(4) for _ in range(15)]
+    assert splits.train.nodes.tolist() == list(range(60)) and len(splits.val) == 0
+    assert largest_component(splits).train.graph.num_nodes == 60
+
+
+def test_on_the_regular_graph_pairnorm_keeps_errors_apart_and_lipschitznorm_does_not():
+    small = {name: Variant(**{**vars(v), **SMALL}) for name, v in REMEDIES.items()}
+    table = deep_smoothing(
+        regular_splits(seed=0),
+        small,
+        num_layers=16,
+        seeds=[0],
+        schedule=Schedule(epochs=1),
+        progress=False,
     )
-    (row,) = smoothing_table(found).to_dict("records")
-    assert (row["features"], row["errors"], row["gradient"], row["loss"]) == (0.125, 0.1, 0.25, 1.5)
-    assert not np.isnan(row["seed"])
+    rows = smoothing_table(table[table["state"] == "untrained"]).set_index("variant")
+    for name in ("no remedy", "LayerNorm", "LipschitzNorm"):
+        assert rows.loc[name, "errors"] < 0.02 and rows.loc[name, "features"] < 1e-4
+    assert rows.loc["PairNorm", "errors"] > 0.9 and rows.loc["PairNorm", "features"] > 0.5
+
+
+SPREADS = {
+    "dataset": "Cora",
+    "num_layers": 3,
+    "state": "trained",
+    "variant": "plain",
+    "seed": 0,
+    "layer": [2, 0, 1],
+    "features": [0.125, 0.5, 0.25],
+    "errors": [0.75, 0.5, 0.3],
+    "errors_rank_one": [0.9, 0.4, 0.1],
+    "gradient": [12.0, 3.0, 4.0],
+    "loss": 1.5,
+}
+
+
+def test_the_table_takes_last_least_and_total():
+    (row,) = smoothing_table(pd.DataFrame(SPREADS)).to_dict("records")
+    assert row == {
+        **{key: SPREADS[key] for key in ("dataset", "num_layers", "state", "variant", "seed")},
+        **dict(features=0.125, errors=0.3, errors_rank_one=0.1, gradient=13.0, loss=1.5),
+    }
+
+
+def test_the_table_of_remedies_is_over_seeds():
+    seeds = [
+        pd.DataFrame(SPREADS | {"seed": seed, "loss": loss, "features": [spread, 0.5, 0.5]})
+        for seed, loss, spread in ((0, 1.5, 2e-7), (1, 0.5, 3e-5), (2, 0.1, 4e-6))
+    ]
+    (row,) = remedy_table(pd.concat(seeds)).to_dict("records")
+    assert row["loss"] == "0.50 (0.10 to 1.50)"
+    assert row["features"] == "4e-6 (2e-7 to 3e-5)"
+    assert row["errors"] == "0.30 (0.30 to 0.30)"
+    assert "seed" not in row and row["variant"] == "plain"
 
 
 def test_the_command_writes_deep_attention_and_vanilla_training(tmp_path, same_number_of_threads):
     prefix = tmp_path / "smoothing"
-    settings = ["--dataset", "citation", "--layers", "2", "--epochs", "1", "--seeds", "0"]
+    settings = ["--dataset", "citation", "--layers", "1", "2", "--epochs", "1", "--seeds", "0"]
     vanilla = ["--depths", "1", "2", "--steps", "20", "--threads", "1"]
     assert main(["smoothing", *settings, *vanilla, "-o", str(prefix)]) == 0
     deep = pd.read_csv(f"{prefix}_deep.csv.gz")
-    assert len(deep) == 5 * 2 * 2
-    assert set(deep["dataset"]) == {"synthetic citation graph, largest component"}
+    assert len(deep) == 2 * 5 * 2 * (1 + 2)  # data sets, variants, states, layers
+    assert list(deep["dataset"].unique()) == [
+        f"{title}, largest component" for title in ("synthetic citation graph", "20-regular")
+    ]
     training = pd.read_csv(f"{prefix}_training.csv.gz")
-    assert len(training) == 2 * 2 * 2 * 3
+    assert len(training) == 4 * 2 * 2 * 3  # variants, depths, optimisers, steps
+    assert list(training["variant"].unique()) == [
+        *("GNN, relu", "MLP, relu", "GNN, tanh", "MLP, tanh")
+    ]
     assert training["commit"].notna().all()

@@ -97,7 +97,7 @@ def test_losses_have_a_colour_per_depth():
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["1 layer", "5 layers"]
     rows[0]["train_loss"] = 50.0
-    cut = plots.loss_by_depth(pd.DataFrame(rows), top=7)
+    cut = plots.loss_by_depth(pd.DataFrame(rows), top=7.0)
     assert [ax.get_title() for ax in cut.axes] == ["none", "pair"]
     assert cut.axes[0].get_ylim()[1] == 7
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GCNConv
+from torch_geometric.nn import GATConv, GCNConv
 from torch_geometric.utils import to_undirected
 
 from mapkg.data.regular import regular_task
@@ -15,6 +15,7 @@ from mapkg.smoothing import (
     relative_spread,
     smoothing_by_layer,
     spread,
+    uniform_attention_limits,
 )
 
 TRIANGLE_WITH_TAIL = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
@@ -86,6 +87,39 @@ def test_limits_of_a_graph_that_is_not_regular():
     assert relative_spread(far, walk.features) < 1e-12
     back = torch.linalg.matrix_power(by_rows.t(), 200) @ x
     assert relative_spread(back, walk.errors) < 1e-12 < relative_spread(back)
+
+
+@pytest.mark.parametrize("is_regular", [False, True])
+def test_limits_of_uniform_attention_are_those_of_its_matrix(is_regular):
+    edge_index = to_undirected(TRIANGLE_WITH_TAIL)
+    if is_regular:
+        adjacency = regular_task(30, 4, seed=2).operator.fill_diagonal_(0)
+        edge_index = adjacency.nonzero().t()
+    nodes = 30 if is_regular else 4
+    alike = GATConv(nodes, nodes, bias=False).double()
+    with torch.no_grad():
+        alike.att_src.zero_(), alike.att_dst.zero_()  # scores of zero: all weights alike
+        alike.lin.weight.copy_(torch.eye(nodes))
+        operator = alike(torch.eye(nodes, dtype=torch.double), edge_index)
+    expected = limits(operator)
+    itself = torch.stack([torch.arange(nodes)] * 2)
+    for edges in (edge_index, torch.cat([edge_index, itself], dim=1)):
+        found = uniform_attention_limits(edges, nodes)
+        torch.testing.assert_close(found.features, expected.features)
+        torch.testing.assert_close(found.errors, expected.errors)
+        assert found.contraction == pytest.approx(expected.contraction)
+
+
+@pytest.mark.parametrize(
+    ("edge_index", "message"),
+    [
+        (TRIANGLE_WITH_TAIL, "both directions of each edge"),
+        (to_undirected(torch.tensor([[0, 2], [1, 3]])), "one of 2 parts"),
+    ],
+)
+def test_uniform_attention_without_limits_is_refused(edge_index, message):
+    with pytest.raises(ValueError, match=message):
+        uniform_attention_limits(edge_index, 4)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -96,6 +97,25 @@ def smoothing(
         limit = linear_limit_errors(network, task)
         tables.append(table.assign(seed=seed, limit_error=limit))
     return pd.concat(tables, ignore_index=True)
+
+
+def shrinkage(table: pd.DataFrame, first: int = 5) -> pd.Series:
+    """By how much the relative spread of features shrinks from one layer to the next.
+
+    Args:
+        table: of ``smoothing``.
+        first: layer from which on a line is fitted to the logarithm, since theory speaks of many.
+
+    Returns:
+        The factor, below 1 if features become alike, by seed.
+    """
+    rows = table[(table["layer"] >= first) & (table["features"] > 0)]
+    return pd.Series(
+        {
+            seed: math.exp(np.polyfit(of_seed["layer"], np.log(of_seed["features"]), 1)[0])
+            for seed, of_seed in rows.groupby("seed")
+        }
+    )
 
 
 def layer_matrices(
@@ -240,6 +260,23 @@ def last_layer_study(
     return pd.DataFrame(rows)
 
 
+def last_layer_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians over seeds of what the training of the last layer leaves.
+
+    Args:
+        table: of ``last_layer_study``.
+
+    Returns:
+        A row per variant and depth with ``before``, ``after``, ``left``, the one over the other,
+        and ``share``, the loss over that of the best constant.
+    """
+    shares = table.assign(
+        left=table["after"] / table["before"], share=table["loss"] / table["constant_loss"]
+    )
+    columns = ["before", "after", "left", "share"]
+    return shares.groupby(["variant", "num_layers"], sort=False)[columns].median()
+
+
 OPTIMISERS = {
     "gradient descent": lambda weights: torch.optim.SGD(weights, lr=0.05),
     "Adam": lambda weights: torch.optim.Adam(weights, lr=3e-3),
@@ -295,6 +332,20 @@ def full_training(
                 rows.append(row | {"constant_loss": task.constant_loss})
             steppable.step()
     return pd.DataFrame(rows)
+
+
+def training_table(table: pd.DataFrame, quantity: str = "share") -> pd.DataFrame:
+    """How trainings ended: medians over seeds, a row per optimiser and variant, a column per depth.
+
+    Args:
+        table: of ``full_training``, with ``optimiser``.
+        quantity: ``share``, the last loss over that of the best constant, or ``gradient``, the
+            last gradient of hidden layers.
+    """
+    last = table[table["step"] == table["step"].max()]
+    last = last.assign(share=last["loss"] / last["constant_loss"])
+    index = ["optimiser", "variant"]
+    return last.pivot_table(quantity, index, "num_layers", aggfunc="median", sort=False)
 
 
 def _networks(

@@ -8,14 +8,16 @@ from itertools import product
 import pandas as pd
 import torch
 from torch import nn
+from torch_geometric.data import Data
 from torch_geometric.transforms import LargestConnectedComponents
 from tqdm import tqdm
 
-from mapkg.data import NodesOfGraph, Splits
+from mapkg.data import Description, NodesOfGraph, Splits
+from mapkg.data.regular import regular_task
 from mapkg.experiments.depth import Variant
 from mapkg.models.deep import gradient_norms
 from mapkg.provenance import commit, versions
-from mapkg.smoothing import smoothing_by_layer
+from mapkg.smoothing import smoothing_by_layer, uniform_attention_limits
 from mapkg.train_nodes import Schedule, fit_nodes
 
 _PLAIN = Variant(dropout=0.0, attention_dropout=0.0)
@@ -27,6 +29,44 @@ REMEDIES = {
     "residual": replace(_PLAIN, residual=True),
 }
 """Deep GATs without dropout, which the theory of smoothing does not have."""
+
+
+KEYS = ["dataset", "num_layers", "state", "variant", "seed"]
+"""What tells networks apart in tables of ``deep_smoothing``."""
+
+CLASSES = 4
+"""Of the nodes of ``regular_splits``."""
+
+
+def regular_splits(num_nodes: int = 200, degree: int = 20, *, seed: int = 0) -> Splits:
+    """The regular graph of the theory as a classification of its nodes, in double precision.
+
+    Args:
+        num_nodes, degree, seed: as for ``data.regular.regular_task``.
+
+    Returns:
+        All nodes are there to train on. Their classes, ``CLASSES`` of equal size, are the quantiles
+        of that task's target.
+    """
+    task = regular_task(num_nodes, degree, seed=seed)
+    target = task.y.flatten()
+    bounds = torch.quantile(target, torch.arange(1, CLASSES).to(target) / CLASSES)
+    edges = (task.operator - torch.diag(task.operator.diag())).nonzero().t().contiguous()
+    graph = Data(x=task.x, edge_index=edges, y=torch.bucketize(target, bounds))
+    nodes = torch.arange(num_nodes)
+    about = Description(
+        name="regular",
+        title=f"{degree}-regular",
+        task="node classification",
+        target="quantile of a projection of averaged features",
+        num_node_types=None,
+        num_edge_types=None,
+        num_targets=CLASSES,
+        source="drawn at random",
+        licence="none needed",
+    )
+    none = NodesOfGraph(graph, nodes[:0])
+    return Splits(NodesOfGraph(graph, nodes), none, none, about)
 
 
 def largest_component(splits: Splits) -> Splits:
@@ -61,9 +101,10 @@ def deep_smoothing(
 ) -> pd.DataFrame:
     """Smoothness of features and errors in every layer of deep networks, before and after training.
 
-    Measured in evaluation mode, without dropout, with the loss over the training nodes. Attention
-    weighs neighbours by their features, so that no direction is known to which errors are drawn:
-    ``errors_rank_one`` takes the best.
+    Measured in evaluation mode, without dropout, with the loss over the training nodes. Where
+    features are alike, attention weighs neighbours alike, and errors are drawn to the degrees, the
+    direction of ``errors``; where they are not, no direction is known, and ``errors_rank_one``
+    takes the best.
 
     Args:
         splits: of ``NodesOfGraph``; its largest component is taken.
@@ -74,20 +115,22 @@ def deep_smoothing(
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        The rows of ``smoothing.smoothing_by_layer`` with ``variant``, ``seed``, ``state``
-        (``untrained`` or ``trained``), ``gradient`` (of a layer's weights), ``loss``, the data set
-        and the origin.
+        The rows of ``smoothing.smoothing_by_layer`` with ``variant``, ``num_layers``, ``seed``,
+        ``state`` (``untrained`` or ``trained``), ``gradient`` (of a layer's weights), ``loss``, the
+        data set, the ``contraction`` of uniform attention on it, and the origin.
 
     Source: ours; it joins the LipschitzNorm and the backward-oversmoothing paper.
     """
     schedule = Schedule(epochs=100, lr_patience=None) if schedule is None else schedule
     splits = largest_component(splits)
     graph, train = splits.train.graph, splits.train.nodes
+    limits = uniform_attention_limits(graph.edge_index, graph.num_nodes)
     origin = {"dataset": splits.description.title, "versions": versions(), "commit": commit()}
+    origin |= {"num_layers": num_layers, "contraction": limits.contraction}
     tables = []
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
-        network = variant.build(num_layers, splits, seed)
+        network = variant.build(num_layers, splits, seed).to(graph.x.dtype)
         for state in ("untrained", "trained"):
             if state == "trained":
                 fit_nodes(network, splits, schedule, seed=seed, evaluate=False, progress=False)
@@ -97,7 +140,7 @@ def deep_smoothing(
                 scores = network(graph.x, graph.edge_index)[train]
                 return nn.functional.cross_entropy(scores, graph.y[train])
 
-            table = smoothing_by_layer(network, loss, "layers.*")
+            table = smoothing_by_layer(network, loss, "layers.*", errors_direction=limits.errors)
             network.zero_grad()
             value = loss()
             value.backward()
@@ -109,21 +152,42 @@ def deep_smoothing(
 
 
 def smoothing_table(found: pd.DataFrame) -> pd.DataFrame:
-    """Which remedy keeps features apart, which errors, and which gradients alive.
+    """Which remedy keeps features apart, which errors, and which network learns.
 
     Args:
         found: of ``deep_smoothing``.
 
     Returns:
-        A row per ``state``, ``variant`` and ``seed``. ``features`` is the relative spread in the
-        last layer, ``errors`` the least distance of errors from rank one in any layer, ``gradient``
-        the gradient of the first layer over that of the last, and ``loss`` the training loss.
+        A row per data set, ``num_layers``, ``state``, ``variant`` and ``seed``. ``features`` is the
+        relative spread in the last layer, ``errors`` the least one of errors in any layer,
+        ``errors_rank_one`` their least distance from rank one, ``gradient`` the norm of the
+        gradient of all layers' weights, and ``loss`` the training loss.
     """
     rows = []
-    for keys, group in found.groupby(["state", "variant", "seed"], sort=False):
-        layers = group.sort_values("layer")
-        first, last = layers.iloc[0], layers.iloc[-1]
-        row = dict(zip(("state", "variant", "seed"), keys, strict=True))
-        row |= {"features": last["features"], "errors": layers["errors_rank_one"].min()}
-        rows.append(row | {"gradient": first["gradient"] / last["gradient"], "loss": last["loss"]})
+    for keys, layers in found.groupby(KEYS, sort=False):
+        row = dict(zip(KEYS, keys, strict=True))
+        row["features"] = layers.loc[layers["layer"].idxmax(), "features"]
+        row |= {kind: layers[kind].min() for kind in ("errors", "errors_rank_one")}
+        row["gradient"] = layers["gradient"].pow(2).sum() ** 0.5
+        rows.append(row | {"loss": layers["loss"].iloc[0]})
     return pd.DataFrame(rows)
+
+
+def remedy_table(found: pd.DataFrame) -> pd.DataFrame:
+    """``smoothing_table`` over seeds: the median, with the least and the greatest.
+
+    Args:
+        found: of ``deep_smoothing``.
+    """
+    by_seed = smoothing_table(found).groupby([key for key in KEYS if key != "seed"], sort=False)
+    quantities = ("features", "errors", "errors_rank_one", "gradient", "loss")
+    return by_seed[list(quantities)].agg(_range).reset_index()
+
+
+def _range(values: pd.Series) -> str:
+    low, middle, high = (_short(x) for x in (values.min(), values.median(), values.max()))
+    return f"{middle} ({low} to {high})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0e}".replace("e-0", "e-") if 0 < value < 0.01 else f"{value:.2f}"

@@ -6,172 +6,19 @@ not computed at all. And since nothing goes down the tree, all keys that are ask
 permutation share what is below the root.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, MessagePassing, PairNorm
+from torch_geometric.nn import PairNorm
 
 from mapkg.models.norms import lipschitz_normalise
+from mapkg.models.tree_layers import FAMILY, HEADS, TREE_LAYERS, Parts
 
 NORMS = ("none", "layer", "pair", "lipschitz")
 """What ``norm`` of ``tree_network`` may be. Nothing, a norm of features after every layer, or one
 of the scores inside it (GAT alone)."""
 
-HEADS = 4
-_FAMILY = 3  # a node that is no leaf hears itself and two children
-
-
-Parts = tuple[Tensor, ...]
-"""What nodes send to their parents and themselves, nodes in dimension 1 or 0."""
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A layer of PyG, and its computation in three steps.
-
-    Attributes:
-        layer: makes it.
-        is_activated, is_residual: of the published networks.
-        send: what nodes of the given in-degrees send, its first part being what a leaf receives.
-        gather: what a node receives from itself and its children.
-        finish: the layer's output, from what was received and what the node was; for layers with
-            BatchNorm also from how many nodes each row stands for.
-    """
-
-    layer: Callable[[int], MessagePassing]
-    is_activated: bool
-    is_residual: bool
-    send: Callable[[MessagePassing, Tensor, Tensor], Parts]
-    gather: Callable[[MessagePassing, Parts, Parts, Parts], Tensor]
-    finish: Callable[..., Tensor]
-
-
-def _plain(_layer: MessagePassing, h: Tensor, _degree: Tensor) -> Parts:
-    return (h,)
-
-
-def _sum(_layer: MessagePassing, own: Parts, left: Parts, right: Parts) -> Tensor:
-    return own[0] + left[0] + right[0]
-
-
-def _send_gcn(layer: GCNConv, h: Tensor, degree: Tensor) -> Parts:
-    return (layer.lin(h) * degree.rsqrt().unsqueeze(-1),)
-
-
-def _gather_gcn(layer: GCNConv, own: Parts, left: Parts, right: Parts) -> Tensor:
-    return _sum(layer, own, left, right) / math.sqrt(_FAMILY)
-
-
-def _finish_gcn(layer: GCNConv, received: Tensor, _h: Tensor) -> Tensor:
-    return received + layer.bias
-
-
-def _gin(channels: int) -> GINConv:
-    steps = [
-        step
-        for _ in range(2)
-        for step in (nn.Linear(channels, channels), nn.BatchNorm1d(channels), nn.ReLU())
-    ]
-    return GINConv(nn.Sequential(*steps))
-
-
-def _finish_gin(
-    layer: GINConv, received: Tensor, h: Tensor, counts: Tensor | None = None
-) -> Tensor:
-    """The layer's output; with counts, of rows [R, D] each of which stands for so many nodes."""
-    total = received + (1 + layer.eps) * h
-    if counts is None:
-        return layer.nn(total.flatten(0, -2)).view_as(total)
-    for step in layer.nn:
-        is_norm = isinstance(step, nn.BatchNorm1d)
-        total = _counted_batch_norm(step, total, counts) if is_norm else step(total)
-    return total
-
-
-def _counted_batch_norm(norm: nn.BatchNorm1d, rows: Tensor, counts: Tensor) -> Tensor:
-    """What BatchNorm gives if every row is there as often as its count says."""
-    if not norm.training:
-        return norm(rows)
-    number = counts.sum()
-    mean = counts @ rows / number
-    centred = rows - mean
-    variance = counts @ (centred * centred) / number
-    with torch.no_grad():
-        norm.num_batches_tracked += 1
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance * number / (number - 1), norm.momentum)
-    return centred * (variance + norm.eps).rsqrt() * norm.weight + norm.bias
-
-
-def _finish_ggnn(layer: GatedGraphConv, received: Tensor, h: Tensor) -> Tensor:
-    message = received @ layer.weight[0]
-    return layer.rnn(message.flatten(0, -2), h.flatten(0, -2)).view_as(h)
-
-
-def _send_gat(layer: GATConv, h: Tensor, _degree: Tensor) -> Parts:
-    """Values z [..., H, C], scores as source and as target [..., H], and squared norms of z."""
-    projection = layer.lin.weight  # calling layer.lin would begin a PyG pass for hooks
-    by_head = projection.view(layer.heads, layer.out_channels, -1)
-    scores = [
-        nn.functional.linear(h, torch.einsum("hcd,hc->hd", by_head, att.squeeze(0)))
-        for att in (layer.att_src, layer.att_dst)
-    ]
-    z = nn.functional.linear(h, projection).unflatten(-1, (layer.heads, layer.out_channels))
-    return (z, *scores, z.square().sum(-1)) if hasattr(layer, "score_norm") else (z, *scores)
-
-
-def _gather_gat(layer: GATConv, own: Parts, left: Parts, right: Parts) -> Tensor:
-    family = (own, left, right)
-    score = torch.stack([part[1] for part in family]) + own[2]  # [3, ..., H]
-    if hasattr(layer, "score_norm"):
-        norm = layer.score_norm.norm
-        att = torch.cat([layer.att_src, layer.att_dst], dim=-1).squeeze(0).norm(dim=-1)
-        inside = torch.stack([part[3] for part in family]).amax(dim=0) + own[3]
-        root = inside.clamp(min=torch.finfo(inside.dtype).tiny).sqrt()
-        score = score / (norm.scale * att * root + norm.eps)
-    weights = nn.functional.leaky_relu(score, layer.negative_slope).softmax(dim=0).unsqueeze(-1)
-    return weights[0] * own[0] + weights[1] * left[0] + weights[2] * right[0]
-
-
-def _finish_gat(layer: GATConv, received: Tensor, _h: Tensor) -> Tensor:
-    return received.flatten(-2) + layer.bias
-
-
-_KINDS = {
-    "gcn": _Kind(
-        lambda channels: GCNConv(channels, channels),
-        is_activated=True,
-        is_residual=True,
-        send=_send_gcn,
-        gather=_gather_gcn,
-        finish=_finish_gcn,
-    ),
-    "gin": _Kind(
-        _gin, is_activated=True, is_residual=True, send=_plain, gather=_sum, finish=_finish_gin
-    ),
-    "ggnn": _Kind(
-        lambda channels: GatedGraphConv(channels, num_layers=1),
-        is_activated=False,
-        is_residual=False,
-        send=_plain,
-        gather=_sum,
-        finish=_finish_ggnn,
-    ),
-    "gat": _Kind(
-        lambda channels: GATConv(channels, channels // HEADS, heads=HEADS),
-        is_activated=False,
-        is_residual=True,
-        send=_send_gat,
-        gather=_gather_gat,
-        finish=_finish_gat,
-    ),
-}
-
-ARCHITECTURES = tuple(_KINDS)
+ARCHITECTURES = tuple(TREE_LAYERS)
 """For PyG's ``GCNConv``, ``GINConv``, ``GatedGraphConv`` with one step, and ``GATConv``."""
 
 
@@ -186,7 +33,7 @@ class TreeNetwork(nn.Module):
     def __init__(self, architecture: str, depth: int, norm: str, channels: int) -> None:
         super().__init__()
         self.architecture, self.depth, self.norm = architecture, depth, norm
-        classes, kind = 2**depth + 1, _KINDS[architecture]
+        classes, kind = 2**depth + 1, TREE_LAYERS[architecture]
         self.key = nn.Embedding(classes, channels)
         self.value = nn.Embedding(classes, channels)
         self.layers = nn.ModuleList(kind.layer(channels) for _ in range(depth + 1))
@@ -195,7 +42,7 @@ class TreeNetwork(nn.Module):
         self.head = nn.Linear(channels, classes, bias=False)
         self.num_nodes = 2 ** (depth + 1) - 1
         degree = torch.ones(self.num_nodes, dtype=torch.float64)  # of each place in level order
-        degree[: 2**depth - 1] = _FAMILY
+        degree[: 2**depth - 1] = FAMILY
         self.register_buffer("degree", degree, persistent=False)
 
     def forward(
@@ -220,7 +67,7 @@ class TreeNetwork(nn.Module):
             )
         if batch is None:
             batch = torch.arange(len(x), device=x.device) // self.num_nodes
-        kind = _KINDS[self.architecture]
+        kind = TREE_LAYERS[self.architecture]
         h = self.key(x[:, 0]) + self.value(x[:, 1])
         for layer, norm in zip(self.layers, self.norms, strict=True):
             new = layer(h, edge_index)
@@ -306,7 +153,7 @@ class TreeNetwork(nn.Module):
 
     def _root_receives(self, number: int, root: Tensor, sent: Parts, tree: Tensor) -> Tensor:
         """What roots [B, D] receive from themselves and their children in trees [B]."""
-        kind, layer = _KINDS[self.architecture], self.layers[number]
+        kind, layer = TREE_LAYERS[self.architecture], self.layers[number]
         own = kind.send(layer, root, self.degree[:1].to(root))
         left, right = (tuple(part[tree, place] for part in sent) for place in (1, 2))
         return kind.gather(layer, own, left, right)
@@ -322,7 +169,7 @@ class TreeNetwork(nn.Module):
 
     def _send(self, number: int, h: Tensor) -> Parts:
         degree = self.degree[: h.size(1)].to(h)
-        return _KINDS[self.architecture].send(self.layers[number], h, degree)
+        return TREE_LAYERS[self.architecture].send(self.layers[number], h, degree)
 
     def _level(self, number: int, h: Tensor, sent: Parts) -> Tensor:
         """A layer for all nodes, or for those whose messages still reach the root."""
@@ -338,13 +185,13 @@ class TreeNetwork(nn.Module):
             tuple(part[:, start : start + step * inner : step] for part in sent)
             for start, step in ((0, 1), (1, 2), (2, 2))
         )
-        received = _KINDS[self.architecture].gather(self.layers[number], *family)
+        received = TREE_LAYERS[self.architecture].gather(self.layers[number], *family)
         return torch.cat([received, sent[0][:, inner:kept]], dim=1)
 
     def _finish(
         self, number: int, received: Tensor, h: Tensor, counts: Tensor | None = None
     ) -> Tensor:
-        kind, norm = _KINDS[self.architecture], self.norms[number]
+        kind, norm = TREE_LAYERS[self.architecture], self.norms[number]
         counted = () if counts is None else (counts,)
         new = kind.finish(self.layers[number], received, h, *counted)
         new = new.relu() if kind.is_activated else new
@@ -379,7 +226,7 @@ def tree_network(
     Source: Tree-NeighborsMatch, published code ``models/graph_model.py``, whose networks but GGNN
     have LayerNorm by default.
     """
-    if architecture not in _KINDS:
+    if architecture not in TREE_LAYERS:
         raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")
     if norm not in NORMS:
         raise ValueError(f"norm: expected one of {NORMS}, got {norm!r}")
