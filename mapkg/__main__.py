@@ -225,6 +225,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of networks with PairNorm, which take longer; default as many",
     )
     trees.add_argument("--batch-size", type=_positive, default=1024)
+    trees.add_argument(
+        "--block", type=_positive, default=10, help="passes after which progress is judged"
+    )
     trees.add_argument("--sampling", default="grouped", help="grouped or shuffled")
     trees.set_defaults(function=study_commands.trees)
 

@@ -145,7 +145,10 @@ def trees(parsed: argparse.Namespace) -> int:
         load(parsed.dataset),
         seeds=parsed.seeds,
         schedule=TreeSchedule(
-            passes=parsed.passes, batch_size=parsed.batch_size, sampling=parsed.sampling
+            passes=parsed.passes,
+            batch_size=parsed.batch_size,
+            block=parsed.block,
+            sampling=parsed.sampling,
         ),
         passes_apart=parsed.passes_apart,
         prefix=parsed.output,

@@ -114,7 +114,7 @@ FOLDERS = {
     "plots": {
         *("__init__", "attribution", "bonds", "depth", "diagrams", "distributions", "emergence"),
         "grid",
-        *("molecules", "remedies", "smoothing", "style", "viewer"),
+        *("molecules", "remedies", "smoothing", "style", "trees", "viewer"),
     },
     "models": {
         *("__init__", "deep", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),

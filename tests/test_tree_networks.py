@@ -6,12 +6,12 @@ from torch import nn
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, PairNorm
 
-from mapkg.data.trees import level_order, neighbors_match
+from mapkg.data.trees import level_order, neighbors_match, tree_edges
 from mapkg.models.norms import LipschitzNorm
 from mapkg.models.trees import ARCHITECTURES, tree_network
 
 CASES = [(kind, norm, None) for kind in ARCHITECTURES for norm in ("none", "layer", "pair")]
-CASES += [("gat", "lipschitz", 1.0), ("gat", "lipschitz", 4.0)]
+CASES += [("gat", "lipschitz", 1.0), ("gat", "lipschitz", 4.0), ("gat", "lipschitz-layer", 1.0)]
 
 
 def some_trees(depth, number=9, seed=0):
@@ -121,6 +121,9 @@ def test_the_norm_is_the_one_asked_for():
     divided = network("gat", 2, "lipschitz", 4.0)
     assert [layer.score_norm.norm.scale for layer in divided.layers] == [4.0] * 3
     assert isinstance(divided.layers[0].score_norm.norm, LipschitzNorm)
+    both = network("gat", 2, "lipschitz-layer", 1.0)
+    assert all(type(n) is nn.LayerNorm for n in both.norms)
+    assert isinstance(both.layers[0].score_norm.norm, LipschitzNorm)
     gat = tree_network("gat", 2).layers[0]
     assert (gat.heads, gat.out_channels, gat.dropout, gat.concat) == (4, 8, 0.0, True)
 
@@ -132,6 +135,33 @@ def test_trees_in_a_batch_do_not_see_each_other():
         together = model.dense(trees.pairs[:, level_order(3)])
         alone = [model.dense(tree.pairs[:, level_order(3)]) for tree in (trees[:1], trees[4:])]
         torch.testing.assert_close(together[[0, 4]], torch.cat(alone))
+
+
+@pytest.mark.parametrize(("scale", "most"), [(1.0, 3.33), (4.0, 1.36)])
+def test_normalised_weights_of_a_family_differ_by_a_bounded_factor(scale, most):
+    torch.manual_seed(0)
+    model = network("gat", 2, "lipschitz", scale)
+    layer = model.layers[0]
+    edge_index = tree_edges(2)
+    largest = 0.0
+    for size in (1.0, 100.0):
+        weights = layer(
+            size * torch.randn(7, 8, dtype=torch.double), edge_index, return_attention_weights=True
+        )[1]
+        for target in range(3):
+            family = weights[1][weights[0][1] == target]
+            largest = max(largest, (family.amax(0) / family.amin(0)).max().item())
+    assert 1 < largest <= most
+    # one key along the score's vector, the others against it: the bound is nearly reached
+    with torch.no_grad():
+        layer.att_dst.zero_()
+        direction = torch.linalg.lstsq(layer.lin.weight, layer.att_src.flatten()).solution
+    x = torch.zeros(7, 8, dtype=torch.double)
+    x[1], x[4] = direction, -direction  # the root's children in pre-order
+    index, weights = layer(1e3 * x, edge_index, return_attention_weights=True)[1]
+    at_root = {int(j): w for j, i, w in zip(*index, weights, strict=True) if i == 0}
+    factor = (at_root[1] / at_root[4]).max().item()
+    assert 0.9 * most < factor <= most
 
 
 def test_what_a_leaf_holds_reaches_the_root():
@@ -154,7 +184,7 @@ def test_what_a_leaf_holds_reaches_the_root():
         (dict(depth=0), "depth: expected 1 or more, got 0"),
         (dict(channels=30), "channels: expected a multiple of 4, got 30"),
         (dict(architecture="gcn", norm="lipschitz"), "'gcn' does not have"),
-        (dict(scale=4.0), "scale: expected None but with norm 'lipschitz', got 4.0"),
+        (dict(scale=4.0), "scale: expected None but with LipschitzNorm, got 4.0"),
     ],
 )
 def test_what_makes_no_network_is_refused(options, message):

@@ -6,7 +6,15 @@ import pytest
 
 from mapkg.__main__ import main
 from mapkg.data import load
-from mapkg.experiments.trees import PUBLISHED, VARIANTS, TreeVariant, tree_study
+from mapkg.experiments.trees import (
+    PUBLISHED,
+    VARIANTS,
+    TreeVariant,
+    read_trees,
+    titled,
+    tree_study,
+    tree_table,
+)
 from mapkg.models.trees import ARCHITECTURES
 from mapkg.train_trees import TreeSchedule, fit_trees
 
@@ -33,7 +41,7 @@ def test_a_row_is_what_the_training_gave(trees):
 
 def test_networks_whose_trees_share_nothing_may_have_fewer_passes(trees):
     study = tree_study(trees, seeds=[0], schedule=SHORT, passes_apart=2, progress=False)
-    assert len(study.runs) == len(VARIANTS) == 14
+    assert len(study.runs) == len(VARIANTS) == 15
     apart = study.runs["norm"] == "pair"
     assert apart.sum() == 4
     assert set(study.runs.loc[apart, "passes_done"]) == {2}
@@ -43,11 +51,11 @@ def test_networks_whose_trees_share_nothing_may_have_fewer_passes(trees):
 def test_the_command_writes_what_the_study_gives(trees, tmp_path, same_number_of_threads):
     prefix = tmp_path / "trees"
     settings = ["--dataset", "trees-2", "--seeds", "0", "--passes", "2", "--batch-size", "64"]
+    settings += ["--block", "1"]
     assert main(["trees", *settings, "--threads", "1", "-o", str(prefix)]) == 0
     runs = pd.read_csv(f"{prefix}_runs.csv.gz")
-    expected = tree_study(
-        trees, seeds=[0], schedule=TreeSchedule(passes=2, batch_size=64), progress=False
-    ).runs
+    schedule = TreeSchedule(passes=2, batch_size=64, block=1)
+    expected = tree_study(trees, seeds=[0], schedule=schedule, progress=False).runs
     np.testing.assert_allclose(runs["best"], expected["best"], rtol=1e-5)
     assert runs["norm"].fillna("none").tolist() == expected["norm"].tolist()
 
@@ -61,3 +69,36 @@ def test_published_accuracies_fall_with_depth():
     assert PUBLISHED.keys() == set(ARCHITECTURES)
     for values in PUBLISHED.values():
         assert values[:2] == (1, 1) and list(values) == sorted(values, reverse=True)
+
+
+def some_runs():
+    rows = []
+    for depth in (2, 4):
+        for norm, scale, best in (("none", "", 0.9), ("lipschitz", 4.0, 0.5)):
+            for seed in range(3):
+                row = dict(depth=depth, architecture="gat", norm=norm, scale=scale, seed=seed)
+                value = best - 0.1 * seed - 0.1 * depth
+                rows.append(row | dict(best=value, test_accuracy=value / 2))
+    return pd.DataFrame(rows)
+
+
+def test_the_table_has_ranges_over_seeds_and_what_was_published():
+    table = tree_table(titled(some_runs()))
+    assert table.columns.tolist() == [2, 4]
+    assert table.loc[("GAT", "no norm")].tolist() == ["50-70", "30-50"]
+    assert table.loc[("GAT", "LipschitzNorm, f = 4"), 4] == "-10-10"
+    assert table.loc[("GAT", "published")].tolist() == ["100", "100"]
+    assert "published" not in tree_table(titled(some_runs()), "test_accuracy").index.levels[1]
+
+
+def test_tables_of_depths_are_read_as_one(tmp_path):
+    runs = some_runs()
+    for depth, rows in runs.groupby("depth"):
+        rows.to_csv(tmp_path / f"trees_{depth}_runs.csv.gz", index=False)
+        rows.assign(passes=10).to_csv(tmp_path / f"trees_{depth}_curves.csv.gz", index=False)
+    study = read_trees(tmp_path, [2, 4])
+    assert len(study.runs) == len(study.curves) == len(runs)
+    assert set(study.runs["variant"]) == {"no norm", "LipschitzNorm, f = 4"}
+    assert set(study.curves["panel"]) == {"GAT"}
+    with pytest.raises(FileNotFoundError, match="trees_3"):
+        read_trees(tmp_path, [3])

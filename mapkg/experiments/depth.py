@@ -271,6 +271,7 @@ def _short(value: float) -> str:
 TITLES = {
     "none": "no norm",
     "lipschitz": "LipschitzNorm",
+    "lipschitz-layer": "LipschitzNorm + LayerNorm",
     "lipschitz-published": "Lipschitz, published",
     "lipschitz-published-si": "Lipschitz, published, per head",
     "layer": "LayerNorm",

@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from mapkg.data import Splits
+from mapkg.experiments.depth import by_depth_table, named
 from mapkg.experiments.studies import Result, Study, run_study
 from mapkg.models.trees import TreeNetwork, tree_network
 from mapkg.train_trees import TreeSchedule, fit_trees
@@ -20,6 +22,10 @@ PUBLISHED = {
 }
 """Training accuracies for depths from 2 on that the README of the published code gives; those of
 GIN end at depth 6. GCN, GIN and GAT have LayerNorm there, GGNN has none."""
+
+
+TITLES = {"gcn": "GCN", "gin": "GIN", "ggnn": "GGNN", "gat": "GAT"}
+"""How figures and tables call architectures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +55,7 @@ class TreeVariant:
 VARIANTS = {
     **{
         f"{title}, {norm_title}": TreeVariant(architecture=architecture, norm=norm)
-        for architecture, title in (
-            ("gcn", "GCN"),
-            ("gin", "GIN"),
-            ("ggnn", "GGNN"),
-            ("gat", "GAT"),
-        )
+        for architecture, title in TITLES.items()
         for norm, norm_title in (("none", "no norm"), ("layer", "LayerNorm"), ("pair", "PairNorm"))
     },
     **{
@@ -63,6 +64,9 @@ VARIANTS = {
         )
         for scale in (1.0, 4.0)
     },
+    "GAT, LipschitzNorm + LayerNorm, f = 1": TreeVariant(
+        architecture="gat", norm="lipschitz-layer", scale=1.0
+    ),
 }
 """The networks that are compared, by title."""
 
@@ -131,3 +135,57 @@ def tree_study(
             trainings.append((about, partial(train, variant, own, seed)))
     labels = ("depth", "architecture", "norm", "scale", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
+
+
+DEPTHS = (2, 3, 4, 5)
+"""Depths of the tracked studies."""
+
+
+def read_trees(folder: Path | str, depths: Sequence[int] = DEPTHS) -> Study:
+    """Tracked studies of trees as one, with ``panel``, the architecture's title, and ``variant``.
+
+    Args:
+        folder: where their tables are, ``trees_DEPTH_runs.csv.gz`` and so on.
+        depths: which ones.
+
+    Raises:
+        FileNotFoundError: if a table is missing.
+    """
+    parts: dict[str, list[pd.DataFrame]] = {"runs": [], "curves": []}
+    for depth in depths:
+        for name, tables in parts.items():
+            path = Path(folder) / f"trees_{depth}_{name}.csv.gz"
+            tables.append(titled(pd.read_csv(path, keep_default_na=False)))
+    return Study(**{name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()})
+
+
+def titled(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of ``tree_study`` with ``panel``, the architecture's title, and ``variant``.
+
+    Args:
+        table: ``runs`` or ``curves``.
+    """
+    return named(table.assign(panel=table["architecture"].map(TITLES)))
+
+
+def tree_table(runs: pd.DataFrame, value: str = "best") -> pd.DataFrame:
+    """A value in percent by network and depth, from the least to the greatest of the seeds.
+
+    Args:
+        runs: of ``read_trees``.
+        value: ``"best"``, beside which the published ones stand, ``"train_accuracy"`` or
+            ``"test_accuracy"``.
+
+    Returns:
+        A row per architecture and norm, a column per depth.
+    """
+    parts = {}
+    for panel, rows in runs.groupby("panel", sort=False):
+        percent = rows.assign(num_layers=rows["depth"], shown=100 * rows[value])
+        parts[panel] = by_depth_table(percent, "shown", form="{:.0f}", has_median=False)
+        if value == "best":
+            published = PUBLISHED[rows["architecture"].iloc[0]]
+            shown = [f"{100 * published[depth - 2]:.0f}" for depth in parts[panel].columns]
+            parts[panel].loc["published"] = shown
+    table = pd.concat(parts, names=["network", "norm"])
+    return table.rename_axis(columns="depth")

@@ -14,9 +14,12 @@ from torch_geometric.nn import PairNorm
 from mapkg.models.norms import lipschitz_normalise
 from mapkg.models.tree_layers import FAMILY, HEADS, TREE_LAYERS, Parts
 
-NORMS = ("none", "layer", "pair", "lipschitz")
+LIPSCHITZ_NORMS = ("lipschitz", "lipschitz-layer")
+"""Norms of scores, for GAT alone; the second has LayerNorm after every layer as well."""
+
+NORMS = ("none", "layer", "pair", *LIPSCHITZ_NORMS)
 """What ``norm`` of ``tree_network`` may be. Nothing, a norm of features after every layer, or one
-of the scores inside it (GAT alone)."""
+of the scores inside it."""
 
 ARCHITECTURES = tuple(TREE_LAYERS)
 """For PyG's ``GCNConv``, ``GINConv``, ``GatedGraphConv`` with one step, and ``GATConv``."""
@@ -37,7 +40,8 @@ class TreeNetwork(nn.Module):
         self.key = nn.Embedding(classes, channels)
         self.value = nn.Embedding(classes, channels)
         self.layers = nn.ModuleList(kind.layer(channels) for _ in range(depth + 1))
-        make = {"layer": lambda: nn.LayerNorm(channels), "pair": PairNorm}.get(norm, nn.Identity)
+        name = norm.removeprefix("lipschitz-")
+        make = {"layer": lambda: nn.LayerNorm(channels), "pair": PairNorm}.get(name, nn.Identity)
         self.norms = nn.ModuleList(make() for _ in self.layers)
         self.head = nn.Linear(channels, classes, bias=False)
         self.num_nodes = 2 ** (depth + 1) - 1
@@ -234,15 +238,16 @@ def tree_network(
         raise ValueError(f"depth: expected 1 or more, got {depth}")
     if channels < 1 or channels % HEADS:
         raise ValueError(f"channels: expected a multiple of {HEADS}, got {channels}")
-    if norm == "lipschitz" and architecture != "gat":
+    is_lipschitz = norm in LIPSCHITZ_NORMS
+    if is_lipschitz and architecture != "gat":
         raise ValueError(
             f"norm: LipschitzNorm divides attention scores, which {architecture!r} does not have; "
             "expected architecture 'gat'"
         )
-    if scale is not None and norm != "lipschitz":
-        raise ValueError(f"scale: expected None but with norm 'lipschitz', got {scale}")
+    if scale is not None and not is_lipschitz:
+        raise ValueError(f"scale: expected None but with LipschitzNorm, got {scale}")
     network = TreeNetwork(architecture, depth, norm, channels)
-    if norm == "lipschitz":
+    if is_lipschitz:
         lipschitz_normalise(network, scale=scale)
     return network
 

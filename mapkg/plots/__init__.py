@@ -35,6 +35,7 @@ from mapkg.plots.smoothing import (
     spread_by_layer,
 )
 from mapkg.plots.style import use_style
+from mapkg.plots.trees import tree_accuracy, tree_curves, tree_example
 from mapkg.plots.viewer import viewer
 
 __all__ = [
@@ -68,6 +69,9 @@ __all__ = [
     "spread_by_layer",
     "through_training",
     "trajectory",
+    "tree_accuracy",
+    "tree_curves",
+    "tree_example",
     "type_counts",
     "types_through_training",
     "use_style",
