@@ -225,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of networks with PairNorm, which take longer; default as many",
     )
     trees.add_argument("--batch-size", type=_positive, default=1024)
+    trees.add_argument("--lr", type=float, default=1e-3, help="learning rate at the start")
     trees.add_argument(
         "--block", type=_positive, default=10, help="passes after which progress is judged"
     )

@@ -147,6 +147,7 @@ def trees(parsed: argparse.Namespace) -> int:
         schedule=TreeSchedule(
             passes=parsed.passes,
             batch_size=parsed.batch_size,
+            lr=parsed.lr,
             block=parsed.block,
             sampling=parsed.sampling,
         ),

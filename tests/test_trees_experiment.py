@@ -51,10 +51,10 @@ def test_networks_whose_trees_share_nothing_may_have_fewer_passes(trees):
 def test_the_command_writes_what_the_study_gives(trees, tmp_path, same_number_of_threads):
     prefix = tmp_path / "trees"
     settings = ["--dataset", "trees-2", "--seeds", "0", "--passes", "2", "--batch-size", "64"]
-    settings += ["--block", "1"]
+    settings += ["--block", "1", "--lr", "0.01"]
     assert main(["trees", *settings, "--threads", "1", "-o", str(prefix)]) == 0
     runs = pd.read_csv(f"{prefix}_runs.csv.gz")
-    schedule = TreeSchedule(passes=2, batch_size=64, block=1)
+    schedule = TreeSchedule(passes=2, batch_size=64, block=1, lr=0.01)
     expected = tree_study(trees, seeds=[0], schedule=schedule, progress=False).runs
     np.testing.assert_allclose(runs["best"], expected["best"], rtol=1e-5)
     assert runs["norm"].fillna("none").tolist() == expected["norm"].tolist()
