@@ -12,6 +12,7 @@ from mapkg.experiments.missing_features import (
     best_layers,
     missing_study,
     published_table,
+    read_missing,
 )
 from mapkg.train_nodes import Schedule, fit_nodes, hide_features
 
@@ -107,3 +108,18 @@ def test_the_command_takes_rates_and_layers(tmp_path, capsys, same_number_of_thr
     assert set(runs["rate"]) == {1.0} and set(runs["num_layers"]) == {1}
     assert main(["missing", *settings, "--rates", "2", "-o", str(prefix)]) != 0
     assert "rate: expected a share in [0, 1], got 2" in capsys.readouterr().err
+
+
+def test_tables_are_read_as_one_with_the_published_names(tmp_path):
+    runs = runs_by_hand()
+    runs.to_csv(tmp_path / "missing_cora_runs.csv.gz", index=False)
+    hidden = runs.assign(dataset="PubMed, features missing")
+    hidden.to_csv(tmp_path / "missing_pubmed_runs.csv.gz", index=False)
+    both = read_missing(tmp_path, ["missing_cora", "missing_pubmed"])
+    assert both["dataset"].tolist() == ["Cora"] * len(runs) + ["PubMed"] * len(runs)
+    assert beside_published(best_layers(both))["published"].tolist() == [
+        "65.3 2.1 (4)",
+        "63.1 0.7 (4)",
+    ]
+    with pytest.raises(FileNotFoundError, match="missing_citeseer"):
+        read_missing(tmp_path)

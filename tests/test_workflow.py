@@ -198,12 +198,16 @@ def test_networks_with_a_remedy_become_compact_tables(dry_run):
 
 def test_studies_of_deep_networks_are_made_apart_and_then_copied(dry_run):
     found = commands_of_mapkg(dry_run)
-    runs = [run for command in ("gradients", "depth") for run in found[command]]
+    commands = ("gradients", "depth", "smoothing", "missing", "trees")
+    assert {study["command"] for study in GRID["studies"].values()} == {*commands}
+    runs = [run for command in commands for run in found[command]]
     assert {str(run.output): run.dataset for run in runs} == {
         f"runs/studies/unfinished/{name}": study["dataset"]
         for name, study in GRID["studies"].items()
     }
-    assert all({norm.partition("=")[0] for norm in run.norms} <= set(NORMS) for run in runs[2:])
+    assert all(
+        {norm.partition("=")[0] for norm in run.norms} <= set(NORMS) for run in found["depth"]
+    )
     for name, study in GRID["studies"].items():
         for table in study["tables"]:
             assert f"runs/studies/{name}_{table}.csv.gz data/results" in dry_run or (

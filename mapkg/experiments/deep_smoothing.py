@@ -174,20 +174,27 @@ def smoothing_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def remedy_table(found: pd.DataFrame) -> pd.DataFrame:
-    """``smoothing_table`` over seeds: the median, with the least and the greatest.
+    """``smoothing_table`` over seeds, as text: from the least to the greatest.
 
     Args:
         found: of ``deep_smoothing``.
+
+    Returns:
+        A row per data set, ``num_layers``, ``state`` and ``variant``, with ``features``,
+        ``errors``, ``rank one``, ``gradient`` and ``loss``.
     """
     by_seed = smoothing_table(found).groupby([key for key in KEYS if key != "seed"], sort=False)
-    quantities = ("features", "errors", "errors_rank_one", "gradient", "loss")
-    return by_seed[list(quantities)].agg(_range).reset_index()
+    quantities = ["features", "errors", "errors_rank_one", "gradient", "loss"]
+    table = by_seed[quantities].agg(_range).reset_index()
+    return table.rename(columns={"errors_rank_one": "rank one"})
 
 
 def _range(values: pd.Series) -> str:
-    low, middle, high = (_short(x) for x in (values.min(), values.median(), values.max()))
-    return f"{middle} ({low} to {high})"
+    low, high = _short(values.min()), _short(values.max())
+    return low if low == high else f"{low}..{high}"
 
 
 def _short(value: float) -> str:
-    return f"{value:.0e}".replace("e-0", "e-") if 0 < value < 0.01 else f"{value:.2f}"
+    if 0 < value < 0.01:
+        return f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"

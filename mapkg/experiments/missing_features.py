@@ -112,6 +112,29 @@ def missing_study(
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
+STUDIES = ("missing_cora", "missing_citeseer", "missing_pubmed")
+"""Tracked studies, by the prefix of their files."""
+
+
+def read_missing(folder: Path | str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
+    """The runs of tracked studies as one table, data sets by the names of the published one.
+
+    Args:
+        folder: where their tables are.
+        studies: prefixes of their files.
+
+    Returns:
+        A row per training, as of ``missing_study``.
+
+    Raises:
+        FileNotFoundError: if a table is missing.
+    """
+    paths = [Path(folder) / f"{prefix}_runs.csv.gz" for prefix in studies]
+    runs = pd.concat([pd.read_csv(path, keep_default_na=False) for path in paths])
+    titles = runs["dataset"].str.removesuffix(", features missing")
+    return runs.assign(dataset=titles).reset_index(drop=True)
+
+
 CHOICES = {
     "validation": ("val_best", "test_best"),
     "test": ("test_last", "test_last"),

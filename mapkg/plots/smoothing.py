@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
 FEATURES, ERRORS = "features", "errors"
@@ -94,11 +94,12 @@ def last_layer_gradients(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def losses_in_training(table: pd.DataFrame) -> Figure:
+def losses_in_training(table: pd.DataFrame, *, bottom: float = 1e-3) -> Figure:
     """Training loss over that of the best constant, by step; a panel per network.
 
     Args:
         table: of ``experiments.backward_smoothing.full_training``.
+        bottom: the smallest share that is shown; what is below is cut.
     """
     variants = list(table["variant"].unique())
     depths = sorted(table["num_layers"].unique())
@@ -117,6 +118,9 @@ def losses_in_training(table: pd.DataFrame) -> Figure:
             _band(ax, rows, "step", "share", colours[depth], f"{depth}")
         ax.axhline(1, color="black", lw=0.8, ls=":")
         ax.set(yscale="log", title=variant, xlabel="step")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    axes[0, 0].set_ylim(bottom=max(axes[0, 0].get_ylim()[0], bottom))
     axes[0, 0].set_ylabel("loss over that of a constant")
     axes[0, -1].legend(title="hidden layers", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -116,7 +116,7 @@ def tree_curves(curves: pd.DataFrame, *, columns: int = 4) -> Figure:
     panels, variants = list(curves["panel"].unique()), list(curves["variant"].unique())
     colours = dict(zip(variants, sns.color_palette("colorblind", len(variants)), strict=True))
     figure = panel_grid(
-        len(panels), columns, size=(2.5, 2.5), margin=(1.0, 1.0), sharex=True, sharey=True
+        len(panels), columns, size=(2.6, 2.4), margin=(3.0, 0.5), sharex=True, sharey=True
     )
     for ax, panel in zip(figure.axes, panels, strict=True):
         rows = curves[curves["panel"] == panel]
@@ -132,5 +132,5 @@ def tree_curves(curves: pd.DataFrame, *, columns: int = 4) -> Figure:
     for ax in figure.axes:
         handles, labels = ax.get_legend_handles_labels()
         labelled |= dict(zip(labels, handles, strict=True))
-    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=4)
+    figure.legend(labelled.values(), labelled, loc="outside right upper")
     return figure
