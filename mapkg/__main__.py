@@ -194,6 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     missing.add_argument("--layers", nargs="+", type=_positive, metavar="L")
     missing.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     missing.add_argument("--epochs", type=_positive, default=200)
+    missing.add_argument("--models", nargs="+", help="names in the table; default all")
+    missing.add_argument(
+        "--constant-rate", action="store_true", help="a learning rate that does not fall"
+    )
     missing.set_defaults(function=study_commands.missing)
 
     smoothing = subparsers.add_parser(
@@ -218,6 +222,9 @@ def _parser() -> argparse.ArgumentParser:
     trees = subparsers.add_parser("trees", help="train networks on Tree-NeighborsMatch")
     _add_study(trees, "trees of a depth, for example trees-4")
     trees.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    trees.add_argument(
+        "--architectures", nargs="+", help="gcn, gin, ggnn or gat; default all, with all norms"
+    )
     trees.add_argument("--passes", type=_positive, default=500, help="over the training examples")
     trees.add_argument(
         "--passes-apart",

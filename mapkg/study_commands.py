@@ -4,8 +4,12 @@ They import what they need when they are called, as those of ``commands``.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def gradients(parsed: argparse.Namespace) -> int:
@@ -71,17 +75,21 @@ def missing(parsed: argparse.Namespace) -> int:
     import torch
 
     from mapkg.data import load
-    from mapkg.experiments.missing_features import LAYERS, missing_study
+    from mapkg.experiments.missing_features import LAYERS, MODELS, missing_study
     from mapkg.train_nodes import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
+    schedule = Schedule(epochs=parsed.epochs)
+    if parsed.constant_rate:
+        schedule = replace(schedule, lr_patience=None)
     missing_study(
         load(parsed.dataset),
+        _chosen("--models", parsed.models, MODELS),
         rates=parsed.rates,
         layers=parsed.layers or LAYERS,
         seeds=parsed.seeds,
-        schedule=Schedule(epochs=parsed.epochs),
+        schedule=schedule,
         prefix=parsed.output,
     )
     return 0
@@ -136,13 +144,15 @@ def trees(parsed: argparse.Namespace) -> int:
     import torch
 
     from mapkg.data import load
-    from mapkg.experiments.trees import tree_study
+    from mapkg.experiments.trees import TITLES, VARIANTS, tree_study
     from mapkg.train_trees import TreeSchedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
+    architectures = _chosen("--architectures", parsed.architectures, TITLES)
     tree_study(
         load(parsed.dataset),
+        [variant for variant in VARIANTS.values() if variant.architecture in architectures],
         seeds=parsed.seeds,
         schedule=TreeSchedule(
             passes=parsed.passes,
@@ -155,3 +165,11 @@ def trees(parsed: argparse.Namespace) -> int:
         prefix=parsed.output,
     )
     return 0
+
+
+def _chosen(option: str, names: Sequence[str] | None, known: Mapping[str, T]) -> dict[str, T]:
+    """What is known by these names, or all of it if there are none."""
+    wrong = [name for name in names or () if name not in known]
+    if wrong:
+        raise ValueError(f"{option}: expected some of {', '.join(known)}, got {wrong[0]!r}")
+    return {name: known[name] for name in names or known}

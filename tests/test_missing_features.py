@@ -106,6 +106,12 @@ def test_the_command_takes_rates_and_layers(tmp_path, capsys, same_number_of_thr
     runs = pd.read_csv(f"{prefix}_runs.csv.gz")
     assert runs["model"].tolist() == list(MODELS)
     assert set(runs["rate"]) == {1.0} and set(runs["num_layers"]) == {1}
+    some = [*settings, "--epochs", "1", "--models", "GCN", "GAT", "--constant-rate"]
+    assert main(["missing", *some, "-o", str(tmp_path / "some")]) == 0
+    runs = pd.read_csv(tmp_path / "some_runs.csv.gz")
+    assert runs["model"].tolist() == ["GCN", "GAT"] and runs["lr_patience"].isna().all()
+    assert main(["missing", *settings, "--models", "MLP", "-o", str(prefix)]) != 0
+    assert "--models: expected some of GCN, GGNN," in capsys.readouterr().err
     assert main(["missing", *settings, "--rates", "2", "-o", str(prefix)]) != 0
     assert "rate: expected a share in [0, 1], got 2" in capsys.readouterr().err
 

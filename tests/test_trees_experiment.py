@@ -60,6 +60,15 @@ def test_the_command_writes_what_the_study_gives(trees, tmp_path, same_number_of
     assert runs["norm"].fillna("none").tolist() == expected["norm"].tolist()
 
 
+def test_the_command_trains_the_architectures_it_is_told(trees, tmp_path, same_number_of_threads):
+    prefix = tmp_path / "some"
+    settings = ["--dataset", "trees-2", "--seeds", "0", "--passes", "1", "--threads", "1"]
+    names = ["--architectures", "ggnn", "gat"]
+    assert main(["trees", *settings, *names, "-o", str(prefix)]) == 0
+    runs = pd.read_csv(f"{prefix}_runs.csv.gz")
+    assert runs["architecture"].tolist() == ["ggnn"] * 3 + ["gat"] * 6
+
+
 def test_what_are_no_trees_is_refused(papers):
     with pytest.raises(ValueError, match=r"expected trees, as load.* got synthetic citation graph"):
         tree_study(papers)
