@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from mapkg.plots.style import panel_grid
+from mapkg.plots.style import panel_grid, seed_band, seed_means
 
 RAW_COLOUR, NORMALISED_COLOUR = "#E76F51", "#264653"
 
@@ -99,9 +99,7 @@ def largest_gradients(gradients: pd.DataFrame, ax: Axes, *, kind: str = "weights
         of_variant = rows[rows["variant"] == variant]
         largest = of_variant.groupby(["epoch", "seed"])["norm"].max().unstack()
         largest = largest[np.isfinite(largest).all(axis=1)]
-        ax.plot(largest.index, largest.median(axis=1), color=colour, lw=1.4, label=variant)
-        band = dict(color=colour, alpha=0.2, lw=0)
-        ax.fill_between(largest.index, largest.min(axis=1), largest.max(axis=1), **band)
+        seed_band(ax, largest, colour, variant)
     ax.set(yscale="log", xlabel="step", ylabel="largest gradient norm of any layer")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -137,10 +135,7 @@ def loss_by_depth(
         of_variant = curves[curves["variant"] == variant]
         for depth, rows in of_variant.groupby("num_layers"):
             losses = rows.groupby(["epoch", "seed"])["train_loss"].first().unstack()
-            look = dict(color=colours[depth], lw=1.2, label=f"{depth} layer{'s' * (depth > 1)}")
-            ax.plot(losses.index, losses.median(axis=1), **look)
-            band = dict(color=colours[depth], alpha=0.15, lw=0)
-            ax.fill_between(losses.index, losses.min(axis=1), losses.max(axis=1), **band)
+            seed_band(ax, losses, colours[depth], f"{depth} layer{'s' * (depth > 1)}", lw=1.2)
         ax.set(yscale="log", title=title)
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
@@ -180,11 +175,7 @@ def by_depth(
     for row, value in zip(axes, values, strict=True):
         for ax, name in zip(row, panels, strict=True):
             for variant, rows in runs[runs[panel] == name].groupby("variant", sort=False):
-                found = rows.groupby("num_layers")[value].agg(["mean", "min", "max"])
-                ends = [found["mean"] - found["min"], found["max"] - found["mean"]]
-                ends = [end.clip(lower=0) for end in ends]  # a mean of equals may be off by an ulp
-                look = dict(color=colours[variant], lw=1.3, marker="o", ms=3.5, capsize=2)
-                ax.errorbar(found.index, found["mean"], yerr=ends, label=variant, **look)
+                seed_means(ax, rows.set_index("num_layers")[value], colours[variant], variant)
         row[0].set_ylabel(titles[value])
     for ax, name in zip(axes[0], panels, strict=True):
         ax.set_title(name)

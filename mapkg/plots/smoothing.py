@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from torch import Tensor
 
+from mapkg.plots.style import panel_grid, seed_band
+
 FEATURES, ERRORS = "features", "errors"
 _TITLES = {FEATURES: "features, forward", ERRORS: "errors, backward"}
 
@@ -104,34 +106,26 @@ def losses_in_training(table: pd.DataFrame, *, bottom: float = 1e-3) -> Figure:
     variants = list(table["variant"].unique())
     depths = sorted(table["num_layers"].unique())
     colours = dict(zip(depths, sns.color_palette("viridis", len(depths)), strict=True))
-    figure, axes = plt.subplots(
-        1,
-        len(variants),
-        figsize=(1.2 + 3.4 * len(variants), 3.2),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+    figure = panel_grid(
+        len(variants), len(variants), size=(3.4, 3.2), margin=(1.2, 0.0), sharey=True
     )
+    axes = figure.axes
     shares = table.assign(share=table["loss"] / table["constant_loss"])
-    for ax, variant in zip(axes[0], variants, strict=True):
+    for ax, variant in zip(axes, variants, strict=True):
         for depth, rows in shares[shares["variant"] == variant].groupby("num_layers"):
             _band(ax, rows, "step", "share", colours[depth], f"{depth}")
         ax.axhline(1, color="black", lw=0.8, ls=":")
         ax.set(yscale="log", title=variant, xlabel="step")
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
-    axes[0, 0].set_ylim(bottom=max(axes[0, 0].get_ylim()[0], bottom))
-    axes[0, 0].set_ylabel("loss over that of a constant")
-    axes[0, -1].legend(title="hidden layers", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[0].set_ylim(bottom=max(axes[0].get_ylim()[0], bottom))
+    axes[0].set_ylabel("loss over that of a constant")
+    axes[-1].legend(title="hidden layers", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def _band(
     ax: Axes, rows: pd.DataFrame, x: str, y: str, colour: object, label: str, **look: object
 ) -> None:
-    """The median over seeds, in a band from the least to the greatest."""
     by_seed = rows.groupby([x, "seed"])[y].first().unstack()
-    look = dict(color=colour, lw=1.4, ms=4, label=label) | look
-    ax.plot(by_seed.index, by_seed.median(axis=1), **look)
-    band = dict(color=colour, alpha=0.2, lw=0)
-    ax.fill_between(by_seed.index, by_seed.min(axis=1), by_seed.max(axis=1), **band)
+    seed_band(ax, by_seed, colour, label, ms=4, **look)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mapkg.plots.style import panel_grid
+from mapkg.plots.style import legend_once, panel_grid, seed_band, seed_means
 
 ASKED_COLOUR, OTHER_COLOUR = "#E76F51", "#B8C4CC"
 _PUBLISHED = dict(color="black", ls="--", lw=1.2, marker="D", ms=4, mfc="white", label="published")
@@ -66,24 +65,15 @@ def tree_accuracy(
     """
     panels, variants = list(runs["panel"].unique()), list(runs["variant"].unique())
     colours = dict(zip(variants, sns.color_palette("colorblind", len(variants)), strict=True))
-    figure, axes = plt.subplots(
-        1,
-        len(panels),
-        figsize=(1.2 + 2.5 * len(panels), 3.5),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
+    size, margin = (2.5, 2.6), (1.2, 0.9)
+    figure = panel_grid(
+        len(panels), len(panels), size=size, margin=margin, sharex=True, sharey=True
     )
     depths = sorted(runs["depth"].unique())
-    for ax, panel in zip(axes[0], panels, strict=True):
+    for ax, panel in zip(figure.axes, panels, strict=True):
         of_panel = runs[runs["panel"] == panel]
         for variant, rows in of_panel.groupby("variant", sort=False):
-            found = rows.groupby("depth")[value].agg(["mean", "min", "max"])
-            ends = [found["mean"] - found["min"], found["max"] - found["mean"]]
-            ends = [end.clip(lower=0) for end in ends]  # a mean of equals may be off by an ulp
-            look = dict(color=colours[variant], lw=1.3, marker="o", ms=3.5, capsize=2)
-            ax.errorbar(found.index, found["mean"], yerr=ends, label=variant, **look)
+            seed_means(ax, rows.set_index("depth")[value], colours[variant], variant)
         known = dict(enumerate(published.get(of_panel["architecture"].iloc[0], ()), start=2))
         known = {depth: known[depth] for depth in depths if depth in known}
         if known:
@@ -91,15 +81,9 @@ def tree_accuracy(
         chance = [1 / 2**depth for depth in depths]
         ax.plot(depths, chance, color="grey", ls=":", lw=1.2, label="chance")
         ax.set(title=panel, xlabel="depth of the tree", xticks=depths, ylim=(0, 1.05))
-    axes[0, 0].set_ylabel("accuracy")
-    labelled = {}
-    for ax in axes[0]:
-        handles, labels = ax.get_legend_handles_labels()
-        labelled |= dict(zip(labels, handles, strict=True))
-    last = [name for name in ("published", "chance") if name in labelled]
-    order = [*(name for name in labelled if name not in last), *last]
-    handles = [labelled[name] for name in order]
-    figure.legend(handles, order, loc="outside lower center", ncols=4)
+    figure.axes[0].set_ylabel("accuracy")
+    last = ("published", "chance")
+    legend_once(figure, last=last, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -122,15 +106,9 @@ def tree_curves(curves: pd.DataFrame, *, columns: int = 4) -> Figure:
         rows = curves[curves["panel"] == panel]
         for variant, own in rows.groupby("variant", sort=False):
             wide = own.pivot(index="passes", columns="seed", values="train_accuracy").dropna()
-            ax.plot(wide.index, wide.median(axis=1), color=colours[variant], lw=1.3, label=variant)
-            band = dict(color=colours[variant], alpha=0.2, lw=0)
-            ax.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), **band)
+            seed_band(ax, wide, colours[variant], variant)
         ax.set(title=panel, ylim=(0, 1.05))
     figure.supxlabel("passes over the training examples", fontsize="medium")
     figure.supylabel("training accuracy", fontsize="medium")
-    labelled = {}
-    for ax in figure.axes:
-        handles, labels = ax.get_legend_handles_labels()
-        labelled |= dict(zip(labels, handles, strict=True))
-    figure.legend(labelled.values(), labelled, loc="outside right upper")
+    legend_once(figure, loc="outside right upper")
     return figure
