@@ -41,6 +41,13 @@ TINY = {
         "edited_graphs": 8,
         "resamples": 10,
     },
+    "11_explicit_bias": {
+        "graphs": 2,
+        "network_seed": 1,
+        "term_seed": 1,
+        "scale": 0.5,
+        "threshold": 500.0,
+    },
     "20_attention_is_not_lipschitz": {"points": 2, "layer_points": 1, "scales": [1.0, 10.0]},
     "21_gradient_explosion": {
         "epochs": 2,
