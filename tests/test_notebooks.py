@@ -65,6 +65,17 @@ TINY = {
         "heads": 2,
         "seeds": [1, 2],
     },
+    "23_trees": {
+        "depth": 3,
+        "passes": 2,
+        "norms": ["pair", "lipschitz"],
+        "scale": 2.0,
+        "batch_size": 1024,
+        "seeds": [1],
+        "scales": [2.0],
+        "shown_depth": 3,
+        "example": 0,
+    },
     "25_backward_oversmoothing": {
         "num_layers": 6,
         "hidden_channels": 8,
@@ -154,7 +165,8 @@ def test_what_it_reads_is_declared(path):
     reads = json.loads(path.read_text())["metadata"]["mapkg"]["reads"]
     assert all((REPOSITORY / name).exists() for name in reads)
     code = "\n".join(cell.source for cell in cells(path, "code"))
-    if "load(" in code and '"citation"' not in code:  # which is drawn, not read
+    is_drawn = '"citation"' in code or '"trees-' in code
+    if "load(" in code and not is_drawn:
         assert "data/molecules" in reads
     if "read_emergence" in code:
         assert "data/results" in reads

@@ -105,9 +105,9 @@ def test_tables_of_depths_are_read_as_one(tmp_path):
     for depth, rows in runs.groupby("depth"):
         rows.to_csv(tmp_path / f"trees_{depth}_runs.csv.gz", index=False)
         rows.assign(passes=10).to_csv(tmp_path / f"trees_{depth}_curves.csv.gz", index=False)
-    study = read_trees(tmp_path, [2, 4])
+    study = read_trees(tmp_path, ["trees_2", "trees_4"])
     assert len(study.runs) == len(study.curves) == len(runs)
     assert set(study.runs["variant"]) == {"no norm", "LipschitzNorm, f = 4"}
     assert set(study.curves["panel"]) == {"GAT"}
     with pytest.raises(FileNotFoundError, match="trees_3"):
-        read_trees(tmp_path, [3])
+        read_trees(tmp_path, ["trees_3"])

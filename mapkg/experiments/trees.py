@@ -137,24 +137,24 @@ def tree_study(
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
-DEPTHS = (2, 3, 4, 5)
-"""Depths of the tracked studies."""
+STUDIES = ("trees_2", *(f"trees_{depth}{end}" for depth in (3, 4, 5) for end in ("", "_ggnn")))
+"""Tracked studies, by the prefix of their files. From depth 3 on GGNN has its own learning rate."""
 
 
-def read_trees(folder: Path | str, depths: Sequence[int] = DEPTHS) -> Study:
+def read_trees(folder: Path | str, studies: Sequence[str] = STUDIES) -> Study:
     """Tracked studies of trees as one, with ``panel``, the architecture's title, and ``variant``.
 
     Args:
-        folder: where their tables are, ``trees_DEPTH_runs.csv.gz`` and so on.
-        depths: which ones.
+        folder: where their tables are.
+        studies: prefixes of their files.
 
     Raises:
         FileNotFoundError: if a table is missing.
     """
     parts: dict[str, list[pd.DataFrame]] = {"runs": [], "curves": []}
-    for depth in depths:
+    for study in studies:
         for name, tables in parts.items():
-            path = Path(folder) / f"trees_{depth}_{name}.csv.gz"
+            path = Path(folder) / f"{study}_{name}.csv.gz"
             tables.append(titled(pd.read_csv(path, keep_default_na=False)))
     return Study(**{name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()})
 
