@@ -76,6 +76,17 @@ TINY = {
         "shown_depth": 3,
         "example": 0,
     },
+    "24_missing_features": {
+        "rates": [0.25],
+        "models": ["GGNN", "GAT-Pn"],
+        "layers": [1],
+        "epochs": 2,
+        "seeds": [1, 2],
+        "hidden_channels": 4,
+        "heads": 2,
+        "lr": 0.01,
+        "shown_rate": 0.0,
+    },
     "25_backward_oversmoothing": {
         "num_layers": 6,
         "hidden_channels": 8,

@@ -350,4 +350,5 @@ def by_depth_table(
         return f"{shown[0]} ({ends})" if has_median else ends
 
     wide = runs.groupby(["variant", "num_layers"], sort=False)[value].agg(cell).unstack()
-    return wide.reindex(runs["variant"].unique()).rename_axis(columns="layers")
+    wide = wide.sort_index(axis="columns").reindex(runs["variant"].unique())
+    return wide.rename_axis(columns="layers")

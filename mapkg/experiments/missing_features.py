@@ -115,6 +115,9 @@ def missing_study(
 STUDIES = ("missing_cora", "missing_citeseer", "missing_pubmed")
 """Tracked studies, by the prefix of their files."""
 
+CONSTANT = ("missing_cora_constant", "missing_pubmed_constant")
+"""Those at a rate that does not fall, of some networks and layers."""
+
 
 def read_missing(folder: Path | str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
     """The runs of tracked studies as one table, data sets by the names of the published one.

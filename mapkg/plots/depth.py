@@ -183,7 +183,9 @@ def by_depth(
         ax.set_xlabel("layers")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(panels))
+    )
     return figure
 
 
