@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -43,7 +43,6 @@ def depth(parsed: argparse.Namespace) -> int:
 
     from mapkg.data import load
     from mapkg.experiments.depth import DEPTHS, Variant, depth_study
-    from mapkg.train_nodes import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
@@ -56,15 +55,12 @@ def depth(parsed: argparse.Namespace) -> int:
         except ValueError:
             raise ValueError(f"--norms {text}: expected NORM or NORM=SCALE") from None
         variants.append(Variant(norm=norm, scale=number, heads=parsed.heads, **settings))
-    schedule = Schedule(epochs=parsed.epochs)
-    if parsed.constant_rate:
-        schedule = replace(schedule, lr_patience=None)
     depth_study(
         load(parsed.dataset),
         variants,
         depths=parsed.layers or DEPTHS,
         seeds=parsed.seeds,
-        schedule=schedule,
+        schedule=_schedule(parsed),
         prefix=parsed.output,
     )
     return 0
@@ -76,20 +72,16 @@ def missing(parsed: argparse.Namespace) -> int:
 
     from mapkg.data import load
     from mapkg.experiments.missing_features import LAYERS, MODELS, missing_study
-    from mapkg.train_nodes import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
-    schedule = Schedule(epochs=parsed.epochs)
-    if parsed.constant_rate:
-        schedule = replace(schedule, lr_patience=None)
     missing_study(
         load(parsed.dataset),
         _chosen("--models", parsed.models, MODELS),
         rates=parsed.rates,
         layers=parsed.layers or LAYERS,
         seeds=parsed.seeds,
-        schedule=schedule,
+        schedule=_schedule(parsed),
         prefix=parsed.output,
     )
     return 0
@@ -165,6 +157,14 @@ def trees(parsed: argparse.Namespace) -> int:
         prefix=parsed.output,
     )
     return 0
+
+
+def _schedule(parsed: argparse.Namespace) -> Any:
+    """The published schedule, or with ``--constant-rate`` one whose rate does not fall."""
+    from mapkg.train_nodes import Schedule
+
+    schedule = Schedule(epochs=parsed.epochs)
+    return replace(schedule, lr_patience=None) if parsed.constant_rate else schedule
 
 
 def _chosen(option: str, names: Sequence[str] | None, known: Mapping[str, T]) -> dict[str, T]:

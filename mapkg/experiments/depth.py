@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from mapkg.data import Splits
-from mapkg.experiments.studies import Result, Study, run_study
+from mapkg.experiments.studies import Result, Study, read_tables, run_study
 from mapkg.models.deep import DeepNetwork, deep_network
 from mapkg.provenance import commit, versions
 from mapkg.train_nodes import NodeFit, Schedule, fit_nodes
@@ -302,12 +302,10 @@ def read_depth(folder: Path | str, studies: Mapping[str, str] = STUDIES) -> Stud
     Raises:
         FileNotFoundError: if a table is missing.
     """
-    parts: dict[str, list[pd.DataFrame]] = {"runs": [], "curves": []}
-    for prefix, title in studies.items():
-        for name, tables in parts.items():
-            table = pd.read_csv(Path(folder) / f"{prefix}_{name}.csv.gz", keep_default_na=False)
-            tables.append(named(table.assign(panel=title)))
-    return Study(**{name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()})
+    tables = {name: read_tables(folder, studies, name) for name in ("runs", "curves")}
+    return Study(
+        **{name: named(t.assign(panel=t["study"].map(studies))) for name, t in tables.items()}
+    )
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:

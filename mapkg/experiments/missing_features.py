@@ -11,7 +11,7 @@ import pandas as pd
 
 from mapkg.data import Splits
 from mapkg.experiments.depth import Variant, fit_summary
-from mapkg.experiments.studies import Result, Study, run_study
+from mapkg.experiments.studies import Result, Study, read_tables, run_study
 from mapkg.train_nodes import Schedule, fit_nodes, hide_features
 
 MODELS = {
@@ -132,10 +132,8 @@ def read_missing(folder: Path | str, studies: Sequence[str] = STUDIES) -> pd.Dat
     Raises:
         FileNotFoundError: if a table is missing.
     """
-    paths = [Path(folder) / f"{prefix}_runs.csv.gz" for prefix in studies]
-    runs = pd.concat([pd.read_csv(path, keep_default_na=False) for path in paths])
-    titles = runs["dataset"].str.removesuffix(", features missing")
-    return runs.assign(dataset=titles).reset_index(drop=True)
+    runs = read_tables(folder, studies, "runs")
+    return runs.assign(dataset=runs["dataset"].str.removesuffix(", features missing"))
 
 
 CHOICES = {

@@ -10,7 +10,7 @@ import torch
 
 from mapkg.data import Splits
 from mapkg.experiments.depth import by_depth_table, named
-from mapkg.experiments.studies import Result, Study, run_study
+from mapkg.experiments.studies import Result, Study, read_tables, run_study
 from mapkg.models.trees import TreeNetwork, tree_network
 from mapkg.train_trees import TreeSchedule, fit_trees
 
@@ -151,12 +151,9 @@ def read_trees(folder: Path | str, studies: Sequence[str] = STUDIES) -> Study:
     Raises:
         FileNotFoundError: if a table is missing.
     """
-    parts: dict[str, list[pd.DataFrame]] = {"runs": [], "curves": []}
-    for study in studies:
-        for name, tables in parts.items():
-            path = Path(folder) / f"{study}_{name}.csv.gz"
-            tables.append(titled(pd.read_csv(path, keep_default_na=False)))
-    return Study(**{name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()})
+    return Study(
+        **{name: titled(read_tables(folder, studies, name)) for name in ("runs", "curves")}
+    )
 
 
 def titled(table: pd.DataFrame) -> pd.DataFrame:

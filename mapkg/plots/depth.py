@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from mapkg.plots.style import panel_grid, seed_band, seed_means
+from mapkg.plots.style import legend_once, panel_grid, seed_band, seed_means
 
 RAW_COLOUR, NORMALISED_COLOUR = "#E76F51", "#264653"
 
@@ -149,7 +149,12 @@ def loss_by_depth(
 
 
 def by_depth(
-    runs: pd.DataFrame, values: Sequence[str], titles: Mapping[str, str], *, panel: str = "panel"
+    runs: pd.DataFrame,
+    values: Sequence[str],
+    titles: Mapping[str, str],
+    *,
+    panel: str = "panel",
+    variants: Sequence[str] | None = None,
 ) -> Figure:
     """Values against the number of layers, a line per variant, a row of panels per value.
 
@@ -160,8 +165,11 @@ def by_depth(
         values: columns to draw.
         titles: from column to the label of its axis.
         panel: column whose values are the columns of panels.
+        variants: colours are given out in this order, so that figures of some of them have the
+            same colours; None means those of ``runs``.
     """
-    panels, variants = list(runs[panel].unique()), list(runs["variant"].unique())
+    panels = list(runs[panel].unique())
+    variants = list(runs["variant"].unique()) if variants is None else variants
     colours = dict(zip(variants, _colours(variants), strict=True))
     figure, axes = plt.subplots(
         len(values),
@@ -182,10 +190,8 @@ def by_depth(
     for ax in axes[-1]:
         ax.set_xlabel("layers")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(panels))
-    )
+    drawn = runs["variant"].nunique()
+    legend_once(figure, loc="outside lower center", ncols=min(drawn, 2 * len(panels)))
     return figure
 
 
