@@ -109,6 +109,16 @@ def test_at_a_constant_rate_lipschitz_norm_goes_on_where_gat_fails(runs, constan
         assert normalised.loc[layers].mean() - plain.loc[layers].mean() > 20
 
 
+def test_nine_layers_are_slow_and_gain_most(runs, constant):
+    on_cora = constant[constant["dataset"] == "Cora"]
+    nine = on_cora[on_cora["num_layers"] == 9]
+    assert len(nine) == 15 and (nine["best_epoch"] > 100).all()
+    falling, steady = (accuracies(t).median(axis="columns") for t in (runs, constant))
+    gain = (steady - falling).dropna().unstack("num_layers")
+    mean = gain.mean()
+    assert mean.idxmax() == 9 and (gain[9] > 9).all()
+
+
 def test_best_against_best_it_is_ahead_by_less_than_a_deviation(constant):
     found = best_layers(constant[constant["dataset"] == "Cora"]).set_index("model")
     assert found["num_layers"].to_dict() == {"GAT": 6, "GAT-Pn": 4, "GAT-Lip": 9}
