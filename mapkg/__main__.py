@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     attack.add_argument(
         "--places",
         action="store_true",
-        help="where massive activations are, and controls, in place of everywhere",
+        help="also noise on edges that have massive activations alone, and controls",
     )
     attack.add_argument(
         "--kinds",

@@ -123,11 +123,7 @@ def attack(parsed: argparse.Namespace) -> int:
     """Disturb the embeddings of finished runs."""
     from mapkg.experiments.robustness import USUAL, attack_run
 
-    if parsed.places and parsed.kinds:
-        raise ValueError("--places and --kinds: expected one of them; noise is there or everywhere")
-    settings = dict(graphs=parsed.graphs, places=parsed.places)
-    if not parsed.places:
-        settings["kinds"] = parsed.kinds or USUAL
+    settings = dict(graphs=parsed.graphs, places=parsed.places, kinds=parsed.kinds or USUAL)
     return _join(_of_each_run(parsed, attack_run, **settings), parsed.output)
 
 

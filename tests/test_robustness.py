@@ -100,6 +100,8 @@ def test_a_finished_run_is_attacked_on_the_first_validation_graphs(molecules, tm
     assert set(found["seed"]) == {4}
     assert set(found["epochs"]) == {1}
     assert set(found["explicit_bias"]) == {"none"}
+    also = attack_run(tmp_path, molecules, graphs=5, places=True, threshold=20.0, **settings)
+    assert also["kind"].unique().tolist() == ["own", *PLACES]
     model, _ = checkpoint.load(tmp_path / "best")
     settings.pop("kinds")
     expected = attack(model.eval(), molecules.val[:5], centred=True, **settings)

@@ -60,8 +60,8 @@ ATTACKED = {
 """Tracked attacks everywhere, from names of files to network and arm. GT's published term is the
 intended one."""
 
-PLACED = {f"{model.lower()}_zinc": (f"{model}, ZINC", ARMS["none"]) for model in MODELS}
-"""Tracked attacks on places, of networks of the grid, which are trained for longer."""
+PLACED = {f"{model.lower()}_zinc_none": (f"{model}, ZINC", ARMS["none"]) for model in MODELS}
+"""Tracked attacks on ``PLACES``, too."""
 
 
 def attack_network(
@@ -136,7 +136,7 @@ def attack_run(
         folder: what ``emergence`` wrote.
         splits: the data it was trained on.
         graphs: how many graphs.
-        places: whether the places of ``PLACES`` are attacked, in place of noise everywhere.
+        places: whether noise also attacks each of ``PLACES`` alone.
         **settings: further arguments of ``attack_network``, for example ``kinds``.
 
     Returns:
@@ -148,8 +148,7 @@ def attack_run(
     """
     model, config, origin = read_network(folder, splits)
     chosen = list(splits.val[:graphs])
-    what = dict(kinds=(), places=PLACES) if places else {}
-    table = attack_network(model, config, chosen, **what | settings)
+    table = attack_network(model, config, chosen, places=PLACES if places else (), **settings)
     return table.assign(graphs=len(chosen), **origin)
 
 
