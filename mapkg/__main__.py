@@ -130,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     idle.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
     idle.set_defaults(function=commands.idle)
 
+    sink = subparsers.add_parser(
+        "sink", help="see how much attention finished runs with a sink give to it"
+    )
+    _add_runs(sink)
+    sink.add_argument("-o", "--output", type=Path, required=True, help="a .csv.gz file")
+    sink.set_defaults(function=commands.sink)
+
     attack = subparsers.add_parser("attack", help="disturb the embeddings of finished runs")
     _add_runs(attack)
     attack.add_argument(

@@ -119,6 +119,13 @@ def idle(parsed: argparse.Namespace) -> int:
     return _join(_of_each_run(parsed, idle_term_of_run), parsed.output)
 
 
+def sink(parsed: argparse.Namespace) -> int:
+    """See how much attention finished runs give to their sink."""
+    from mapkg.experiments.explicit_bias import weight_on_sink_of_run
+
+    return _join(_of_each_run(parsed, weight_on_sink_of_run), parsed.output)
+
+
 def attack(parsed: argparse.Namespace) -> int:
     """Disturb the embeddings of finished runs."""
     from mapkg.experiments.robustness import USUAL, attack_run

@@ -15,6 +15,8 @@ from mapkg.experiments.explicit_bias import (
     idle_term,
     idle_term_of_run,
     readings,
+    weight_on_sink,
+    weight_on_sink_of_run,
     with_idle_term,
 )
 from mapkg.models import build
@@ -146,3 +148,49 @@ def test_a_finished_run_is_given_an_idle_term(molecules, tmp_path, capsys):
     path = tmp_path / "idle.csv.gz"
     assert main(["idle", str(tmp_path), "--dataset", "moses", "-o", str(path)]) == 0
     assert path.is_file()
+
+
+def test_the_weight_on_the_sink_is_what_a_loop_over_nodes_finds(molecules):
+    model, _ = network(explicit_bias="sink")
+    found = weight_on_sink(model, molecules.test, batch_size=5).set_index(["layer", "neighbours"])
+    shares = {}
+    for graph in molecules.test:
+        x = model.node_embedding(graph.x)
+        edge = model.edge_embedding(graph.edge_attr)
+        for number, layer in enumerate(model.layers):
+            attention = layer.attention
+            query = attention.query(x).unflatten(-1, (4, 4)) / 2
+            key, gate = (
+                m(v).unflatten(-1, (4, 4)) for m, v in ((attention.key, x), (attention.edge, edge))
+            )
+            for node in range(graph.num_nodes):
+                at = (graph.edge_index[1] == node).nonzero().flatten()
+                score = key[graph.edge_index[0, at]] * query[node] * gate[at]
+                neighbours = score.sum(-1).clamp(-5, 5).exp().sum(0)
+                sink = (query[node] * attention.key_term).sum(-1).clamp(max=5).exp()
+                shares.setdefault((number, len(at)), []).append(sink / (sink + neighbours))
+            x, edge = layer(x, graph.edge_index, edge)
+    assert {*found.index} == {key for key in shares if key[1] > 0}
+    for key, row in found.iterrows():
+        heads = torch.stack(shares[key]).mean(0)
+        assert row["nodes"] == len(shares[key])
+        assert row["share"] == pytest.approx(heads.mean().item(), abs=1e-5)
+        assert row["least_head"] == pytest.approx(heads.min().item(), abs=1e-5)
+        assert row["most_head"] == pytest.approx(heads.max().item(), abs=1e-5)
+
+
+def test_a_finished_run_with_a_sink_shows_its_weight(molecules, tmp_path, capsys):
+    config = CONFIGS["SAN-ZINC"].replace(max_epochs=1, explicit_bias="sink", **SMALL)
+    emergence(config, molecules, name="SAN-ZINC", folder=tmp_path, progress=False, seed=4)
+    found = weight_on_sink_of_run(tmp_path, molecules)
+    assert set(found["seed"]) == {4} and set(found["explicit_bias"]) == {"sink"}
+    path = tmp_path / "sink.csv.gz"
+    assert main(["sink", str(tmp_path), "--dataset", "moses", "-o", str(path)]) == 0
+    assert path.is_file()
+
+
+def test_without_a_sink_or_a_graph_there_is_no_weight_on_it(molecules):
+    with pytest.raises(ValueError, match="expected layers with a sink, but layer 0 has none"):
+        weight_on_sink(network()[0], molecules.test)
+    with pytest.raises(ValueError, match="expected one or more to look at"):
+        weight_on_sink(network(explicit_bias="sink")[0], [])

@@ -185,6 +185,10 @@ def test_networks_with_a_remedy_become_compact_tables(dry_run):
     assert {(str(run.output), run.dataset) for run in found["idle"]} == {
         (f"data/results/idle_{model}_zinc.csv.gz", "zinc") for model in ("gt", "graphit", "san")
     }
+    assert {(str(run.output), run.dataset) for run in found["sink"]} == {
+        (f"data/results/sink_{model}_zinc_sink.csv.gz", "zinc")
+        for model in ("gt", "graphit", "san")
+    }
     attacked = {
         (str(run.output), run.dataset, run.graphs, run.places, len(run.folders))
         for run in found["attack"]

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
+from torch_geometric.utils import scatter
 
 from mapkg import hooks
 from mapkg.configs import Config
@@ -174,6 +175,75 @@ def idle_term_of_run(folder: Path | str, splits: Splits, *, seed: int = 0) -> pd
     """
     model, config, origin = read_network(folder, splits)
     return idle_term(model, config, splits.test, seed=seed).assign(**origin)
+
+
+@torch.no_grad()
+def weight_on_sink(
+    model: GraphNetwork, graphs: Sequence[Data], *, batch_size: int = 128
+) -> pd.DataFrame:
+    """How much of its attention a node gives to the sink, by its number of neighbours.
+
+    The weights of a node and of its sink add up to 1, but for the small number in the denominator,
+    so that what the neighbours lack is the sink's. A softmax without a sink cannot tell one
+    neighbour from two alike; with one, two take more from the sink.
+
+    Args:
+        model: in evaluation mode, with layers of ``EdgeAttention`` that have a sink.
+        graphs: what it is given.
+        batch_size: graphs per forward pass.
+
+    Returns:
+        A row per layer and number of ``neighbours`` (1 or more). Columns are ``nodes``, how many
+        have so many; ``share``, the weight of the sink, mean over these nodes and over heads; and
+        ``least_head`` and ``most_head``, the mean over nodes of the heads that have least and most.
+
+    Raises:
+        ValueError: if there is no graph, or a layer has no sink.
+    """
+    for number, layer in enumerate(model.layers):
+        attention = getattr(layer, "attention", None)
+        if getattr(attention, "explicit_bias", None) != "sink":
+            raise ValueError(f"model: expected layers with a sink, but layer {number} has none")
+    if len(graphs) == 0:
+        raise ValueError("graphs: expected one or more to look at, got none")
+    found = []
+    for batch in batches(graphs, batch_size):
+        with hooks.record(model, "layers.*.attention.attention_weight") as seen:
+            predict(model, batch)
+        target = batch.edge_index[1]
+        neighbours = torch.bincount(target, minlength=batch.num_nodes)
+        for layer, (weight,) in enumerate(seen.values()):
+            share = 1 - scatter(weight.double(), target, dim_size=batch.num_nodes)  # [N, H]
+            table = pd.DataFrame(share.numpy()).assign(layer=layer, neighbours=neighbours.numpy())
+            found.append(table[table["neighbours"] > 0])
+    by_neighbours = pd.concat(found).groupby(["layer", "neighbours"])
+    heads = by_neighbours.mean()  # a column per head
+    return pd.DataFrame(
+        {
+            "nodes": by_neighbours.size(),
+            "share": heads.mean(axis=1),
+            "least_head": heads.min(axis=1),
+            "most_head": heads.max(axis=1),
+        }
+    ).reset_index()
+
+
+def weight_on_sink_of_run(folder: Path | str, splits: Splits) -> pd.DataFrame:
+    """``weight_on_sink`` of the best weights of a finished run, on the test split.
+
+    Args:
+        folder: what ``emergence`` wrote.
+        splits: the data it was trained on.
+
+    Returns:
+        The rows with where they come from; ``seed`` is that of the training.
+
+    Raises:
+        FileNotFoundError: if the run is not finished.
+        ValueError: if the network was trained on other data, or has no sink.
+    """
+    model, config, origin = read_network(folder, splits)
+    return weight_on_sink(model, splits.test, batch_size=config.batch_size).assign(**origin)
 
 
 def _inputs(model: GraphNetwork, graphs: Sequence[Data]) -> Iterator[_Inputs]:
