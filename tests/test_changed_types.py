@@ -23,6 +23,7 @@ from mapkg.experiments import emergence, read_emergence
 from mapkg.experiments.changed_types import (
     CHANGES,
     SHARES,
+    count_neighbours,
     join_global_node,
     shuffle_types,
     split_types,
@@ -34,7 +35,7 @@ from mapkg.models import build
 from mapkg.train import seed_all
 
 SPLITS = ("train", "val", "test")
-DRAWN = [name for name in CHANGES if not name.startswith("global")]
+DRAWN = [name for name in CHANGES if not name.startswith(("global", "neighbour"))]
 SIZES = {"hidden_channels": 32, "heads": 4, "num_layers": 2}
 SMALL = CONFIGS["GT-ZINC"].replace(**SIZES, batch_size=16)
 WITH_HUB = SMALL.replace(num_node_types=29, num_edge_types=6, unread_node_type=28)
@@ -141,7 +142,7 @@ def test_the_description_says_what_was_changed_and_names_every_type(splits, name
 
 def test_titles_tell_the_changes_apart(splits):
     titles = {change(splits, 0).description.title for change in CHANGES.values()}
-    assert len(titles) == len(CHANGES) == 7
+    assert len(titles) == len(CHANGES) == 8
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -170,7 +171,9 @@ def test_the_draw_depends_on_the_seed_alone(splits, name):
         assert not torch.equal(types(getattr(first, split)), types(getattr(other, split)))
 
 
-@pytest.mark.parametrize("change", [shuffle_types, uniform_types, split_types, join_global_node])
+@pytest.mark.parametrize(
+    "change", [shuffle_types, uniform_types, split_types, join_global_node, count_neighbours]
+)
 def test_targets_stay_unless_they_are_made_to_depend_on_a_type(splits, change):
     for graph, other in pairs(splits, change(splits, 0)):
         assert torch.equal(other.y, graph.y)
@@ -322,6 +325,27 @@ def test_the_informative_type_is_named_and_another_one_is_refused():
 
 
 # A node that is joined to all atoms.
+
+
+def test_the_neighbours_of_acetonitrile_by_hand():
+    changed = count_neighbours(of("CC#N"))
+    assert changed.test[0].x.tolist() == [28, 56, 2 + 28]  # of types 0, 0 and 2
+    assert changed.description.num_node_types == 28 * 3
+    assert changed.test[0].edge_type.tolist() == [1, 1, 3, 3]
+
+
+def test_node_and_neighbours_can_both_be_read_off_a_new_type_and_bonds_stay(splits):
+    changed = count_neighbours(splits)
+    most = changed.description.num_node_types // 28 - 1
+    assert most == 4
+    for graph, other in pairs(splits, changed):
+        assert torch.equal(other.x % 28, graph.x)
+        degree = torch.zeros_like(graph.x).index_add(
+            0, graph.edge_index[0], torch.ones_like(graph.edge_index[0])
+        )
+        assert torch.equal(other.x // 28, degree)
+        assert torch.equal(other.edge_index, graph.edge_index)
+        assert torch.equal(other.edge_type, graph.edge_type)
 
 
 def test_the_global_node_of_acetonitrile_by_hand():

@@ -21,7 +21,7 @@ from mapkg.data import load
 from mapkg.experiments import TABLES, fit_to_data
 from mapkg.experiments.changed_types import CHANGES
 from mapkg.experiments.grid import MODELS
-from mapkg.experiments.remedies import ARMS, OF_THE_GRID, OTHERS, SAME, SETTINGS
+from mapkg.experiments.remedies import ARMS, COUNTED, OF_THE_GRID, OTHERS, SAME, SETTINGS
 from mapkg.models.deep import NORMS
 
 WORKFLOW = REPOSITORY / "workflow"
@@ -221,7 +221,7 @@ def test_studies_of_deep_networks_are_made_apart_and_then_copied(dry_run):
 
 def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry_run):
     arms = {f"{m.lower()}_zinc_{arm}" for m in MODELS for arm in ARMS} - SAME.keys()
-    arms |= {f"san_zinc_{arm}" for arm in OTHERS}
+    arms |= {f"san_zinc_{arm}" for arm in (*OTHERS, *COUNTED)}
     arms |= {f"san_zinc50_{arm}" for arm in ("intended", "sink")}
     arms |= {
         f"{m.lower()}_{data}_{arm}"
@@ -241,7 +241,9 @@ def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry
         name = run.out.name.rpartition("-")[0]
         if name in REMEDIES:
             set_for_all = {"hidden_channels": 96} if name.startswith("gt_tox21") else {}
-            assert overrides(run.set) == SETTINGS[name.rpartition("_")[2]] | set_for_all
+            arm = name.rpartition("_")[2]
+            assert overrides(run.set) == SETTINGS[arm] | set_for_all
+            assert run.change == ("neighbour-count" if arm in COUNTED else None)
 
 
 def test_the_untrained_networks_are_those_that_are_trained(dry_run):

@@ -1,7 +1,7 @@
-"""Data sets whose edge types, or what depends on them, are changed before training.
+"""Data sets whose types, or what depends on them, are changed before training.
 
-Each function gives new splits and leaves its argument as it is; a type is drawn once for a bond,
-both directions alike, from the seed. ``CHANGES`` has them by name, as the command line does.
+Each function gives new splits and leaves its argument as it is; an edge type is drawn once for a
+bond, both directions alike, from the seed. ``CHANGES`` has them by name, as the command line does.
 """
 
 from collections.abc import Callable, Mapping
@@ -212,6 +212,44 @@ def join_global_node(
     )
 
 
+def count_neighbours(splits: Splits, seed: int = 0) -> Splits:
+    """The same graphs, with node types that also say how many neighbours a node has.
+
+    The new id is the old one plus the number of old ids times the number of neighbours. A mean
+    over neighbours, whatever its weights, cannot tell how many they are; here each node is told.
+
+    Args:
+        splits: molecules.
+        seed: not used; nothing is drawn here.
+
+    Raises:
+        ValueError: as ``join_global_node`` for data that are no molecules.
+    """
+    _whole_graphs(splits)
+    about = splits.description
+
+    def neighbours(graph: Data) -> Int[Tensor, " N"]:
+        return graph.edge_index[1].bincount(minlength=graph.num_nodes)
+
+    def counted(graph: Data) -> Data:
+        changed = copy(graph)
+        changed.x = graph.x + about.num_node_types * neighbours(graph)
+        changed.edge_attr = changed.edge_type = graph.edge_type.clone()
+        return changed
+
+    every = [graph for name in SPLITS for graph in getattr(splits, name)]
+    most = max((int(neighbours(graph).max()) for graph in every), default=0)
+    return Splits(
+        **{name: [counted(graph) for graph in getattr(splits, name)] for name in SPLITS},
+        description=_described(
+            about,
+            "node types with the number of neighbours",
+            about.edge_types,
+            num_node_types=about.num_node_types * (most + 1),
+        ),
+    )
+
+
 Change = Callable[[Splits, int], Splits]
 """Called with splits and a seed; gives the changed splits."""
 
@@ -226,6 +264,7 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
         "global-node-triple": lambda splits, seed: join_global_node(
             splits, seed, edge_types=(3, 3)
         ),
+        "neighbour-count": count_neighbours,
     }
 )
 """The changes by name; ``global-node-triple`` uses the id of triple bonds again."""

@@ -32,6 +32,10 @@ OTHERS = {
 }
 """Other remedies that are trained, from names of files to titles."""
 
+COUNTED = {"count": "neighbours counted", "countsink": "sink, neighbours counted"}
+"""Controls of the sink, trained on data whose node types say how many neighbours a node has, see
+``changed_types.count_neighbours``; from names of files to titles."""
+
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
     "bias": {"use_bias": True},
@@ -44,6 +48,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "clip": {"score_bound": "clip"},
     "tanh": {"score_bound": "tanh"},
     "dropout": {"score_dropout": 0.1},
+    "count": {"num_node_types": 140},
+    "countsink": {"num_node_types": 140, "explicit_bias": "sink"},
 }
 """How the configuration of an arm differs from the published one without a term."""
 
