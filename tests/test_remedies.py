@@ -96,6 +96,7 @@ def test_later_epochs_are_the_second_half_with_geometric_means():
     assert found["max_ratio"].to_numpy() == pytest.approx([(2000 * 10) ** 0.5, 30.0])
     assert found["largest"].to_numpy() == pytest.approx([2000.0, 90.0])
     assert found["share_rows_with_massive"].to_numpy() == pytest.approx([0.125, 0.0])
+    assert found["edges_with"].to_numpy() == pytest.approx([0.25, 0.0])
     assert found["epochs_with"].to_numpy() == pytest.approx([0.5, 0.0])
     of_layer = later_epochs(table, keys=("layer",)).set_index(["seed", "layer"])
     assert of_layer.loc[(0, 0), "max_ratio"] == pytest.approx(2000.0)
@@ -113,9 +114,9 @@ def test_the_table_has_the_metric_with_its_interval_over_seeds():
     found = remedy_table(Remedies(pd.DataFrame(rows), epochs), "mae").loc[("SAN", "sink")]
     half = 4.302653 * 0.1 / np.sqrt(3)  # of Student's t with two degrees of freedom
     assert found["test mae"] == f"0.500 [{0.5 - half:.3f}, {0.5 + half:.3f}]"
-    assert found["edges with an MA"] == "0.0% to 25.0%"
-    assert found["largest ratio"] == "10 to 2,001"
-    assert found["epochs"] == "0% to 100%"
+    assert found["edges"] == "0.0%-50.0%"
+    assert found["largest ratio"] == "10-2,001"
+    assert found["epochs"] == "0%-100%"
     assert found["KS gamma"] == "0.020"
 
 

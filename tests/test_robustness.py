@@ -10,6 +10,9 @@ from mapkg import checkpoint
 from mapkg.__main__ import main
 from mapkg.attack import Ascent, attack
 from mapkg.configs import CONFIGS
+from mapkg.data import molecule_graph
+from mapkg.detection import activation_ratio
+from mapkg.evaluation import batches, predict
 from mapkg.experiments import emergence
 from mapkg.experiments.robustness import (
     KINDS,
@@ -21,6 +24,7 @@ from mapkg.experiments.robustness import (
     damage_table,
     read_attacks,
 )
+from mapkg.hooks import record
 from mapkg.models import build
 
 SMALL = dict(hidden_channels=16, heads=4, num_layers=2)
@@ -77,6 +81,22 @@ def test_a_place_and_its_control_are_equally_large(network, molecules):
     # Random noise of one seed on two places of the same size is not the same attack.
     random = found.query("noise == 'random'").set_index("kind")["loss"]
     assert random["massive edges"] != random["massive edges, control"]
+
+
+def test_a_place_of_a_single_entry_is_left_out(network):
+    model, config = network
+    graphs = [molecule_graph("C=NO", 0.5)]  # no edge is like another
+    (batch,) = batches(graphs, 1)
+    with torch.no_grad(), record(model, "layers.*.score") as seen:
+        predict(model, batch)
+    ratios = torch.cat([activation_ratio(score[0]).flatten() for score in seen.values()])
+    largest, second = ratios.topk(2).values.tolist()
+    settings = dict(ascent=SHORT, restarts=[0], sigmas=[0.1], progress=False, kinds=())
+    found = attack_network(
+        model, config, graphs, places=PLACES, threshold=(largest + second) / 2, **settings
+    )
+    # All channels of one edge can be disturbed, one channel of it cannot.
+    assert set(found["kind"]) == {*PLACES} - {"massive channels", "massive channels, control"}
 
 
 def test_what_is_unknown_or_leaves_nothing_is_refused(network, molecules):

@@ -15,10 +15,10 @@ from mapkg.experiments.results import Emergence, read_emergence
 
 ARMS = {
     "none": "none",
-    "bias": "biases alone",
-    "published": "published, with biases",
-    "intended": "intended, with biases",
-    "term": "intended, no biases",
+    "bias": "biases",
+    "published": "published + biases",
+    "intended": "intended + biases",
+    "term": "intended",
     "sink": "sink",
 }
 """The readings of the Explicit Bias Term that are trained, from names of files to titles."""
@@ -188,8 +188,9 @@ def later_epochs(epochs: pd.DataFrame, *, keys: Sequence[str] = ()) -> pd.DataFr
     Returns:
         A row per ``label``, ``run`` and ``seed``, and ``keys``. Columns are means over layers and
         epochs of ``SCORES``, geometric for those of ``LOGARITHMIC``; ``largest``, the geometric
-        mean over epochs of the largest ratio of any layer; and ``epochs_with``, the share of
-        epochs in which any layer has a massive activation.
+        mean over epochs of the largest ratio of any layer; ``edges_with``, the mean over epochs of
+        the share of edges with a massive activation in the layer that has most of them; and
+        ``epochs_with``, the share of epochs in which any layer has one.
     """
     half = epochs.groupby(["label", "run", "seed"])["epoch"].transform("max") / 2
     late = epochs[epochs["epoch"] > half]
@@ -197,13 +198,29 @@ def later_epochs(epochs: pd.DataFrame, *, keys: Sequence[str] = ()) -> pd.DataFr
     logs = late.assign(**{name: np.log(late[name]) for name in LOGARITHMIC})
     found = logs.groupby(by, sort=False)[list(SCORES)].mean()
     any_layer = logs.groupby([*by, "epoch"], sort=False).agg(
-        largest=("max_ratio", "max"), epochs_with=("share_rows_with_massive", "max")
+        largest=("max_ratio", "max"), edges_with=("share_rows_with_massive", "max")
     )
-    any_layer["epochs_with"] = any_layer["epochs_with"] > 0
+    any_layer["epochs_with"] = any_layer["edges_with"] > 0
     found = found.join(any_layer.groupby(by, sort=False).mean())
     logarithmic = [*LOGARITHMIC, "largest"]
     found[logarithmic] = np.exp(found[logarithmic])
     return found.reset_index()
+
+
+def by_network(remedies: Remedies, metric: str) -> pd.DataFrame:
+    """What each network shows over its later epochs, with its metric at its best epoch.
+
+    Args:
+        remedies: of ``read_remedies``.
+        metric: of the test split, for example ``"mae"``.
+
+    Returns:
+        The rows of ``later_epochs`` with a column ``test_...``.
+    """
+    keys = ["label", "run", "seed"]
+    best = remedies.layers[remedies.layers["state"] == "best"]
+    metrics = best.groupby(keys, sort=False)[[f"test_{metric}"]].first().reset_index()
+    return metrics.merge(later_epochs(remedies.epochs), on=keys, validate="one_to_one")
 
 
 def remedy_table(remedies: Remedies, metric: str) -> pd.DataFrame:
@@ -215,24 +232,28 @@ def remedy_table(remedies: Remedies, metric: str) -> pd.DataFrame:
 
     Returns:
         A row per architecture and arm. The metric at the best epoch, mean over seeds with its
-        95 % t interval; from the least to the greatest seed, over the second half of the epochs:
-        the mean share of ``edges with an MA``, the ``largest ratio`` and in which share of the
-        ``epochs`` there is an MA at all; and medians over seeds and layers at the best epoch of
-        two Kolmogorov-Smirnov distances: of the ratios to their own gamma law, ``KS gamma``, and
-        to those of the untrained network, ``KS base``.
+        95 % t interval; from the least to the greatest seed, over the second half of the epochs,
+        see ``later_epochs``: the share of ``edges`` with a massive activation in the layer that has
+        most, in which share of the ``epochs`` there is one at all, the ``largest ratio`` of any
+        layer, and of a layer the ``largest |s|`` and the typical ``median |s|`` of a row; and
+        medians over seeds and layers at the best epoch of two Kolmogorov-Smirnov distances: of the
+        ratios to their own gamma law, ``KS gamma``, and to those of the untrained network,
+        ``KS base``.
     """
-    late = later_epochs(remedies.epochs)
-    best = remedies.layers[remedies.layers["state"] == "best"]
+    networks = by_network(remedies, metric).groupby(["label", "run"], sort=False)
+    best = remedies.layers[remedies.layers["state"] == "best"].groupby(["label", "run"])
     rows = {}
-    for key, table in best.groupby(["label", "run"], sort=False):
-        of_late = late[(late["label"] == key[0]) & (late["run"] == key[1])]
+    for key, of_arm in networks:
+        at_best = best.get_group(key)
         rows[key] = {
-            f"test {metric}": _interval(table.groupby("seed")[f"test_{metric}"].first()),
-            "edges with an MA": _range(of_late["share_rows_with_massive"], "{:.1%}"),
-            "largest ratio": _range(of_late["largest"], "{:,.0f}"),
-            "epochs": _range(of_late["epochs_with"], "{:.0%}"),
-            "KS gamma": f"{table['ks_own'].median():.3f}",
-            "KS base": f"{table['ks_two_sample'].median():.2f}",
+            f"test {metric}": _interval(of_arm[f"test_{metric}"]),
+            "edges": _range(of_arm["edges_with"], "{:.1%}"),
+            "epochs": _range(of_arm["epochs_with"], "{:.0%}"),
+            "largest ratio": _range(of_arm["largest"], "{:,.0f}"),
+            "largest |s|": _range(of_arm["max_abs"], "{:.3g}"),
+            "median |s|": _range(of_arm["row_median_q50"], "{:.2g}"),
+            "KS gamma": f"{at_best['ks_own'].median():.3f}",
+            "KS base": f"{at_best['ks_two_sample'].median():.2f}",
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["network", "arm"])
 
@@ -244,4 +265,4 @@ def _interval(values: pd.Series, confidence: float = 0.95) -> str:
 
 def _range(values: pd.Series, form: str) -> str:
     ends: list[Any] = [form.format(end) for end in (values.min(), values.max())]
-    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+    return ends[0] if ends[0] == ends[1] else "-".join(ends)

@@ -93,7 +93,8 @@ def attack_network(
 
     Returns:
         The rows of ``attack.attack`` with a column ``kind``, one of ``kinds`` or ``places``; none
-        of a place that these graphs do not have, where nothing, or everything, is massive.
+        of a place that these graphs do not have, where nothing, or everything, is massive, or a
+        single entry, which has no standard deviation.
 
     Raises:
         ValueError: if a kind or place is unknown, or nothing is left to attack.
@@ -112,7 +113,9 @@ def attack_network(
     for place in places:
         by, control = PLACES[place]
         choice = where_massive(model, by, threshold=threshold, control=control, equal=True)
-        if not any(choice(batch).any() for batch in batches(graphs, config.batch_size)):
+        masks = [choice(batch) for batch in batches(graphs, config.batch_size)]
+        width = config.hidden_channels
+        if any(mask.expand(-1, width).sum() < 2 for mask in masks):
             continue
         table = attack(model, graphs, sigmas[-1:], masks={"edge_embedding": choice}, **common)
         found.append(table.assign(kind=place))

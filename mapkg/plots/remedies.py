@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from mapkg.detection import MASSIVE_RATIO
 from mapkg.plots.style import panel_grid
@@ -36,7 +36,7 @@ def arms(
     figure, axes = plt.subplots(
         len(labels),
         len(values),
-        figsize=(2.0 + 2.3 * len(values), 0.6 + (0.5 + 0.22 * len(runs)) * len(labels)),
+        figsize=(2.0 + 2.0 * len(values), 0.6 + (0.5 + 0.22 * len(runs)) * len(labels)),
         sharex="col",
         sharey=True,
         squeeze=False,
@@ -54,6 +54,9 @@ def arms(
                 ax.plot([mean] * 2, [place - 0.35, place + 0.35], lw=1.5, color=colours[run])
             if value in logarithmic:
                 ax.set_xscale("log")
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                ax.xaxis.set_major_formatter("{x:g}")
+                ax.xaxis.set_minor_formatter(NullFormatter())  # ranges are often below a decade
             if value in ("max_ratio", "largest"):
                 ax.axvline(MASSIVE_RATIO, color="black", ls="--", lw=1)
             if number == len(labels) - 1:
