@@ -1,10 +1,12 @@
 """What the page on the Explicit Bias Term says, against the tracked tables."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
 from mapkg.detection import MASSIVE_RATIO
+from mapkg.experiments.remedies import ARMS, by_network, read_remedies, remedy_table
 
 RESULTS = REPOSITORY / "data" / "results"
 NETWORKS = ("GT", "GraphiT", "SAN")
@@ -65,3 +67,86 @@ def test_a_term_costs_a_tenth_of_the_time_or_less_and_the_published_one_saves_so
     assert median["GT", "intended"] < 1.06
     for label in ("GraphiT", "SAN"):
         assert median[label, "published"] < 0.9
+
+
+# Networks trained with the term.
+
+READ = ("none", "published", "intended", "sink")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return read_remedies(RESULTS, "zinc", {arm: ARMS[arm] for arm in READ}, ["GT", "SAN"])
+
+
+@pytest.fixture(scope="module")
+def networks(trained):
+    return by_network(trained, "mae").assign(arm=lambda t: t["run"].map({ARMS[a]: a for a in READ}))
+
+
+def means(networks, column):
+    logs = networks.assign(**{column: np.log(networks[column])})
+    return np.exp(logs.groupby(["label", "arm"])[column].mean())
+
+
+def test_trained_networks_say_where_they_come_from(trained):
+    for table in (trained.layers, trained.epochs):
+        assert table.groupby(["label", "run"])["seed"].nunique().eq(3).all()
+        assert set(table["epochs"]) == {20} and table["dataset"].str.startswith("ZINC-12k").all()
+        assert table["commit"].str.fullmatch("[0-9a-f]{40}").all()
+        changes = table.groupby(["label", "run"])["changes"].unique()
+        assert changes.map(len).eq(1).all()
+        assert "sink" in changes["SAN", "sink"][0]
+    late = trained.epochs[trained.epochs["epoch"] > 10]["epoch"]
+    assert sorted(late.unique()) == list(range(11, 21)), "ten epochs"
+
+
+def test_with_the_term_none_is_massive_and_no_score_is_smaller(networks):
+    with_term = networks[networks["arm"].isin(["published", "intended"])]
+    assert (with_term["largest"] < MASSIVE_RATIO / 2).all()
+    assert (with_term["epochs_with"] == 0).all()
+    assert (networks.query("arm == 'none'")["epochs_with"] >= 0.5).all()
+    largest, median = means(networks, "max_abs"), means(networks, "row_median_q50")
+    assert 1.1 < largest["GT", "intended"] / largest["GT", "none"] < 1.3
+    assert 1.2 < largest["SAN", "intended"] / largest["SAN", "none"] < 1.3
+    assert 7 < median["SAN", "intended"] / median["SAN", "none"] < 8
+    assert 19 < median["GT", "intended"] / median["GT", "none"] < 21
+
+
+def test_the_term_costs_accuracy_only_where_it_takes_attention(networks):
+    error = networks.groupby(["label", "arm"])["test_mae"].mean()
+    assert 1 < error["GT", "intended"] / error["GT", "none"] < 1.03
+    assert 0.97 < error["SAN", "intended"] / error["SAN", "none"] < 1
+    assert error["SAN", "published"] / error["SAN", "none"] > 1.1
+    by_seed = networks.query("label == 'SAN'").groupby("arm")["test_mae"]
+    assert by_seed.min()["published"] > by_seed.max()["none"]
+
+
+def test_a_sink_leaves_massive_activations_and_lowers_the_error(networks, trained):
+    sink = networks[networks["arm"] == "sink"]
+    assert (sink["epochs_with"] > 0).all()
+    error = networks.groupby(["label", "arm"])["test_mae"].mean()
+    assert 0.78 < error["SAN", "sink"] / error["SAN", "none"] < 0.81
+    assert 0.9 < error["GT", "sink"] / error["GT", "none"] < 0.95
+    intervals = (
+        remedy_table(trained, "mae")["test mae"].str.extract(r"\[(.*), (.*)\]").astype(float)
+    )
+    for network, overlap in (("GT", True), ("SAN", False)):
+        none, sink = (intervals.loc[network, arm] for arm in ("none", "sink"))
+        assert (sink[1] > none[0]) == overlap
+    assert intervals.loc[("GT", ARMS["none"]), 0] < intervals.loc[("GT", ARMS["intended"]), 1]
+    assert intervals.loc[("SAN", ARMS["none"]), 0] < intervals.loc[("SAN", ARMS["intended"]), 1]
+
+
+def test_a_sink_tells_how_many_neighbours_a_node_has():
+    for network in ("gt", "san"):
+        table = pd.read_csv(RESULTS / f"sink_{network}_zinc_sink.csv.gz")
+        assert set(table["seed"]) == {0, 1, 2} and set(table["explicit_bias"]) == {"sink"}
+        share = table.groupby("neighbours")["share"].mean()
+        assert share[1] > 0.5 and share[4] < 0.25
+        in_layers = table.groupby(["layer", "neighbours"])["share"].mean().unstack()
+        assert (in_layers.diff(axis=1).iloc[:, 1:] < 0.05).all().all()
+        # one competitor of weight w leaves w / (n + w) to itself
+        for neighbours in (2, 3, 4):
+            w = share[1] / (1 - share[1])
+            assert share[neighbours] == pytest.approx(w / (neighbours + w), abs=0.1)

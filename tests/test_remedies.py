@@ -115,7 +115,7 @@ def test_the_table_has_the_metric_with_its_interval_over_seeds():
     half = 4.302653 * 0.1 / np.sqrt(3)  # of Student's t with two degrees of freedom
     assert found["test mae"] == f"0.500 [{0.5 - half:.3f}, {0.5 + half:.3f}]"
     assert found["edges"] == "0.0%-50.0%"
-    assert found["largest ratio"] == "10-2,001"
+    assert found["ratio"] == "10-2,001"
     assert found["epochs"] == "0%-100%"
     assert found["KS gamma"] == "0.020"
 

@@ -234,7 +234,7 @@ def remedy_table(remedies: Remedies, metric: str) -> pd.DataFrame:
         A row per architecture and arm. The metric at the best epoch, mean over seeds with its
         95 % t interval; from the least to the greatest seed, over the second half of the epochs,
         see ``later_epochs``: the share of ``edges`` with a massive activation in the layer that has
-        most, in which share of the ``epochs`` there is one at all, the ``largest ratio`` of any
+        most, in which share of the ``epochs`` there is one at all, the largest ``ratio`` of any
         layer, and of a layer the ``largest |s|`` and the typical ``median |s|`` of a row; and
         medians over seeds and layers at the best epoch of two Kolmogorov-Smirnov distances: of the
         ratios to their own gamma law, ``KS gamma``, and to those of the untrained network,
@@ -249,7 +249,7 @@ def remedy_table(remedies: Remedies, metric: str) -> pd.DataFrame:
             f"test {metric}": _interval(of_arm[f"test_{metric}"]),
             "edges": _range(of_arm["edges_with"], "{:.1%}"),
             "epochs": _range(of_arm["epochs_with"], "{:.0%}"),
-            "largest ratio": _range(of_arm["largest"], "{:,.0f}"),
+            "ratio": _range(of_arm["largest"], "{:,.0f}"),
             "largest |s|": _range(of_arm["max_abs"], "{:.3g}"),
             "median |s|": _range(of_arm["row_median_q50"], "{:.2g}"),
             "KS gamma": f"{at_best['ks_own'].median():.3f}",
