@@ -171,3 +171,10 @@ def test_tables_are_read_with_their_labels(tmp_path):
     found = read_attacks(tmp_path, {"gt": ("GT, ZINC", "no term")})
     assert set(found["label"]) == {"GT, ZINC"}
     assert set(found["run"]) == {"no term"}
+
+
+def test_a_single_seed_has_no_interval(recwarn):
+    damages = pd.DataFrame({"run": ["a", "b", "b"], "factor": [2.0, 2.0, 8.0]})
+    table = damage_table(damages, {"factor": "times"}, rows=["run"])
+    assert table.loc["a", "times"] == "2" and table.loc["b", "times"].startswith("4 [")
+    assert not recwarn.list
