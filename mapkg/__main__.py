@@ -139,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
     attack = subparsers.add_parser("attack", help="disturb the embeddings of finished runs")
     _add_runs(attack)
+    attack.add_argument("--change", metavar="NAME", help="the change they were trained with")
     attack.add_argument(
         "--graphs", type=_positive, default=64, help="validation graphs to attack (default: 64)"
     )

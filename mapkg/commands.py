@@ -59,27 +59,18 @@ def train(parsed: argparse.Namespace) -> int:
 
 def attribute(parsed: argparse.Namespace) -> int:
     """Count massive activations of finished runs by type of edge."""
-    import torch
-
-    from mapkg import checkpoint
-    from mapkg.data import load, read_smiles
+    from mapkg.data import read_smiles
     from mapkg.experiments.bond_types import bond_types, join, shares_elsewhere, write_bond_types
 
-    change = _change(parsed.change)
-    if parsed.threads is not None:
-        torch.set_num_threads(parsed.threads)
-    splits = load(parsed.dataset)
     elsewhere = None if parsed.smiles is None else read_smiles(parsed.smiles)
-    runs = []
-    for folder in parsed.folders:
-        print(folder, file=sys.stderr)
-        if elsewhere is not None:
-            named = dict(properties=parsed.by, title=parsed.smiles.name)
-            runs.append(shares_elsewhere(folder, elsewhere, splits.description, **named))
-            continue
-        seed = checkpoint.load(folder / "best")[1]["seed"]
-        changed = change(splits, seed)
-        runs.append(bond_types(folder, changed, properties=parsed.by))
+
+    def attributed(folder: Path, splits: Any) -> Any:
+        if elsewhere is None:
+            return bond_types(folder, splits, properties=parsed.by)
+        named = dict(properties=parsed.by, title=parsed.smiles.name)
+        return shares_elsewhere(folder, elsewhere, splits.description, **named)
+
+    runs = _of_each_run(parsed, attributed)
     for path in write_bond_types(join(runs), parsed.output):
         print(path)
     return 0
@@ -160,18 +151,25 @@ def laws(parsed: argparse.Namespace) -> int:
 def _of_each_run(
     parsed: argparse.Namespace, function: Callable[..., Any], **settings: Any
 ) -> list[Any]:
-    """What a function of a finished run and its data gives, for each folder."""
+    """What a function of a finished run and its data gives, for each folder.
+
+    The data are changed as in training where the command has ``--change``.
+    """
     import torch
 
+    from mapkg import checkpoint
     from mapkg.data import load
 
+    name = getattr(parsed, "change", None)
+    change = _change(name)  # a misspelt name is refused before data are read
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
     splits = load(parsed.dataset)
     found = []
     for folder in parsed.folders:
         print(folder, file=sys.stderr)
-        found.append(function(folder, splits, **settings))
+        seed = None if name is None else checkpoint.load(folder / "best")[1]["seed"]
+        found.append(function(folder, change(splits, seed), **settings))
     return found
 
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY
 
 from mapkg.detection import MASSIVE_RATIO
-from mapkg.experiments.remedies import ARMS, by_network, read_remedies, remedy_table
+from mapkg.experiments.remedies import ARMS, COUNTED, by_network, read_remedies, remedy_table
 
 RESULTS = REPOSITORY / "data" / "results"
 NETWORKS = ("GT", "GraphiT", "SAN")
@@ -152,3 +152,16 @@ def test_a_sink_tells_how_many_neighbours_a_node_has():
         for neighbours in (2, 3, 4):
             w = share[1] / (1 - share[1])
             assert share[neighbours] == pytest.approx(w / (neighbours + w), abs=0.1)
+
+
+def test_a_network_that_is_told_the_number_of_neighbours_needs_no_sink():
+    controls = {arm: ARMS[arm] for arm in ("none", "sink")} | COUNTED
+    told = read_remedies(RESULTS, "zinc", controls, ["SAN"])
+    assert told.epochs.groupby("run")["changes"].first()[COUNTED["count"]].count("140") == 1
+    errors = by_network(told, "mae").groupby("run")["test_mae"]
+    counted, both = (errors.get_group(COUNTED[arm]) for arm in ("count", "countsink"))
+    assert counted.max() < errors.get_group(ARMS["sink"]).min()
+    spread = max(counted.std(), both.std())
+    assert abs(counted.mean() - both.mean()) < spread
+    with_massive = by_network(told, "mae").groupby("run")["epochs_with"].max()
+    assert with_massive[COUNTED["count"]] <= 0.2 and with_massive[ARMS["none"]] == 1

@@ -14,6 +14,7 @@ from mapkg.data import molecule_graph
 from mapkg.detection import activation_ratio
 from mapkg.evaluation import batches, predict
 from mapkg.experiments import emergence
+from mapkg.experiments.changed_types import count_neighbours
 from mapkg.experiments.robustness import (
     KINDS,
     PLACES,
@@ -131,6 +132,29 @@ def test_a_finished_run_is_attacked_on_the_first_validation_graphs(molecules, tm
     arguments = ["attack", str(tmp_path / "none"), "--dataset", "moses", "-o", str(path)]
     assert main(arguments) == 2
     assert not path.exists()
+
+
+def test_a_run_on_changed_data_is_attacked_on_such_data(molecules, tmp_path, capsys, monkeypatch):
+    changed = count_neighbours(molecules)
+    types = changed.description.num_node_types
+    config = CONFIGS["SAN-ZINC"].replace(max_epochs=1, num_node_types=types, **SMALL)
+    emergence(config, changed, name="SAN-ZINC", folder=tmp_path, progress=False)
+    monkeypatch.setattr("mapkg.data.load", lambda name: molecules)
+    path = tmp_path / "attack.csv.gz"
+    arguments = ["attack", str(tmp_path), "--dataset", "moses", "--graphs", "3", "-o", str(path)]
+    arguments += ["--kinds", "own"]
+    assert main(arguments) == 2
+    assert "neighbours" in capsys.readouterr().err and not path.exists()
+    assert main([*arguments, "--change", "neighbour-count"]) == 0
+    found = pd.read_csv(path)
+    clean = found[found["noise"] == "none"]["loss"].unique()
+    model, _ = checkpoint.load(tmp_path / "best")
+    graphs = changed.val[:3]
+    with torch.no_grad():
+        predicted = [predict(model.eval(), batch) for batch in batches(graphs, 3)]
+    target = torch.cat([graph.y for graph in graphs])
+    expected = (torch.cat(predicted).flatten() - target.flatten()).abs().mean().item()
+    assert clean == pytest.approx([expected], rel=1e-5)
 
 
 def rows(run, seed, losses, restart=0):

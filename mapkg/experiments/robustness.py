@@ -16,7 +16,7 @@ from mapkg.data import Splits
 from mapkg.detection import MASSIVE_RATIO
 from mapkg.evaluation import batches
 from mapkg.experiments.grid import MODELS
-from mapkg.experiments.remedies import ARMS
+from mapkg.experiments.remedies import ARMS, COUNTED
 from mapkg.experiments.results import read_network
 
 ASCENT = Ascent(lr=0.1, passes=40)
@@ -60,6 +60,12 @@ ATTACKED = {
 }
 """Tracked attacks everywhere, from names of files to network and arm. GT's published term is the
 intended one, so that on TOX21 the two arms differ in the term alone."""
+
+TOLD = {
+    f"san_zinc_{arm}": ("SAN, ZINC", title)
+    for arm, title in {"none": ARMS["none"], "sink": ARMS["sink"], **COUNTED}.items()
+}
+"""Tracked attacks that tell a sink from what it lets a node know, its number of neighbours."""
 
 PLACED = {f"{model.lower()}_zinc_none": (f"{model}, ZINC", ARMS["none"]) for model in MODELS}
 """Tracked attacks on ``PLACES``, too."""
@@ -193,7 +199,9 @@ def damage(attacks: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["label", "run", "kind", "sigma", "seed"]
     logs = attacks.assign(loss=np.log(attacks["loss"]))
-    means = np.exp(logs.groupby([*keys, "noise"], sort=False)["loss"].mean().unstack("noise"))
+    means = np.exp(
+        logs.groupby([*keys, "noise"], sort=False)["loss"].mean().unstack("noise", sort=False)
+    )
     for noise in ("random", "optimised"):
         means[f"{noise}_factor"] = means[noise] / means["none"]
     means["gain_factor"] = means["optimised"] / means["random"]
