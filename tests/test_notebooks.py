@@ -48,6 +48,15 @@ TINY = {
         "scale": 0.5,
         "threshold": 500.0,
     },
+    "12_robustness": {
+        "graphs": 2,
+        "sigmas": [0.05],
+        "kinds": ["shared"],
+        "restarts": [1],
+        "passes": 1,
+        "lr": 0.05,
+        "threshold": 500.0,
+    },
     "20_attention_is_not_lipschitz": {"points": 2, "layer_points": 1, "scales": [1.0, 10.0]},
     "21_gradient_explosion": {
         "epochs": 2,

@@ -107,3 +107,15 @@ def test_losses_are_means_and_bands_over_seeds():
     assert path.vertices[:, 1].min() == pytest.approx(0.1)
     assert path.vertices[:, 1].max() == pytest.approx(100)
     assert legend_of(figure) == [*("none", "sink", "optimised noise", "random noise", "no noise")]
+
+
+def test_remedies_that_are_named_come_first_whichever_network_has_them():
+    rows = [
+        dict(label=label, run=run, seed=0, sigma=0.1, none=1.0, random=1.0, optimised=2.0)
+        for label, run in (("GT", "sink"), ("GT", "none"), ("SAN", "term"))
+    ]
+    figure = plots.losses_under_attack(pd.DataFrame(rows), runs=["none", "term", "absent"])
+    assert legend_of(figure)[:3] == ["none", "term", "sink"]
+    dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    by_colour = {line.get_color() for line in dotted}
+    assert len(by_colour) == 2 and figure.axes[1].lines[0].get_color() not in by_colour

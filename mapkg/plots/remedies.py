@@ -112,7 +112,9 @@ def with_and_without_term(table: pd.DataFrame, *, panel: str = "label") -> Figur
     return figure
 
 
-def losses_under_attack(damage: pd.DataFrame, *, columns: int = 3) -> Figure:
+def losses_under_attack(
+    damage: pd.DataFrame, *, runs: Sequence[str] = (), columns: int = 3
+) -> Figure:
     """The loss under noise of each size, a panel per network, a colour per remedy.
 
     A line is the geometric mean over seeds, in a band from the least to the greatest: dashed for
@@ -120,24 +122,26 @@ def losses_under_attack(damage: pd.DataFrame, *, columns: int = 3) -> Figure:
 
     Args:
         damage: of ``experiments.robustness.damage``, of one kind of noise.
+        runs: the remedies that come first, in this order; the others follow as they come.
         columns: panels in a row.
     """
-    labels, runs = list(damage["label"].unique()), list(damage["run"].unique())
-    colours = dict(zip(runs, sns.color_palette("colorblind", len(runs)), strict=True))
-    figure = panel_grid(len(labels), columns, size=(3.0, 2.4), margin=(1.2, 1.0))
+    labels, found = list(damage["label"].unique()), list(damage["run"].unique())
+    every = [*dict.fromkeys(run for run in (*runs, *found) if run in found)]
+    colours = dict(zip(every, sns.color_palette("colorblind", len(every)), strict=True))
+    figure = panel_grid(len(labels), columns, size=(2.5, 2.6), margin=(1.0, 1.0), sharey=True)
     for ax, label in zip(figure.axes, labels, strict=True):
-        for (run,), found in damage[damage["label"] == label].groupby(["run"], sort=False):
-            clean = np.exp(np.log(found["none"]).mean())
+        for (run,), losses in damage[damage["label"] == label].groupby(["run"], sort=False):
+            clean = np.exp(np.log(losses["none"]).mean())
             ax.axhline(clean, color=colours[run], ls=":", lw=1)
             for noise, look in (("random", "--"), ("optimised", "-")):
-                by_sigma = found.groupby("sigma")[noise]
+                by_sigma = losses.groupby("sigma")[noise]
                 mean = by_sigma.agg(lambda loss: np.exp(np.log(loss).mean()))
                 ax.plot(mean.index, mean, look, color=colours[run], lw=1.4, marker=".", ms=5)
                 band = dict(color=colours[run], alpha=0.15, lw=0)
                 ax.fill_between(mean.index, by_sigma.min(), by_sigma.max(), **band)
         ax.set(xscale="log", yscale="log", title=label, xlabel=r"$\sigma$")
     figure.axes[0].set_ylabel("loss")
-    entries = {run: Line2D([], [], color=colours[run]) for run in runs}
+    entries = {run: Line2D([], [], color=colour) for run, colour in colours.items()}
     entries |= {"optimised noise": Line2D([], [], color="grey")}
     entries |= {"random noise": Line2D([], [], color="grey", ls="--")}
     entries |= {"no noise": Line2D([], [], color="grey", ls=":")}

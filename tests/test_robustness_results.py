@@ -1,0 +1,134 @@
+"""What the page on noise says, against the tracked tables and the shipped network."""
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from mapkg import checkpoint, load
+from mapkg.attack import Ascent
+from mapkg.configs import Config
+from mapkg.experiments.remedies import ARMS, COUNTED
+from mapkg.experiments.robustness import (
+    ATTACKED,
+    PLACED,
+    PLACES,
+    TOLD,
+    USUAL,
+    attack_network,
+    damage,
+    read_attacks,
+)
+
+RESULTS = REPOSITORY / "data" / "results"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return read_attacks(RESULTS, ATTACKED)
+
+
+@pytest.fixture(scope="module")
+def strongest(rows):
+    damages = damage(rows)
+    return damages[damages["sigma"] > 0.09]
+
+
+def of_kind(damages, kind, column="optimised_factor"):
+    """Geometric means over seeds."""
+    chosen = damages[damages["kind"] == kind]
+    means = np.log(chosen[column]).groupby([chosen["label"], chosen["run"]], sort=False).mean()
+    return np.exp(means)
+
+
+def test_rows_say_where_they_come_from_and_how_many_there_are(rows):
+    everywhere = rows[rows["kind"].isin(USUAL)]
+    assert (everywhere.groupby(["label", "run", "kind", "noise"]).size() == 3 * 3 * 3).all()
+    assert set(rows["seed"]) == set(everywhere["restart"]) == {0, 1, 2}
+    assert set(rows["graphs"]) == {64} and set(rows["epochs"]) == {20}
+    assert rows["commit"].str.fullmatch("[0-9a-f]{40}").all()
+    assert rows.groupby(["label", "run", "seed"])["versions"].nunique().eq(1).all()
+
+
+def test_passes_are_those_that_the_page_names(rows):
+    passes = rows[rows["noise"] == "optimised"].groupby("kind")["passes"].agg(["min", "max"])
+    assert (passes.loc[[*USUAL]] == 40).all(axis=None)
+    assert passes.loc["published", "max"] == 1000
+
+
+def test_optimised_noise_multiplies_the_loss_and_random_noise_does_not(strongest):
+    own = strongest[strongest["kind"] == "own"]
+    assert own["random_factor"].between(0.95, 1.1).all()
+    assert own["optimised_factor"].min() > 6
+    usual = own[own["run"] != ARMS["sink"]]
+    assert 10 < np.exp(np.log(usual["optimised_factor"]).mean()) < 12
+
+
+def test_the_term_makes_nothing_more_robust_and_a_sink_less(strongest):
+    for kind in ("own", "relative"):
+        factor = of_kind(strongest, kind)
+        for network, low, high in (("GT", 12.5, 15), ("GraphiT", 10, 12), ("SAN", 8, 11)):
+            of_network = factor[f"{network}, ZINC"]
+            assert of_network.drop(ARMS["sink"]).between(low, high).all()
+            assert of_network[ARMS["sink"]] > 20
+    own = strongest[strongest["kind"] == "own"].set_index("label")
+    for _, found in own.groupby("label"):
+        is_sink = found["run"] == ARMS["sink"]
+        assert found[is_sink]["optimised_factor"].min() > found[~is_sink]["optimised_factor"].max()
+
+
+def test_shared_noise_does_less_and_differs_from_seed_to_seed(strongest):
+    assert (of_kind(strongest, "shared") < of_kind(strongest, "own")).all()
+    shared = strongest[strongest["kind"] == "shared"].groupby(["label", "run"])
+    spread = shared["optimised_factor"].max() / shared["optimised_factor"].min()
+    assert spread.max() > 10 and spread.min() > 1.4
+
+
+def test_the_published_optimisation_gets_half_as_far(strongest):
+    published = of_kind(strongest, "published")["GT, ZINC"]
+    assert set(published.index) == {ARMS["none"], ARMS["published"]}
+    own = of_kind(strongest, "own")["GT, ZINC"][published.index]
+    assert published.between(6.5, 7.5).all(), "seven, as differences.md says"
+    assert (published / own).between(0.45, 0.55).all()
+
+
+def test_a_network_that_is_told_the_number_is_not_more_fragile():
+    found = damage(read_attacks(RESULTS, TOLD))
+    found = found[found["sigma"] > 0.09]
+    for column, least, most in (("none", 0.75, 0.9), ("optimised", 0.95, 1.05)):
+        loss = of_kind(found, "own", column)["SAN, ZINC"]
+        assert least < loss[COUNTED["count"]] / loss[ARMS["none"]] < most
+    assert 0.45 < loss[COUNTED["count"]] / loss[ARMS["sink"]] < 0.58
+    assert loss[COUNTED["countsink"]] < loss[COUNTED["count"]]
+
+
+def test_places_with_massive_activations_are_no_more_sensitive_here():
+    raw = read_attacks(RESULTS, PLACED)
+    found = damage(raw[raw["kind"].isin(PLACES)])
+    places = set(found[found["label"] == "GraphiT, ZINC"]["kind"])
+    assert places == {"largest channel", "largest channel, control"}
+    factor = found.pivot(index=["label", "seed"], columns="kind", values="optimised_factor")
+    assert (factor.max() < 1.1).all()
+    for place in ("massive edges", "massive channels", "largest channel"):
+        pairs = factor[[place, f"{place}, control"]].dropna() - 1
+        assert len(pairs) >= 3
+        gain, control = pairs[place], pairs[f"{place}, control"]
+        assert (gain < 1.3 * control.clip(lower=1e-3)).all()
+
+
+def test_in_the_shipped_network_edges_are_more_sensitive_and_channels_are_not():
+    network, information = checkpoint.load(REPOSITORY / "data" / "checkpoints" / "gt_moses_seed0")
+    found = attack_network(
+        network,
+        Config.from_dict(information["config"]),
+        load("moses").val[:64],
+        sigmas=[0.1],
+        kinds=(),
+        places=PLACES,
+        restarts=[0],
+        ascent=Ascent(lr=0.1, passes=20),
+        progress=False,
+    )
+    gain = found[found["noise"] == "optimised"].set_index("kind")["gain"]
+    assert gain["massive edges"] > 2.5 * gain["massive edges, control"]
+    for place in ("massive channels", "largest channel"):
+        assert 0.4 < gain[place] / gain[f"{place}, control"] < 1
