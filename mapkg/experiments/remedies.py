@@ -60,7 +60,7 @@ OF_THE_GRID = {
     f"{model.lower()}_{data}_none": f"{model.lower()}_{data}"
     for model in MODELS
     for data in ("tox21", "proteins")
-} | {"san_zinc50_none": "san_zinc"}
+}
 """Networks without any remedy that the grid of emergence has, trained at the same length."""
 
 SCORES = ("max_ratio", "share_rows_with_massive", "max_abs", "row_median_q50", "share_saturated")
@@ -137,8 +137,7 @@ def read_remedies(
     Args:
         folder: where ``python -m mapkg remedy`` wrote ``remedy_NAME_TABLE.csv.gz``, and, for
             ``OF_THE_GRID``, ``collect`` and ``laws`` their tables.
-        data: data set as in the names of files: ``"zinc"``, 20 epochs; ``"zinc50"``, 50 epochs;
-            ``"tox21"`` or ``"proteins"``.
+        data: data set as in the names of files: ``"zinc"``, ``"tox21"`` or ``"proteins"``.
         arms: from names of files to titles.
         models: names of architectures.
 
