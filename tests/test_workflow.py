@@ -195,14 +195,14 @@ def test_networks_with_a_remedy_become_compact_tables(dry_run):
     }
     assert attacked == {
         (
-            f"data/results/attack_{n}.csv.gz",
-            p["dataset"],
-            p["change"],
-            64,
-            "--places" in p["attack"],
+            f"data/results/attack_{name}.csv.gz",
+            pair["dataset"],
+            pair["change"],
+            int(pair["attack"].split()[1]),
+            "--places" in pair["attack"],
         )
-        for n, p in ALL.items()
-        if p["attack"]
+        for name, pair in ALL.items()
+        if pair["attack"]
     }
     assert all(len(run.folders) == 3 for run in found["attack"])
 
