@@ -43,8 +43,13 @@ SIGMAS = (0.01, 10**-1.5, 0.1)
 EMBEDDINGS = ("node_embedding", "edge_embedding")
 """What the noise is added to."""
 
+
 Mask = Callable[[Any], Float[Tensor, "rows _"]]
 """From a batch to 1 where an embedding is disturbed and 0 elsewhere, [rows, D] or [rows, 1]."""
+
+
+class TooFewEntries(ValueError):
+    """Noise is to act on fewer than two entries, which have no standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def scaled(
         mask: 1 where the noise acts; None lets it act everywhere.
 
     Raises:
-        ValueError: if sigma is not above 0, or fewer than two entries are left.
+        ValueError: if sigma is not above 0.
+        TooFewEntries: if fewer than two entries are left.
     """
     if not sigma > 0:
         raise ValueError(f"sigma: expected a standard deviation above 0, got {sigma!r}")
@@ -93,7 +99,7 @@ def scaled(
     )
     chosen = noise[inside]
     if len(chosen) < 2:
-        raise ValueError(
+        raise TooFewEntries(
             f"expected two entries or more to disturb, got {len(chosen)}; widen the mask"
         )
     if centred:
@@ -147,7 +153,8 @@ def attack(
 
     Raises:
         ValueError: if the model is in training mode, there is no graph, a sigma is not above
-            0, noise is shared and masked, or a mask leaves nothing to disturb.
+            0, or noise is shared and masked.
+        TooFewEntries: if a mask leaves nothing to disturb, or a single entry, in a batch.
         KeyError: if the model has no such embeddings.
     """
     ascent = Ascent() if ascent is None else ascent

@@ -62,6 +62,11 @@ def attribute(parsed: argparse.Namespace) -> int:
     from mapkg.data import read_smiles
     from mapkg.experiments.bond_types import bond_types, join, shares_elsewhere, write_bond_types
 
+    if parsed.smiles is not None and parsed.change is not None:
+        raise ValueError(
+            f"--smiles, --change {parsed.change}: expected one of them; the molecules of a file "
+            "are not changed, so give --smiles alone, for networks trained on unchanged data"
+        )
     elsewhere = None if parsed.smiles is None else read_smiles(parsed.smiles)
 
     def attributed(folder: Path, splits: Any) -> Any:

@@ -236,3 +236,10 @@ def test_an_enrichment_of_the_whole_is_one(shipped, splits):
     massive = np.arange(len(edges.label))[None] % 5 == 0
     found = attribute(edges, massive, resamples=50, permutations=5).iloc[0]
     assert (found[["enrichment", "enrichment_low", "enrichment_high"]] == 1).all()
+
+
+def test_molecules_of_a_file_are_not_changed_and_that_is_said(tmp_path, capsys):
+    arguments = ["attribute", str(tmp_path), "--dataset", "moses", "-o", str(tmp_path / "bonds")]
+    arguments += ["--smiles", str(tmp_path / "x.smi"), "--change", "shuffled-types"]
+    assert main(arguments) == 2
+    assert "expected one of them" in capsys.readouterr().err

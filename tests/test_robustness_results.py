@@ -44,7 +44,10 @@ def test_rows_say_where_they_come_from_and_how_many_there_are(rows):
     everywhere = rows[rows["kind"].isin(USUAL)]
     assert (everywhere.groupby(["label", "run", "kind", "noise"]).size() == 3 * 3 * 3).all()
     assert set(rows["seed"]) == set(everywhere["restart"]) == {0, 1, 2}
-    assert set(rows["graphs"]) == {64} and set(rows["epochs"]) == {20}
+    is_zinc = rows["label"].str.endswith("ZINC")
+    for chosen, graphs, epochs in ((is_zinc, 64, 20), (~is_zinc, 111, 60)):
+        assert set(rows[chosen]["graphs"]) == {graphs} and set(rows[chosen]["epochs"]) == {epochs}
+    assert set(rows[~is_zinc]["kind"]) == {"own", *PLACES}
     assert rows["commit"].str.fullmatch("[0-9a-f]{40}").all()
     assert rows.groupby(["label", "run", "seed"])["versions"].nunique().eq(1).all()
 
@@ -58,6 +61,7 @@ def test_passes_are_those_that_the_page_names(rows):
 def test_optimised_noise_multiplies_the_loss_and_random_noise_does_not(strongest):
     own = strongest[strongest["kind"] == "own"]
     assert own["random_factor"].between(0.95, 1.1).all()
+    own = own[own["label"].str.endswith("ZINC")]
     assert own["optimised_factor"].min() > 6
     usual = own[own["run"] != ARMS["sink"]]
     assert 10 < np.exp(np.log(usual["optimised_factor"]).mean()) < 12
@@ -73,11 +77,26 @@ def test_the_term_makes_nothing_more_robust_and_a_sink_less(strongest):
     own = strongest[strongest["kind"] == "own"].set_index("label")
     for _, found in own.groupby("label"):
         is_sink = found["run"] == ARMS["sink"]
+        if not is_sink.any():  # on PROTEINS
+            continue
         assert found[is_sink]["optimised_factor"].min() > found[~is_sink]["optimised_factor"].max()
 
 
+def test_on_proteins_optimised_noise_makes_answers_worse_than_a_coin_both_ways(rows, strongest):
+    factor = of_kind(strongest, "own")["GT, PROTEINS"]
+    assert set(factor.index) == {ARMS["bias"], ARMS["intended"]}
+    assert factor.between(2, 3).all()
+    found = rows[(rows["label"] == "GT, PROTEINS") & (rows["sigma"] > 0.09)]
+    area = found[found["kind"] == "own"].pivot_table(
+        index=["run", "seed"], columns="noise", values="roc_auc"
+    )
+    assert (area["none"] > 0.75).all() and (area["optimised"] < 0.5).all()
+    assert (area["none"] - area["random"]).abs().max() < 0.01
+
+
 def test_shared_noise_does_less_and_differs_from_seed_to_seed(strongest):
-    assert (of_kind(strongest, "shared") < of_kind(strongest, "own")).all()
+    shared = of_kind(strongest, "shared")
+    assert (shared < of_kind(strongest, "own")[shared.index]).all()
     shared = strongest[strongest["kind"] == "shared"].groupby(["label", "run"])
     spread = shared["optimised_factor"].max() / shared["optimised_factor"].min()
     assert spread.max() > 10 and spread.min() > 1.4
@@ -107,12 +126,20 @@ def test_places_with_massive_activations_are_no_more_sensitive_here():
     places = set(found[found["label"] == "GraphiT, ZINC"]["kind"])
     assert places == {"largest channel", "largest channel, control"}
     factor = found.pivot(index=["label", "seed"], columns="kind", values="optimised_factor")
-    assert (factor.max() < 1.1).all()
+    assert (factor.drop("GT, PROTEINS").max() < 1.1).all() and (factor.max() < 1.2).all()
+    entries = raw[raw["label"] == "GT, PROTEINS"].groupby("kind")["disturbed"].min()
+    assert entries["massive channels"] > 20_000
+    seeds = factor.loc["GT, PROTEINS"].count()
+    assert seeds["massive edges"] == 1 and seeds["massive channels"] == 3
+    more = set()
     for place in ("massive edges", "massive channels", "largest channel"):
         pairs = factor[[place, f"{place}, control"]].dropna() - 1
         assert len(pairs) >= 3
-        gain, control = pairs[place], pairs[f"{place}, control"]
-        assert (gain < 1.3 * control.clip(lower=1e-3)).all()
+        is_more = pairs[place] >= 1.3 * pairs[f"{place}, control"].clip(lower=1e-3)
+        more |= {(place, *network) for network in pairs[is_more].index}
+    assert more == {("largest channel", "GT, PROTEINS", 0)}, "the one that the page names"
+    gain = factor.loc[("GT, PROTEINS", 0)] - 1
+    assert 1.5 < gain["largest channel"] / gain["largest channel, control"] < 2
 
 
 def test_in_the_shipped_network_edges_are_more_sensitive_and_channels_are_not():
@@ -131,4 +158,4 @@ def test_in_the_shipped_network_edges_are_more_sensitive_and_channels_are_not():
     gain = found[found["noise"] == "optimised"].set_index("kind")["gain"]
     assert gain["massive edges"] > 2.5 * gain["massive edges, control"]
     for place in ("massive channels", "largest channel"):
-        assert 0.4 < gain[place] / gain[f"{place}, control"] < 1
+        assert 0.01 < gain[place] < gain[f"{place}, control"]
