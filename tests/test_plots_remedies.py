@@ -1,5 +1,7 @@
 """Figures of remedies and attacks show the numbers they were given."""
 
+import itertools
+
 import matplotlib
 
 matplotlib.use("Agg")  # before pyplot is imported: tests have no screen
@@ -58,6 +60,22 @@ def test_the_threshold_is_drawn_where_ratios_are():
     ratio, magnitude = plots.arms(pd.DataFrame(rows), values).axes
     assert [line.get_xdata()[0] for line in ratio.lines if line.get_linestyle() == "--"] == [1000]
     assert not [line for line in magnitude.lines if line.get_linestyle() == "--"]
+
+
+@pytest.mark.parametrize(
+    ("most", "labels"), [(900.0, "30 100 300 1000"), (30_000.0, "100 1000 10000")]
+)
+def test_labels_of_a_logarithmic_axis_have_room(most, labels):
+    values = {name: name for name in ("a", "b", "c", "largest")}  # as wide as on the page
+    rows = [dict(label="GT", run="none", seed=0) | dict.fromkeys(values, r) for r in (30.0, most)]
+    figure = plots.arms(pd.DataFrame(rows), values, logarithmic=["largest"])
+    figure.draw_without_rendering()
+    ax = figure.axes[-1]
+    low, high = ax.get_xlim()
+    shown = [t for t in ax.get_xticklabels() if t.get_text() and low <= t.get_position()[0] <= high]
+    assert " ".join(text.get_text() for text in shown) == labels
+    boxes = [text.get_window_extent() for text in shown]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("seeds", [None, (0, 1)])

@@ -54,15 +54,18 @@ def arms(
                 ax.plot([mean] * 2, [place - 0.35, place + 0.35], lw=1.5, color=colours[run])
             if value in logarithmic:
                 ax.set_xscale("log")
-                ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
-                ax.xaxis.set_major_formatter("{x:g}")
-                ax.xaxis.set_minor_formatter(NullFormatter())  # ranges are often below a decade
             if value in ("max_ratio", "largest"):
                 ax.axvline(MASSIVE_RATIO, color="black", ls="--", lw=1)
             if number == len(labels) - 1:
                 ax.set_xlabel(title)
         row[0].set_yticks(range(len(runs)), runs)
         row[0].set_ylabel(label)
+    for ax, value in zip(axes[-1], values, strict=True):
+        if value in logarithmic:  # often less than a decade; of more than two, labels have no room
+            low, high = ax.get_xlim()
+            ax.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 3)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].invert_yaxis()  # shared by all
     return figure
 
