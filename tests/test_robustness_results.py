@@ -16,6 +16,7 @@ from mapkg.experiments.robustness import (
     USUAL,
     attack_network,
     damage,
+    damage_table,
     read_attacks,
 )
 
@@ -44,10 +45,12 @@ def test_rows_say_where_they_come_from_and_how_many_there_are(rows):
     everywhere = rows[rows["kind"].isin(USUAL)]
     assert (everywhere.groupby(["label", "run", "kind", "noise"]).size() == 3 * 3 * 3).all()
     assert set(rows["seed"]) == set(everywhere["restart"]) == {0, 1, 2}
-    is_zinc = rows["label"].str.endswith("ZINC")
-    for chosen, graphs, epochs in ((is_zinc, 64, 20), (~is_zinc, 111, 60)):
-        assert set(rows[chosen]["graphs"]) == {graphs} and set(rows[chosen]["epochs"]) == {epochs}
-    assert set(rows[~is_zinc]["kind"]) == {"own", *PLACES}
+    for data, graphs, epochs in (("ZINC", 64, 20), ("PROTEINS", 111, 60), ("TOX21", 64, 25)):
+        chosen = rows[rows["label"].str.endswith(data)]
+        assert set(chosen["graphs"]) == {graphs} and set(chosen["epochs"]) == {epochs}
+    kinds = rows.groupby("label")["kind"].unique().map(set)
+    assert kinds["GT, PROTEINS"] == {"own", *PLACES}
+    assert kinds["GT, TOX21"] == {*USUAL, "published"}
     assert rows["commit"].str.fullmatch("[0-9a-f]{40}").all()
     assert rows.groupby(["label", "run", "seed"])["versions"].nunique().eq(1).all()
 
@@ -60,7 +63,7 @@ def test_passes_are_those_that_the_page_names(rows):
 
 def test_optimised_noise_multiplies_the_loss_and_random_noise_does_not(strongest):
     own = strongest[strongest["kind"] == "own"]
-    assert own["random_factor"].between(0.95, 1.1).all()
+    assert own["random_factor"].between(0.93, 1.07).all()
     own = own[own["label"].str.endswith("ZINC")]
     assert own["optimised_factor"].min() > 6
     usual = own[own["run"] != ARMS["sink"]]
@@ -82,16 +85,40 @@ def test_the_term_makes_nothing_more_robust_and_a_sink_less(strongest):
         assert found[is_sink]["optimised_factor"].min() > found[~is_sink]["optimised_factor"].max()
 
 
-def test_on_proteins_optimised_noise_makes_answers_worse_than_a_coin_both_ways(rows, strongest):
-    factor = of_kind(strongest, "own")["GT, PROTEINS"]
+@pytest.mark.parametrize(("data", "change"), [("PROTEINS", 0.01), ("TOX21", 0.03)])
+def test_optimised_noise_makes_classes_worse_than_a_coin_both_ways(data, change, rows, strongest):
+    factor = of_kind(strongest, "own")[f"GT, {data}"]
     assert set(factor.index) == {ARMS["bias"], ARMS["intended"]}
-    assert factor.between(2, 3).all()
-    found = rows[(rows["label"] == "GT, PROTEINS") & (rows["sigma"] > 0.09)]
+    if data == "PROTEINS":
+        assert factor.between(2, 3).all()
+    found = rows[(rows["label"] == f"GT, {data}") & (rows["sigma"] > 0.09)]
     area = found[found["kind"] == "own"].pivot_table(
         index=["run", "seed"], columns="noise", values="roc_auc"
     )
     assert (area["none"] > 0.75).all() and (area["optimised"] < 0.5).all()
-    assert (area["none"] - area["random"]).abs().max() < 0.01
+    assert (area["none"] - area["random"]).abs().max() < change
+
+
+def test_on_tox21_the_term_changes_less_than_seeds_differ(strongest):
+    found = strongest[strongest["label"] == "GT, TOX21"]
+    arms = [ARMS["bias"], ARMS["intended"]]
+    values = {"optimised_factor": "times"}
+    texts = damage_table(found, values, rows=["kind", "run"])["times"]
+    ends = texts.str.extract(r"(.*) \[(.*), (.*)\]").astype(float)
+    for kind in (*USUAL, "published"):
+        without, term = (ends.loc[kind, arm] for arm in arms)
+        assert term[0] < without[0] and without[1] < term[2], "less, in intervals that overlap"
+        if kind != "published":
+            for one, other in ((without, term), (term, without)):
+                assert one[1] < other[0] < one[2], "each holds the other's mean"
+    assert [round(ends.loc["own", arm][0]) for arm in arms] == [14, 11]
+    halves = ends.loc["relative", 0] / ends.loc["own", 0]
+    assert halves.between(0.45, 0.55).all()
+
+
+def test_random_noise_that_is_shared_is_not_quite_harmless(strongest):
+    factor = strongest[strongest["kind"] == "shared"]["random_factor"]
+    assert (factor > 1.5).sum() == 2 and len(factor) > 30
 
 
 def test_shared_noise_does_less_and_differs_from_seed_to_seed(strongest):
@@ -103,10 +130,11 @@ def test_shared_noise_does_less_and_differs_from_seed_to_seed(strongest):
 
 
 def test_the_published_optimisation_gets_half_as_far(strongest):
-    published = of_kind(strongest, "published")["GT, ZINC"]
-    assert set(published.index) == {ARMS["none"], ARMS["published"]}
-    own = of_kind(strongest, "own")["GT, ZINC"][published.index]
-    assert published.between(6.5, 7.5).all(), "seven, as differences.md says"
+    published = of_kind(strongest, "published")
+    assert set(published["GT, ZINC"].index) == {ARMS["none"], ARMS["published"]}
+    assert set(published["GT, TOX21"].index) == {ARMS["bias"], ARMS["intended"]}
+    own = of_kind(strongest, "own")[published.index]
+    assert published["GT, ZINC"].between(6.5, 7.5).all(), "seven, as differences.md says"
     assert (published / own).between(0.45, 0.55).all()
 
 

@@ -54,11 +54,12 @@ ATTACKED = {
         ("graphit_zinc", "GraphiT, ZINC", ("none", "published", "intended", "sink")),
         ("san_zinc", "SAN, ZINC", ("none", "published", "intended", "sink")),
         ("gt_proteins", "GT, PROTEINS", ("bias", "intended")),
+        ("gt_tox21", "GT, TOX21", ("bias", "intended")),
     )
     for arm in arms
 }
 """Tracked attacks everywhere, from names of files to network and arm. GT's published term is the
-intended one. On PROTEINS the two arms differ in the term alone."""
+intended one. On PROTEINS and TOX21 the two arms differ in the term alone."""
 
 TOLD = {
     f"san_zinc_{arm}": ("SAN, ZINC", title)
