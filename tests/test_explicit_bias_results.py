@@ -153,6 +153,11 @@ def test_the_term_costs_accuracy_only_where_it_takes_attention(networks):
         assert by_seed.min()["published"] > max(by_seed.max()["none"], by_seed.max()["bias"])
 
 
+def assert_intervals_overlap(texts):
+    ends = texts.str.extract(r"\[(.*), (.*)\]").astype(float).groupby("network")
+    assert (ends[0].max() < ends[1].min()).all()
+
+
 def test_on_proteins_the_term_takes_all_and_biases_do_not():
     arms = {arm: ARMS[arm] for arm in ("none", "bias", "intended")}
     proteins = read_remedies(RESULTS, "proteins", arms)
@@ -170,14 +175,10 @@ def test_on_proteins_the_term_takes_all_and_biases_do_not():
     typical = networks.set_index(["run", "label"])[["max_abs", "row_median_q50"]]
     typical = np.exp(np.log(typical).groupby(["run", "label"]).mean())
     factor = typical.loc[ARMS["intended"]] / typical.loc[ARMS["bias"]]
+    assert factor["max_abs"].between(0.7, 1.4).all() and factor["row_median_q50"].min() > 6
     assert factor["max_abs"].round(2).to_dict() == {"GT": 0.75, "GraphiT": 0.91, "SAN": 0.83}
     assert factor["row_median_q50"].round().to_dict() == {"GT": 23, "GraphiT": 11, "SAN": 8}
-    intervals_overlap(remedy_table(proteins, "roc_auc")["test roc_auc"])
-
-
-def intervals_overlap(texts):
-    ends = texts.str.extract(r"\[(.*), (.*)\]").astype(float).groupby("network")
-    assert (ends[0].max() < ends[1].min()).all()
+    assert_intervals_overlap(remedy_table(proteins, "roc_auc")["test roc_auc"])
 
 
 def test_a_sink_leaves_massive_activations_and_lowers_the_error(networks, trained):
