@@ -124,6 +124,7 @@ def test_with_the_term_hardly_any_is_massive_and_scores_are_as_large(networks):
         index=["largest", "median"],
     ).T
     assert scores["largest"].round(2).between(0.94, 1.37).all()
+    assert scores["largest"].max().round(2) == 1.36 and scores["largest"].min().round(2) == 0.94
     assert scores["largest"].idxmax()[0] == "SAN" and scores["largest"].idxmin()[0] == "GT"
     assert scores["median"].between(6, 19.5).all()
     assert scores.loc["GT", "median"].min() > 18 and scores["median"].min() < 6.5
@@ -162,6 +163,8 @@ def test_on_proteins_the_term_takes_all_and_biases_do_not():
     arms = {arm: ARMS[arm] for arm in ("none", "bias", "intended")}
     proteins = read_remedies(RESULTS, "proteins", arms)
     assert set(proteins.epochs["epochs"]) == {60}
+    late = proteins.epochs[proteins.epochs["epoch"] > 30]
+    assert late.groupby(["label", "run", "seed"])["epoch"].nunique().eq(6).all()
     assert proteins.layers.groupby(["label", "run"])["seed"].nunique().eq(3).all()
     networks = by_network(proteins, "roc_auc")
     none, bias, term = (networks[networks["run"] == title] for title in arms.values())
