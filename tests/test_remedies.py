@@ -118,6 +118,9 @@ def test_the_table_has_the_metric_with_its_interval_over_seeds():
     assert found["ratio"] == "10-2,001"
     assert found["epochs"] == "0%-100%"
     assert found["KS gamma"] == "0.020"
+    assert found["largest |s|"] == "0.316-14.1"
+    large = Remedies(pd.DataFrame(rows), epochs.assign(max_abs=1099.4))
+    assert remedy_table(large, "mae").loc[("SAN", "sink"), "largest |s|"] == "1,100"
 
 
 def test_networks_without_a_remedy_are_those_of_the_grid():

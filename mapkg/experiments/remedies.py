@@ -249,7 +249,7 @@ def remedy_table(remedies: Remedies, metric: str) -> pd.DataFrame:
             "edges": _range(of_arm["edges_with"], "{:.1%}"),
             "epochs": _range(of_arm["epochs_with"], "{:.0%}"),
             "ratio": _range(of_arm["largest"], "{:,.0f}"),
-            "largest |s|": _range(of_arm["max_abs"], "{:.3g}"),
+            "largest |s|": _range(of_arm["max_abs"].map(_three_digits), "{:,.6g}"),
             "median |s|": _range(of_arm["row_median_q50"], "{:.2g}"),
             "KS gamma": f"{at_best['ks_own'].median():.3f}",
             "KS base": f"{at_best['ks_two_sample'].median():.2f}",
@@ -260,6 +260,10 @@ def remedy_table(remedies: Remedies, metric: str) -> pd.DataFrame:
 def _interval(values: pd.Series, confidence: float = 0.95) -> str:
     low, high = stats.t.interval(confidence, len(values) - 1, values.mean(), stats.sem(values))
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _three_digits(value: float) -> float:
+    return float(f"{value:.3g}")  # 1100 for 1099, which as text would be 1.1e+03
 
 
 def _range(values: pd.Series, form: str) -> str:
