@@ -6,7 +6,14 @@ import pytest
 from conftest import REPOSITORY
 
 from mapkg.detection import MASSIVE_RATIO
-from mapkg.experiments.remedies import ARMS, COUNTED, by_network, read_remedies, remedy_table
+from mapkg.experiments.remedies import (
+    ARMS,
+    COUNTED,
+    OTHERS,
+    by_network,
+    read_remedies,
+    remedy_table,
+)
 
 RESULTS = REPOSITORY / "data" / "results"
 NETWORKS = ("GT", "GraphiT", "SAN")
@@ -182,6 +189,57 @@ def test_on_proteins_the_term_takes_all_and_biases_do_not():
     assert factor["max_abs"].round(2).to_dict() == {"GT": 0.75, "GraphiT": 0.91, "SAN": 0.83}
     assert factor["row_median_q50"].round().to_dict() == {"GT": 23, "GraphiT": 11, "SAN": 8}
     assert_intervals_overlap(remedy_table(proteins, "roc_auc")["test roc_auc"])
+
+
+@pytest.fixture(scope="module")
+def others():
+    listed = {arm: ARMS[arm] for arm in ("none", "term", "sink")} | OTHERS
+    found = read_remedies(RESULTS, "zinc", listed, ["SAN"])
+    assert set(found.epochs["epochs"]) == {20}
+    assert found.layers.groupby("run")["seed"].nunique().eq(3).all()
+    return found
+
+
+def test_other_remedies_leave_no_massive_activation_but_for_weight_decay(others):
+    networks = by_network(others, "mae").set_index("run")
+    decay = networks.loc[OTHERS["decay"]]
+    rest = networks.loc[[OTHERS[arm] for arm in OTHERS if arm != "decay"]]
+    assert (rest["epochs_with"] == 0).all() and len(rest) == 4 * 3
+    assert (decay["epochs_with"] == 1).all() and (decay["edges_with"] > 0.74).all()
+    sizes = ["max_abs", "row_median_q50", "largest"]
+    typical = np.exp(np.log(networks[sizes]).groupby("run").mean())
+    factor = typical / typical.loc["none"]
+    norm, dropout, decayed = (factor.loc[OTHERS[arm]] for arm in ("layernorm", "dropout", "decay"))
+    assert 0.28 < norm["max_abs"] < 0.36 and 3.5 < norm["row_median_q50"] < 4.5
+    assert 0.9 < dropout["max_abs"] < 1.1 and 1.5 < dropout["row_median_q50"] < 1.75
+    assert 0.45 < decayed["max_abs"] < 0.55 and round(1 / decayed["row_median_q50"]) == 36
+    assert 850 < decayed["largest"] < 900
+    assert decay["largest"].min() > networks.drop(OTHERS["decay"])["largest"].max() * 50
+    none = networks.loc["none"]
+    assert networks.loc[OTHERS["dropout"], "largest"].max() < none["largest"].min() / 2
+    assert decay["max_abs"].max() < none["max_abs"].min()
+    for arm in ("clip", "tanh"):
+        bounded = networks.loc[OTHERS[arm]]
+        assert (bounded["max_abs"] < 1 + 1e-6).all() and (bounded["max_abs"] > 0.999).all()
+        assert bounded["largest"].max() < none["largest"].min() / 6
+
+
+def test_of_the_other_remedies_layernorm_alone_lowers_the_error(others):
+    texts = remedy_table(others, "mae").loc["SAN", "test mae"]
+    ends = texts.str.extract(r"(.*) \[(.*), (.*)\]").astype(float)
+    none = ends.loc["none"]
+    for arm, title in OTHERS.items():
+        mean, low, high = ends.loc[title]
+        assert mean < none[0], "no higher"
+        assert (high < none[1]) == (arm == "layernorm") and low < none[2]
+
+
+def test_other_remedies_cost_up_to_a_fifth_of_the_time():
+    times = pd.read_csv(RESULTS / "remedy_times.csv.gz").query("label == 'SAN'")
+    median = times.groupby("arm")["factor"].median()
+    assert median[["layernorm", "decay"]].between(0.99, 1.015).all()
+    assert median[["clip", "tanh"]].between(1, 1.1).all()
+    assert 1.15 < median["dropout"] < 1.2
 
 
 def test_a_sink_leaves_massive_activations_and_lowers_the_error(networks, trained):
