@@ -63,7 +63,12 @@ def test_the_threshold_is_drawn_where_ratios_are():
 
 
 @pytest.mark.parametrize(
-    ("most", "labels"), [(900.0, "30 100 300 1000"), (30_000.0, "100 1000 10000")]
+    ("most", "labels"),
+    [
+        (900.0, "30 100 300 1000"),
+        (30_000.0, "100 1000 10000"),
+        (3e7, r"$\mathdefault{10^{2}}$ $\mathdefault{10^{4}}$ $\mathdefault{10^{6}}$"),
+    ],
 )
 def test_labels_of_a_logarithmic_axis_have_room(most, labels):
     values = {name: name for name in ("a", "b", "c", "largest")}  # as wide as on the page

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 
 from mapkg.detection import MASSIVE_RATIO
 from mapkg.plots.style import panel_grid
@@ -64,7 +64,8 @@ def arms(
         if value in logarithmic:  # often less than a decade; of more than two, labels have no room
             low, high = ax.get_xlim()
             ax.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 3)))
-            ax.xaxis.set_major_formatter("{x:g}")
+            powers = high > 10_000 * low  # of ten, beside which 10000 and 1e+06 would read badly
+            ax.xaxis.set_major_formatter(LogFormatterSciNotation() if powers else "{x:g}")
             ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].invert_yaxis()  # shared by all
     return figure
