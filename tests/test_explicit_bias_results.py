@@ -11,6 +11,7 @@ from mapkg.experiments.remedies import (
     COUNTED,
     OTHERS,
     by_network,
+    later_epochs,
     read_remedies,
     remedy_table,
 )
@@ -215,6 +216,11 @@ def test_other_remedies_leave_no_massive_activation_but_for_weight_decay(others)
     assert 0.45 < decayed["max_abs"] < 0.55 and round(1 / decayed["row_median_q50"]) == 36
     assert 850 < decayed["largest"] < 900
     assert decay["largest"].min() > networks.drop(OTHERS["decay"])["largest"].max() * 50
+    of_layers = later_epochs(others.epochs, keys=["layer"]).set_index(["run", "seed", "layer"])
+    medians = of_layers["row_median_q50"].unstack("layer")
+    without = np.exp(np.log(medians.loc["none"]).mean())
+    small = (medians.loc[OTHERS["decay"]] < without / 10).sum(axis=1)
+    assert (small.min(), small.max(), medians.shape[1]) == (6, 8, 10)
     none = networks.loc["none"]
     assert networks.loc[OTHERS["dropout"], "largest"].max() < none["largest"].min() / 2
     assert decay["max_abs"].max() < none["max_abs"].min()
