@@ -192,6 +192,37 @@ def test_on_proteins_the_term_takes_all_and_biases_do_not():
     assert_intervals_overlap(remedy_table(proteins, "roc_auc")["test roc_auc"])
 
 
+def test_on_tox21_nothing_is_massive_and_the_term_fills_the_median():
+    arms = {arm: ARMS[arm] for arm in ("none", "bias", "intended")}
+    tox21 = read_remedies(RESULTS, "tox21", arms)
+    assert tox21.epochs.groupby("label")["epochs"].agg(set).to_dict() == {
+        "GT": {25},
+        "GraphiT": {30},
+        "SAN": {30},
+    }
+    assert tox21.layers.groupby(["label", "run"])["seed"].nunique().eq(3).all()
+    late = tox21.epochs[tox21.epochs["epoch"] > tox21.epochs["epochs"] / 2]
+    observed = late.groupby(["run", "seed", "label"])["epoch"].nunique().unstack()
+    assert (observed["GT"] == 9).all() and (observed[["GraphiT", "SAN"]] == 7).all(axis=None)
+    networks = by_network(tox21, "roc_auc")
+    assert (networks["edges_with"] == 0).all() and len(networks) == 27
+    sizes = ["max_abs", "row_median_q50", "largest"]
+    typical = networks.set_index(["run", "label"])[sizes]
+    typical = np.exp(np.log(typical).groupby(["run", "label"]).mean())
+    factor = typical.loc[ARMS["intended"]] / typical.loc[ARMS["bias"]]
+    assert factor["max_abs"].round(1).to_dict() == {"GT": 1.7, "GraphiT": 1.7, "SAN": 2.3}
+    assert factor["row_median_q50"].round().to_dict() == {"GT": 7, "GraphiT": 12, "SAN": 12}
+    assert factor["largest"].between(0.19, 0.42).all()
+    assert factor["largest"].idxmin() == "GraphiT" and factor["largest"].idxmax() == "GT"
+    area = networks.set_index(["run", "label"])["test_roc_auc"]
+    bias, term = (area.loc[ARMS[arm]].groupby("label") for arm in ("bias", "intended"))
+    assert (term.mean() < bias.mean()).all()
+    assert (term.max() < bias.min()).to_dict() == {"GT": False, "GraphiT": True, "SAN": False}
+    none = area.loc["none"].groupby("label")
+    assert (term.max() < none.min()).to_dict() == {"GT": False, "GraphiT": True, "SAN": True}
+    assert_intervals_overlap(remedy_table(tox21, "roc_auc")["test roc_auc"])
+
+
 @pytest.fixture(scope="module")
 def others():
     listed = {arm: ARMS[arm] for arm in ("none", "term", "sink")} | OTHERS
