@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import few_molecules
-from scipy import stats
 
 from mapkg import checkpoint
 from mapkg.__main__ import main
@@ -22,7 +21,6 @@ from mapkg.experiments.robustness import (
     USUAL,
     attack_network,
     attack_run,
-    compare_damage,
     damage,
     damage_table,
     read_attacks,
@@ -204,22 +202,3 @@ def test_a_single_seed_has_no_interval(recwarn):
     table = damage_table(damages, {"factor": "times"}, rows=["run"])
     assert table.loc["a", "times"] == "2" and table.loc["b", "times"].startswith("4 [")
     assert not recwarn.list
-
-
-def test_arms_are_compared_as_two_samples_of_logarithms():
-    def arms(**factors):
-        rows = [(run, seed, f) for run, values in factors.items() for seed, f in enumerate(values)]
-        return pd.DataFrame(rows, columns=["run", "seed", "factor"])
-
-    alike = arms(a=(1.0, 4.0), b=(2.0, 8.0), other=(100.0, 100.0))  # 2 degrees of freedom
-    ratio, low, high = compare_damage(alike, "factor", ("a", "b"))
-    half = 4.302653 * np.sqrt(2) * np.log(2)
-    assert (ratio, low, high) == pytest.approx((0.5, 0.5 / np.exp(half), 0.5 * np.exp(half)))
-    unlike = arms(a=(1.0, 4.0), b=(1.0, 16.0))  # variances of the means 1 and 4, in log(2)^2
-    half = stats.t.ppf(0.975, 5**2 / (1**2 + 4**2)) * np.sqrt(5) * np.log(2)
-    found = compare_damage(unlike, "factor", ("a", "b"))
-    assert found == pytest.approx((0.5, 0.5 / np.exp(half), 0.5 * np.exp(half)))
-    with pytest.raises(ValueError, match=r"two seeds or more.*got 2 and 0"):
-        compare_damage(unlike, "factor", ("a", "c"))
-    with pytest.raises(ValueError, match="one row for each arm and seed"):
-        compare_damage(pd.concat([alike, alike]), "factor", ("a", "b"))

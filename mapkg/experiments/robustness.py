@@ -61,10 +61,6 @@ ATTACKED = {
 """Tracked attacks everywhere, from names of files to network and arm. GT's published term is the
 intended one. On PROTEINS and TOX21 the two arms differ in the term alone."""
 
-MORE = {f"gt_tox21_more_{arm}": ("GT, TOX21", ARMS[arm]) for arm in ("bias", "intended")}
-"""Tracked attacks on networks of further training seeds, chosen after the first three were attacked
-and before any of these was trained."""
-
 TOLD = {
     f"san_zinc_{arm}": ("SAN, ZINC", title)
     for arm, title in {"none": ARMS["none"], "sink": ARMS["sink"], **COUNTED}.items()
@@ -237,37 +233,3 @@ def damage_table(
         return f"{form} [{form}, {form}]".format(*np.exp([mean, low, high]))
 
     return damages.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
-
-
-def compare_damage(
-    damages: pd.DataFrame, column: str, runs: tuple[str, str], confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """How many times as large a factor is in networks of one arm as in those of another.
-
-    Networks of two arms are different ones also where their seeds are alike, so that this is
-    Welch's interval of two samples, for logarithms.
-
-    Args:
-        damages: of ``damage``, with one row for each arm and seed: one label, kind and size.
-        column: positive, for example ``"optimised_factor"``.
-        runs: the two arms.
-        confidence: of the interval.
-
-    Returns:
-        The ratio of geometric means over seeds, first over second, and the ends of its interval.
-
-    Raises:
-        ValueError: if an arm is missing or has less than two seeds, or a seed more than one row.
-    """
-    chosen = damages[damages["run"].isin(runs)]
-    if chosen.duplicated(["run", "seed"]).any():
-        raise ValueError("damages: expected one row for each arm and seed; choose a label and kind")
-    logs = [np.log(chosen.loc[chosen["run"] == run, column]) for run in runs]
-    if min(map(len, logs)) < 2:
-        raise ValueError(
-            f"runs: expected two seeds or more of each of {', '.join(runs)}; "
-            f"got {' and '.join(str(len(values)) for values in logs)}"
-        )
-    low, high = stats.ttest_ind(*logs, equal_var=False).confidence_interval(confidence)
-    ratio, low, high = np.exp([logs[0].mean() - logs[1].mean(), low, high])
-    return float(ratio), float(low), float(high)
