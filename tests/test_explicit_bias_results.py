@@ -247,6 +247,10 @@ def test_other_remedies_leave_no_massive_activation_but_for_weight_decay(others)
     assert 0.45 < decayed["max_abs"] < 0.55 and round(1 / decayed["row_median_q50"]) == 36
     assert 850 < decayed["largest"] < 900
     assert decay["largest"].min() > networks.drop(OTHERS["decay"])["largest"].max() * 50
+    arms = {arm: ARMS[arm] for arm in ("none", "bias", "intended")}
+    elsewhere = [read_remedies(RESULTS, data, arms) for data in ("zinc", "proteins", "tox21")]
+    for found, metric in zip(elsewhere, ("mae", "roc_auc", "roc_auc"), strict=True):
+        assert by_network(found, metric)["largest"].max() < decay["largest"].min() / 5
     of_layers = later_epochs(others.epochs, keys=["layer"]).set_index(["run", "seed", "layer"])
     medians = of_layers["row_median_q50"].unstack("layer")
     without = np.exp(np.log(medians.loc["none"]).mean())
