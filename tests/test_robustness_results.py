@@ -1,15 +1,18 @@
 """What the page on noise says, against the tracked tables and the shipped network."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
 from mapkg import checkpoint, load
 from mapkg.attack import Ascent
 from mapkg.configs import Config
-from mapkg.experiments.remedies import ARMS, COUNTED
+from mapkg.experiments.remedies import ARMS, COUNTED, read_remedies
+from mapkg.experiments.results import contrasts
 from mapkg.experiments.robustness import (
     ATTACKED,
+    MORE,
     PLACED,
     PLACES,
     TOLD,
@@ -115,6 +118,36 @@ def test_on_tox21_the_term_changes_less_than_seeds_differ(strongest):
     assert [round(ends.loc["own", arm][0]) for arm in arms] == [14, 11]
     halves = ends.loc["relative", 0] / ends.loc["own", 0]
     assert halves.between(0.45, 0.55).all()
+
+
+def test_further_seeds_on_tox21_say_what_the_first_three_did(strongest):
+    rows = read_attacks(RESULTS, MORE)
+    assert set(rows["seed"]) == {3, 4, 5, 6, 7} and set(rows["kind"]) == {"own"}
+    assert set(rows["graphs"]) == {64} and set(rows["epochs"]) == {25}
+    assert (rows.groupby(["run", "seed", "noise"]).size() == 3 * 3).all()
+    further = damage(rows)
+    further = further[further["sigma"] > 0.09]
+    three = strongest.query("kind == 'own' and label == 'GT, TOX21'")
+    every = pd.concat([three, further])
+    assert every["optimised_factor"].min() > 10
+    assert every["random_factor"].between(0.93, 1.08).all(), "less than eight per cent"
+    pair = {"term": tuple((ARMS[arm], "GT, TOX21") for arm in ("bias", "intended"))}
+    for seeds, factor in ((three, 0.79), (further, 0.81), (every, 0.80)):
+        found = contrasts(seeds, pair, value="optimised_factor").loc["term"]
+        assert found["factor"] == pytest.approx(factor, abs=0.005)
+        assert found["low"] < 1 < found["high"]
+    wide = every.pivot(index="seed", columns="run", values="optimised_factor")
+    ratios = wide[ARMS["intended"]] / wide[ARMS["bias"]]
+    assert len(ratios) == 8 and (ratios > 1).sum() == 1
+    assert ratios.max() == pytest.approx(1.5, abs=0.05)
+
+
+def test_further_seeds_on_tox21_have_no_massive_activations_either():
+    arms = {arm: ARMS[arm] for arm in ("bias", "intended")}
+    epochs = read_remedies(RESULTS, "tox21_more", arms, ["GT"]).epochs
+    assert epochs.groupby(["run", "seed"]).ngroups == 10
+    later = epochs[epochs["epoch"] > epochs["epochs"] / 2]
+    assert later["epoch"].nunique() > 5 and later["max_ratio"].max() < 1000
 
 
 def test_random_noise_that_is_shared_is_not_quite_harmless(strongest):

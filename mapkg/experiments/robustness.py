@@ -61,6 +61,9 @@ ATTACKED = {
 """Tracked attacks everywhere, from names of files to network and arm. GT's published term is the
 intended one. On PROTEINS and TOX21 the two arms differ in the term alone."""
 
+MORE = {f"gt_tox21_more_{arm}": ("GT, TOX21", ARMS[arm]) for arm in ("bias", "intended")}
+"""Tracked attacks on further seeds of GT on TOX21, with noise of each node's and edge's own."""
+
 TOLD = {
     f"san_zinc_{arm}": ("SAN, ZINC", title)
     for arm, title in {"none": ARMS["none"], "sink": ARMS["sink"], **COUNTED}.items()
