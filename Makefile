@@ -27,7 +27,7 @@ test: $(INSTALLED) ## lint, unit tests, notebooks and the built book
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python book/build.py
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --numprocesses 2 --dist loadfile notebooks
 
 lint: $(INSTALLED) ## ruff alone
