@@ -67,7 +67,7 @@ def test_passes_are_those_that_the_page_names(rows):
 def test_optimised_noise_multiplies_the_loss_and_random_noise_does_not(strongest):
     own = strongest[strongest["kind"] == "own"]
     least = own["label"].map({"GT, TOX21": 0.93}).fillna(0.95)
-    assert own["random_factor"].between(least, 1.07).all(), "less than seven per cent"
+    assert own["random_factor"].between(least, 1.07).all(), "less than eight per cent"
     own = own[own["label"].str.endswith("ZINC")]
     assert own["optimised_factor"].min() > 6
     usual = own[own["run"] != ARMS["sink"]]
