@@ -121,6 +121,7 @@ def run(
             kernel_name=KERNEL,
             cwd=str(path.parent),
             progress_bar=progress,
+            coalesce_streams=True,  # what is printed in pieces is one output
         )
     except papermill.exceptions.PapermillExecutionError as error:
         raise NotebookFailed(f"{path.name} failed, see {failed}:\n{error}") from error

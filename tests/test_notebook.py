@@ -97,6 +97,12 @@ def test_a_wrong_parameter_exits_with_2_and_lists_what_is_known(
     assert not output.exists()
 
 
+def test_what_is_printed_in_pieces_is_one_output(tmp_path):
+    pieces = write(tmp_path / "pieces.ipynb", "print('one', flush=True)\nprint('two', flush=True)")
+    made = nbformat.read(notebook.run(pieces, tmp_path / "out.ipynb", {}, progress=False), 4)
+    assert [output.text for output in made.cells[-1].outputs] == ["one\ntwo\n"]
+
+
 def test_a_missing_notebook_exits_with_2_and_lists_those_there(small, tmp_path, capsys):
     assert main(["run", str(tmp_path / "smal.ipynb"), "-o", str(tmp_path / "out.ipynb")]) == 2
     assert "small.ipynb" in capsys.readouterr().err
