@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -28,7 +29,7 @@ EXECUTED = BUILD / "executed"
 STAGE = BUILD / "stage"
 HTML = BUILD / "html"
 STAMP = BUILD / "html.sha256"
-KEY_FILE = "keys.json"
+KEYS = EXECUTED / "keys.json"
 BESIDE_PAGES = ("book/references.bib", "book/emergence.png")
 
 
@@ -66,41 +67,59 @@ def toc_pages(toc: dict) -> Iterator[Path]:
 
 def execute(notebooks: list[Path]) -> list[str]:
     """Run the notebooks whose key changed, side by side; returns what failed."""
-    EXECUTED.mkdir(parents=True, exist_ok=True)
-    keys_path = EXECUTED / KEY_FILE
-    keys = json.loads(keys_path.read_text()) if keys_path.is_file() else {}
-    wanted = {path: notebook_key(path) for path in notebooks}
-    stale = [
-        path
-        for path, key in wanted.items()
-        if keys.get(path.name) != key or not (EXECUTED / path.name).is_file()
-    ]
+    stale = [path for path in notebooks if not is_current(path)]
     if not stale:
         return []
-    jobs = min(len(stale), os.cpu_count() or 1)
-    failures = []
+    import kernels  # only here, so that a build with nothing to do takes no second
+
+    cores = os.cpu_count() or 1
+    jobs = min(len(stale), cores)
+    # One thread of arithmetic per notebook: pools of threads that share cores crawl.
+    kernels.preload(stale, threads=max(1, cores // jobs))
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    keys, failures = executed_keys(), []
     with (
         ThreadPoolExecutor(jobs) as pool,
         tqdm(total=len(stale), desc="notebooks", file=sys.stderr) as bar,
     ):
-        # One thread of arithmetic per notebook: pools of threads that share cores crawl.
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        for path, output in pool.map(lambda path: (path, run_notebook(path, threads)), stale):
+        for path, failure in zip(stale, pool.map(run_notebook, stale), strict=True):
             bar.update()
-            if output is None:
-                keys[path.name] = wanted[path]
-                keys_path.write_text(json.dumps(keys, indent=1))
+            if failure is None:
+                keys[path.name] = notebook_key(path)
+                KEYS.write_text(json.dumps(keys, indent=1))
             else:
-                failures.append(output)
+                failures.append(failure)
     return failures
 
 
-def run_notebook(path: Path, threads: str) -> str | None:
-    """Run one notebook through the strict runner; returns its output if it failed."""
-    command = [sys.executable, "-m", "mapkg", "run", str(path), "-o", str(EXECUTED / path.name)]
-    environment = os.environ | {"OMP_NUM_THREADS": threads}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    return None if result.returncode == 0 else f"{path.name}:\n{result.stdout}{result.stderr}"
+def is_current(notebook: Path) -> bool:
+    """Whether the executed copy of a notebook is what a run would give now."""
+    kept = executed_keys().get(notebook.name)
+    return kept == notebook_key(notebook) and (EXECUTED / notebook.name).is_file()
+
+
+def executed_keys() -> dict[str, str]:
+    """The key with which each notebook was executed."""
+    return json.loads(KEYS.read_text()) if KEYS.is_file() else {}
+
+
+def run_notebook(path: Path) -> str | None:
+    """Run one notebook through the strict runner; returns what failed, if anything did."""
+    import kernels
+
+    from mapkg import notebook
+
+    try:
+        notebook.run(
+            path,
+            EXECUTED / path.name,
+            {},
+            progress=False,
+            kernel_manager_class=kernels.ForkedKernelManager,
+        )
+    except notebook.NotebookFailed as error:
+        return str(error)
+    return None
 
 
 def notebook_key(path: Path) -> str:
@@ -117,12 +136,19 @@ def digest(paths: Iterable[Path]) -> str:
     """SHA-256 over names and contents of files, and of all files in folders."""
     total = hashlib.sha256()
     for path in paths:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
-            if file.is_file() and "__pycache__" not in file.parts:
-                total.update(str(file.relative_to(ROOT)).encode())
-                total.update(hashlib.sha256(file.read_bytes()).digest())
+        total.update(_contents(path))
     return total.hexdigest()
+
+
+@cache  # the package is part of every key
+def _contents(path: Path) -> bytes:
+    total = hashlib.sha256()
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        if file.is_file() and "__pycache__" not in file.parts:
+            total.update(str(file.relative_to(ROOT)).encode())
+            total.update(hashlib.sha256(file.read_bytes()).digest())
+    return total.digest()
 
 
 def stage(pages: list[Path]) -> None:

@@ -19,8 +19,20 @@ The package computes, the notebooks argue:
 - ``notebook``, ``commands``: notebooks with other parameters, and what the command line does.
 """
 
-from mapkg.configs import CONFIGS, Config
-from mapkg.data import load
-from mapkg.models import build
+from importlib import import_module
+from typing import Any
+
+_HOMES = {"CONFIGS": "configs", "Config": "configs", "load": "data", "build": "models"}
 
 __all__ = ["CONFIGS", "Config", "build", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, imported when they are asked for: ``mapkg.hooks`` needs no RDKit."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -93,7 +93,12 @@ def describe(known: dict[str, Parameter]) -> str:
 
 
 def run(
-    path: Path | str, output: Path | str, values: dict[str, Any], *, progress: bool = True
+    path: Path | str,
+    output: Path | str,
+    values: dict[str, Any],
+    *,
+    progress: bool = True,
+    **engine: Any,
 ) -> Path:
     """Execute a notebook in its own folder.
 
@@ -102,6 +107,7 @@ def run(
         output: where the executed copy goes, whole or not at all.
         values: parameters, as ``parse`` returns them.
         progress: whether to show a progress bar on stderr.
+        **engine: options of nbclient, for example ``kernel_manager_class``.
 
     Returns:
         ``output``.
@@ -119,9 +125,11 @@ def run(
             str(failed),
             parameters=values,
             kernel_name=KERNEL,
-            cwd=str(path.parent),
+            # Not cwd=, which changes the folder of this process: others may run beside.
+            resources={"metadata": {"path": str(path.parent)}},
             progress_bar=progress,
             coalesce_streams=True,  # what is printed in pieces is one output
+            **engine,
         )
     except papermill.exceptions.PapermillExecutionError as error:
         raise NotebookFailed(f"{path.name} failed, see {failed}:\n{error}") from error

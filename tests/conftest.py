@@ -47,9 +47,12 @@ def papers():
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache folder of the module's own in place of the user's, and no MAPKG_DATA."""
-    folder = tmp_path_factory.mktemp("cache")
+def cache():
+    """A cache folder of the tests' own in place of the user's, and no MAPKG_DATA.
+
+    It stays between runs: the key of an entry covers the data and the code that reads them.
+    """
+    folder = REPOSITORY / "_build" / "test_cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.delenv("MAPKG_DATA", raising=False)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import mapkg
+
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "mapkg"
 MAX_LINES = 400
@@ -52,7 +54,7 @@ PICTURE = {
         "smoothing",
     },
     "plots": {"configs", "detection"},
-    "__init__": {"configs", "data", "models"},
+    "__init__": set(),  # lazy
     "commands": {
         *EVERYTHING_BELOW,
         *("observation", "attribution", "attack", "experiments", "notebook"),
@@ -264,16 +266,32 @@ def test_a_module_is_named_for_what_it_does(module):
     assert not vague & set(module.split("."))
 
 
-def test_importing_the_package_does_not_import_plotting():
+@pytest.mark.parametrize(
+    ("imported", "heavy"),
+    [
+        ("mapkg.__main__", ("torch", "numpy", "pandas")),
+        ("mapkg.hooks", ("rdkit", "sklearn", "networkx", "matplotlib", "captum", "papermill")),
+        ("mapkg.experiments", ("matplotlib", "seaborn", "papermill")),
+    ],
+)
+def test_an_import_brings_only_what_it_needs(imported, heavy):
     # In a process of its own: in this one another test may have imported it.
-    code = (
-        "import sys, mapkg; "
-        "print(*(n for n in ('matplotlib', 'seaborn', 'papermill') if n in sys.modules))"
-    )
+    code = f"import sys, {imported}; print(*(n for n in {heavy} if n in sys.modules))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert result.stdout.split() == []
+
+
+def test_what_the_package_offers_is_imported_when_it_is_asked_for():
+    assert {name: getattr(mapkg, name).__module__ for name in ("Config", "build", "load")} == {
+        "Config": "mapkg.configs",
+        "build": "mapkg.models.networks",
+        "load": "mapkg.data",
+    }
+    assert set(mapkg.__all__) <= set(dir(mapkg))
+    with pytest.raises(AttributeError, match="'mapkg' has no attribute 'laod'"):
+        mapkg.laod  # noqa: B018
 
 
 @each_module

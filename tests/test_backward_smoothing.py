@@ -25,9 +25,19 @@ from mapkg.smoothing import limits, relative_spread
 SMALL = dict(hidden_channels=32)
 
 
+@pytest.fixture(scope="module")
+def usual():
+    """Of thirty layers with the usual settings and three seeds, by activation."""
+    return {name: smoothing(Vanilla(activation=name)) for name in ("relu", "tanh", "linear")}
+
+
+def of_seed(table, seed):
+    return table[table["seed"] == seed].reset_index(drop=True)
+
+
 @pytest.mark.parametrize("activation", ["relu", "tanh", "linear"])
-def test_features_smooth_as_fast_as_the_second_eigenvalue_says(activation):
-    rates = shrinkage(smoothing(Vanilla(activation=activation)))
+def test_features_smooth_as_fast_as_the_second_eigenvalue_says(usual, activation):
+    rates = shrinkage(usual[activation])
     assert list(rates.index) == [0, 1, 2]
     for seed, rate in rates.items():
         contraction = limits(regular_task(seed=seed).operator).contraction
@@ -45,9 +55,9 @@ def test_shrinkage_is_the_slope_of_each_seed():
 
 
 @pytest.mark.parametrize("gain", [0.01, 1.0, 100.0])
-def test_of_relu_no_scale_of_weights_keeps_features_apart(gain):
+def test_of_relu_no_scale_of_weights_keeps_features_apart(usual, gain):
     table = smoothing(Vanilla(gain=gain), seeds=[0])
-    expected = smoothing(Vanilla(), seeds=[0])
+    expected = of_seed(usual["relu"], 0)
     assert table["features"].iloc[:20].tolist() == pytest.approx(
         expected["features"].iloc[:20].tolist(), rel=1e-4
     )
@@ -55,21 +65,20 @@ def test_of_relu_no_scale_of_weights_keeps_features_apart(gain):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_errors_are_smoothest_in_the_middle(activation, seed):
-    errors = smoothing(Vanilla(activation=activation), seeds=[seed])["errors"].to_numpy()
+def test_errors_are_smoothest_in_the_middle(usual, activation, seed):
+    errors = of_seed(usual[activation], seed)["errors"].to_numpy()
     least = errors.argmin()
     assert 3 < least < 27
     assert errors[least] < 1e-3 * min(errors[0], errors[-1])
 
 
-def test_after_thirty_layers_features_agree_to_eleven_digits():
-    for activation in ("relu", "tanh", "linear"):
-        table = smoothing(Vanilla(activation=activation))
+def test_after_thirty_layers_features_agree_to_eleven_digits(usual):
+    for table in usual.values():
         assert table.loc[table["layer"] == 29, "features"].max() < 1e-11
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_errors_of_relu_drop_where_no_node_differs_in_a_sign(seed):
+def test_errors_of_relu_drop_where_no_node_differs_in_a_sign(usual, seed):
     task = regular_task(seed=seed)
     network = Vanilla().build(task, 30, seed)
     signs, x = [], task.x
@@ -79,13 +88,13 @@ def test_errors_of_relu_drop_where_no_node_differs_in_a_sign(seed):
         x = activation(h)
     # From the last layer on in which any sign differs, all slopes are alike.
     first = max(k for k, is_alike in enumerate(signs) if not is_alike) + 1
-    errors = smoothing(Vanilla(), seeds=[seed])["errors"].to_numpy()
+    errors = of_seed(usual["relu"], seed)["errors"].to_numpy()
     assert errors[first - 1] > 1e4 * errors[first]
     assert (np.diff(errors[first:]) > 0).all()
 
 
-def test_errors_of_a_linear_network_smooth_all_the_way():
-    errors = smoothing(Vanilla(activation="linear"), seeds=[0])["errors"].to_numpy()
+def test_errors_of_a_linear_network_smooth_all_the_way(usual):
+    errors = of_seed(usual["linear"], 0)["errors"].to_numpy()
     slope = np.polyfit(np.arange(5, 21), np.log(errors[5:21]), 1)[0]
     contraction = limits(regular_task(seed=0).operator).contraction
     assert slope == pytest.approx(-np.log(contraction), rel=0.2)
@@ -93,11 +102,11 @@ def test_errors_of_a_linear_network_smooth_all_the_way():
     assert errors[0] < 1e-9 and errors[-1] > 0.5
 
 
-def test_far_from_both_ends_errors_follow_their_mean():
-    table = smoothing(Vanilla(), seeds=[0])
+def test_far_from_both_ends_errors_follow_their_mean(usual):
+    table = of_seed(usual["relu"], 0)
     assert table["limit_error"].iloc[18:22].max() < 1e-3
     assert table["limit_error"].iloc[[0, -2]].min() > 0.1
-    linear = smoothing(Vanilla(activation="linear"), seeds=[0])
+    linear = of_seed(usual["linear"], 0)
     torch.testing.assert_close(  # the mean of errors of a linear network is their limit
         torch.tensor(linear["limit_error"]), torch.tensor(linear["errors"]), rtol=1e-6, atol=1e-12
     )
@@ -114,6 +123,7 @@ def sparse():
     }
 
 
+@pytest.mark.slow
 def test_large_weights_keep_features_apart(sparse):
     last = {gain: table[table["layer"] == 39]["features"] for gain, table in sparse.items()}
     assert last[1.0].max() < 1e-4 and last[1.5].max() < 1e-3
@@ -121,6 +131,7 @@ def test_large_weights_keep_features_apart(sparse):
     assert all((last[gain] > 0.3).all() for gain in (6.0, 12.0, 24.0))
 
 
+@pytest.mark.slow
 def test_large_weights_keep_errors_apart_but_next_to_the_output(sparse):
     hidden = {gain: table[table["layer"].between(2, 34)] for gain, table in sparse.items()}
     least = {gain: rows.groupby("seed")["errors"].min() for gain, rows in hidden.items()}
@@ -227,6 +238,7 @@ def test_the_table_of_the_last_layer_is_over_seeds():
     assert found.loc[("GNN", 2)].tolist() == pytest.approx([2.0, 0.5, 0.25, 0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "gain"), [("relu", None), ("tanh", 1.2)])
 def test_training_a_deep_gnn_ends_at_the_best_constant_and_an_mlp_does_not(activation, gain):
     small = dict(activation=activation, gain=gain, **SMALL)

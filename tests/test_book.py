@@ -116,14 +116,17 @@ def test_no_internal_link_is_broken(site):
 
 def test_every_page_renders_its_maths_and_figures_without_an_error(site, address, browser):
     formulas = figures = 0
-    for path in pages(site):
-        url = address + path.relative_to(site).as_posix()
+    opened = []
+    for path in pages(site):  # all at once: a page is mostly waited for
         errors, failed = [], []
         page = browser.new_page()
         page.on("console", lambda m, errors=errors: m.type == "error" and errors.append(m.text))
         page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
         page.on("requestfailed", lambda r, failed=failed: failed.append(r.url))
-        page.goto(url, wait_until="load")
+        page.goto(address + path.relative_to(site).as_posix(), wait_until="commit")
+        opened.append((path, page, errors, failed))
+    for path, page, errors, failed in opened:
+        page.wait_for_load_state("load")
         if page.locator(".math").count():
             page.wait_for_function(
                 "() => [...document.querySelectorAll('.math')]"

@@ -126,6 +126,7 @@ def test_the_command_watches_every_variant(papers, tmp_path, monkeypatch):
     assert (tmp_path / "g_heat.csv.gz").is_file()
 
 
+@pytest.mark.slow
 def test_without_a_norm_25_layers_explode_with_it_they_do_not_and_dropout_is_why(cache):
     variants = {
         "none": Variant(),

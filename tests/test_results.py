@@ -116,6 +116,7 @@ def test_in_the_first_layer_scores_are_small_and_in_the_last_both_scores_and_med
     assert (last["share_rows_with_massive"] < 0.05).all()
 
 
+@pytest.mark.slow
 def test_the_shipped_checkpoint_is_small_and_carries_massive_activations(examined):
     model, information = checkpoint.load(SHIPPED, CONFIGS["GT-ZINC"].replace(max_epochs=100))
     assert sum(p.numel() for p in model.parameters()) == 588_353
@@ -141,6 +142,7 @@ def test_what_the_page_says_of_the_shipped_network_holds():
     assert (last["max_abs"] / last["max_ratio"] > 10).all(), "in rows whose medians are large"
 
 
+@pytest.mark.slow
 def test_the_tracked_tables_of_the_bundled_run_are_those_of_the_shipped_checkpoint(examined):
     tracked = read_emergence(RESULTS, "emergence_gt_moses_").summary
     tracked = tracked[tracked["state"] != "last"].reset_index(drop=True)

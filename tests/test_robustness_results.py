@@ -204,6 +204,7 @@ def test_places_with_massive_activations_are_no_more_sensitive_here():
     assert 1.5 < gain["largest channel"] / gain["largest channel, control"] < 2
 
 
+@pytest.mark.slow
 def test_in_the_shipped_network_edges_are_more_sensitive_and_channels_are_not():
     network, information = checkpoint.load(REPOSITORY / "data" / "checkpoints" / "gt_moses_seed0")
     found = attack_network(

@@ -115,6 +115,19 @@ RUNS = [
 ]
 """Configurations and the data they are run on."""
 
+QUICK = [
+    *((name, "moses") for name in ON_ZINC.values()),
+    *(("GT-ZINC", "tox21"), ("SAN-TU", "proteins"), ("SAN-PROTEINS", "ogbn")),
+]
+
+
+def on(pairs):
+    """Pairs as parameters; each architecture and each kind of data once is quick enough."""
+    return [
+        pytest.param(pair, id=" on ".join(pair), marks=[] if pair in QUICK else pytest.mark.slow)
+        for pair in pairs
+    ]
+
 
 def small(name, **changes):
     return CONFIGS[name].replace(**SIZES | changes)
@@ -147,7 +160,7 @@ class Run:
         return self.tables.summary[self.tables.summary["state"] == state]
 
 
-@pytest.fixture(scope="module", params=RUNS, ids=lambda pair: " on ".join(pair))
+@pytest.fixture(scope="module", params=on(RUNS))
 def run(request):
     """A network trained for two epochs."""
     name, data = request.param
@@ -237,16 +250,19 @@ def test_the_best_state_and_the_last_are_told_apart(moses):
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("GT-ZINC", "moses"),
-        ("SAN-TOX21", "tox21"),  # with dropout, and sizes that are tuples
-        ("SAN-TU", "proteins"),
-        ("GT-PROTEINS", "ogbn"),
-        ("SAN-PROTEINS", "ogbn"),
-    ],
+    "pair",
+    on(
+        [
+            ("GT-ZINC", "moses"),
+            ("SAN-TOX21", "tox21"),  # with dropout, and sizes that are tuples
+            ("SAN-TU", "proteins"),
+            ("GT-PROTEINS", "ogbn"),
+            ("SAN-PROTEINS", "ogbn"),
+        ]
+    ),
 )
-def test_a_run_that_was_stopped_goes_on_as_one_that_was_not(name, data, request, tmp_path, capsys):
+def test_a_run_that_was_stopped_goes_on_as_one_that_was_not(pair, request, tmp_path, capsys):
+    name, data = pair
     task, config = request.getfixturevalue(data), config_for(name, data)
     for epochs in (1, 2):
         resumed = emergence(

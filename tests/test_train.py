@@ -288,6 +288,7 @@ def test_a_damaged_state_is_refused(splits, tmp_path):
         run(splits, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_as_if_nothing_had_happened(tmp_path):
     epochs = 25
     arguments = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--limit", "64"]

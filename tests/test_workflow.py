@@ -142,6 +142,7 @@ def test_every_change_of_a_configuration_is_one_that_it_takes(dry_run):
     assert changed["GT-TOX21"] == {"hidden_channels": 96}
 
 
+@pytest.mark.slow
 def test_every_change_of_data_fits_the_network_that_is_trained_on_it(dry_run, cache):
     for run in commands_of_mapkg(dry_run)["train"]:
         if run.change is None or run.seed > 0:
@@ -378,6 +379,7 @@ def tried(snakemake, tmp_path_factory):
     return directory, snakemake(directory, "broken", "tiny", *settings)
 
 
+@pytest.mark.slow
 def test_a_failed_run_leaves_its_log_and_does_not_stop_the_others(tried):
     directory, result = tried
     assert result.returncode != 0
@@ -390,6 +392,7 @@ def test_a_failed_run_leaves_its_log_and_does_not_stop_the_others(tried):
     }
 
 
+@pytest.mark.slow
 def test_the_joined_table_has_both_seeds_of_what_the_grid_says(tried):
     summary = pd.read_csv(tried[0] / "data/results/emergence_tiny_summary.csv.gz")
     assert summary["seed"].unique().tolist() == [0, 1]
@@ -398,6 +401,7 @@ def test_the_joined_table_has_both_seeds_of_what_the_grid_says(tried):
     assert summary["changes"].str.contains("num_layers=1").all()
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(tried, snakemake):
     directory, _ = tried
     settings = ("results", "--cores", "2", "--configfile", str(WORKFLOW / "tiny.yaml"))
@@ -414,6 +418,7 @@ def test_what_is_done_is_not_done_again(tried, snakemake):
     assert "Nothing to be done" in result.stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_from_its_state(environment, snakemake, tmp_path):
     epochs = 100
     grid = tmp_path / "grid.yaml"
