@@ -26,7 +26,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check  # of what is made anew in every call
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,7 @@ def record(
     outputs: dict[str, list[Any]] = {name: [] for name in places}
     versions: list[tuple[str, Tensor, int]] = []
 
+    @no_type_check
     def observe(name: str, output: Any) -> None:
         detached = _detach(output)
         if reduce is not None:
@@ -129,6 +130,7 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterato
             places[name] = place
             functions.setdefault(name, []).append(function)
 
+    @no_type_check
     def replace(name: str, output: Any) -> Any:
         for function in functions[name]:
             output = function(output)
@@ -218,13 +220,16 @@ def _hooked(places: Mapping[str, _Place], hook: Callable[[str, Any], Any]) -> It
 def _attach(name: str, place: _Place, hook: Callable[[str, Any], Any]) -> Iterator[RemovableHandle]:
     module, stage = place
 
+    @no_type_check
     def see(_module: nn.Module, _inputs: tuple, output: Any) -> Any:
         return hook(name, output)
 
+    @no_type_check
     def see_inputs(_module: nn.Module, inputs: tuple) -> tuple | None:
         arguments = hook(name, inputs[-1])  # PyG puts the keyword arguments last
         return None if arguments is None else (*inputs[:-1], arguments)
 
+    @no_type_check
     def refuse(_module: nn.Module, _inputs: tuple) -> None:
         raise RuntimeError(
             f"{name!r} is not computed: for a sparse adjacency or a sorted EdgeIndex "

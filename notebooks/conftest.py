@@ -28,15 +28,21 @@ class ExecutedPage:
     def stop(self) -> None:
         pass
 
-    def execute_cell_input(self, source: str, allow_stdin: bool | None = None) -> int:
+    def execute_cell_input(
+        self, source: str, allow_stdin: bool | None = None
+    ) -> int:
         cell = next(self._cells)
-        assert cell.source == source, "the page has another cell here; build the book again"
+        assert cell.source == source, (
+            "the page has another cell here; build the book again"
+        )
         self._messages = deque(
             {"msg_type": output.output_type, "content": output}
             for output in cell.outputs
             if output.get("name") != "stderr"  # progress bars come and go
         )
-        self._messages.append({"msg_type": "status", "content": {"execution_state": "idle"}})
+        self._messages.append(
+            {"msg_type": "status", "content": {"execution_state": "idle"}}
+        )
         return cell.execution_count
 
     def await_reply(self, message: int, timeout: float | None = None) -> None:

@@ -91,6 +91,12 @@ def commands_of_mapkg(output):
     return found
 
 
+@pytest.fixture(scope="module")
+def planned(dry_run):
+    """The commands of the whole grid, parsed."""
+    return commands_of_mapkg(dry_run)
+
+
 def executed(output, rule):
     return len(re.findall(rf"^(?:local)?rule {rule}:$", output, re.MULTILINE))
 
@@ -107,13 +113,13 @@ def dry_run(snakemake, tmp_path_factory):
     return result.stdout
 
 
-def test_every_pair_is_trained_once_for_each_seed(dry_run):
+def test_every_pair_is_trained_once_for_each_seed(planned):
     trained = sorted(
         (
             *(str(run.out), run.config, run.dataset, run.epochs, run.seed, run.permute_targets),
             *(run.change or "", run.keep_every or 0),
         )
-        for run in commands_of_mapkg(dry_run)["train"]
+        for run in planned["train"]
     )
     assert trained == sorted(
         (
@@ -128,14 +134,13 @@ def test_every_pair_is_trained_once_for_each_seed(dry_run):
     assert all(len(pair["seeds"]) >= 3 for pair in ALL.values())
 
 
-def test_every_training_is_one_process_of_one_thread(dry_run):
-    assert {run.threads for run in commands_of_mapkg(dry_run)["train"]} == {1}
+def test_every_training_is_one_process_of_one_thread(planned):
+    assert {run.threads for run in planned["train"]} == {1}
 
 
-def test_every_change_of_a_configuration_is_one_that_it_takes(dry_run):
-    found = commands_of_mapkg(dry_run)
+def test_every_change_of_a_configuration_is_one_that_it_takes(planned):
     changed = {}
-    for run in found["train"] + found["untrained"]:
+    for run in planned["train"] + planned["untrained"]:
         values = overrides(run.set)
         CONFIGS[run.config].replace(**values)  # raises ValueError if one is out of range
         changed |= {run.config: values} if values else {}
@@ -143,8 +148,8 @@ def test_every_change_of_a_configuration_is_one_that_it_takes(dry_run):
 
 
 @pytest.mark.slow
-def test_every_change_of_data_fits_the_network_that_is_trained_on_it(dry_run, cache):
-    for run in commands_of_mapkg(dry_run)["train"]:
+def test_every_change_of_data_fits_the_network_that_is_trained_on_it(planned, cache):
+    for run in planned["train"]:
         if run.change is None or run.seed > 0:
             continue
         splits = load("moses-triple" if run.dataset == "moses-triple" else "moses")
@@ -154,11 +159,10 @@ def test_every_change_of_data_fits_the_network_that_is_trained_on_it(dry_run, ca
         assert config.num_edge_types == max(4, changed.description.num_edge_types)
 
 
-def test_what_is_to_be_looked_at_is_looked_at_as_it_was_trained(dry_run):
-    found = commands_of_mapkg(dry_run)
+def test_what_is_to_be_looked_at_is_looked_at_as_it_was_trained(planned):
     attributed = {
         run.output: (list(map(str, run.folders)), run.dataset, run.change or "", run.by)
-        for run in found["attribute"]
+        for run in planned["attribute"]
     }
     assert attributed == {
         f"data/results/bonds_{name}": (
@@ -169,7 +173,7 @@ def test_what_is_to_be_looked_at_is_looked_at_as_it_was_trained(dry_run):
         if pair["by"]
     }
     assert {f"data/results/bonds_{name}" for name in CHANGED} <= attributed.keys()
-    explained = {run.output: (run.graphs, len(run.folders)) for run in found["explain"]}
+    explained = {run.output: (run.graphs, len(run.folders)) for run in planned["explain"]}
     assert explained == {
         f"data/results/explain_{name}": (pair["explain"], len(pair["seeds"]))
         for name, pair in ALL.items()
@@ -177,22 +181,21 @@ def test_what_is_to_be_looked_at_is_looked_at_as_it_was_trained(dry_run):
     }
 
 
-def test_networks_with_a_remedy_become_compact_tables(dry_run):
-    found = commands_of_mapkg(dry_run)
-    assert {run.output: list(map(str, run.folders)) for run in found["remedy"]} == {
+def test_networks_with_a_remedy_become_compact_tables(planned):
+    assert {run.output: list(map(str, run.folders)) for run in planned["remedy"]} == {
         f"data/results/remedy_{name}": [f"runs/{name}-{seed}" for seed in pair["seeds"]]
         for name, pair in REMEDIES.items()
     }
-    assert {(str(run.output), run.dataset) for run in found["idle"]} == {
+    assert {(str(run.output), run.dataset) for run in planned["idle"]} == {
         (f"data/results/idle_{model}_zinc.csv.gz", "zinc") for model in ("gt", "graphit", "san")
     }
-    assert {(str(run.output), run.dataset) for run in found["sink"]} == {
+    assert {(str(run.output), run.dataset) for run in planned["sink"]} == {
         (f"data/results/sink_{model}_zinc_sink.csv.gz", "zinc")
         for model in ("gt", "graphit", "san")
     }
     attacked = {
         (str(run.output), run.dataset, run.change or "", run.graphs, run.places)
-        for run in found["attack"]
+        for run in planned["attack"]
     }
     assert attacked == {
         (
@@ -205,21 +208,20 @@ def test_networks_with_a_remedy_become_compact_tables(dry_run):
         for name, pair in ALL.items()
         if pair["attack"]
     }
-    for run in found["attack"]:
+    for run in planned["attack"]:
         assert len(run.folders) == (5 if "_more_" in run.output.name else 3)
 
 
-def test_studies_of_deep_networks_are_made_apart_and_then_copied(dry_run):
-    found = commands_of_mapkg(dry_run)
+def test_studies_of_deep_networks_are_made_apart_and_then_copied(planned, dry_run):
     commands = ("gradients", "depth", "smoothing", "missing", "trees")
     assert {study["command"] for study in GRID["studies"].values()} == {*commands}
-    runs = [run for command in commands for run in found[command]]
+    runs = [run for command in commands for run in planned[command]]
     assert {str(run.output): run.dataset for run in runs} == {
         f"runs/studies/unfinished/{name}": study["dataset"]
         for name, study in GRID["studies"].items()
     }
     assert all(
-        {norm.partition("=")[0] for norm in run.norms} <= set(NORMS) for run in found["depth"]
+        {norm.partition("=")[0] for norm in run.norms} <= set(NORMS) for run in planned["depth"]
     )
     for name, study in GRID["studies"].items():
         for table in study["tables"]:
@@ -228,7 +230,7 @@ def test_studies_of_deep_networks_are_made_apart_and_then_copied(dry_run):
             )
 
 
-def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry_run):
+def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(planned):
     arms = {f"{m.lower()}_zinc_{arm}" for m in MODELS for arm in ARMS} - SAME.keys()
     arms |= {f"san_zinc_{arm}" for arm in (*OTHERS, *COUNTED)}
     arms |= {
@@ -247,7 +249,7 @@ def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry
         none = OF_THE_GRID.get(none, none)
         runs = [ALL[none], *(ALL[name] for name in arms if name.rpartition("_")[0] == pair)]
         assert len({(run["config"], run["dataset"], run["epochs"]) for run in runs}) == 1
-    for run in commands_of_mapkg(dry_run)["train"]:
+    for run in planned["train"]:
         name = run.out.name.rpartition("-")[0]
         if name in REMEDIES:
             set_for_all = {"hidden_channels": 96} if name.startswith("gt_tox21") else {}
@@ -256,35 +258,34 @@ def test_every_arm_of_the_page_is_trained_once_and_for_as_long_as_the_others(dry
             assert run.change == ("neighbour-count" if arm in COUNTED else None)
 
 
-def test_the_untrained_networks_are_those_that_are_trained(dry_run):
-    found = commands_of_mapkg(dry_run)
+def test_the_untrained_networks_are_those_that_are_trained(planned):
     wanted = {name: pair["untrained"] for name, pair in PAIRS.items() if pair["untrained"]}
-    counts = {run.output.name.removesuffix(".csv.gz"): run.networks for run in found["untrained"]}
+    counts = {run.output.name.removesuffix(".csv.gz"): run.networks for run in planned["untrained"]}
     assert counts == wanted
     trained = {
         (run.config, run.dataset, *run.set)
-        for run in found["train"]
+        for run in planned["train"]
         if run.out.name.rpartition("-")[0] in PAIRS
     }
-    assert {(run.config, run.dataset, *run.set) for run in found["untrained"]} == trained
+    assert {(run.config, run.dataset, *run.set) for run in planned["untrained"]} == trained
 
 
-def test_the_seeds_of_a_pair_are_joined_in_order(dry_run):
-    joined = {run.output: run.folders for run in commands_of_mapkg(dry_run)["collect"]}
+def test_the_seeds_of_a_pair_are_joined_in_order(planned):
+    joined = {run.output: run.folders for run in planned["collect"]}
     assert joined.keys() == {f"data/results/emergence_{name}_" for name in PAIRS}
     for name, pair in PAIRS.items():
         folders = [str(folder) for folder in joined[f"data/results/emergence_{name}_"]]
         assert folders == [f"runs/{name}-{seed}" for seed in pair["seeds"]]
 
 
-def test_each_data_set_is_prepared_once(dry_run):
-    prepared = [run.dataset for run in commands_of_mapkg(dry_run)["data"]]
+def test_each_data_set_is_prepared_once(planned):
+    prepared = [run.dataset for run in planned["data"]]
     used = [entry["dataset"] for entry in (*ALL.values(), *GRID["studies"].values())]
     assert sorted(prepared) == sorted(set(used))
 
 
-def test_laws_figures_and_book_follow_and_exist(dry_run):
-    (laws,) = commands_of_mapkg(dry_run)["laws"]
+def test_laws_figures_and_book_follow_and_exist(planned, dry_run):
+    (laws,) = planned["laws"]
     assert laws.runs == list(PAIRS)
     scripts = [words[1] for words in shell_commands(dry_run) if words[1].startswith("book/")]
     assert scripts == ["book/figures.py", "book/build.py"]
