@@ -117,8 +117,8 @@ def run_notebook(path: Path) -> str | None:
             progress=False,
             kernel_manager_class=kernels.ForkedKernelManager,
         )
-    except notebook.NotebookFailed as error:
-        return str(error)
+    except Exception as error:  # of a cell, or a kernel that died
+        return f"{path.name}: {error}"
     return None
 
 
