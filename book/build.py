@@ -21,6 +21,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import yaml
+from filelock import FileLock
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
@@ -35,9 +36,15 @@ BESIDE_PAGES = ("book/references.bib", "book/emergence.png")
 
 def main() -> int:
     """Build what is out of date; returns the exit status."""
+    BUILD.mkdir(exist_ok=True)
+    with FileLock(BUILD / "lock"):  # a second build waits for the first
+        return build()
+
+
+def build() -> int:
+    """Build what is out of date, alone; returns the exit status."""
     pages = list(toc_pages(yaml.safe_load((ROOT / "_toc.yml").read_text())))
     notebooks = [page for page in pages if page.suffix == ".ipynb"]
-    BUILD.mkdir(exist_ok=True)
     failed = execute(notebooks)
     if failed:
         print("\n\n".join(failed), file=sys.stderr)
