@@ -1,6 +1,6 @@
 """Forward passes over a data set: predictions, metrics, BatchNorm statistics."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,16 @@ def score(
     return measure(*predictions(model, graphs, **settings), loss)
 
 
+def joined_score(pairs: Sequence[tuple[Tensor, Tensor]], loss: str) -> dict[str, float]:
+    """The metrics of predictions and targets that came batch by batch.
+
+    Args:
+        pairs: of each batch, as ``predict`` and ``targets`` give them.
+        loss: as for ``score``.
+    """
+    return measure(*_joined(pairs), loss)
+
+
 @torch.no_grad()
 def predictions(
     model: nn.Module,
@@ -71,6 +81,10 @@ def predictions(
         pairs = [
             (predict(model, batch), targets(batch)) for batch in batches(graphs, batch_size, device)
         ]
+    return _joined(pairs)
+
+
+def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     predicted, target = zip(*pairs, strict=True)
     return torch.cat(predicted), torch.cat(target)
 

@@ -13,7 +13,14 @@ from mapkg import hooks
 from mapkg.configs import Config
 from mapkg.data import Graphs, Splits
 from mapkg.detection import ActivationSummary, activation_ratio
-from mapkg.evaluation import batches, calibrate_batch_norm, evaluating, predict, score
+from mapkg.evaluation import (
+    batches,
+    calibrate_batch_norm,
+    evaluating,
+    joined_score,
+    predict,
+    targets,
+)
 from mapkg.models import build, standard
 
 SCORES = "layers.*.score"
@@ -41,6 +48,7 @@ def looked_at(architecture: str) -> str:
     return names[-1] if architecture == "gps" else names[0]
 
 
+@torch.no_grad()
 def summarise_scores(
     model: nn.Module, config: Config, graphs: Graphs, device: str | torch.device = "cpu"
 ) -> list[ActivationSummary]:
@@ -52,15 +60,13 @@ def summarise_scores(
         graphs: the graphs to look at.
         device: where the model is.
     """
-    found = summarise(
-        model,
-        graphs,
-        names=looked_at(config.architecture),
-        heads=config.heads if config.architecture in CLAMPED else None,
-        batch_size=config.batch_size,
-        device=device,
-    )
-    return list(found.values())
+    return list(_look(model, graphs, *_choice(config), device).values())
+
+
+def _choice(config: Config) -> tuple[str, int | None, int]:
+    """What of a configuration's network is looked at, with how many heads and graphs at a time."""
+    heads = config.heads if config.architecture in CLAMPED else None
+    return looked_at(config.architecture), heads, config.batch_size
 
 
 @torch.no_grad()
@@ -93,6 +99,19 @@ def summarise(
     Raises:
         ValueError: if an output has not one row per edge; names the submodule.
     """
+    return _look(model, graphs, names, heads, batch_size, device)
+
+
+def _look(
+    model: nn.Module,
+    graphs: Graphs,
+    names: str | Sequence[str],
+    heads: int | None,
+    batch_size: int,
+    device: str | torch.device,
+    predicted: list[tuple[Tensor, Tensor]] | None = None,
+) -> dict[str, ActivationSummary]:
+    """What ``summarise`` says; predictions and targets of each batch are added to a list."""
     modules = hooks.resolve(model, names)
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
     # On a full graph the rows of the data's edges come first; the others are left out.
@@ -108,7 +127,9 @@ def summarise(
                 summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
 
             with hooks.record(model, names, reduce=update):
-                predict(model, batch)
+                found = predict(model, batch)
+            if predicted is not None:
+                predicted.append((found, targets(batch)))
     return summaries
 
 
@@ -215,8 +236,11 @@ def observe_states(
         model.load_state_dict(values)
         if state == "base_calibrated":
             calibrate_batch_norm(model, splits.train, **settings)
-        metrics = score(model, splits.test, loss=config.loss, **settings)
-        for layer, summary in enumerate(summarise_scores(model, config, splits.test, device)):
+        # One pass for predictions and scores.
+        pairs: list[tuple[Tensor, Tensor]] = []
+        summaries = _look(model, splits.test, *_choice(config), device, pairs)
+        metrics = joined_score(pairs, config.loss)
+        for layer, summary in enumerate(summaries.values()):
             row = {"state": state, "layer": layer}
             counts, edges = summary.neg_log_ratio.counts, summary.neg_log_ratio.edges
             filled = counts.nonzero().flatten()

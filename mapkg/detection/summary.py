@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mapkg.detection.ratios import MASSIVE_RATIO, activation_ratio, is_massive, row_median
+from mapkg.detection.ratios import MASSIVE_RATIO, is_massive, ratio_parts
 
 LOG_EPS = 2.220446049250313e-16
 """Added to a ratio before its logarithm, as in the published distribution figure."""
@@ -64,11 +64,12 @@ class StreamingHistogram:
         if values.numel() == 0:
             return
         width = (self.high - self.low) / self.bins
-        index = ((values.flatten().double() - self.low) / width).floor().clamp(-1, self.bins)
-        counts = torch.bincount(index.long() + 1, minlength=self.bins + 2)
+        index = (values.flatten().double() - self.low).div_(width).floor_().clamp_(-1, self.bins)
+        counts = torch.bincount(index.long().add_(1), minlength=self.bins + 2)
         self._counts += counts.cpu()
-        self.min = min(self.min, values.min().item())
-        self.max = max(self.max, values.max().item())
+        least, greatest = values.aminmax()
+        self.min = min(self.min, least.item())
+        self.max = max(self.max, greatest.item())
 
     @property
     def counts(self) -> Int[Tensor, " bins"]:
@@ -169,27 +170,32 @@ class ActivationSummary:
         elif num_graphs is None:
             num_graphs = int(graph.max()) + 1 if num_rows else 0
 
-        x = x.double()  # a ratio may exceed what single precision holds
-        ratio = activation_ratio(x)
-        usable = ratio.isfinite().all(dim=-1)
-        finite = x.isfinite().all(dim=-1)
+        magnitude = x.abs()
+        median, largest = (part.double() for part in ratio_parts(magnitude))
+        finite = largest.isfinite()
+        # A ratio may exceed what single precision holds.
+        row_max_ratio = largest / median.where(finite & (median > 0), torch.nan)
+        usable = row_max_ratio.isfinite()
         self.num_rows += num_rows
         self.num_nonfinite_rows += int((~finite).sum())
         self.num_zero_medians += int((finite & ~usable).sum())
-        self._count_saturated(x[finite])
+        self._count_saturated(_kept(x, finite).double())
 
-        ratio, magnitude = ratio[usable], x[usable].abs()
-        massive = is_massive(ratio, self.threshold)
-        self.num_rows_with_massive += int(massive.any(dim=-1).sum())
+        magnitude, median, largest, row_max_ratio = (
+            _kept(part, usable) for part in (magnitude, median, largest, row_max_ratio)
+        )
+        ratio = magnitude.double() / median.unsqueeze(-1)
+        has_massive = row_max_ratio > self.threshold
+        self.num_rows_with_massive += int(has_massive.sum())
+        massive = is_massive(ratio[has_massive], self.threshold)
         self.massive_by_channel += massive.sum(dim=0).cpu()
-        self.neg_log_ratio.update(-(ratio + LOG_EPS).log10())
-        row_max_ratio = ratio.amax(dim=-1)
+        self.neg_log_ratio.update(ratio.add_(LOG_EPS).log10_().neg_())
         self._row_max_ratio.update(row_max_ratio.log10())
-        self._row_max.update(magnitude.amax(dim=-1).log10())
-        self._row_median.update(row_median(magnitude).log10())
+        self._row_max.update(largest.log10())
+        self._row_median.update(median.log10())
 
-        maxima = torch.full((num_graphs,), torch.nan, dtype=x.dtype, device=x.device)
-        maxima.scatter_reduce_(0, graph[usable], row_max_ratio, "amax", include_self=False)
+        maxima = torch.full((num_graphs,), torch.nan, dtype=torch.double, device=x.device)
+        maxima.scatter_reduce_(0, _kept(graph, usable), row_max_ratio, "amax", include_self=False)
         self.graph_maxima += maxima.tolist()
 
     def _count_saturated(self, x: Float[Tensor, "rows channels"]) -> None:
@@ -245,6 +251,11 @@ class ActivationSummary:
             if self.heads is None
             else _share(self.num_saturated, self.num_head_sums),
         }
+
+
+def _kept(rows: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen rows, without a copy if that is all of them."""
+    return rows if chosen.all() else rows[chosen]
 
 
 def _share(count: int, total: int) -> float:
