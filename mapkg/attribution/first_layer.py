@@ -90,16 +90,21 @@ def distinct_edges(graphs: Sequence[Data]) -> Triples:
                 )
     if sum(graph.num_edges for graph in graphs) == 0:
         raise ValueError("expected graphs with edges; there is no edge in any of them")
-    rows = torch.cat(
-        [
-            torch.stack(
-                [*graph.x.flatten()[graph.edge_index].unbind(), graph.edge_attr.flatten()], dim=1
-            )
-            for graph in graphs
-        ]
-    )
-    triples, index, count = rows.unique(dim=0, return_inverse=True, return_counts=True)
-    return Triples(*triples.unbind(dim=1), count=count, index=index)
+    types = [graph.x.flatten() for graph in graphs]
+    first = torch.tensor([0, *map(len, types)]).cumsum(0)[:-1]  # node of each graph
+    ends = [graph.edge_index for graph in graphs]
+    place = first.repeat_interleave(torch.tensor([e.size(1) for e in ends]))
+    node = torch.cat(types)[torch.cat(ends, dim=1) + place]
+    rows = torch.stack([*node.unbind(), torch.cat([graph.edge_attr.flatten() for graph in graphs])])
+    # One number for each triple, in the order of triples: to sort rows takes many times as long.
+    least = rows.amin(dim=1, keepdim=True)
+    size = rows.amax(dim=1) - least.flatten() + 1
+    source, target, edge = rows - least
+    number = (source * size[1] + target) * size[2] + edge
+    found, index, count = number.unique(return_inverse=True, return_counts=True)
+    parts = found // (size[1] * size[2]), found // size[2] % size[1], found % size[2]
+    triples = torch.stack(parts) + least
+    return Triples(*triples.unbind(), count=count, index=index)
 
 
 @torch.no_grad()

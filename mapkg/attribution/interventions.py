@@ -260,8 +260,11 @@ class _Intervention:
 
 def _largest(size: Float[Tensor, "E D"], number: Int[Tensor, " E"]) -> Bool[Tensor, "E D"]:
     """Which entries of each row are among its so many largest ones."""
-    rank = size.argsort(dim=1, descending=True).argsort(dim=1)
-    return rank < number.unsqueeze(1)
+    chosen = torch.zeros_like(size, dtype=torch.bool)
+    some = number > 0  # few rows; sorting takes most of the time
+    rank = size[some].argsort(dim=1, descending=True).argsort(dim=1)
+    chosen[some] = rank < number[some].unsqueeze(1)
+    return chosen
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import rdkit
@@ -75,7 +76,13 @@ def _read(entry: Path) -> list[Data] | None:
         if kind == "text":
             fields[name] = [text.numpy().tobytes().decode() for text in fields[name]]
     rows = zip(*fields.values(), strict=True)
-    return [Data(**dict(zip(fields, row, strict=True))) for row in rows]
+    return [_graph(dict(zip(fields, row, strict=True))) for row in rows]
+
+
+def _graph(values: dict[str, Any]) -> Data:
+    graph = Data()
+    graph.stores[0].update(values)  # as Data(**values), but without a property for each of them
+    return graph
 
 
 def _dim(name: str) -> int:

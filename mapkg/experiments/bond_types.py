@@ -23,12 +23,12 @@ from mapkg.data import Description, Splits
 from mapkg.data.bond_properties import edge_labels
 from mapkg.evaluation import predictions
 from mapkg.experiments.changed_types import Change
-from mapkg.experiments.emergence import emergence
+from mapkg.experiments.emergence import fit_to_data
 from mapkg.experiments.results import write_table
 from mapkg.metrics import best_constant, each_loss, losses, pooled_mean
 from mapkg.models import build
 from mapkg.observation import edge_maxima
-from mapkg.train import seed_all
+from mapkg.train import fit, seed_all
 
 STATES = ("base", "best")
 """The states of a run that are looked at, untrained and with the least validation loss."""
@@ -147,17 +147,18 @@ def retrain(
         sized = config.replace(
             num_node_types=about.num_node_types, num_edge_types=about.num_edge_types
         )
-        found = emergence(sized, changed, seed=seed, observe_epochs=[], progress=False)
+        sized = fit_to_data(sized, about)
         triples = distinct_edges(changed.train), distinct_edges(changed.test)
         seed_all(seed)
         model = build(sized)
-        start = model.edge_embedding.weight.detach().clone()
-        for state in STATES:
-            if state == "best":
-                model.load_state_dict(found.fit.best_weights)
+        base = {name: value.clone() for name, value in model.state_dict().items()}
+        start = base["edge_embedding.weight"]
+        run = fit(model, changed, sized, seed=seed, progress=False)
+        for state, weights in zip(STATES, (base, run.best_weights), strict=True):
+            model.load_state_dict(weights)
             table = first_layer_table(model, *triples, about.edge_types, start)
             named = {"run": title, "seed": seed, "state": state}
-            tables.append(table.assign(**named, val_loss=found.history["val_loss"].min()))
+            tables.append(table.assign(**named, val_loss=run.history["val_loss"].min()))
     return pd.concat(tables, ignore_index=True)
 
 
