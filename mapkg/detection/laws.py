@@ -338,14 +338,21 @@ def _log_mass(law: str, params: tuple[float, ...], edges: np.ndarray) -> np.ndar
     """Logarithm of the probability between neighbouring edges, accurate in both tails."""
     distribution = _LAWS[law].distribution
     with np.errstate(all="ignore"):
-        below, above = distribution.cdf(edges, *params), distribution.sf(edges, *params)
-        mass = np.where(below[:-1] < 0.5, np.diff(below), -np.diff(above))
+        below = distribution.cdf(edges, *params)
+        mass = np.diff(below)
+        upper = np.flatnonzero(~(below[:-1] < 0.5))
+        if len(upper):
+            above = distribution.sf(edges[upper[0] :], *params)
+            mass[upper] = -np.diff(above)[upper - upper[0]]
+        log_mass = np.log(mass)
         # Far out the probability underflows: there, density times width.
-        low, high = edges[:-1], edges[1:]
-        low, high = np.where(np.isinf(low), high, low), np.where(np.isinf(high), low, high)
-        width = np.where(high > low, high - low, 1.0)
-        density = distribution.logpdf((low + high) / 2, *params) + np.log(width)
-        return np.where(mass > 1e-290, np.log(mass), density)
+        far = ~(mass > 1e-290)
+        if far.any():
+            low, high = edges[:-1][far], edges[1:][far]
+            low, high = np.where(np.isinf(low), high, low), np.where(np.isinf(high), low, high)
+            width = np.where(high > low, high - low, 1.0)
+            log_mass[far] = distribution.logpdf((low + high) / 2, *params) + np.log(width)
+        return log_mass
 
 
 def _minimum(
