@@ -19,6 +19,7 @@ OPERATORS = {
     **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is},
     **{ast.In: ast.NotIn, ast.NotIn: ast.In},
 }
+ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 PAIRS = "amax amin, sum mean, max min, any all, argmax argmin, floor ceil, ones_like zeros_like"
 NAMES = {a: b for pair in PAIRS.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
 """Of functions, methods, arguments, and strings that are arguments."""
@@ -151,9 +152,9 @@ def _changes(node: ast.AST, parent: ast.AST | None) -> Iterator[tuple[str, ast.A
     if isinstance(parent, ast.If | ast.While | ast.IfExp | ast.comprehension) and (
         node is getattr(parent, "test", None) or node in getattr(parent, "ifs", ())
     ):
-        # Other conditions have their negation already.
-        orders = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-        if not isinstance(node, ast.UnaryOp | ast.Compare) or isinstance(node.ops[0], orders):
+        # Other comparisons, and what is negated, have their negation already.
+        is_order = isinstance(node, ast.Compare) and isinstance(node.ops[0], ORDERS)
+        if is_order or not isinstance(node, ast.UnaryOp | ast.Compare):
             yield "negated", ast.UnaryOp(ast.Not(), node)
 
 
