@@ -213,7 +213,9 @@ def test_rows_losses_and_gain(network, molecules):
     gain = found.query("noise == 'optimised'").set_index(["sigma", "restart"])["gain"]
     assert gain.to_numpy() == pytest.approx((wide["optimised"] / wide["random"] - 1).to_numpy())
     assert (gain[0.1] > gain[0.01]).all()
-    assert (found.query("noise == 'optimised'")["passes"] == 15).all()
+    passes = found.set_index("noise")["passes"]
+    assert (passes["optimised"] == 15).all()
+    assert (passes["none"] == 0).all() and (passes["random"] == 0).all()
     nodes, edges = (sum(getattr(g, n) for g in molecules) for n in ("num_nodes", "num_edges"))
     assert (found["disturbed"] == 16 * (nodes + edges)).all()
 
@@ -243,6 +245,17 @@ def test_the_rate_falls_and_ends_the_ascent(linear, graphs):
         linear.edge_weight.zero_()
     found = attack(linear, constant, [0.1], restarts=[0], ascent=ascent, progress=False)
     assert found.set_index("noise")["passes"]["optimised"] < 20
+
+
+def test_an_ascent_ends_below_the_least_rate_and_not_at_it(linear, graphs):
+    with torch.no_grad():
+        linear.node_weight.zero_()
+        linear.edge_weight.zero_()
+    # The first pass is the best one, each other halves the rate: 1/8, 1/8, 1/16, 1/32.
+    for min_lr, passes in ((1 / 16, 3), (1 / 16 + 1e-9, 2)):
+        ascent = Ascent(lr=1 / 8, passes=9, patience=0, min_lr=min_lr)
+        found = attack(linear, graphs, [0.1], restarts=[0], ascent=ascent, progress=False)
+        assert found.set_index("noise")["passes"]["optimised"] == passes
 
 
 def test_a_small_loss_that_grows_is_not_taken_for_one_that_stays(linear, graphs):
