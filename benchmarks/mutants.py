@@ -10,10 +10,10 @@ index 0 for 1, two swapped names, see ``mutations.py``. The draw is stratified o
 and it is the same wherever their sources are.
 
 A process that has imported all but the package forks for each mutant; the child is given the
-changed source when it imports the module, and runs the tests until one fails. First come the
-tests of the module itself, for all mutants, then, for those that survive, all other quick tests,
-those that name the module first. Files are never changed, and a run that was cut off goes on
-where it was. Tests that fail without any mutant are left out and named.
+changed source when it imports the module, and runs tests until one fails. First come the tests
+of the module itself, for all mutants, then, for those that survive, all other quick tests whose
+files import the module, be it through others. Files are never changed, and a run that was cut
+off goes on where it was. Tests that fail without any mutant are left out and named.
 
 How to read it: "own" were killed by the tests of their module, "rest" by others alone; one that
 hangs or crashes counts as killed. A mutant that survives is either equivalent, which means that
@@ -39,26 +39,8 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-from mutations import Mutant, drawn
+from mutations import OWN_TESTS, Mutant, drawn, other_tests, own_tests
 from tqdm import tqdm
-
-OWN_TESTS = {
-    "mapkg/attack.py": "attack robustness",
-    "mapkg/detection/laws.py": "laws",
-    "mapkg/detection/nulls.py": "nulls",
-    "mapkg/detection/ratios.py": "detection",
-    "mapkg/detection/reporting.py": "reporting",
-    "mapkg/detection/summary.py": "detection laws",
-    "mapkg/hooks.py": "hooks",
-    "mapkg/lipschitz.py": "lipschitz",
-    "mapkg/models/edge_attention.py": "edge_attention explicit_bias",
-    "mapkg/models/norms.py": "norms lipschitz",
-    "mapkg/smoothing.py": "smoothing backward_smoothing",
-}
-"""The modules, and those tests/test_*.py that bear their name or test what they export."""
-
-NOT_QUICK = "architecture book docs notebook notebooks packaging provenance workflow"
-"""Tests of the text of the repository, and those that need the book or other processes."""
 
 PRELOADED = """torch torch_geometric.loader torch_geometric.nn torch_geometric.utils beartype
     captum.attr jaxtyping matplotlib.pyplot networkx pandas pytest rdkit.Chem safetensors.torch
@@ -187,24 +169,6 @@ class Runner:
         code = pytest.main([*always, *options], plugins=[outcome])
         sender.send((int(code), outcome.seconds, outcome.failed, outcome.loaded))
         os._exit(0)
-
-
-def own_tests(checkout: Path, module: str) -> list[str]:
-    """The test files of a module."""
-    files = [f"tests/test_{name}.py" for name in OWN_TESTS[module].split()]
-    return [name for name in files if (checkout / name).exists()]
-
-
-def other_tests(checkout: Path, module: str) -> list[str]:
-    """All other quick ones, and first those that name the module."""
-    left_out = {
-        *own_tests(checkout, module),
-        *(f"tests/test_{name}.py" for name in NOT_QUICK.split()),
-    }
-    named = re.compile(rf"\b{Path(module).stem}\b")
-    files = {f"tests/{p.name}": p.read_text() for p in sorted(checkout.glob("tests/test_*.py"))}
-    files = {name: text for name, text in files.items() if name not in left_out}
-    return sorted(files, key=lambda name: named.search(files[name]) is None)
 
 
 def report(mutants: dict[Mutant, bytes], found: dict[str, Any], equivalent: set[tuple]) -> None:

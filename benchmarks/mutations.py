@@ -1,4 +1,4 @@
-"""Small errors that a line of Python could have, one at a time, for ``mutants.py``.
+"""Small errors that a line of Python could have, and which tests to ask, for ``mutants.py``.
 
 Docstrings, annotations, decorators, f-strings, ``__all__``, what is raised, and ``strict=`` are
 left alone. All other lines of a mutant's source keep their numbers.
@@ -6,10 +6,30 @@ left alone. All other lines of a mutant's source keep their numbers.
 
 import ast
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+OWN_TESTS = {
+    "mapkg/attack.py": "attack robustness",
+    "mapkg/detection/laws.py": "laws",
+    "mapkg/detection/nulls.py": "nulls",
+    "mapkg/detection/ratios.py": "detection",
+    "mapkg/detection/reporting.py": "reporting",
+    "mapkg/detection/summary.py": "detection laws",
+    "mapkg/hooks.py": "hooks",
+    "mapkg/lipschitz.py": "lipschitz",
+    "mapkg/models/edge_attention.py": "edge_attention explicit_bias",
+    "mapkg/models/norms.py": "norms lipschitz",
+    "mapkg/smoothing.py": "smoothing backward_smoothing",
+}
+"""The modules, and those tests/test_*.py that bear their name or test what they export."""
+
+NOT_QUICK = "architecture book docs notebook notebooks packaging provenance workflow"
+"""Tests of the text of the repository, and those that need the book or other processes."""
 
 OPERATORS = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},
@@ -85,6 +105,50 @@ def drawn(checkout: Path, modules: Iterable[str], number: int, seed: int) -> dic
         order = sorted(found, key=lambda m: hashlib.sha256(f"{seed} {m.id}".encode()).digest())
         chosen |= {m: found[m] for m in sorted(order[: share[module]], key=lambda m: m.line)}
     return chosen
+
+
+def own_tests(checkout: Path, module: str) -> list[str]:
+    """The test files of a module."""
+    files = [f"tests/test_{name}.py" for name in OWN_TESTS[module].split()]
+    return [name for name in files if (checkout / name).exists()]
+
+
+def other_tests(checkout: Path, module: str) -> list[str]:
+    """All other quick ones that import the module, and first those that name it."""
+    left_out = [f"tests/test_{name}.py" for name in NOT_QUICK.split()]
+    left_out += own_tests(checkout, module)
+    named = re.compile(rf"\b{Path(module).stem}\b")
+    found = []
+    for path in sorted(checkout.glob("tests/test_*.py")):
+        name = f"tests/{path.name}"
+        if name not in left_out and checkout / module in _reached(checkout, path):
+            found.append((named.search(path.read_text()) is None, name))
+    return [name for _, name in sorted(found)]
+
+
+@cache
+def _reached(checkout: Path, path: Path) -> set[Path]:
+    """The files of a checkout that a file imports, be it through others."""
+    reached, waiting = {path}, [path]
+    while waiting:
+        new = _imported(checkout, waiting.pop()) - reached
+        reached |= new
+        waiting += new
+    return reached
+
+
+@cache
+def _imported(checkout: Path, path: Path) -> set[Path]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    parts = [name.split(".") for name in names]
+    inner = {checkout.joinpath(*part[:end]) for part in parts for end in range(1, len(part) + 1)}
+    files = {file for path in inner for file in (path.with_suffix(".py"), path / "__init__.py")}
+    return {file for file in files if file.is_file()}
 
 
 def _visited(node: ast.AST, parent: ast.AST | None = None) -> Iterator[tuple[ast.AST, ast.AST]]:
