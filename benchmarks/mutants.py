@@ -217,6 +217,7 @@ def main() -> None:
 
     os.environ |= {"OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "PYTEST_ADDOPTS": ""}
     tqdm.monitor_interval = 0  # no thread, because this process forks
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # ends the child, too
     for name in PRELOADED.split():
         importlib.import_module(name)
     with tempfile.TemporaryDirectory() as temporary:
