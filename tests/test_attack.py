@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -212,9 +213,18 @@ def test_rows_losses_and_gain(network, molecules):
     gain = found.query("noise == 'optimised'").set_index(["sigma", "restart"])["gain"]
     assert gain.to_numpy() == pytest.approx((wide["optimised"] / wide["random"] - 1).to_numpy())
     assert (gain[0.1] > gain[0.01]).all()
-    assert (found.query("noise == 'optimised'")["passes"] == 15).all()
+    passes = found.set_index("noise")["passes"]
+    assert (passes["optimised"] == 15).all()
+    assert (passes["none"] == 0).all() and (passes["random"] == 0).all()
     nodes, edges = (sum(getattr(g, n) for g in molecules) for n in ("num_nodes", "num_edges"))
     assert (found["disturbed"] == 16 * (nodes + edges)).all()
+
+
+def test_by_default_three_restarts_start_at_each_published_sigma(linear, graphs):
+    found = attack(linear, graphs, ascent=Ascent(passes=1), progress=False)
+    pairs = found.query("noise == 'random'")[["sigma", "restart"]].to_numpy()
+    expected = [(sigma, restart) for sigma in (0.01, 0.0316228, 0.1) for restart in (0, 1, 2)]
+    assert pairs == pytest.approx(np.array(expected), rel=1e-6)
 
 
 def test_a_relative_sigma_is_in_units_of_the_embedding(linear, graphs):
@@ -235,6 +245,35 @@ def test_the_rate_falls_and_ends_the_ascent(linear, graphs):
         linear.edge_weight.zero_()
     found = attack(linear, constant, [0.1], restarts=[0], ascent=ascent, progress=False)
     assert found.set_index("noise")["passes"]["optimised"] < 20
+
+
+def test_an_ascent_ends_below_the_least_rate_and_not_at_it(linear, graphs):
+    with torch.no_grad():
+        linear.node_weight.zero_()
+        linear.edge_weight.zero_()
+    # The first pass is the best one, each other halves the rate: 1/8, 1/8, 1/16, 1/32.
+    for min_lr, passes in ((1 / 16, 3), (1 / 16 + 1e-9, 2)):
+        ascent = Ascent(lr=1 / 8, passes=9, patience=0, min_lr=min_lr)
+        found = attack(linear, graphs, [0.1], restarts=[0], ascent=ascent, progress=False)
+        assert found.set_index("noise")["passes"]["optimised"] == passes
+
+
+def test_a_small_loss_that_grows_is_not_taken_for_one_that_stays(linear, graphs):
+    # The rate falls with the first pass that does not raise the mean loss by 1e-4 of itself.
+    ascent = Ascent(lr=0.05, passes=10, patience=0, min_lr=0.04)
+    with torch.no_grad():
+        linear.node_weight.mul_(1e-4)
+        linear.edge_weight.mul_(1e-4)
+        (batch,) = batches(graphs, 3)
+        clean = predict(linear, batch)
+    small = [Data(**g.to_dict()) for g in graphs]
+    for g, output in zip(small, clean, strict=True):
+        g.y = output.unsqueeze(0) - 1e-2  # far below what noise can do
+    found = attack(linear, small, [0.1], restarts=[0], ascent=ascent, progress=False)
+    found = found.set_index("noise")
+    assert found.loc["none", "loss"] == pytest.approx(1e-2)
+    assert found.loc["optimised", "gain"] > 10 * 1e-4
+    assert found.loc["optimised", "passes"] == 10
 
 
 @pytest.mark.parametrize("by", ["edges", "channels", "largest"])
@@ -261,6 +300,16 @@ def test_masks_leave_what_is_massive_and_controls_as_many_others(network, molecu
     equal = where_massive(network, by, threshold=threshold, equal=True)(batch).bool()
     assert (expected | ~equal).all()
     assert torch.equal(equal.sum(dim), control.sum(dim))
+
+
+def test_a_seed_draws_the_same_others_again_and_the_default_is_0(network, molecules):
+    (batch,) = batches(molecules, 100)
+
+    def drawn(**seed):
+        return where_massive(network, "largest", control=True, **seed)(batch)
+
+    assert torch.equal(drawn(), drawn(seed=0))
+    assert not torch.equal(drawn(), drawn(seed=1))
 
 
 def test_a_masked_attack_disturbs_nothing_else(linear, graphs):

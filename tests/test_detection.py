@@ -382,6 +382,19 @@ def test_a_head_is_saturated_if_its_sum_lies_outside_the_clamp():
     assert without.statistics()["share_saturated"] is None
 
 
+def test_quantiles_of_rows_are_centres_of_bins_of_a_two_hundredth_decade():
+    # Of three rows the middle one: median 10^0.001, maximum 10^1.001, ratio 10: the bins of their
+    # logarithms begin at 0, at 1 and at 1.
+    row = 10.0 ** torch.tensor([0.001, 0.001, 1.001], dtype=torch.double)
+    least, most = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1e4]], dtype=torch.double)
+    summary = ActivationSummary()
+    summary.update(torch.stack([least / 100, row, 100 * most]))
+    found = summary.statistics()
+    assert found["row_median_q50"] == pytest.approx(10**0.0025, rel=1e-9)
+    assert found["row_max_abs_q50"] == pytest.approx(10**1.0025, rel=1e-9)
+    assert found["row_max_ratio_q50"] == pytest.approx(10**1.0025, rel=1e-9)
+
+
 def test_another_number_of_channels_is_an_error():
     summary = ActivationSummary()
     summary.update(torch.ones(2, 4))

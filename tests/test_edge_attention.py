@@ -10,7 +10,7 @@ from random_graphs import random_graph
 from torch import nn
 
 from mapkg.hooks import record
-from mapkg.models import EdgeAttention, GraphTransformerLayer
+from mapkg.models import EdgeAttention, GraphTransformerLayer, NodeStreamLayer
 from mapkg.models.edge_attention import ResidualBlock
 
 EXACT = dict(rtol=1e-11, atol=1e-11)
@@ -429,6 +429,16 @@ def test_dropout_acts_in_training_only():
     first, second = layer(*graph), layer(*graph)
     assert not torch.equal(first[0], second[0])
     assert not torch.equal(first[1], second[1])
+
+
+def test_by_default_a_score_in_training_is_the_one_in_evaluation():
+    graph = random_graph(1, scale=3.0)
+    torch.manual_seed(0)
+    layers = NodeStreamLayer(12, 3), GraphTransformerLayer(12, 3)
+    for attention in (EdgeAttention(12, 3), *(layer.attention for layer in layers)):
+        expected = attention.double().eval()(*graph)[1]
+        assert expected.abs().max() > 1, "nothing bounds it"
+        assert torch.equal(attention.train()(*graph)[1], expected)
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,20 @@ def test_without_skewness_the_gamma_and_lognormal_fits_end_at_the_normal_law_and
     )
 
 
+@pytest.mark.parametrize("law", ["gamma", "weibull"])
+@pytest.mark.parametrize(("form", "is_limit"), [(0.0012, True), (0.008, True), (0.015, False)])
+def test_a_law_is_its_limit_below_a_skewness_or_inverse_shape_of_a_hundredth(law, form, is_limit):
+    # A gamma law of skewness g has the shape 4 / g^2, a Weibull law that of its inverse.
+    shape = {"gamma": 4 / form**2, "weibull": 1 / form}[law]
+    loc = {"gamma": -(shape**0.5), "weibull": -shape}[law] / 4  # well within the range
+    scale = {"gamma": shape**-0.5, "weibull": shape}[law] / 4
+    edges = np.linspace(-8, 17, 1001)
+    counts = torch.from_numpy(1e12 * np.diff(SCIPY[law].cdf(edges, shape, loc, scale))).long()
+    fit = fit_law(StreamingHistogram.from_counts(-8.0, 17.0, counts), law)
+    assert fit.params[0] == pytest.approx(shape, rel=0.05)
+    assert fit.is_limit == is_limit
+
+
 def test_values_far_out_in_both_tails_leave_a_finite_fit_that_allows_them():
     values = np.concatenate([drawn("gamma", 50_000), [-6.0, -5.5, 15.65, 15.65]])
     histogram = histogram_of(values)

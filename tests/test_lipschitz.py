@@ -91,6 +91,31 @@ def test_what_is_not_finite_is_refused():
 
 
 # ------------------------------------------------------------------------------
+# Scores
+
+
+def test_scores_by_hand():
+    query = torch.tensor([[3.0, 0.0], [0.0, 4.0]])  # of norm 5
+    key = torch.tensor([[1.0, 2.0], [2.0, 0.0], [0.0, 0.0]])  # of norms up to sqrt 5
+    value = torch.tensor([[0.0, 7.0], [1.0, 0.0], [0.0, 0.0]])  # of norms up to 7
+    score = torch.tensor([[3.0, 6.0, 0.0], [8.0, 0.0, 0.0]])
+    torch.testing.assert_close(linear_score(key, query), score)
+    torch.testing.assert_close(
+        linear_score(key, query, normalised=True), score / (5 * math.sqrt(5))
+    )
+    torch.testing.assert_close(quadratic_score(query, key, value), score)
+    # The largest product of two of the norms is that of the first, the second and third, in turn.
+    for factors, largest in (
+        ((1, 1, 1), 35.0),
+        ((1, 1, 1 / 7), 5 * 5**0.5),
+        ((0.1, 1, 1), 7 * 5**0.5),
+    ):
+        q, k, v = (f * x for f, x in zip(factors, (query, key, value), strict=True))
+        found = quadratic_score(q, k, v, normalised=True)
+        torch.testing.assert_close(found, factors[0] * score / largest)
+
+
+# ------------------------------------------------------------------------------
 # Slopes
 
 
@@ -128,6 +153,17 @@ def test_the_first_two_keys_tie_far_apart_and_the_others_are_far_below():
         tied_keys(query[0], 1, 1.0)
     with pytest.raises(ValueError, match="other than zero"):
         tied_keys(torch.zeros(3), 4, 1.0)
+
+
+def test_tied_keys_by_hand():
+    # In the plane there are two directions across: keys 10 (q + u), 10 (q - u), -10 q for q = e1.
+    found = tied_keys(torch.tensor([2.0, 0.0]), 3, 10.0)
+    assert found[:, 0].tolist() == [10, 10, -10]
+    assert found[0, 1] == -found[1, 1] and found[0, 1].abs() == 10
+    assert found[2, 1] == 0
+    assert len(tied_keys(torch.ones(2), 2, 1.0)) == 2
+    with pytest.raises(ValueError, match="a query of 1 dimensions"):
+        tied_keys(torch.ones(1), 2, 1.0)
 
 
 def test_raw_attention_has_no_constant():
@@ -228,10 +264,19 @@ def test_the_lemma_holds_for_quadratic_scores():
             assert local_constant(quadratic(normalised), q, k, v) <= bound * (1 + 1e-9)
 
 
+def test_the_lemma_in_numbers():
+    # Each of two queries attends to one key: S is the identity, of norms sqrt 2 and 1.
+    scores = 1000 * torch.eye(2)
+    value = torch.tensor([[3.0, 4.0], [0.0, 1.0]])  # the larger one of norm 5
+    assert lemma_bound(scores, value, 2.0) == pytest.approx(11 * math.sqrt(2))
+    assert lemma_bound(scores, value, 2.0, tight=True) == pytest.approx(11)
+
+
 def test_the_theorem_in_numbers():
     assert theorem_bound(1.0, 6, 6) == pytest.approx(math.e + math.sqrt(8))
     assert theorem_bound(1.0, 4, 16) == pytest.approx(math.e / 2 + math.sqrt(8))
     assert theorem_bound(0.0, 3, 3) == 1
+    assert theorem_bound(1.0, 1, 1, tight=True) == pytest.approx(math.e + 2)
     with pytest.raises(ValueError, match="alpha of 0 or more"):
         theorem_bound(-1.0, 3, 3)
     with pytest.raises(ValueError, match="queries=0"):
@@ -246,6 +291,27 @@ def gat(seed=0, heads=2, scale=1.0, **options):
     torch.manual_seed(seed)
     layer = GATConv(5, 3, heads=heads, **options).double().eval()
     return lipschitz_normalise(layer, scale=scale)
+
+
+def test_the_bound_of_a_layer_in_numbers():
+    # Of four nodes that all see each other L_i = e^(1/f) / 2 + 4 / f, and the sum of four squares
+    # of it has the root 2 L_i. Two heads of spectral norms 3 and 4 have 5 together, or 3.5 on
+    # average.
+    everyone = torch.cartesian_prod(torch.arange(4), torch.arange(4)).t()
+    for scale, concat, heads in ((1.0, True, 5.0), (2.0, True, 5.0), (1.0, False, 3.5)):
+        layer = gat(scale=scale, concat=concat)
+        with torch.no_grad():
+            layer.lin.weight.zero_()
+            layer.lin.weight[0, 0], layer.lin.weight[3, 1] = 3.0, 4.0  # each head has three rows
+        expected = heads * (math.exp(1 / scale) + 8 / scale)
+        assert gat_bound(layer, everyone, 4) == pytest.approx(expected)
+    # A star: all send to node 0, which has four neighbours, and to themselves.
+    star = torch.tensor([[1, 2, 3], [0, 0, 0]])
+    layer = gat(heads=1)
+    with torch.no_grad():
+        layer.lin.weight.copy_(torch.eye(3, 5))
+    centre, alone = math.e / 2 + 4, math.e + 4
+    assert gat_bound(layer, star, 4) == pytest.approx(math.hypot(centre, alone))
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])

@@ -91,6 +91,14 @@ def test_the_scale_divides_the_score():
     torch.testing.assert_close(found, expected, **EXACT)
 
 
+def test_scales_are_1_but_4_for_published_linear_scores():
+    linear = {mode: LipschitzNorm(mode).scale for mode in MODES}
+    assert linear == {"paper": 1, "published": 4, "published-si": 4}
+    assert {QuadraticLipschitzNorm(mode).scale for mode in MODES} == {1}
+    assert {LipschitzNorm(mode, scale=2.5).scale for mode in MODES} == {2.5}
+    assert {QuadraticLipschitzNorm(mode, scale=2.5).scale for mode in MODES} == {2.5}
+
+
 def transformer_by_loop(layer, x, edge_index, mode, scale=1.0):
     q, k, v = (
         linear(x).view(len(x), HEADS, CHANNELS)

@@ -166,6 +166,12 @@ def test_chance_by_width():
     assert (maxima > table.loc[8, "row_threshold"]).mean() == pytest.approx(0.05, abs=0.004)
 
 
+def test_thresholds_are_by_default_exceeded_by_one_row_in_twenty():
+    table = chance_level([8], rows=10)
+    assert ProductNull(8).exceedance(table.loc[0, "row_threshold"]) == pytest.approx(1 / 20)
+    assert ProductNull(8).exceedance(table.loc[0, "family_threshold"], 10) == pytest.approx(1 / 20)
+
+
 @pytest.mark.parametrize(("channels", "factors"), [(1, 3), (0, 3), (10_001, 3), (64, 0)])
 def test_widths_that_the_null_does_not_know_are_an_error(channels, factors):
     with pytest.raises(ValueError, match=f"expected 2 to 10000 channels.*got {channels} and"):

@@ -224,6 +224,20 @@ def test_a_tiny_p_value_is_a_bound_in_words():
     assert "in under 0.01 % of rows" in only(report(Scored(), [x]))["verdict"]
 
 
+def test_from_a_thousand_on_a_ratio_is_written_out():
+    for largest, words in ((999.0, "999"), (1000.0, "1,000"), (99.96, "100"), (12345.6, "12,346")):
+        row = only(report(Scored(), [rows_of([1.0, 1.0, largest])], threshold=1e9))
+        assert row["verdict"].startswith(f"none: up to {words} x the median; ")
+
+
+def test_a_p_value_is_a_bound_only_below_a_millionth():
+    for draws, words in ((999_999, "p = 1e-06"), (1_000_000, "p < 0.000001")):
+        null = {"first.score": np.zeros(draws), "second.score": np.zeros(draws)}
+        row = only(report(Scored(), [MASSIVE], null=null))
+        assert row["p_value"] == 1 / (1 + draws)
+        assert row["verdict"].endswith(f"; {words} (values given)")
+
+
 # Any model.
 
 
