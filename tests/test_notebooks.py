@@ -21,8 +21,9 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 TINY = {
     "01_graphs": {"graph": 3},
     "02_edge_attention": {"hidden_channels": 6, "heads": 3, "edge_scale": 2.0, "seed": 1},
-    "03_detection": {"rows": 500, "threshold": 500.0, "seed": 1},
+    "03_detection": {"graphs": 20, "rows": 500, "threshold": 500.0, "seed": 1},
     "04_emergence": {
+        "test_graphs": 20,
         "epochs": 2,
         "train_graphs": 64,
         "hidden_channels": 8,
@@ -31,6 +32,7 @@ TINY = {
         "seed": 1,
     },
     "05_grid": {
+        "test_graphs": 20,
         "architecture": "graphit",
         "epochs": 1,
         "train_graphs": 64,
@@ -38,7 +40,7 @@ TINY = {
         "num_layers": 2,
         "heads": 2,
     },
-    "06_distributions": {"run": "gt_zinc", "seed": 1, "rows": 500, "networks": 1},
+    "06_distributions": {"graphs": 20, "run": "gt_zinc", "seed": 1, "rows": 500, "networks": 1},
     "08_bond_types": {"test_graphs": 40, "resamples": 5, "shown": 3, "layer": 1},
     "09_do_they_attribute": {
         "test_graphs": 3,
@@ -102,7 +104,7 @@ TINY = {
         "shown_rate": 0.0,
     },
     "25_backward_oversmoothing": {
-        "num_layers": 6,
+        "num_layers": 8,
         "hidden_channels": 8,
         "seeds": [1],
         "shown": [0, 3, 5],
@@ -115,6 +117,7 @@ TINY = {
         "epochs": 2,
     },
     "10_ablations": {
+        "val_graphs": 20,
         "epochs": 1,
         "train_graphs": 64,
         "seeds": [3],
