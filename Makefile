@@ -21,7 +21,7 @@ endif
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; try make PYTHON=python3.11")'
-	@if [ -e .venv ] && [ "$(USABLE)" != True ]; then echo ".venv is not complete or not of this Python; it is made anew"; rm -rf .venv; fi
+	@if [ -e .venv ] && [ "$(USABLE)" != True ]; then echo ".venv is not complete, or its Python is gone or too old; it is made anew"; rm -rf .venv; fi
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
