@@ -127,7 +127,7 @@ def attack(
     Weights are frozen, BatchNorm and dropout are as in evaluation; everything is left as it was.
 
     Args:
-        model: in evaluation mode, with submodules ``node_embedding`` and ``edge_embedding``.
+        model: with submodules ``node_embedding`` and ``edge_embedding``.
         graphs: whole graphs with targets.
         sigmas: standard deviations of what is added, above 0.
         loss: what is ascended, ``"l1"`` or ``"bce"``.
@@ -152,15 +152,12 @@ def attack(
         entries that noise is added to.
 
     Raises:
-        ValueError: if the model is in training mode, there is no graph, a sigma is not above
-            0, or noise is shared and masked.
+        ValueError: if there is no graph, a sigma is not above 0, or noise is shared and masked.
         TooFewEntries: if a mask leaves nothing to disturb, or a single entry, in a batch.
         KeyError: if the model has no such embeddings.
     """
     ascent = Ascent() if ascent is None else ascent
     sigmas = tuple(sigmas)
-    if model.training:
-        raise ValueError("expected a model in evaluation mode, got one in training mode")
     if len(graphs) == 0:
         raise ValueError("expected graphs to attack, got none")
     for sigma in sigmas:
@@ -170,7 +167,7 @@ def attack(
         raise ValueError("masks: expected none with shared noise, which is alike for all rows")
     every = [(batch, targets(batch)) for batch in batches(graphs, batch_size)]
     names = EMBEDDINGS if masks is None else tuple(masks)
-    with _frozen(model):
+    with hooks.evaluating(model), _frozen(model):
         embedded = _embedded(model, [batch for batch, _ in every], names)
         units = {
             name: torch.cat([x.flatten() for x in parts]).std().item() if relative else 1.0

@@ -1,7 +1,6 @@
 """Forward passes over a data set: predictions, metrics, BatchNorm statistics."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,18 +9,8 @@ from torch import Tensor, nn
 from torch_geometric.loader import DataLoader
 
 from mapkg.data import Graphs, NodeSplit
+from mapkg.hooks import evaluating
 from mapkg.metrics import measure
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode while the context is open, and in its own mode afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", **settings: Any) -> float:
@@ -100,29 +89,31 @@ def calibrate_batch_norm(
     """Set BatchNorm statistics to those of the data, without a change of weights.
 
     The statistics of all batches are averaged with equal weight. Dropout is off. This gives
-    an untrained model the normalisation that it would see in training.
+    an untrained model the normalization that it would see in training.
 
     Args:
-        model: changed in place.
+        model: changed in place; every submodule keeps its mode.
         graphs: usually the training split.
         batch_size: graphs per forward pass.
         device: where the model is.
 
     Returns:
-        The model, in evaluation mode.
+        The model.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
-    for batch in batches(graphs, batch_size, device):
-        predict(model, batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.train()
+        try:
+            for batch in batches(graphs, batch_size, device):
+                predict(model, batch)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    return model
 
 
 def batches(

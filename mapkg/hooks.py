@@ -59,6 +59,26 @@ def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode while the context is open.
+
+    Afterwards, also after an exception, each submodule is in the mode it was in: a BatchNorm that
+    is frozen in a training model stays frozen, a dropout that is left on stays on.
+
+    Args:
+        model: any module.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        # Not by train(), which sets all submodules of a module, too.
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
 def record(
     model: nn.Module, names: str | Iterable[str], reduce: Reducer | None = None
 ) -> Iterator[dict[str, list[Any]]]:

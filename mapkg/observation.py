@@ -16,7 +16,6 @@ from mapkg.detection import ActivationSummary, activation_ratio
 from mapkg.evaluation import (
     batches,
     calibrate_batch_norm,
-    evaluating,
     joined_score,
     predict,
     targets,
@@ -116,7 +115,7 @@ def _look(
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
     # On a full graph the rows of the data's edges come first; the others are left out.
     has_fake_edges = getattr(model, "edge_factor", None) is not None
-    with evaluating(model):
+    with hooks.evaluating(model):
         for batch in batches(graphs, batch_size, device):
 
             def update(name: str, output: Any, batch=batch) -> None:
@@ -157,7 +156,7 @@ def edge_maxima(
     def reduce(name: str, output: Tensor) -> None:
         maxima[name].append(activation_ratio(output).amax(dim=-1))
 
-    with evaluating(model), hooks.record(model, names, reduce=reduce):
+    with hooks.evaluating(model), hooks.record(model, names, reduce=reduce):
         for batch in batches(graphs, batch_size):
             predict(model, batch)
     return torch.stack([torch.cat(parts) for parts in maxima.values()])
@@ -179,7 +178,7 @@ def bond_ratios(
         directions; the median is that of the whole row, over all heads.
     """
     found = []
-    with evaluating(model):
+    with hooks.evaluating(model):
         for graph in graphs:
             with torch.no_grad(), hooks.record(model, names) as seen:
                 for batch in batches([graph], 1):

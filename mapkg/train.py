@@ -17,7 +17,8 @@ from tqdm import tqdm
 from mapkg.checkpoint import differences, read_state, write_state
 from mapkg.configs import Config
 from mapkg.data import Graphs, Splits
-from mapkg.evaluation import batches, evaluate, evaluating, predict, targets
+from mapkg.evaluation import batches, evaluate, predict, targets
+from mapkg.hooks import evaluating
 from mapkg.metrics import losses
 from mapkg.provenance import commit, versions
 

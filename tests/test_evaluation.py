@@ -21,12 +21,7 @@ NAN = float("nan")
 class Sums(nn.Module):
     """Predicts for each graph the sum of its rows, or each row itself for a sample of nodes."""
 
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
     def forward(self, x, edge_index, edge_attr, batch=None, batch_size=None):
-        self.calls.append((self.training, len(x), batch_size))
         if batch is None:
             return x
         return x.new_zeros(batch_size, x.size(1)).index_add_(0, batch, x)
@@ -152,14 +147,6 @@ def test_evaluate_gives_the_loss_alone(loss, metric, graphs):
     graphs = [replace_y(one, one.y.nan_to_num(1)) for one in graphs]
     found = evaluate(Sums(), graphs, loss=loss, batch_size=6)
     assert found == score(Sums(), graphs, loss=loss, batch_size=6)[metric]
-
-
-@pytest.mark.parametrize("is_training", [True, False])
-def test_a_model_is_scored_in_evaluation_mode_and_left_in_its_own(is_training, graphs):
-    model = Sums().train(is_training)
-    score(model, graphs, loss="bce", batch_size=20)
-    assert model.calls == [(False, 50, 20), (False, 50, 20)]
-    assert model.training is is_training
 
 
 def test_scoring_keeps_no_gradients(nodes):
@@ -289,7 +276,7 @@ def test_statistics_are_the_mean_over_batches_of_those_of_each_batch(graphs):
 
 
 def test_one_batch_of_all_gives_the_statistics_of_all(graphs):
-    model = calibrate_batch_norm(Normed(), graphs, batch_size=40)
+    model = calibrate_batch_norm(Normed(), graphs, batch_size=40).eval()
     x = Batch.from_data_list(graphs).x
     torch.testing.assert_close(model.norm.running_mean, x.mean(0))
     torch.testing.assert_close(model.norm.running_var, x.var(0))
@@ -301,8 +288,6 @@ def test_calibration_changes_no_weight_and_training_goes_on_as_before(graphs):
     nn.init.normal_(model.norm.weight)
     weights = {name: value.clone() for name, value in model.named_parameters()}
     assert calibrate_batch_norm(model, graphs, batch_size=16) is model
-    assert not model.training
-    assert not model.norm.training
     assert model.norm.momentum == 0.3
     for name, value in model.named_parameters():
         assert torch.equal(value, weights[name])
@@ -328,9 +313,3 @@ def test_seed_nodes_calibrate_with_their_neighbourhoods(nodes):
     expected = torch.stack([x.mean(0) for x in inputs]).mean(0)
     torch.testing.assert_close(norms[first].running_mean, expected)
     assert all(int(norm.num_batches_tracked) == 3 for norm in norms.values())
-
-
-def test_a_model_without_batch_norm_is_left_alone_in_evaluation_mode(graphs):
-    model = Sums().train()
-    assert calibrate_batch_norm(model, graphs) is model
-    assert not model.training

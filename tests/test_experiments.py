@@ -88,7 +88,6 @@ def test_a_summary_is_that_of_the_scores_in_evaluation_mode(splits):
     model = calibrate_batch_norm(network(config=SMALL.replace(dropout=0.5)), splits.train)
     model.train()
     found = summarise(model, splits.test, heads=4, batch_size=1)
-    assert model.training
     model.eval()
     with torch.no_grad(), record(model, "layers.*.score") as seen:
         for graph in splits.test:

@@ -302,14 +302,12 @@ def test_only_the_random_control_depends_on_the_batches():
     assert whole["changed"].xs("random", level="what").sum() > 0
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_network_is_left_as_it_was(training):
-    model = network().train(training)
+def test_the_network_is_left_as_it_was():
+    model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found(model)
     with pytest.raises(ValueError, match="per edge"):
         found(model, layers="layers.0.node_block")
-    assert model.training == training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for module in model.modules():
         assert not module._forward_hooks

@@ -342,18 +342,6 @@ def test_a_seed_batch_of_a_neighbour_loader_passes_its_number_of_seeds():
     assert model.got[2] == 2
 
 
-def test_dropout_is_off_and_every_module_is_in_its_own_mode_afterwards():
-    model = Scored().train()
-    model.first.eval()  # frozen by its owner
-    assert only(report(model, [MASSIVE]))["max_ratio"] == pytest.approx(9000)
-    assert (model.training, model.dropout.training) == (True, True)
-    assert (model.first.training, model.first.score.training) == (False, False)
-    with pytest.raises(ValueError, match=r"expected 'first\.score'"):
-        report(model, [torch.ones(3)])
-    assert (model.training, model.first.training) == (True, False)
-    assert not model.first.score._forward_hooks
-
-
 def test_no_gradient_is_kept():
     class Conv(nn.Module):
         def __init__(self):

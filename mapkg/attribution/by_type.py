@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.detection import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.evaluation import batches, evaluating, predict
+from mapkg.evaluation import batches, predict
 from mapkg.observation import SCORES
 
 THRESHOLDS = (MASSIVE_RATIO, 3000.0, 4000.0)
@@ -206,7 +206,7 @@ def heat_map(
     label = torch.cat(list(labels))
     per_label = label.bincount(minlength=num_labels).double()
     start = 0
-    with evaluating(model):
+    with hooks.evaluating(model):
         for batch in batches(graphs, batch_size):
             of_batch = label[start : start + batch.num_edges]
             start += batch.num_edges

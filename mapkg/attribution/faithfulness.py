@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from mapkg.attribution.edge_scores import bond_importance, bond_of_edge
-from mapkg.evaluation import batches, evaluating, predict
+from mapkg.evaluation import batches, predict
+from mapkg.hooks import evaluating
 
 MODES = ("deletion", "insertion")
 """Bonds removed from the whole graph, or put back into the graph without any."""

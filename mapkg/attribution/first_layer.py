@@ -23,7 +23,6 @@ from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.detection import MASSIVE_RATIO, activation_ratio, row_median
-from mapkg.evaluation import evaluating
 
 FIRST = "layers.0.attention"
 """The attention of the first layer of GT, GraphiT and SAN."""
@@ -128,7 +127,7 @@ def first_layer(model: nn.Module, triples: Triples) -> FirstLayer:
     number = len(triples)
     edge_index = torch.stack([torch.arange(number), torch.arange(number) + number])
     names = [f"{FIRST}.{part}" for part in ("score", "edge", "key", "query")]
-    with evaluating(model):
+    with hooks.evaluating(model):
         try:
             with hooks.record(model, names) as seen:
                 model(torch.cat([triples.source, triples.target]), edge_index, triples.edge)

@@ -20,7 +20,7 @@ from torch_geometric.utils import scatter
 
 from mapkg import hooks
 from mapkg.detection import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.evaluation import batches, evaluating, predict, targets
+from mapkg.evaluation import batches, predict, targets
 from mapkg.metrics import each_loss, pooled_mean
 
 Rule = Callable[
@@ -107,7 +107,7 @@ def intervene(
         raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold!r}")
     names = list(hooks.resolve(model, layers))
     settings = dict(batch_size=batch_size, device=device)
-    with evaluating(model):
+    with hooks.evaluating(model):
         means = channel_means(model, reference, names, **settings)
         tables = [
             _one_rule(

@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.detection import activation_ratio, row_median
-from mapkg.evaluation import batches, evaluating, predict
+from mapkg.evaluation import batches, predict
 
 ATTENTION = "layers.*.attention"
 """The attention of every layer of GT, GraphiT and SAN."""
@@ -54,7 +54,7 @@ def score_parts(
     ]
     label, start = torch.cat(list(labels)), 0
     sums = {name: torch.zeros(len(names), 7, dtype=torch.double) for name in attentions}
-    with evaluating(model):
+    with hooks.evaluating(model):
         for batch in batches(graphs, batch_size):
             with hooks.record(model, recorded) as seen:
                 predict(model, batch)

@@ -9,8 +9,7 @@ What is looked at is named as for ``mapkg.hooks``.
 import html
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +173,7 @@ def _summaries(
         except ValueError as error:  # another width than before
             raise ValueError(f"{name!r}: {error}; name a module of one width") from error
 
-    with _evaluating(model), torch.no_grad(), hooks.record(model, names, reduce=update):
+    with hooks.evaluating(model), torch.no_grad(), hooks.record(model, names, reduce=update):
         for batch in loader:
             if parameter is not None and hasattr(batch, "to"):
                 batch = batch.to(parameter.device)
@@ -310,15 +309,3 @@ def _carried(batch: Data, names: Iterable[str]) -> dict[str, Any]:
     if "batch_size" in names and hasattr(batch, "batch_size"):
         stored["batch_size"] = batch.batch_size
     return stored
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; then each module's own mode again, not all the mode of the model."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

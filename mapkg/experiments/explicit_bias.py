@@ -146,8 +146,9 @@ def idle_term(
     """
     changed = with_idle_term(model, config, seed=seed)
     predicted = []
-    for network in (model.eval(), changed.eval()):
-        found = [predict(network, batch) for batch in batches(graphs, config.batch_size)]
+    for network in (model, changed):
+        with hooks.evaluating(network):
+            found = [predict(network, batch) for batch in batches(graphs, config.batch_size)]
         predicted.append(torch.cat(found).double())
     before, after = predicted
     change = ((after - before).abs().max() / before.std()).item()
