@@ -21,7 +21,7 @@ value that stays where it is for a better one, so that its rate never falls for 
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,9 +236,8 @@ def where_massive(
     generator = torch.Generator().manual_seed(seed)
 
     def mask(batch: Any) -> Tensor:
-        with torch.no_grad(), hooks.record(model, layers) as seen:
-            predict(model, batch)
-        scores = [outputs[0] for outputs in seen.values()]
+        ((_, seen),) = hooks.scan(model, [batch], layers, forward=predict)
+        scores = list(seen.values())
         if by == "largest":
             first = scores[0].abs()
             chosen = torch.zeros_like(first, dtype=torch.bool)
@@ -302,10 +301,8 @@ class _Noise:
 def _embedded(
     model: nn.Module, every: Sequence[Any], names: Sequence[str]
 ) -> dict[str, list[Tensor]]:
-    with torch.no_grad(), hooks.record(model, names) as seen:
-        for batch in every:
-            predict(model, batch)
-    return seen
+    passes = [seen for _, seen in hooks.scan(model, every, names, forward=predict)]
+    return {name: [seen[name] for seen in passes] for name in passes[0]}
 
 
 def _scores(
@@ -314,11 +311,8 @@ def _scores(
     found = []
     with torch.no_grad():
         for number, (batch, _) in enumerate(every):
-            if noise is None:
+            with nullcontext() if noise is None else noise.injected(model, number):
                 found.append(predict(model, batch))
-            else:
-                with noise.injected(model, number):
-                    found.append(predict(model, batch))
     metrics = measure(torch.cat(found), torch.cat([target for _, target in every]), loss)
     return {"loss": metrics["mae" if loss == "l1" else loss], **metrics}
 

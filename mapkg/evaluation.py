@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.loader import DataLoader
 
 from mapkg.data import Graphs, NodeSplit
-from mapkg.hooks import evaluating
+from mapkg.hooks import evaluating, scan
 from mapkg.metrics import measure
 
 
@@ -23,7 +23,6 @@ def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", **settings: 
     return score(model, graphs, loss=loss, **settings)[{"l1": "mae"}.get(loss, loss)]
 
 
-@torch.no_grad()
 def score(
     model: nn.Module, graphs: Graphs, *, loss: str = "l1", **settings: Any
 ) -> dict[str, float]:
@@ -50,7 +49,6 @@ def joined_score(pairs: Sequence[tuple[Tensor, Tensor]], loss: str) -> dict[str,
     return measure(*_joined(pairs), loss)
 
 
-@torch.no_grad()
 def predictions(
     model: nn.Module,
     graphs: Graphs,
@@ -66,11 +64,13 @@ def predictions(
         batch_size: graphs per forward pass; the result does not depend on it.
         device: where the model is.
     """
-    with evaluating(model):
-        pairs = [
-            (predict(model, batch), targets(batch)) for batch in batches(graphs, batch_size, device)
+    loader = batches(graphs, batch_size, device)
+    return _joined(
+        [
+            (seen[""][: _num_seeds(batch)], targets(batch))
+            for batch, seen in scan(model, loader, "", forward=predict)
         ]
-    return _joined(pairs)
+    )
 
 
 def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,6 @@ def looked_at(architecture: str) -> str:
     return names[-1] if architecture == "gps" else names[0]
 
 
-@torch.no_grad()
 def summarise_scores(
     model: nn.Module, config: Config, graphs: Graphs, device: str | torch.device = "cpu"
 ) -> list[ActivationSummary]:
@@ -68,7 +67,6 @@ def _choice(config: Config) -> tuple[str, int | None, int]:
     return looked_at(config.architecture), heads, config.batch_size
 
 
-@torch.no_grad()
 def summarise(
     model: nn.Module,
     graphs: Graphs,
@@ -115,24 +113,25 @@ def _look(
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
     # On a full graph the rows of the data's edges come first; the others are left out.
     has_fake_edges = getattr(model, "edge_factor", None) is not None
-    with hooks.evaluating(model):
-        for batch in batches(graphs, batch_size, device):
 
-            def update(name: str, output: Any, batch=batch) -> None:
-                rows = _rows(name, modules[name], output, batch)
-                if has_fake_edges and name.endswith(".score"):
-                    rows = rows[: batch.num_edges]
-                graph = _graph_of_rows(name, modules[name], rows, batch)
-                summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
+    def update(name: str, output: Any, batch: Any) -> None:
+        rows = _rows(name, modules[name], output, batch)
+        if has_fake_edges and name.endswith(".score"):
+            rows = rows[: batch.num_edges]
+        graph = _graph_of_rows(name, modules[name], rows, batch)
+        summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
 
-            with hooks.record(model, names, reduce=update):
-                found = predict(model, batch)
-            if predicted is not None:
-                predicted.append((found, targets(batch)))
+    def forward(model: nn.Module, batch: Any) -> None:
+        prediction = predict(model, batch)
+        if predicted is not None:
+            predicted.append((prediction, targets(batch)))
+
+    loader = batches(graphs, batch_size, device)
+    for _ in hooks.scan(model, loader, names, forward=forward, reduce=update):
+        pass
     return summaries
 
 
-@torch.no_grad()
 def edge_maxima(
     model: nn.Module,
     graphs: Sequence[Data],
@@ -151,15 +150,12 @@ def edge_maxima(
     Returns:
         Shape [layers, E], edges in the order of the graphs; NaN where a row has no ratio.
     """
-    maxima: dict[str, list[Tensor]] = {name: [] for name in hooks.resolve(model, names)}
-
-    def reduce(name: str, output: Tensor) -> None:
-        maxima[name].append(activation_ratio(output).amax(dim=-1))
-
-    with hooks.evaluating(model), hooks.record(model, names, reduce=reduce):
-        for batch in batches(graphs, batch_size):
-            predict(model, batch)
-    return torch.stack([torch.cat(parts) for parts in maxima.values()])
+    passes = hooks.scan(model, batches(graphs, batch_size), names, forward=predict)
+    maxima = [
+        torch.stack([activation_ratio(score).amax(dim=-1) for score in seen.values()])
+        for _, seen in passes
+    ]
+    return torch.cat(maxima, dim=1)
 
 
 def bond_ratios(
@@ -178,14 +174,10 @@ def bond_ratios(
         directions; the median is that of the whole row, over all heads.
     """
     found = []
-    with hooks.evaluating(model):
-        for graph in graphs:
-            with torch.no_grad(), hooks.record(model, names) as seen:
-                for batch in batches([graph], 1):
-                    predict(model, batch)
-            ratios = torch.stack([activation_ratio(outputs[0]) for outputs in seen.values()])
-            by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
-            found.append(by_head.unflatten(1, (-1, 2)).amax(dim=2).transpose(1, 2))
+    for _, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
+        ratios = torch.stack([activation_ratio(score) for score in seen.values()])
+        by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
+        found.append(by_head.unflatten(1, (-1, 2)).amax(dim=2).transpose(1, 2))
     return found
 
 
@@ -207,7 +199,6 @@ def _graph_of_rows(name: str, module: nn.Module, rows: Tensor, batch: Any) -> Te
     return batch.batch if by_node else batch.batch[batch.edge_index[0]]
 
 
-@torch.no_grad()
 def observe_states(
     weights: Mapping[str, Mapping[str, Tensor]],
     config: Config,

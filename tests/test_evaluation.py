@@ -149,13 +149,6 @@ def test_evaluate_gives_the_loss_alone(loss, metric, graphs):
     assert found == score(Sums(), graphs, loss=loss, batch_size=6)[metric]
 
 
-def test_scoring_keeps_no_gradients(nodes):
-    model = small_network()
-    score(model, nodes, loss="bce", batch_size=3)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert predict(model, next(iter(batches(nodes, 3)))).requires_grad
-
-
 # Batches.
 
 

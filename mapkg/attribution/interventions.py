@@ -121,14 +121,13 @@ def intervene(
     return table
 
 
-@torch.no_grad()
 def channel_means(
     model: nn.Module, graphs: Sequence[Data], names: Iterable[str], **settings: Any
 ) -> dict[str, Float[Tensor, " D"]]:
-    """The signed mean of each channel over all edges, as the model is.
+    """The signed mean of each channel over all edges, in evaluation mode.
 
     Args:
-        model: in the mode in which it is to be looked at.
+        model: a network.
         graphs: whole graphs.
         names: submodules that return [E, D], names or patterns.
         **settings: ``batch_size`` and ``device``, as for ``evaluation.batches``.
@@ -137,14 +136,10 @@ def channel_means(
         ValueError: if there is no edge.
     """
     rows, sums = 0, {}
-
-    def add(name: str, score: Tensor) -> None:
-        sums[name] = sums.get(name, 0) + score.double().sum(dim=0)
-
-    with hooks.record(model, names, reduce=add):
-        for batch in batches(graphs, **settings):
-            predict(model, batch)
-            rows += batch.num_edges
+    for batch, seen in hooks.scan(model, batches(graphs, **settings), names, forward=predict):
+        rows += batch.num_edges
+        for name, score in seen.items():
+            sums[name] = sums.get(name, 0) + score.double().sum(dim=0)
     if rows == 0:
         raise ValueError("expected reference graphs with edges, whose scores have a mean, got none")
     return {name: total / rows for name, total in sums.items()}
