@@ -47,18 +47,15 @@ def looked_at(architecture: str) -> str:
     return names[-1] if architecture == "gps" else names[0]
 
 
-def summarise_scores(
-    model: nn.Module, config: Config, graphs: Graphs, device: str | torch.device = "cpu"
-) -> list[ActivationSummary]:
+def summarise_scores(model: nn.Module, config: Config, graphs: Graphs) -> list[ActivationSummary]:
     """A summary per layer of what a configuration's network is looked at for.
 
     Args:
         model: what ``build(config)`` gave.
         config: names the architecture, the heads and the batch size.
         graphs: the graphs to look at.
-        device: where the model is.
     """
-    return list(_look(model, graphs, *_choice(config), device).values())
+    return list(_look(model, graphs, *_choice(config)).values())
 
 
 def _choice(config: Config) -> tuple[str, int | None, int]:
@@ -74,7 +71,6 @@ def summarise(
     names: str | Sequence[str] = SCORES,
     heads: int | None = None,
     batch_size: int = 128,
-    device: str | torch.device = "cpu",
 ) -> dict[str, ActivationSummary]:
     """Summaries of what submodules return for the edges of graphs, in evaluation mode.
 
@@ -88,7 +84,6 @@ def summarise(
         heads: number of attention heads if the outputs are scores, for the share of saturated
             sums; None leaves that out.
         batch_size: graphs per forward pass; the result does not depend on it.
-        device: where the model is.
 
     Returns:
         A summary per submodule, in the model's order.
@@ -96,7 +91,7 @@ def summarise(
     Raises:
         ValueError: if an output has not one row per edge; names the submodule.
     """
-    return _look(model, graphs, names, heads, batch_size, device)
+    return _look(model, graphs, names, heads, batch_size)
 
 
 def _look(
@@ -105,7 +100,6 @@ def _look(
     names: str | Sequence[str],
     heads: int | None,
     batch_size: int,
-    device: str | torch.device,
     predicted: list[tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, ActivationSummary]:
     """What ``summarise`` says; predictions and targets of each batch are added to a list."""
@@ -126,7 +120,7 @@ def _look(
         if predicted is not None:
             predicted.append((prediction, targets(batch)))
 
-    loader = batches(graphs, batch_size, device)
+    loader = batches(graphs, batch_size)
     for _ in hooks.scan(model, loader, names, forward=forward, reduce=update):
         pass
     return summaries
@@ -219,16 +213,15 @@ def observe_states(
         The tables ``summary``, ``graph_maxima`` and ``histogram`` of ``Emergence``, without
         the columns that say where they come from.
     """
-    settings = dict(batch_size=config.batch_size, device=device)
     model = build(config).to(device)
     tables: dict[str, list[pd.DataFrame]] = {"summary": [], "graph_maxima": [], "histogram": []}
     for state, values in weights.items():
         model.load_state_dict(values)
         if state == "base_calibrated":
-            calibrate_batch_norm(model, splits.train, **settings)
+            calibrate_batch_norm(model, splits.train, batch_size=config.batch_size)
         # One pass for predictions and scores.
         pairs: list[tuple[Tensor, Tensor]] = []
-        summaries = _look(model, splits.test, *_choice(config), device, pairs)
+        summaries = _look(model, splits.test, *_choice(config), pairs)
         metrics = joined_score(pairs, config.loss)
         for layer, summary in enumerate(summaries.values()):
             row = {"state": state, "layer": layer}

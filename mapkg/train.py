@@ -155,9 +155,7 @@ def fit(
             epoch = done.epoch + 1
             lr = optimizer.param_groups[0]["lr"]
             train_loss = _train_epoch(model, splits.train, config, optimizer, seed, epoch, path)
-            val_loss = evaluate(
-                model, splits.val, loss=config.loss, batch_size=config.batch_size, device=device
-            )
+            val_loss = evaluate(model, splits.val, loss=config.loss, batch_size=config.batch_size)
             _check_finite("validation", val_loss, f"epoch {epoch}", epoch, config, path)
             scheduler.step(val_loss)
             if val_loss < done.best_loss:

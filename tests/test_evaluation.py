@@ -6,8 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score
 from torch import nn
-from torch_geometric.data import Batch, Data
-from torch_geometric.loader import DataLoader
+from torch_geometric.data import Data
 
 from mapkg.configs import CONFIGS
 from mapkg.data.neighbours import ALL, InEdges, SeedNodes
@@ -239,59 +238,6 @@ def test_with_all_neighbours_the_batch_size_of_seeds_makes_no_difference(nodes):
 
 
 # BatchNorm.
-
-
-class Normed(nn.Module):
-    """A BatchNorm over node features, and a dropout before it."""
-
-    def __init__(self):
-        super().__init__()
-        self.dropout = nn.Dropout(0.5)
-        self.norm = nn.BatchNorm1d(3, momentum=0.3)
-        self.seen = []
-
-    def forward(self, x, edge_index, edge_attr, batch=None, batch_size=None):
-        x = self.dropout(x)
-        self.seen.append(x)
-        return self.norm(x)
-
-
-def test_statistics_are_the_mean_over_batches_of_those_of_each_batch(graphs):
-    model = Normed()
-    model.norm.running_mean += 100  # what was there has no weight
-    calibrate_batch_norm(model, graphs, batch_size=16)
-    parts = [batch.x for batch in DataLoader(graphs, 16)]
-    assert all(torch.equal(one, x) for one, x in zip(model.seen, parts, strict=True)), "dropout"
-    mean = torch.stack([x.mean(0) for x in parts]).mean(0)
-    variance = torch.stack([x.var(0) for x in parts]).mean(0)
-    torch.testing.assert_close(model.norm.running_mean, mean)
-    torch.testing.assert_close(model.norm.running_var, variance)
-
-
-def test_one_batch_of_all_gives_the_statistics_of_all(graphs):
-    model = calibrate_batch_norm(Normed(), graphs, batch_size=40).eval()
-    x = Batch.from_data_list(graphs).x
-    torch.testing.assert_close(model.norm.running_mean, x.mean(0))
-    torch.testing.assert_close(model.norm.running_var, x.var(0))
-    torch.testing.assert_close(model(x, None, None).mean(0), torch.zeros(3), atol=1e-6, rtol=0)
-
-
-def test_calibration_changes_no_weight_and_training_goes_on_as_before(graphs):
-    model = Normed()
-    nn.init.normal_(model.norm.weight)
-    weights = {name: value.clone() for name, value in model.named_parameters()}
-    assert calibrate_batch_norm(model, graphs, batch_size=16) is model
-    assert model.norm.momentum == 0.3
-    for name, value in model.named_parameters():
-        assert torch.equal(value, weights[name])
-        assert value.grad is None
-
-
-def test_calibrating_twice_is_calibrating_once(graphs):
-    model = calibrate_batch_norm(Normed(), graphs, batch_size=16)
-    once = model.norm.running_var.clone()
-    calibrate_batch_norm(model, graphs, batch_size=16)
-    assert torch.equal(model.norm.running_var, once)
 
 
 def test_seed_nodes_calibrate_with_their_neighbourhoods(nodes):

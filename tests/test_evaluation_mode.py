@@ -1,17 +1,19 @@
 """Whatever looks at a model does so in evaluation mode and restores the mode of every submodule."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from conftest import few_molecules
 from torch import nn
 from torch_geometric.loader import DataLoader
 
-from mapkg.attack import Ascent, attack
+from mapkg.attack import Ascent, attack, where_massive
 from mapkg.attribution import by_type, edge_scores, faithfulness, first_layer, interventions, parts
 from mapkg.configs import CONFIGS
 from mapkg.detection import report
-from mapkg.evaluation import calibrate_batch_norm, evaluate, predictions, score
-from mapkg.experiments.explicit_bias import idle_term
+from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, predictions, score
+from mapkg.experiments.explicit_bias import idle_term, readings
 from mapkg.hooks import evaluating
 from mapkg.models import build
 from mapkg.observation import bond_ratios, edge_maxima, summarise, summarise_scores
@@ -25,50 +27,31 @@ def modes(model):
     return {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
 
 
-def frozen(model, kind):
-    """In training, but for its first submodule of a kind."""
-    model.train()
-    first(model, kind).eval()
-    return model
+def mix(model, kind, training):
+    """The model with all submodules in one mode, and the first of a kind in the other."""
+    model.train(not training)
+    next(module for module in model.modules() if isinstance(module, kind)).train(training)
+    return modes(model)
 
 
-def left_on(model, kind):
-    """In evaluation, but for its first submodule of a kind."""
-    model.eval()
-    first(model, kind).train()
-    return model
-
-
-def first(model, kind):
-    return next(module for module in model.modules() if isinstance(module, kind))
-
-
-MIXED = {
-    "frozen BatchNorm": lambda model: frozen(model, nn.BatchNorm1d),
-    "dropout left on": lambda model: left_on(model, nn.Dropout),
-}
-mixed = pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
+mixed = pytest.mark.parametrize(
+    ("kind", "training"),
+    [(nn.BatchNorm1d, False), (nn.Dropout, True)],
+    ids=["frozen BatchNorm", "dropout left on"],
+)
 
 
 @mixed
-def test_every_submodule_is_in_its_own_mode_afterwards(mix):
-    model = mix(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.BatchNorm1d(3)))
-    before = modes(model)
-    assert len({*before.values()}) == 2
-    with evaluating(model):
-        assert not any(modes(model).values())
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_submodule_is_in_its_own_mode_afterwards(kind, training, fails):
+    model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(3), nn.Dropout(), nn.BatchNorm1d(3))
+    before = mix(model, kind, training)
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext(), evaluating(model):
         with evaluating(model[1]):
             pass
         assert not any(modes(model).values())
-    assert modes(model) == before
-
-
-@mixed
-def test_modes_are_restored_after_an_exception(mix):
-    model = mix(nn.ModuleList([nn.Dropout(), nn.BatchNorm1d(3), nn.Dropout()]))
-    before = modes(model)
-    with pytest.raises(ZeroDivisionError), evaluating(model):
-        1 / 0  # noqa: B018
+        if fails:
+            raise ZeroDivisionError
     assert modes(model) == before
 
 
@@ -129,9 +112,12 @@ LOOKING = {
     "attack": lambda model, graphs: attack(
         model, graphs, [0.1], restarts=[0], ascent=Ascent(passes=1), progress=False
     ),
+    "channel_means": lambda model, graphs: interventions.channel_means(model, graphs, "*.score"),
+    "where_massive": lambda model, graphs: where_massive(model)(next(batches(graphs, 6))),
     "idle_term": lambda model, graphs: idle_term(model, CONFIG, graphs),
+    "readings": lambda model, graphs: readings(model, graphs),
 }
-"""Calls of the functions that run a model and are not training."""
+"""Calls of the functions that run a model and do not train it."""
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +127,24 @@ def graphs(cache):
 
 @mixed
 @pytest.mark.parametrize("name", LOOKING)
-def test_a_model_is_looked_at_in_evaluation_mode_and_left_in_its_own(name, mix, graphs):
+def test_a_model_is_looked_at_in_evaluation_mode_and_left_as_it_was(name, kind, training, graphs):
     torch.manual_seed(0)
-    model = mix(build(CONFIG))
-    before, ran = modes(model), []
+    model = build(CONFIG)
+    before = mix(model, kind, training)
+    model.head.requires_grad_(False)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    ran = []
     for module in model.modules():
         module.register_forward_pre_hook(lambda module, _: ran.append((module, module.training)))
     LOOKING[name](model, graphs)
-    assert modes(model) == before
-    in_training = {type(module) for module, training in ran if training}
-    assert in_training == ({nn.BatchNorm1d} if name == "calibrate_batch_norm" else set())
+
     assert {nn.BatchNorm1d, nn.Dropout} <= {type(module) for module, _ in ran}
+    calibrates = name == "calibrate_batch_norm"
+    in_training = {type(module) for module, training in ran if training}
+    assert in_training == ({nn.BatchNorm1d} if calibrates else set())
+    assert modes(model) == before
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key]) or (calibrates and "batch_norm" in key), key
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None and parameter.requires_grad != key.startswith("head"), key
+    assert not any(module._forward_hooks for module in model.modules())

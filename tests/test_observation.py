@@ -91,6 +91,7 @@ def same_summaries(found, expected):
     assert list(found) == list(expected)
     for name, summary in found.items():
         same_statistics(summary.statistics(), expected[name].statistics())
+        assert torch.equal(summary.massive_by_channel, expected[name].massive_by_channel)
         assert summary.graph_maxima == pytest.approx(expected[name].graph_maxima, rel=1e-5)
 
 

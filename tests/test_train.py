@@ -405,25 +405,6 @@ def test_evaluation_agrees_with_a_loop_over_graphs(splits):
         assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_evaluation_averages_over_all_targets(splits):
-    class Zero(nn.Module):
-        def forward(self, x, edge_index, edge_attr, batch, batch_size):
-            return torch.zeros(batch_size, 2)
-
-    graphs = [splits.train[0].clone(), splits.train[1].clone(), splits.train[2].clone()]
-    for graph, targets in zip(graphs, ([1.0, -2.0], [3.0, 0.0], [0.0, 6.0]), strict=True):
-        graph.y = torch.tensor([targets])
-    assert evaluate(Zero(), graphs, batch_size=2) == 2.0
-
-
-def test_evaluation_leaves_the_model_as_it_was(splits):
-    model = network(SMALL.replace(dropout=0.5)).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    first, again = (evaluate(model, splits.val) for _ in range(2))
-    assert first == again  # without dropout
-    assert same_weights(model.state_dict(), before)
-
-
 # BatchNorm calibration.
 
 
