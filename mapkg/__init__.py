@@ -7,6 +7,7 @@ The package computes, the notebooks argue:
 - ``models``: attention networks with edge features; ``models.official`` reads published weights.
 - ``train``, ``evaluation``, ``metrics``, ``checkpoint``: fit, score, save, load;
   ``train_nodes``: the same for the nodes of one graph.
+- ``train_stacked``: many seeds of one network at once; ``padded_batches``, ``score_measures``.
 - ``hooks``: record or edit what any submodule of any torch model returns, or what a layer of
   PyG computes inside.
 - ``detection``: activation ratio, threshold, summaries that stream, laws, nulls, and a report
@@ -19,8 +20,26 @@ The package computes, the notebooks argue:
 - ``notebook``, ``commands``: notebooks with other parameters, and what the command line does.
 """
 
-from mapkg.configs import CONFIGS, Config
-from mapkg.data import load
-from mapkg.models import build
+from typing import Any
 
 __all__ = ["CONFIGS", "Config", "build", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what the package offers when it is first asked for.
+
+    A machine that trains from prepared tensors has no RDKit, which ``mapkg.data`` needs.
+    """
+    if name in ("CONFIGS", "Config"):
+        from mapkg import configs
+
+        return getattr(configs, name)
+    if name == "build":
+        from mapkg.models import build
+
+        return build
+    if name == "load":
+        from mapkg.data import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
