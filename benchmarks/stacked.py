@@ -101,15 +101,19 @@ def prepare(table: Path, folder: Path) -> None:
 
 
 def plain_steps(
-    config: Config, data: FlatGraphs, seed: int, device: str, steps: int, again: int = 0
-) -> tuple[list[float], float]:
-    """Losses of the first steps of one network, and the median seconds of a step after them."""
+    config: Config, data: FlatGraphs, seed: int, device: str, steps: int, again: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """Train one network the plain way.
+
+    Returns:
+        Losses of the first steps, its weights before and after them, flat, and the median
+        seconds of a step.
+    """
     torch.manual_seed(seed)
     network = build(config).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
     order = in_batches(epoch_order(len(data), seed, 1)[0], config.batch_size)
     batches = [Batch.from_data_list(graphs_of(data, ids)).to(device) for ids in order[:steps]]
-    losses = []
 
     def step(batch: Batch) -> torch.Tensor:
         optimizer.zero_grad()
@@ -117,12 +121,16 @@ def plain_steps(
         loss = (network(batch.x, batch.edge_index, batch.edge_attr, *sizes) - batch.y).abs().mean()
         loss.backward()
         optimizer.step()
-        return loss
+        return loss.detach()
+
+    def flat() -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in network.parameters()]).cpu()
 
     network.train()
-    for batch in batches:
-        losses.append(step(batch).item())
-    return losses, median_seconds(lambda: step(batches[0]), again, device)
+    before = flat()
+    losses = torch.stack([step(batch) for batch in batches]).cpu()
+    after = flat()
+    return losses, before, after, median_seconds(lambda: step(batches[0]), again, device)
 
 
 def graphs_of(data: FlatGraphs, ids: torch.Tensor) -> list[Data]:
@@ -154,12 +162,14 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def stacked_steps(run: Progress, steps: int, again: int) -> tuple[torch.Tensor, float]:
-    """Losses [steps, S] of the first steps, and the median seconds of a step; leaves no trace."""
+def stacked_steps(
+    run: Progress, steps: int, again: int
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Losses [steps, S] of the first steps of all networks, their weights after them, [S, P],
+    and the median seconds of a step; leaves no trace."""
     stack = run.stack
     kept = [tensor.clone() for tensor in stack._changed()]
-    order, _ = run._orders(1)
-    stack.order.copy_(order)
+    stack.order.copy_(run._orders(1)[0])
     stack.lr.fill_(run.config.lr)
     stack._begin("train")
     losses = []
@@ -167,6 +177,9 @@ def stacked_steps(run: Progress, steps: int, again: int) -> tuple[torch.Tensor, 
         stack.sums["train"].zero_()
         stack._calls["train"]()
         losses.append((stack.sums["train"][0] / stack.sums["train"][1]).cpu())
+    state = stack.state()
+    names = [name for name, _ in run.single.named_parameters()]
+    after = torch.cat([state[name].flatten(1) for name in names], dim=1).cpu()
 
     def step() -> None:
         stack.cursor.zero_()
@@ -175,29 +188,35 @@ def stacked_steps(run: Progress, steps: int, again: int) -> tuple[torch.Tensor, 
     seconds = median_seconds(step, again, str(run.device))
     for tensor, value in zip(stack._changed(), kept, strict=True):
         tensor.copy_(value)
-    return torch.stack(losses), seconds
+    return torch.stack(losses), after, seconds
 
 
-def measure(run: Progress, config: Config, data: FlatGraphs, device: str, again: int) -> dict:
-    """Time of a plain step and of a stacked one, and how far their losses differ."""
-    cpu = data.to("cpu")
-    seeds = run.stacked[:2]
-    plain, seconds = zip(
-        *(plain_steps(config, cpu, seed, device, 3, again) for seed in seeds), strict=True
-    )
-    stacked, of_all = stacked_steps(run, 3, again)
-    expected = torch.tensor(plain, dtype=torch.double).T
-    difference = ((stacked[:, : len(seeds)] - expected).abs() / expected).max().item()
+def measure(run: Progress, device: str, again: int) -> dict[str, float]:
+    """Time of a plain and of a stacked step, and how far three steps of both differ.
+
+    Weights behind which a BatchNorm takes their effect away have gradients of rounding errors
+    alone, to which Adam gives the size of others: some per cent of an update are noise.
+    """
+    losses, weights, of_all = stacked_steps(run, 3, again)
+    of_losses, of_updates, of_one = [], [], []
+    for place, seed in enumerate(run.stacked[:2]):
+        expected, before, after, seconds = plain_steps(
+            run.config, run.host["train"], seed, device, 3, again
+        )
+        of_losses.append((losses[:, place] / expected - 1).abs().max().item())
+        of_updates.append(((weights[place] - after).norm() / (after - before).norm()).item())
+        of_one.append(seconds)
     found = {
-        "plain_step_seconds": min(seconds),
+        "plain_step_seconds": min(of_one),
         "stacked_step_seconds": of_all,
-        "stacked_over_plain": of_all / min(seconds),
-        "over_one_by_one": of_all / (min(seconds) * len(run.stacked)),
-        "relative_difference_of_losses": difference,
+        "stacked_over_plain": of_all / min(of_one),
+        "over_one_by_one": of_all / (min(of_one) * len(run.stacked)),
+        "relative_difference_of_losses": max(of_losses),
+        "relative_difference_of_updates": max(of_updates),
     }
     print(json.dumps(found), flush=True)
-    if not difference < 2e-3:
-        raise RuntimeError(f"stacked and plain losses differ: {stacked.tolist()}, plain {plain}")
+    if not (max(of_losses) < 1e-3 and max(of_updates) < 0.3):
+        raise RuntimeError("stacked and plain training differ, see the line above")
     return found
 
 
@@ -214,7 +233,7 @@ def compare(splits: dict[str, FlatGraphs], device: str) -> None:
         run = Progress(
             networks, splits, config, list(range(16)), torch.device(device), "eager", None
         )
-        ratio = measure(run, config, splits["train"], device, 5)["over_one_by_one"]
+        ratio = measure(run, device, 5)["over_one_by_one"]
         print(f"hidden {channels}, {layers} layers: {ratio:.2f} of one by one, aim {aim}")
 
 
@@ -268,7 +287,7 @@ class Results:
             flush=True,
         )
         if run.epoch == 0:
-            self.about |= measure(run, self.config, run.host["train"], self.parsed.device, 20)
+            self.about |= measure(run, self.parsed.device, 20)
 
     def write(self) -> None:
         """Append new rows to the table, and write what the run is."""
@@ -384,7 +403,7 @@ def self_test(device: str) -> None:
 
         def watch(run: Progress) -> None:
             if run.epoch == 0:
-                measure(run, config, splits["train"], device, 10)
+                measure(run, device, 10)
 
         settings = dict(seeds=range(4), device=device, engine=engine)
         fit = fit_stacked(build, splits, config, watch=watch, **settings)

@@ -92,10 +92,20 @@ class FlatGraphs:
 
 
 def save_splits(path: Path, splits: dict[str, FlatGraphs]) -> None:
-    """Write the splits of a data set as one safetensors file."""
+    """Write the splits of a data set as one safetensors file, integers as short as they fit."""
+
+    def short(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            return tensor.contiguous()
+        least, greatest = tensor.min(), tensor.max()
+        for dtype in (torch.int8, torch.int16, torch.int32):
+            if torch.iinfo(dtype).min <= least and greatest <= torch.iinfo(dtype).max:
+                return tensor.to(dtype).contiguous()
+        return tensor.contiguous()
+
     safetensors.torch.save_file(
         {
-            f"{split}/{name}": tensor.contiguous()
+            f"{split}/{name}": short(tensor)
             for split, graphs in splits.items()
             for name, tensor in graphs.tensors().items()
         },
@@ -108,7 +118,7 @@ def read_splits(path: Path) -> dict[str, FlatGraphs]:
     splits: dict[str, dict[str, Tensor]] = {}
     for key, tensor in safetensors.torch.load_file(path).items():
         split, name = key.split("/")
-        splits.setdefault(split, {})[name] = tensor
+        splits.setdefault(split, {})[name] = tensor if tensor.is_floating_point() else tensor.long()
     return {split: FlatGraphs(**tensors) for split, tensors in splits.items()}
 
 

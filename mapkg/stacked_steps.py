@@ -5,6 +5,7 @@ computes is added up there. So a CUDA graph can hold it, and an epoch never wait
 """
 
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 
 import torch
@@ -25,6 +26,7 @@ SCORES = "layers.*.score"
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's defaults of Adam, as mapkg.train has them
 _WARM_UP = 3  # runs before a capture, as torch's documentation asks for
+_GRADIENT_TOLERANCE = 0.01  # of compiled layers; single precision is a hundred times closer
 _ALIGN = 4  # parameters begin at multiples of 16 bytes, for wide loads
 
 
@@ -101,28 +103,34 @@ class Stack:
     # What a step does.
 
     def _train_step(self) -> None:
+        gradient, total, count = self._gradient()
+        with torch.no_grad():
+            # A batch without a label teaches nothing; without NaN every target is a label.
+            active = (count > 0).double() if self.config.loss == "bce" else None
+            self._update(
+                *(self.weights, gradient, self.first, self.second),
+                *(self.steps, self.lr, self.decay, active),
+            )
+            # The mean as torch has it, in the precision of the networks.
+            mean = (total / count.clamp(min=1)).double()
+            self.sums["train"] += torch.stack([mean * count, count.double()])
+            self.cursor += 1
+        self.host_step += 1
+
+    def _gradient(self) -> tuple[Float[Tensor, "S P"], Float[Tensor, " S"], Int[Tensor, " S"]]:
+        """Gradient of each network's mean loss; sum and number of the losses."""
         ids = self.order.index_select(1, self.cursor).squeeze(1)
-        batch = self._take("train", ids)
-        total, count = self._losses(batch)
+        total, count = self._losses(self._take("train", ids))
         gradients = torch.autograd.grad(
             (total / count.clamp(min=1)).sum(), self.parameters, allow_unused=True
         )
         if self.config.weight_decay and self.decay is None:
             # A parameter without a gradient is not decayed by torch's Adam either.
-            self.decay = self._flat([None if g is None else torch.ones_like(g) for g in gradients])
-            self.decay *= self.config.weight_decay
-        with torch.no_grad():
-            # A batch without a label teaches nothing; without NaN every target is a label.
-            active = (count > 0).double() if self.config.loss == "bce" else None
-            self._update(
-                *(self.weights, self._flat(gradients), self.first, self.second),
-                *(self.steps, self.lr, self.decay, active),
-            )
-            # The mean as torch has it, in the precision of the networks.
-            mean = (total.detach() / count.clamp(min=1)).double()
-            self.sums["train"] += torch.stack([mean * count, count.double()])
-            self.cursor += 1
-        self.host_step += 1
+            used = [
+                None if gradient is None else torch.ones_like(gradient) for gradient in gradients
+            ]
+            self.decay = self._flat(used) * self.config.weight_decay
+        return self._flat(gradients), total.detach(), count
 
     @torch.no_grad()
     def _evaluate_step(self, split: str) -> None:
@@ -208,15 +216,10 @@ class Stack:
         self.fixed = {split: ids.to(self.device) for split, ids in fixed.items()}
         self.order = order.to(self.device, copy=True)
         self._calls = self._steps()
-        if self.engine == "eager":
-            return
-        if self.device.type != "cuda":
-            self._fall_back("eager", f"a CUDA graph needs CUDA, the device is {self.device.type}")
-            return
-        if self.engine == "compile+graph":
-            self._attempt(self._compile, "graph")
-        if self.engine != "eager":
-            self._attempt(self._capture_all, "eager")
+        if self.engine != "eager" and self.device.type != "cuda":
+            self._fall_back(f"a CUDA graph needs CUDA, the device is {self.device.type}")
+        while self.engine != "eager" and not self._is_ready():
+            pass
 
     def _steps(self) -> dict[str, Callable[[], None]]:
         return {
@@ -225,23 +228,30 @@ class Stack:
             "record": lambda: self._record_step("test"),
         }
 
-    def _attempt(self, make_ready: Callable[[], None], otherwise: str) -> None:
+    def _is_ready(self) -> bool:
+        """Whether the engine could be made ready; otherwise it is the next simpler one now."""
         kept = [tensor.clone() for tensor in self._changed()]
         try:
-            make_ready()
+            if self.engine == "compile+graph":
+                self._compile()
+            self._calls = {name: self._captured(name) for name in self._steps()}
         except torch.cuda.OutOfMemoryError:
             raise
-        except Exception as error:
-            self._calls, self.network.layers, self._update = self._steps(), self.layers, _adam
+        except Exception as error:  # of a compiler or driver: whatever it is, train without it
             text = str(error).strip().splitlines() or [""]
-            self._fall_back(otherwise, f"{type(error).__name__}: {text[0]}")
+            self._calls, self.network.layers, self._update = self._steps(), self.layers, _adam
+            self._fall_back(f"{type(error).__name__}: {text[0]}")
+            traceback.print_exc()
+            return False
         finally:
             for tensor, value in zip(self._changed(), kept, strict=True):
                 tensor.copy_(value)
+        return True
 
-    def _fall_back(self, engine: str, reason: str) -> None:
-        print(f"engine {self.engine!r} falls back to {engine!r}: {reason}", file=sys.stderr)
-        self.engine = engine
+    def _fall_back(self, reason: str) -> None:
+        to = "graph" if self.engine == "compile+graph" and self.device.type == "cuda" else "eager"
+        print(f"engine {self.engine!r} falls back to {to!r}: {reason}", file=sys.stderr)
+        self.engine = to
 
     def _changed(self) -> list[Tensor]:
         """Every tensor that a step changes, but those of the measures."""
@@ -250,6 +260,9 @@ class Stack:
 
     def _compile(self) -> None:
         """Compile one layer, which all layers share, and the optimizer."""
+        self._begin("record")  # the modules as they are
+        self.network.train()
+        expected = self._gradient()[0]
         torch._dynamo.reset()
 
         def run(layer, x, edge_index, edge_attr):
@@ -258,11 +271,12 @@ class Stack:
         compiled = torch.compile(run, dynamic=False, fullgraph=True)
         self._compiled = nn.ModuleList(_Compiled(layer, compiled) for layer in self.layers)
         self._update = torch.compile(_adam, dynamic=False, fullgraph=True)
+        self._begin("train")
+        error = (self._gradient()[0] - expected).norm(dim=1) / expected.norm(dim=1)
+        if not (error < _GRADIENT_TOLERANCE).all():  # compilers have been wrong without a word
+            raise RuntimeError(f"compiled gradients are off by {error.max():.1e}")
         for name in ("train", "val"):
             self._run_on_zero(name)
-
-    def _capture_all(self) -> None:
-        self._calls = {name: self._captured(name) for name in self._steps()}
 
     def _captured(self, name: str) -> Callable[[], None]:
         if name == "record" and self.measures is None:

@@ -6,6 +6,7 @@ another draw for a stacked run, from the seeds and the epoch, and reproducible o
 seeds together. Nothing here needs RDKit or a data set's own files, see ``padded_batches``.
 """
 
+import gc
 import sys
 import time
 import zlib
@@ -260,8 +261,7 @@ class Progress:
 
     def _too_many(self) -> str:
         """Say how many seeds fit, from what a single one takes."""
-        self.stack = None
-        torch.cuda.empty_cache()
+        self._drop_stack()
         free = torch.cuda.mem_get_info(self.device)[0]
         torch.cuda.reset_peak_memory_stats(self.device)
         used = torch.cuda.memory_allocated(self.device)
@@ -392,8 +392,15 @@ class Progress:
         index = torch.tensor(list(kept), device=self.device)
         self.best = {name: tensor[index] for name, tensor in self.best.items()}
         self.stacked = [self.stacked[i] for i in kept]
-        self.stack = None
+        self._drop_stack()
         self._stack(state, optimizer)
+
+    def _drop_stack(self) -> None:
+        """Give the memory of the stack and of its CUDA graphs back."""
+        self.stack = None
+        gc.collect()  # a captured step and the stack hold each other
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _of(self, kept: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """State of the networks and of the optimizer for some places of the stack."""

@@ -104,54 +104,46 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.parts, ctx.has_bias = parts, bias is not None
         y = torch.bmm(x, weight.transpose(1, 2))
-        return y if bias is None else y.add_(bias.unsqueeze(1))
+        # Not in place: compiled by torch 2.11, an output changed in place has no gradient.
+        return y if bias is None else y + bias.unsqueeze(1)
 
     @staticmethod
     def backward(ctx, gradient):
+        # All gradients, whether needed or not: torch 2.11 compiles ctx.needs_input_grad wrongly.
         x, weight = ctx.saved_tensors
-        of_x = of_weight = of_bias = None
         gradient = gradient.contiguous()
-        if ctx.needs_input_grad[0]:
-            of_x = torch.bmm(gradient, weight)
-        if ctx.needs_input_grad[1]:
-            parts = x.size(0) * ctx.parts, x.size(1) // ctx.parts
-            of_weight = torch.bmm(
-                gradient.reshape(*parts, -1).transpose(1, 2), x.reshape(*parts, -1)
-            )
-            if ctx.parts > 1:
-                of_weight = of_weight.unflatten(0, (x.size(0), ctx.parts)).sum(dim=1)
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            of_bias = gradient.sum(dim=1)
+        of_x = torch.bmm(gradient, weight)
+        parts = x.size(0) * ctx.parts, x.size(1) // ctx.parts
+        of_weight = torch.bmm(gradient.reshape(*parts, -1).transpose(1, 2), x.reshape(*parts, -1))
+        if ctx.parts > 1:
+            of_weight = of_weight.unflatten(0, (x.size(0), ctx.parts)).sum(dim=1)
+        of_bias = gradient.sum(dim=1) if ctx.has_bias else None
         return of_x, of_weight, of_bias, None
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Normalise stacked rows [S, R, D] by the mean and variance of the real ones.
+    """Normalize stacked rows [S, R, D] by the mean and variance [S, 1, D] of the real ones.
 
-    Padding rows come out as the bias, so that they stay small however deep the network is.
-    Also returns mean and biased variance, [S, 1, D], without gradients.
+    The gradient is that of BatchNorm, mean and variance being functions of x. Padding rows come
+    out as the bias, so that they stay small however deep the network is.
     """
 
     @staticmethod
-    def forward(ctx, x, mask, count, weight, bias, eps):
-        mean = torch.where(mask, x, 0).sum(dim=1, keepdim=True) / count
-        centered = torch.where(mask, x - mean, 0)
-        variance = (centered * centered).sum(dim=1, keepdim=True) / count
+    def forward(ctx, x, mean, variance, mask, count, weight, bias, eps):
         inverse = (variance + eps).rsqrt()
+        centered = torch.where(mask, x - mean, 0)
         ctx.save_for_backward(centered, inverse, mask, count, weight)
-        ctx.mark_non_differentiable(mean, variance)
-        y = centered * (inverse * weight.unsqueeze(1)) + bias.unsqueeze(1)
-        return y, mean, variance
+        return centered * (inverse * weight.unsqueeze(1)) + bias.unsqueeze(1)
 
     @staticmethod
-    def backward(ctx, gradient, _mean, _variance):
+    def backward(ctx, gradient):
         centered, inverse, mask, count, weight = ctx.saved_tensors
         # Padding rows of the gradient are exact zeros: nothing real depends on them.
         of_bias = gradient.sum(dim=1, keepdim=True)
         along = (gradient * centered).sum(dim=1, keepdim=True) * inverse
         of_x = gradient - of_bias / count - centered * (inverse * along / count)
         of_x = torch.where(mask, of_x * (inverse * weight.unsqueeze(1)), 0)
-        return of_x, None, None, along.squeeze(1), of_bias.squeeze(1), None
+        return of_x, None, None, None, None, along.squeeze(1), of_bias.squeeze(1), None
 
 
 class StackedLinear(nn.Module):
@@ -235,13 +227,16 @@ class StackedBatchNorm(nn.Module):
             shift = self.bias - self.running_mean * scale
             return (stacked * scale.unsqueeze(1) + shift.unsqueeze(1)).view_as(x)
         rows = self.layout.of(stacked.size(1))
-        y, mean, variance = _BatchNorm.apply(
-            stacked, rows.mask, rows.count, self.weight, self.bias, self.eps
-        )
         with torch.no_grad():
+            mean = torch.where(rows.mask, stacked, 0).sum(dim=1, keepdim=True) / rows.count
+            centered = torch.where(rows.mask, stacked - mean, 0)
+            variance = (centered * centered).sum(dim=1, keepdim=True) / rows.count
             unbiased = variance * (rows.count / (rows.count - 1).clamp(min=1))
             self.running_mean.lerp_(mean.squeeze(1), self.momentum)
             self.running_var.lerp_(unbiased.squeeze(1), self.momentum)
+        y = _BatchNorm.apply(
+            *(stacked, mean, variance, rows.mask, rows.count, self.weight, self.bias, self.eps)
+        )
         return y.view_as(x)
 
 
