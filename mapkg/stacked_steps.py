@@ -165,12 +165,13 @@ class Stack:
         if self.layout.generators is not None and split == "train":
             step = self.host_step
             sizes = [part[:, step].tolist() for part in self.host_sizes]
-        self.layout.nodes = Rows(batch.node_mask, self._count(batch.node_mask), sizes[0])
-        self.layout.edges = Rows(batch.edge_mask, self._count(batch.edge_mask), sizes[1])
+        self.layout.nodes = self._rows(batch.node_mask, sizes[0])
+        self.layout.edges = self._rows(batch.edge_mask, sizes[1])
         return batch
 
-    def _count(self, mask: Tensor) -> Tensor:
-        return mask.sum(dim=1, keepdim=True).clamp(min=1).to(self.dtype)
+    def _rows(self, mask: Tensor, sizes: list[int] | None) -> Rows:
+        mask = mask.to(self.dtype)
+        return Rows(mask, mask.sum(dim=1, keepdim=True).clamp(min=1), sizes)
 
     def _losses(
         self, batch: PaddedBatch, of_double: bool = False

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch_geometric.nn.aggr import SumAggregation
@@ -53,12 +53,12 @@ class Rows:
     """Which rows of one kind, nodes or edges, are real.
 
     Attributes:
-        mask: real rows of each network, shape [S, R, 1].
+        mask: 1 for a real row of a network, 0 for padding, floating, shape [S, R, 1].
         count: their number, floating, shape [S, 1, 1].
         sizes: the same numbers on the host, for exact dropout; None if not known there.
     """
 
-    mask: Bool[Tensor, "S R 1"]
+    mask: Float[Tensor, "S R 1"]
     count: Float[Tensor, "S 1 1"]
     sizes: list[int] | None = None
 
@@ -122,18 +122,17 @@ class _Linear(torch.autograd.Function):
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Normalize stacked rows [S, R, D] by the mean and variance [S, 1, D] of the real ones.
+    """BatchNorm of stacked rows x [S, R, D] from what it is made of.
 
-    The gradient is that of BatchNorm, mean and variance being functions of x. Padding rows come
-    out as the bias, so that they stay small however deep the network is.
+    ``centered`` is x minus its mean over real rows, 0 in padding rows, and ``inverse`` one over
+    the standard deviation, [S, 1, D]. The gradient is with respect to x, on which both depend.
+    Padding rows come out as the bias, so that they stay small however deep the network is.
     """
 
     @staticmethod
-    def forward(ctx, x, mean, variance, mask, count, weight, bias, eps):
-        inverse = (variance + eps).rsqrt()
-        centered = torch.where(mask, x - mean, 0)
+    def forward(ctx, x, centered, inverse, mask, count, weight, bias):
         ctx.save_for_backward(centered, inverse, mask, count, weight)
-        return centered * (inverse * weight.unsqueeze(1)) + bias.unsqueeze(1)
+        return torch.addcmul(bias.unsqueeze(1), centered, inverse * weight.unsqueeze(1))
 
     @staticmethod
     def backward(ctx, gradient):
@@ -141,9 +140,10 @@ class _BatchNorm(torch.autograd.Function):
         # Padding rows of the gradient are exact zeros: nothing real depends on them.
         of_bias = gradient.sum(dim=1, keepdim=True)
         along = (gradient * centered).sum(dim=1, keepdim=True) * inverse
-        of_x = gradient - of_bias / count - centered * (inverse * along / count)
-        of_x = torch.where(mask, of_x * (inverse * weight.unsqueeze(1)), 0)
-        return of_x, None, None, None, None, along.squeeze(1), of_bias.squeeze(1), None
+        scale = inverse * weight.unsqueeze(1)
+        of_x = torch.addcmul(-scale * of_bias / count, gradient, scale) * mask
+        of_x = torch.addcmul(of_x, centered, -scale * inverse * along / count)
+        return of_x, None, None, None, None, along.squeeze(1), of_bias.squeeze(1)
 
 
 class StackedLinear(nn.Module):
@@ -228,14 +228,15 @@ class StackedBatchNorm(nn.Module):
             return (stacked * scale.unsqueeze(1) + shift.unsqueeze(1)).view_as(x)
         rows = self.layout.of(stacked.size(1))
         with torch.no_grad():
-            mean = torch.where(rows.mask, stacked, 0).sum(dim=1, keepdim=True) / rows.count
-            centered = torch.where(rows.mask, stacked - mean, 0)
+            mean = (stacked * rows.mask).sum(dim=1, keepdim=True) / rows.count
+            centered = (stacked - mean) * rows.mask
             variance = (centered * centered).sum(dim=1, keepdim=True) / rows.count
             unbiased = variance * (rows.count / (rows.count - 1).clamp(min=1))
             self.running_mean.lerp_(mean.squeeze(1), self.momentum)
             self.running_var.lerp_(unbiased.squeeze(1), self.momentum)
+            inverse = (variance + self.eps).rsqrt()
         y = _BatchNorm.apply(
-            *(stacked, mean, variance, rows.mask, rows.count, self.weight, self.bias, self.eps)
+            *(stacked, centered, inverse, rows.mask, rows.count, self.weight, self.bias)
         )
         return y.view_as(x)
 
