@@ -1,7 +1,4 @@
-"""The state of a stacked run: seeds and their schedules, tables, stop and go on.
-
-See ``train_stacked``, which runs it.
-"""
+"""The state of a stacked run (``train_stacked``): schedules, tables, what it resumes from."""
 
 import gc
 import sys
@@ -30,8 +27,6 @@ STATE_FILE = "stacked.safetensors"
 
 HISTORY = ("seed", "epoch", "train_loss", "val_loss", "test_loss", "lr", "seconds")
 MEASURES = ("seed", "epoch", "layer", *COLUMNS)
-"""Columns of the tables of ``StackedFit``."""
-
 CLAMPED = ("gt", "graphit", "san")
 """Architectures that sum the score of a head and clamp the sum."""
 
@@ -39,10 +34,9 @@ _SCANNED_EPOCHS = 350  # whose largest batch is known before the first step
 _COUNTER = "num_batches_tracked"
 _MAY_GO_ON = ("", "max epochs", "time limit")
 _OPTIMIZER = ("first", "second", "steps")
+# A stack is made anew without its finished seeds when this share of it or less still runs: to
+# capture or compile takes as long as some epochs of seeds that are not needed.
 _SHRINK = {"eager": 1.0, "graph": 0.75, "compile+graph": 0.5}
-"""A stack is made anew without its finished seeds when this share of it or less still runs.
-
-To capture or compile anew takes as long as many epochs of a few seeds that are not needed."""
 
 
 @dataclass
@@ -137,39 +131,39 @@ class Progress:
 
     def _stack(self, start: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         """Make the stack of ``self.stacked`` from its state, and its steps."""
+        fits = True
         try:
-            self.stack = Stack(
-                *(self.single, start, self.data, self.config, self.shape),
-                engine=self.engine,
-                clamped=self.config.architecture in CLAMPED,
-            )
+            self.stack = self._new_stack(start, self.engine)
             for name, tensor in optimizer.items():
                 getattr(self.stack, name).copy_(tensor)
             fixed = {split: self._fixed(split) for split in ("val", "test")}
             self.stack.prepare(self._orders(self.epoch + 1)[0], fixed)
-        except torch.cuda.OutOfMemoryError as error:
-            raise ValueError(self._too_many()) from error
+        except torch.cuda.OutOfMemoryError:
+            fits = False  # what the error holds is free only after it
+        if not fits:
+            raise ValueError(self._too_many())
         self.engine = self.stack.engine
-        if not self.best:
-            self.best = self.stack.state()
+        self.best = self.best or self.stack.state()
+
+    def _new_stack(self, start: Mapping[str, Tensor], engine: str) -> Stack:
+        clamped = self.config.architecture in CLAMPED
+        about = self.single, start, self.data, self.config, self.shape
+        return Stack(*about, engine=engine, clamped=clamped)
 
     def _too_many(self) -> str:
         """Say how many seeds fit, from what a single one takes."""
         self._drop_stack()
-        free = torch.cuda.mem_get_info(self.device)[0]
-        torch.cuda.reset_peak_memory_stats(self.device)
-        used = torch.cuda.memory_allocated(self.device)
-        one = Stack(
-            *(self.single, stacked_state([self.single]), self.data, self.config, self.shape),
-            engine="eager",
-        )
+        free, used = torch.cuda.mem_get_info()[0], torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        one = self._new_stack(stacked_state([self.single]), "eager")
         one.prepare(self._orders(1)[0][:1], {"val": self._fixed("val")})
-        one.train(self._orders(1)[0][:1, :1], [])
-        each = torch.cuda.max_memory_allocated(self.device) - used
+        one.step("train")
+        each = (torch.cuda.max_memory_allocated() - used) / 2**30
+        free /= 2**30
         return (
             f"{len(self.stacked)} seeds do not fit into the memory of {self.device}: a seed takes "
-            f"about {each / 2**30:.2f} GiB of the {free / 2**30:.1f} GiB that are free, so that "
-            f"about {max(1, int(0.8 * free / each))} fit; pass fewer seeds at a time"
+            f"about {each:.2f} GiB of the {free:.1f} GiB that are free, so that about "
+            f"{max(1, int(0.8 * free / each))} fit; pass fewer seeds at a time"
         )
 
     # Epochs.
@@ -339,7 +333,7 @@ class Progress:
         self.seeds = {one["seed"]: _Seed(**one) for one in values["seeds"]}
         for name in ("epoch", "seconds", "commit", "versions"):
             setattr(self, name, values[name])
-        self.tables = {name: [rows] for name, rows in tensors["tables"].items()}
+        self.tables = {name: [r] if len(r) else [] for name, r in tensors["tables"].items()}
         for name, by_seed in self.finished.items():
             for seed in self.seeds:
                 if f"{name}-{seed}" in tensors:

@@ -6,7 +6,7 @@ computes is added up there. So a CUDA graph can hold it, and an epoch never wait
 
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -21,9 +21,7 @@ from mapkg.score_measures import ScoreMeasures
 ENGINES = ("eager", "graph", "compile+graph")
 """How steps run. ``"graph"`` replays a CUDA graph; ``"compile+graph"`` compiles a layer first."""
 
-SCORES = "layers.*.score"
-"""What is recorded, the score of every layer."""
-
+_SCORES = "layers.*.score"
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's defaults of Adam, as mapkg.train has them
 _WARM_UP = 3  # runs before a capture, as torch's documentation asks for
 _GRADIENT_TOLERANCE = 0.01  # of compiled layers; single precision is a hundred times closer
@@ -143,7 +141,7 @@ class Stack:
     def _record_step(self, split: str) -> None:
         ids = self.fixed[split].index_select(0, self.cursor).expand(self.networks, -1)
         batch = self._take(split, ids)
-        names = list(hooks.resolve(self.network, SCORES))
+        names = list(hooks.resolve(self.network, _SCORES))
 
         def measure(name: str, score: Tensor) -> None:
             self.measures.update(
@@ -193,7 +191,7 @@ class Stack:
         values = values.double() if of_double else values
         return values.sum(dim=(1, 2)), labeled.sum(dim=(1, 2))
 
-    def _flat(self, gradients: list[Tensor | None]) -> Float[Tensor, "S P"]:
+    def _flat(self, gradients: Sequence[Tensor | None]) -> Float[Tensor, "S P"]:
         parts = []
         for gradient, (_, size, _) in zip(gradients, self.slices.values(), strict=True):
             fill = -size % _ALIGN
@@ -277,7 +275,7 @@ class Stack:
         if not (error < _GRADIENT_TOLERANCE).all():  # compilers have been wrong without a word
             raise RuntimeError(f"compiled gradients are off by {error.max():.1e}")
         for name in ("train", "val"):
-            self._run_on_zero(name)
+            self.step(name)
 
     def _captured(self, name: str) -> Callable[[], None]:
         if name == "record" and self.measures is None:
@@ -286,17 +284,13 @@ class Stack:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
-                self._run_on_zero(name)
+                self.step(name)
         torch.cuda.current_stream().wait_stream(stream)
         self._begin(name)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._steps()[name]()
         return graph.replay
-
-    def _run_on_zero(self, name: str) -> None:
-        self._begin(name)
-        self._steps()[name]()
 
     def _begin(self, name: str) -> None:
         self.cursor.zero_()
@@ -307,34 +301,30 @@ class Stack:
         self.network.layers.train(name == "train")
 
     def _new_measures(self) -> ScoreMeasures:
-        return ScoreMeasures(
-            self.networks,
-            len(self.layers),
-            self.config.hidden_channels,
-            heads=self.config.heads if self.clamped else None,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        heads = self.config.heads if self.clamped else None
+        sizes = self.networks, len(self.layers), self.config.hidden_channels
+        return ScoreMeasures(*sizes, heads=heads, device=self.device, dtype=self.dtype)
 
     # What a trainer calls.
 
-    def train(
-        self, order: Int[Tensor, "S steps graphs"], generators: list[torch.Generator]
-    ) -> None:
+    def step(self, name: str) -> None:
+        """Run the first step of an epoch on ``"train"``, ``"val"``, ``"test"`` or ``"record"``."""
+        self._begin(name)
+        self._steps()[name]()
+
+    def train(self, order: Tensor, generators: list[torch.Generator]) -> None:
         """Train for an epoch; the sums of losses are in ``sums["train"]``.
 
         Args:
-            order: batches of each network, -1 for no graph.
+            order: batches of each network, -1 for no graph, shape [S, steps, graphs].
             generators: in the state in which each network would draw dropout alone on the CPU.
         """
-        # dropout is drawn as for single networks where that is the CPU's
         exact = self.device.type == "cpu" and (self.config.dropout or self.config.score_dropout)
         self.layout.generators = generators if exact else None
         if exact:
-            train = self.data["train"]
-            self.host_sizes = [
-                batch_sums(counts, order) for counts in (train.node_counts(), train.edge_counts())
-            ]
+            graphs = self.data["train"]
+            counts = graphs.node_counts(), graphs.edge_counts()
+            self.host_sizes = [batch_sums(count, order) for count in counts]
         self.order.copy_(order)
         self.host_step = 0
         self.sums["train"].zero_()

@@ -98,7 +98,7 @@ def fit_stacked(
         del networks
         if watch is not None:
             watch(run)
-        if run.epoch == 0 and record_epochs(0):
+        if run.epoch == 0 and record_epochs(0) and not run.tables["measures"]:
             run.record()
         saved = time.perf_counter()
         while run.running:

@@ -10,14 +10,13 @@ are exchanged for a form that knows S weights:
 - BatchNorm takes its statistics over the real rows of one network, padding left out;
 - dropout can draw what each network would draw alone.
 
-``torch.func.vmap`` over the whole network gives the same numbers, but runs indexing with stacked
-indices one network at a time or with an index as large as the features, and hides the modules
-from hooks. Here both work as for one network.
+Unlike with ``torch.func.vmap`` over the whole network, indexing is that of one large batch, and
+hooks see the modules as they are.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Shaped
@@ -78,14 +77,13 @@ class Layout:
     networks: int
     nodes: Rows | None = None
     edges: Rows | None = None
-    generators: Sequence[torch.Generator] | None = field(default=None)
+    generators: Sequence[torch.Generator] | None = None
 
     def of(self, rows: int) -> Rows:
         """The kind of rows of which each network has this many."""
-        if self.nodes.mask.size(1) == rows:
-            return self.nodes
-        if self.edges.mask.size(1) == rows:
-            return self.edges
+        for kind in (self.nodes, self.edges):
+            if kind.mask.size(1) == rows:
+                return kind
         raise ValueError(
             f"expected {self.nodes.mask.size(1)} rows per network (nodes) or "
             f"{self.edges.mask.size(1)} (edges), got {rows}"
@@ -259,8 +257,7 @@ class StackedTypeEmbedding(nn.Module):
     def forward(self, types: Shaped[Tensor, "rows ..."]) -> Float[Tensor, "rows D"]:
         """Embed ids of shape [rows] or [rows, columns] by the table of a row's network."""
         rows = len(types) // len(self.weight)
-        ids = types.view(len(self.weight), rows, -1) + self.first.view(-1, 1, 1)
-        ids = ids + self.offsets
+        ids = types.view(len(self.weight), rows, -1) + self.first.view(-1, 1, 1) + self.offsets
         table = self.weight.reshape(-1, self.weight.size(2))
         embedded = table.index_select(0, ids.flatten())
         if len(self.sizes) == 1:
@@ -393,7 +390,7 @@ def check_stackable(network: nn.Module) -> None:
 
 
 def stacked_state(networks: Sequence[nn.Module]) -> dict[str, Shaped[Tensor, "S ..."]]:
-    """The state dicts of networks of one architecture, stacked entry by entry."""
+    """State dicts of networks of one architecture, stacked entry by entry."""
     states = [network.state_dict() for network in networks]
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
