@@ -339,10 +339,7 @@ class Results:
             dtype = torch.float32 if whole < room else torch.float16
             files: list[dict[str, torch.Tensor]] = [{}]
             for seed, state in weights.items():
-                named = {
-                    f"{seed}/{key}": tensor.to(dtype) if tensor.is_floating_point() else tensor
-                    for key, tensor in state.items()
-                }
+                named = {f"{seed}/{key}": shortened(tensor, dtype) for key, tensor in state.items()}
                 size = sum(tensor.nbytes for tensor in named.values())
                 if size > room:
                     print(f"no room for the {name} weights of seed {seed}", flush=True)
@@ -356,6 +353,12 @@ class Results:
                 write_atomically(path, safetensors.torch.save(tensors))
             self.about[f"{name}_weights_dtype"] = str(dtype)
         self.write_about()
+
+
+def shortened(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A floating tensor in a shorter type, unless a value is too large for it."""
+    short = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return short if short.isfinite().all() else tensor
 
 
 def train(parsed: argparse.Namespace) -> None:

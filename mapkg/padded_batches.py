@@ -22,8 +22,8 @@ EPOCH_STRIDE = 1_000_003
 ROW_MULTIPLE = 64
 """Rows per network are a multiple of this, so that long sums can be cut evenly."""
 
+# Nodes over which padding edges are spread, since sums at a single one would take turns.
 _PADDING_TARGETS = 16
-"""Nodes over which padding edges are spread: adding up at a single one would take turns."""
 
 
 @dataclass(frozen=True)
