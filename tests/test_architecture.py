@@ -37,6 +37,14 @@ PICTURE = {
     "train": {"configs", "provenance", "data", "metrics", "evaluation", "checkpoint"},
     "train_nodes": {"data", "evaluation", "models"},
     "train_trees": {"data", "evaluation", "models"},
+    "padded_batches": set(),
+    "score_measures": set(),
+    "stacked_steps": {"configs", "hooks", "models", "padded_batches", "score_measures"},
+    "stacked_progress": {
+        *("checkpoint", "configs", "models", "padded_batches", "provenance", "score_measures"),
+        "stacked_steps",
+    },
+    "train_stacked": {"configs", "models", "padded_batches", "stacked_progress", "stacked_steps"},
     "observation": {"configs", "data", "models", "hooks", "detection", "evaluation"},
     "attribution": {
         *("configs", "data", "models", "hooks", "detection", "metrics", "evaluation"),
@@ -120,7 +128,8 @@ FOLDERS = {
     },
     "models": {
         *("__init__", "deep", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
-        *("networks", "norms", "official", "standard", "tree_layers", "trees", "vanilla"),
+        *("networks", "norms", "official", "stacked", "standard", "tree_layers", "trees"),
+        "vanilla",
     },
 }
 
