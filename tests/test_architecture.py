@@ -108,6 +108,7 @@ FOLDERS = {
             "bond_types",
             "changed_types",
             "controls",
+            "converged",
             "deep_smoothing",
             "depth",
         ),
