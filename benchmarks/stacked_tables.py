@@ -24,13 +24,13 @@ def main() -> None:
     torch.set_num_threads(1)
     run, about = converged.read_run(parsed.run), converged.origin(parsed.run)
     tables = {
-        "epochs": (converged.thinned(run), 4),
-        "windows": (converged.windows(run), 6),
-        "errors": (converged.errors(parsed.run, load_table(parsed.molecules)), 6),
+        "epochs": converged.thinned(run),
+        "windows": converged.windows(run),
+        "errors": converged.errors(parsed.run, load_table(parsed.molecules)),
     }
-    for name, (table, digits) in tables.items():
+    for name, table in tables.items():
         path = Path(f"{parsed.output}{name}.csv.gz")
-        write_table(path, table.assign(**about), digits=digits)
+        write_table(path, table.assign(**about))
         print(f"{path}: {len(table)} rows, {path.stat().st_size} bytes")
 
 

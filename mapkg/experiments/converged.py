@@ -17,6 +17,7 @@ from mapkg.configs import Config
 from mapkg.data import Splits
 from mapkg.evaluation import predictions
 from mapkg.models import build
+from mapkg.provenance import commit, versions
 from mapkg.score_measures import MASSIVE_RATIO
 
 MEASURES = {
@@ -136,7 +137,8 @@ def errors(folder: Path | str, splits: Splits, *, batch_size: int = 128) -> pd.D
     Returns:
         A row per seed, state (``best`` or ``last``) and split: ``mae``, the mean over molecules,
         and ``mae_of_batches``, the mean of the means of batches, as the anchor's code has it;
-        ``precision`` of the stored weights.
+        ``precision`` of the stored weights, ``evaluated_with`` and ``evaluated_at``, versions
+        and commit of this call.
     """
     folder = Path(folder)
     about = json.loads((folder / "run.json").read_text())
@@ -162,7 +164,7 @@ def errors(folder: Path | str, splits: Splits, *, batch_size: int = 128) -> pd.D
                 means = torch.stack([part.mean() for part in error.split(batch_size)])
                 measured = {"mae": error.mean().item(), "mae_of_batches": means.mean().item()}
                 rows.append(row | {"split": split} | measured)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(evaluated_with=versions(), evaluated_at=commit())
 
 
 # What the tables say.
