@@ -137,12 +137,16 @@ def errors(folder: Path | str, splits: Splits, *, batch_size: int = 128) -> pd.D
     Returns:
         A row per seed, state (``best`` or ``last``) and split: ``mae``, the mean over molecules,
         and ``mae_of_batches``, the mean of the means of batches, as the anchor's code has it;
+        ``recorded``, what the run itself wrote at that epoch: for ``train`` the running mean of
+        the epoch, with BatchNorm in training mode and weights that still move;
         ``precision`` of the stored weights, ``evaluated_with`` and ``evaluated_at``, versions
         and commit of this call.
     """
     folder = Path(folder)
     about = json.loads((folder / "run.json").read_text())
     model = build(Config.from_dict(about["config"]))
+    history = pd.read_csv(folder / "epochs.csv.gz").drop_duplicates(["seed", "epoch"])
+    history = history.set_index(["seed", "epoch"])
     rows = []
     for state in ("best", "last"):
         tensors = {}
@@ -163,6 +167,7 @@ def errors(folder: Path | str, splits: Splits, *, batch_size: int = 128) -> pd.D
                 error = (predicted - target).abs().double()
                 means = torch.stack([part.mean() for part in error.split(batch_size)])
                 measured = {"mae": error.mean().item(), "mae_of_batches": means.mean().item()}
+                measured["recorded"] = history[f"{split}_loss"][seed, row["epoch"]]
                 rows.append(row | {"split": split} | measured)
     return pd.DataFrame(rows).assign(evaluated_with=versions(), evaluated_at=commit())
 
