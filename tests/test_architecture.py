@@ -123,7 +123,16 @@ FOLDERS = {
         *("remedies", "results", "robustness", "studies", "trees"),
     },
     "plots": {
-        *("__init__", "attribution", "bonds", "depth", "diagrams", "distributions", "emergence"),
+        *(
+            "__init__",
+            "attribution",
+            "bonds",
+            "converged",
+            "depth",
+            "diagrams",
+            "distributions",
+            "emergence",
+        ),
         "grid",
         *("molecules", "remedies", "smoothing", "style", "trees", "viewer"),
     },
