@@ -15,10 +15,10 @@ from scipy import stats
 
 from mapkg.configs import Config
 from mapkg.data import Splits
+from mapkg.detection import MASSIVE_RATIO
 from mapkg.evaluation import predictions
 from mapkg.models import build
 from mapkg.provenance import commit, versions
-from mapkg.score_measures import MASSIVE_RATIO
 
 MEASURES = {
     "row": "row ratio > 1000",
@@ -32,8 +32,8 @@ MEASURES = {
 """What a layer can have. Untrained means all seeds of that layer before training."""
 
 STATES = ("untrained", "high", "best", "last")
-"""Recorded epochs of a seed: before training, the last one of the high-rate phase, that nearest
-to the least validation loss, and the last one."""
+"""Epoch 0, the last recorded epoch of the high-rate phase, the one nearest to the least
+validation loss, and the last recorded one."""
 
 ANCHOR = {"test": (0.264, 0.008), "train": (0.048, 0.006), "epochs": 321.5, "seeds": 4}
 """Mean and standard deviation over seeds of the MAE. Source: Dwivedi and Bresson 2021, Table 1,
@@ -63,7 +63,7 @@ def read_run(folder: Path | str) -> pd.DataFrame:
     """Every recorded epoch of a run of ``benchmarks/stacked.py``, with its measures.
 
     Returns:
-        A row per seed, recorded epoch and layer: ``halved`` is the first epoch of the seed at a
+        A row per seed, recorded epoch and layer. ``halved`` is the first epoch of the seed at a
         lower rate, ``epochs`` its last one, ``state`` one of ``STATES`` or empty, and a column
         per name in ``MEASURES`` says whether the layer has it.
     """
@@ -115,7 +115,7 @@ def windows(run: pd.DataFrame) -> pd.DataFrame:
     """In how many recorded epochs of the last ``WINDOW`` of a phase a layer has each measure.
 
     Returns:
-        A row per seed, phase (``high``, or ``end`` of training) and layer: ``recorded`` epochs,
+        A row per seed, phase (``high``, or ``end`` of training) and layer, with ``recorded`` epochs
         and a count per name in ``MEASURES``. Only multiples of five count, since no others were
         recorded late.
     """
@@ -135,7 +135,7 @@ def errors(folder: Path | str, splits: Splits, *, batch_size: int = 128) -> pd.D
     """Errors of a run's stored weights in evaluation mode, on each split.
 
     Returns:
-        A row per seed, state (``best`` or ``last``) and split: ``mae``, the mean over molecules,
+        A row per seed, state (``best`` or ``last``) and split. ``mae`` is the mean over molecules,
         and ``mae_of_batches``, the mean of the means of batches, as the anchor's code has it;
         ``recorded``, what the run itself wrote at that epoch: for ``train`` the running mean of
         the epoch, with BatchNorm in training mode and weights that still move;
@@ -178,7 +178,7 @@ def errors(folder: Path | str, splits: Splits, *, batch_size: int = 128) -> pd.D
 def read_converged(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The tracked tables: recorded epochs with their measures, windows, and errors."""
     epochs, counts, measured = (
-        pd.read_csv(Path(folder) / f"converged_gt_zinc_{name}.csv.gz", keep_default_na=True)
+        pd.read_csv(Path(folder) / f"converged_gt_zinc_{name}.csv.gz")
         for name in ("epochs", "windows", "errors")
     )
     epochs["state"] = epochs["state"].fillna("")
@@ -222,7 +222,7 @@ def compare_phases(table: pd.DataFrame, one: str = "high", other: str = "last") 
     """Layers that have each measure, in two states of the same seeds.
 
     Returns:
-        A row per measure: ``before`` and ``after``, mean layers a seed; as ``paired``.
+        A row per measure. ``before`` and ``after`` are mean layers a seed; the rest as ``paired``.
     """
     rows = {}
     for name, title in MEASURES.items():
@@ -237,7 +237,7 @@ def factors(table: pd.DataFrame, column: str, layers: Sequence[int]) -> pd.DataF
     """By which factor a statistic changes from the high-rate phase to the end of training.
 
     Returns:
-        A row per layer: medians over seeds ``before`` and ``after``, and as ``paired`` the
+        A row per layer, with medians over seeds ``before`` and ``after``, and as ``paired`` the
         geometric mean of the factor and its interval.
     """
     rows = {}
