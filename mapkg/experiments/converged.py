@@ -36,8 +36,8 @@ STATES = ("untrained", "high", "best", "last")
 validation loss, and the last recorded one."""
 
 ANCHOR = {"test": (0.264, 0.008), "train": (0.048, 0.006), "epochs": 321.5, "seeds": 4}
-"""Mean and standard deviation over seeds of the MAE. Source: Dwivedi and Bresson 2021, Table 1,
-sparse graphs, BatchNorm, no positional encoding. Their code counts epochs from 0."""
+"""Mean and standard deviation over seeds of the MAE, of Dwivedi and Bresson 2021, Table 1, with
+sparse graphs, BatchNorm and no positional encoding. Their code counts epochs from 0."""
 
 WINDOW = 50
 """Epochs at the end of a phase that ``windows`` looks at; every fifth of them was recorded."""
