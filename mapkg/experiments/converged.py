@@ -201,7 +201,7 @@ def with_measures(table: pd.DataFrame) -> pd.DataFrame:
 def seeds_by_layer(table: pd.DataFrame, states: Sequence[str] = STATES) -> pd.DataFrame:
     """How many seeds have each measure: a row per measure and state, a column per layer.
 
-    The column ``any`` counts seeds that have it in some layer, ``low`` and ``high`` are its
+    The column ``any`` counts seeds that have it in some layer, ``from`` and ``to`` are its
     exact 95 % interval as a share of seeds.
     """
     rows = {}
@@ -210,11 +210,11 @@ def seeds_by_layer(table: pd.DataFrame, states: Sequence[str] = STATES) -> pd.Da
             wide = table[table["state"] == state].pivot(index="seed", columns="layer", values=name)
             some = int(wide.any(axis=1).sum())
             interval = stats.binomtest(some, len(wide)).proportion_ci(method="exact")
-            ends = {"any": some, "low": interval.low, "high": interval.high}
+            ends = {"any": some, "from": interval.low, "to": interval.high}
             rows[title, state] = wide.sum().to_dict() | ends
     counted = pd.DataFrame(rows).T
     counted.index.names = ["measure", "state"]
-    whole = [name for name in counted.columns if name not in ("low", "high")]
+    whole = [name for name in counted.columns if name not in ("from", "to")]
     return counted.astype(dict.fromkeys(whole, int))
 
 
