@@ -135,6 +135,12 @@ def test_half_of_a_window_gives_the_same_picture_as_one_epoch(tables):
     assert steady["end"][[0, 9]].tolist() == [12, 1]
 
 
+def test_more_seeds_gain_than_lose_where_the_page_says_so(table):
+    found = study.seeds_that_change(table, [("row", 0), ("row", 9), ("sun", 5)])
+    assert found[["lost", "gained"]].to_numpy().tolist() == [[0, 7], [6, 0], [11, 0]]
+    assert (found["holm"] < 0.05).all()
+
+
 # What it says of the published error.
 
 

@@ -233,6 +233,25 @@ def compare_phases(table: pd.DataFrame, one: str = "high", other: str = "last") 
     return with_holm(pd.DataFrame(rows).T)
 
 
+def seeds_that_change(table: pd.DataFrame, places: Sequence[tuple[str, int]]) -> pd.DataFrame:
+    """Seeds that lose or gain a measure in a layer, from the high-rate phase to the end.
+
+    Args:
+        table: of ``read_converged``.
+        places: names in ``MEASURES``, each with a layer.
+
+    Returns:
+        A row per place, with ``lost`` and ``gained`` seeds and the sign test of ``paired``.
+    """
+    rows = {}
+    for name, layer in places:
+        has = table[table["layer"] == layer].set_index(["state", "seed"])[name].astype(int)
+        found = paired(has["last"] - has["high"])
+        row = {"lost": found["fewer"], "gained": found["more"], "p": found["p"]}
+        rows[f"{MEASURES[name]}, layer {layer}"] = row
+    return with_holm(pd.DataFrame(rows).T)
+
+
 def factors(table: pd.DataFrame, column: str, layers: Sequence[int]) -> pd.DataFrame:
     """By which factor a statistic changes from the high-rate phase to the end of training.
 
