@@ -57,14 +57,12 @@ def main() -> None:
     parser.add_argument("--engine", default="compile+graph")
     parser.add_argument("--max-epochs", type=int)
     parser.add_argument("--record-every", type=int, default=1, help="epochs; the first 20 always")
-    parser.add_argument("--tf32", action="store_true", help="faster, less exact products on CUDA")
     parser.add_argument("--commit", help="of the code, where git is not at hand")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--compare", action="store_true", help="only time, for several sizes")
     parser.add_argument("--self-test", action="store_true", help="everything, tiny, some seconds")
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
-    torch.backends.cuda.matmul.allow_tf32 = parsed.tf32
     if parsed.prepare:
         prepare(parsed.table, parsed.prepare)
     elif parsed.self_test:
@@ -256,7 +254,7 @@ class Results:
             "seeds": list(range(parsed.seeds)),
             "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
             "cuda": torch.version.cuda,
-            "precision": "tf32" if parsed.tf32 else "float32",
+            "precision": "float32",
         }
         parsed.out.mkdir(parents=True, exist_ok=True)
         if parsed.state and (kept := parsed.state / ABOUT_FILE).is_file():

@@ -259,3 +259,9 @@ def test_figures_show_what_the_tables_say(table, counted):
     figure = plots.through_schedule(table, (0, 9), {"max_ratio": "ratio"})
     assert [ax.get_title() for ax in figure.axes] == ["layer 0", "layer 9"]
     assert len(figure.axes[0].lines) == 2 * 16 + 1
+    last = pd.DataFrame({"epoch": [3, 4], "train": [0.1, 0.2], "test": [0.3, 0.4]})
+    test, train = plots.beside_anchor(last, study.ANCHOR).axes
+    for ax, split in ((test, "test"), (train, "train")):
+        seeds, published = ax.lines[:2]
+        assert seeds.get_xydata().tolist() == last[["epoch", split]].to_numpy().tolist()
+        assert published.get_xydata().tolist() == [[321.5, study.ANCHOR[split][0]]]
