@@ -21,9 +21,9 @@ endif
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; try make PYTHON=python3.11")'
-	@if [ -e .venv ] && [ "$(USABLE)" != True ]; then echo ".venv is not complete or not of this Python; it is made anew"; rm -rf .venv; fi
+	@if [ -e .venv ] && [ "$(USABLE)" != True ]; then echo ".venv is not complete, or its Python is gone or too old; it is made anew"; rm -rf .venv; fi
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
@@ -47,7 +47,7 @@ format: $(INSTALLED) ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 lock: pyproject.toml ## resolve requirements.lock anew (needs pip-tools)
-	pip-compile --all-extras --strip-extras --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --output-file requirements.lock pyproject.toml
+	pip-compile --allow-unsafe --all-extras --strip-extras --upgrade --no-header --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options --output-file requirements.lock pyproject.toml
 	sed -i -e 's/^torch==\([0-9.]*\)+.*/torch==\1/' -e '1i # The tested closure of pyproject.toml with all extras; written by "make lock".' requirements.lock
 
 paper: $(INSTALLED) ## the grid of paper-scale runs, to the book (many hours); CORES=4, WHAT=gt_zinc

@@ -128,6 +128,43 @@ def test_make_help_lists_every_target_with_a_line_of_its_own():
     assert default.stdout == result.stdout
 
 
+@pytest.fixture
+def setup(tmp_path):
+    """What ``make setup`` would do in a folder of its own, of which .venv/bin/python is given."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+
+    def plan(python, *, is_finished):
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        (tmp_path / ".venv" / "bin" / "python").symlink_to(python)
+        if is_finished:
+            (tmp_path / ".venv" / "installed").touch()
+        command = ["make", "--dry-run", "--no-print-directory", "setup"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    return plan
+
+
+def test_a_finished_environment_is_left_alone(setup):
+    assert "-m venv" not in setup(sys.executable, is_finished=True).stdout
+
+
+@pytest.mark.parametrize("case", ["not finished", "its Python is gone", "its Python is too old"])
+def test_an_environment_that_cannot_be_used_is_made_anew_and_said_to_be(case, setup, tmp_path):
+    old = tmp_path / "old"
+    old.write_text("#!/bin/sh\necho False\n")
+    old.chmod(0o755)
+    pythons = {"not finished": sys.executable, "its Python is gone": tmp_path / "none"}
+    result = setup(pythons.get(case, old), is_finished=case != "not finished")
+    assert (
+        ".venv is not complete, or its Python is gone or too old; it is made anew" in result.stdout
+    )
+    assert "-m venv .venv" in result.stdout
+    assert result.stderr == ""
+
+
 def test_every_target_that_is_no_file_is_phony():
     makefile = (REPOSITORY / "Makefile").read_text()
     targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)

@@ -7,6 +7,7 @@ from torch import nn
 from torch_geometric.nn import GATConv, GCNConv
 from torch_geometric.utils import to_undirected
 
+from mapkg import smoothing
 from mapkg.data.regular import regular_task
 from mapkg.models.vanilla import VanillaNetwork
 from mapkg.smoothing import (
@@ -231,3 +232,8 @@ def test_a_vanilla_network_that_is_none_is_refused(options, message):
 def test_a_regular_graph_that_there_is_not_is_refused(nodes, degree):
     with pytest.raises(ValueError, match="expected a degree from 3"):
         regular_task(nodes, degree)
+
+
+def test_a_submodule_of_one_that_is_measured_is_not_measured_again():
+    names = ["conv", "conv.inner", "convs.0", "convs.0.lin", "convolution"]
+    assert smoothing._outermost(names) == ["conv", "convs.0", "convolution"]
