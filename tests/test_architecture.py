@@ -37,6 +37,14 @@ PICTURE = {
     "train": {"configs", "provenance", "data", "metrics", "hooks", "evaluation", "checkpoint"},
     "train_nodes": {"data", "hooks", "models"},
     "train_trees": {"data", "hooks", "models"},
+    "padded_batches": set(),
+    "score_measures": set(),
+    "stacked_steps": {"configs", "hooks", "models", "padded_batches", "score_measures"},
+    "stacked_progress": {
+        *("checkpoint", "configs", "models", "padded_batches", "provenance", "score_measures"),
+        "stacked_steps",
+    },
+    "train_stacked": {"configs", "models", "padded_batches", "stacked_progress", "stacked_steps"},
     "observation": {"configs", "data", "models", "hooks", "detection", "evaluation"},
     "attribution": {
         *("configs", "data", "models", "hooks", "detection", "metrics", "evaluation"),
@@ -100,6 +108,7 @@ FOLDERS = {
             "bond_types",
             "changed_types",
             "controls",
+            "converged",
             "deep_smoothing",
             "depth",
         ),
@@ -114,13 +123,23 @@ FOLDERS = {
         *("remedies", "results", "robustness", "studies", "trees"),
     },
     "plots": {
-        *("__init__", "attribution", "bonds", "depth", "diagrams", "distributions", "emergence"),
+        *(
+            "__init__",
+            "attribution",
+            "bonds",
+            "converged",
+            "depth",
+            "diagrams",
+            "distributions",
+            "emergence",
+        ),
         "grid",
         *("molecules", "remedies", "smoothing", "style", "trees", "viewer"),
     },
     "models": {
         *("__init__", "deep", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
-        *("networks", "norms", "official", "standard", "tree_layers", "trees", "vanilla"),
+        *("networks", "norms", "official", "stacked", "standard", "tree_layers", "trees"),
+        "vanilla",
     },
 }
 
