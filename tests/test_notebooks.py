@@ -223,8 +223,6 @@ def run_here(path, values):
         if shown is not None:
             value = eval(compile(ast.Expression(shown.value), path.name, "eval"), names)
             DisplayFormatter().format(value)
-        for number in plt.get_fignums():
-            plt.figure(number).canvas.draw()
         plt.close("all")
     return names
 
