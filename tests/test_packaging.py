@@ -158,7 +158,9 @@ def test_an_environment_that_cannot_be_used_is_made_anew_and_said_to_be(case, se
     old.chmod(0o755)
     pythons = {"not finished": sys.executable, "its Python is gone": tmp_path / "none"}
     result = setup(pythons.get(case, old), is_finished=case != "not finished")
-    assert ".venv is not complete, or its Python is gone or too old; it is made anew" in result.stdout
+    assert (
+        ".venv is not complete, or its Python is gone or too old; it is made anew" in result.stdout
+    )
     assert "-m venv .venv" in result.stdout
     assert result.stderr == ""
 
