@@ -20,7 +20,7 @@ OWN_TESTS = {
     "mapkg/detection/ratios.py": "detection",
     "mapkg/detection/reporting.py": "reporting",
     "mapkg/detection/summary.py": "detection laws",
-    "mapkg/hooks.py": "hooks",
+    "mapkg/hooks.py": "hooks scan",
     "mapkg/lipschitz.py": "lipschitz",
     "mapkg/models/edge_attention.py": "edge_attention explicit_bias",
     "mapkg/models/norms.py": "norms lipschitz",

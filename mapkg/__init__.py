@@ -7,6 +7,7 @@ The package computes, the notebooks argue:
 - ``models``: attention networks with edge features; ``models.official`` reads published weights.
 - ``train``, ``evaluation``, ``metrics``, ``checkpoint``: fit, score, save, load;
   ``train_nodes``: the same for the nodes of one graph.
+- ``train_stacked``: many seeds of one network at once; ``padded_batches``, ``score_measures``.
 - ``hooks``: record or edit what any submodule of any torch model returns, or what a layer of
   PyG computes inside.
 - ``detection``: activation ratio, threshold, summaries that stream, laws, nulls, and a report

@@ -21,7 +21,7 @@ value that stays where it is for a better one, so that its rate never falls for 
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,7 @@ def attack(
     Weights are frozen, BatchNorm and dropout are as in evaluation; everything is left as it was.
 
     Args:
-        model: in evaluation mode, with submodules ``node_embedding`` and ``edge_embedding``.
+        model: with submodules ``node_embedding`` and ``edge_embedding``.
         graphs: whole graphs with targets.
         sigmas: standard deviations of what is added, above 0.
         loss: what is ascended, ``"l1"`` or ``"bce"``.
@@ -152,15 +152,12 @@ def attack(
         entries that noise is added to.
 
     Raises:
-        ValueError: if the model is in training mode, there is no graph, a sigma is not above
-            0, or noise is shared and masked.
+        ValueError: if there is no graph, a sigma is not above 0, or noise is shared and masked.
         TooFewEntries: if a mask leaves nothing to disturb, or a single entry, in a batch.
         KeyError: if the model has no such embeddings.
     """
     ascent = Ascent() if ascent is None else ascent
     sigmas = tuple(sigmas)
-    if model.training:
-        raise ValueError("expected a model in evaluation mode, got one in training mode")
     if len(graphs) == 0:
         raise ValueError("expected graphs to attack, got none")
     for sigma in sigmas:
@@ -170,7 +167,7 @@ def attack(
         raise ValueError("masks: expected none with shared noise, which is alike for all rows")
     every = [(batch, targets(batch)) for batch in batches(graphs, batch_size)]
     names = EMBEDDINGS if masks is None else tuple(masks)
-    with _frozen(model):
+    with hooks.evaluating(model), _frozen(model):
         embedded = _embedded(model, [batch for batch, _ in every], names)
         units = {
             name: torch.cat([x.flatten() for x in parts]).std().item() if relative else 1.0
@@ -239,9 +236,8 @@ def where_massive(
     generator = torch.Generator().manual_seed(seed)
 
     def mask(batch: Any) -> Tensor:
-        with torch.no_grad(), hooks.record(model, layers) as seen:
-            predict(model, batch)
-        scores = [outputs[0] for outputs in seen.values()]
+        ((_, seen),) = hooks.scan(model, [batch], layers, forward=predict)
+        scores = list(seen.values())
         if by == "largest":
             first = scores[0].abs()
             chosen = torch.zeros_like(first, dtype=torch.bool)
@@ -305,10 +301,8 @@ class _Noise:
 def _embedded(
     model: nn.Module, every: Sequence[Any], names: Sequence[str]
 ) -> dict[str, list[Tensor]]:
-    with torch.no_grad(), hooks.record(model, names) as seen:
-        for batch in every:
-            predict(model, batch)
-    return seen
+    passes = [seen for _, seen in hooks.scan(model, every, names, forward=predict)]
+    return {name: [seen[name] for seen in passes] for name in passes[0]}
 
 
 def _scores(
@@ -317,11 +311,8 @@ def _scores(
     found = []
     with torch.no_grad():
         for number, (batch, _) in enumerate(every):
-            if noise is None:
+            with nullcontext() if noise is None else noise.injected(model, number):
                 found.append(predict(model, batch))
-            else:
-                with noise.injected(model, number):
-                    found.append(predict(model, batch))
     metrics = measure(torch.cat(found), torch.cat([target for _, target in every]), loss)
     return {"loss": metrics["mae" if loss == "l1" else loss], **metrics}
 

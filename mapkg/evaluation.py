@@ -1,7 +1,6 @@
 """Forward passes over a data set: predictions, metrics, BatchNorm statistics."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,45 +9,32 @@ from torch import Tensor, nn
 from torch_geometric.loader import DataLoader
 
 from mapkg.data import Graphs, NodeSplit
+from mapkg.hooks import scan
 from mapkg.metrics import measure
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode while the context is open, and in its own mode afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", **settings: Any) -> float:
+def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128) -> float:
     """The mean loss over all labelled targets, in evaluation mode.
 
     Args:
-        model, graphs, loss: as for ``score``.
-        **settings: ``batch_size`` and ``device``, as for ``score``.
+        model, graphs, loss, batch_size: as for ``score``.
     """
-    return score(model, graphs, loss=loss, **settings)[{"l1": "mae"}.get(loss, loss)]
+    return score(model, graphs, loss=loss, batch_size=batch_size)[{"l1": "mae"}.get(loss, loss)]
 
 
-@torch.no_grad()
 def score(
-    model: nn.Module, graphs: Graphs, *, loss: str = "l1", **settings: Any
+    model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128
 ) -> dict[str, float]:
     """The metrics of a model, in evaluation mode.
 
     Args:
-        model, graphs: as for ``predictions``.
+        model, graphs, batch_size: as for ``predictions``.
         loss: what the model was trained on, ``"l1"`` or ``"bce"``.
-        **settings: ``batch_size`` and ``device``, as for ``predictions``.
 
     Returns:
         As ``metrics.measure``, so ``mae``, or ``bce``, ``roc_auc`` and ``accuracy``.
     """
-    return measure(*predictions(model, graphs, **settings), loss)
+    return measure(*predictions(model, graphs, batch_size=batch_size), loss)
 
 
 def joined_score(pairs: Sequence[tuple[Tensor, Tensor]], loss: str) -> dict[str, float]:
@@ -61,13 +47,8 @@ def joined_score(pairs: Sequence[tuple[Tensor, Tensor]], loss: str) -> dict[str,
     return measure(*_joined(pairs), loss)
 
 
-@torch.no_grad()
 def predictions(
-    model: nn.Module,
-    graphs: Graphs,
-    *,
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
+    model: nn.Module, graphs: Graphs, *, batch_size: int = 128
 ) -> tuple[Float[Tensor, "rows targets"], Float[Tensor, "rows targets"]]:
     """Predictions and targets of all graphs or seed nodes in turn, in evaluation mode.
 
@@ -75,13 +56,9 @@ def predictions(
         model: as for ``fit``.
         graphs: with targets ``y``, shape [1, targets] each, NaN where unlabelled.
         batch_size: graphs per forward pass; the result does not depend on it.
-        device: where the model is.
     """
-    with evaluating(model):
-        pairs = [
-            (predict(model, batch), targets(batch)) for batch in batches(graphs, batch_size, device)
-        ]
-    return _joined(pairs)
+    passes = scan(model, batches(graphs, batch_size), "", forward=predict)
+    return _joined([(seen[""][: _num_seeds(batch)], targets(batch)) for batch, seen in passes])
 
 
 def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -89,40 +66,38 @@ def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(predicted), torch.cat(target)
 
 
-@torch.no_grad()
-def calibrate_batch_norm(
-    model: nn.Module,
-    graphs: Graphs,
-    *,
-    batch_size: int = 128,
-    device: str | torch.device = "cpu",
-) -> nn.Module:
+def calibrate_batch_norm(model: nn.Module, graphs: Graphs, *, batch_size: int = 128) -> nn.Module:
     """Set BatchNorm statistics to those of the data, without a change of weights.
 
     The statistics of all batches are averaged with equal weight. Dropout is off. This gives
-    an untrained model the normalisation that it would see in training.
+    an untrained model the normalization that it would see in training.
 
     Args:
-        model: changed in place.
+        model: changed in place; every submodule keeps its mode.
         graphs: usually the training split.
         batch_size: graphs per forward pass.
-        device: where the model is.
 
     Returns:
-        The model, in evaluation mode.
+        The model.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
-        norm.train()
-    for batch in batches(graphs, batch_size, device):
+
+    def forward(model: nn.Module, batch: Any) -> None:
+        for norm in norms:
+            norm.train()
         predict(model, batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
+
+    try:
+        for _ in scan(model, batches(graphs, batch_size), (), forward=forward):
+            pass
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    return model
 
 
 def batches(

@@ -7,6 +7,9 @@
     with edit(model, {"layers.0.attention.score": torch.zeros_like}):
         model(x, edge_index, edge_attr)
 
+    for batch, seen in scan(model, loader, "layers.*.score"):  # in evaluation mode
+        seen["layers.0.attention.score"]  # the output for this batch
+
 Modules are named as in ``model.named_modules()``; ``*`` stands for any characters. Contexts
 nest: an output passes through the hooks in the order in which their contexts were entered,
 so a ``record`` inside an ``edit`` sees the edited output, one around it the original.
@@ -23,6 +26,7 @@ nothing is patched.
 """
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -31,6 +35,7 @@ from typing import Any, NamedTuple, no_type_check  # of what is made anew in eve
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 STAGES = ("message_inputs", "message", "aggregate", "edge_update_inputs", "edge_update")
@@ -38,6 +43,12 @@ STAGES = ("message_inputs", "message", "aggregate", "edge_update_inputs", "edge_
 
 Reducer = Callable[[str, Any], None]
 """Called as ``reduce(name, output)`` after each forward pass of a module or stage."""
+
+BatchReducer = Callable[[str, Any, Any], None]
+"""Called as ``reduce(name, output, batch)`` after each forward pass of a module or stage."""
+
+Forward = Callable[[nn.Module, Any], object]
+"""Called as ``forward(model, batch)``; runs the model on a batch."""
 
 
 def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module]:
@@ -56,6 +67,26 @@ def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module
             stages there are.
     """
     return {name: place.module for name, place in _places(model, names).items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode while the context is open.
+
+    Afterwards, also after an exception, each submodule is in the mode it was in: a BatchNorm that
+    is frozen in a training model stays frozen, a dropout that is left on stays on.
+
+    Args:
+        model: any module.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        # Not by train(), which sets all submodules of a module, too.
+        for module, mode in training.items():
+            module.training = mode
 
 
 @contextmanager
@@ -108,6 +139,50 @@ def record(
             )
 
 
+def scan(
+    model: nn.Module,
+    loader: Iterable[Any],
+    names: str | Iterable[str],
+    *,
+    forward: Forward | None = None,
+    reduce: BatchReducer | None = None,
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Run a model over batches in evaluation mode and yield what its submodules return.
+
+    Each batch is one forward pass without gradients, made when the loop asks for it. Modes and
+    hooks are changed during a pass only. In the body of the loop, and however the loop ends, the
+    model is as it was. The outputs of a batch are held as long as the loop holds them.
+
+    Args:
+        model: any module.
+        loader: batches, for example of a PyG ``DataLoader``; a batch with a method ``to`` is
+            moved to the device of the model's first parameter.
+        names: names or patterns of submodules or their stages, see ``resolve``; ``""`` is the
+            model itself, whose output is its prediction.
+        forward: how to run the model on a batch. None means: a model whose ``forward`` has only
+            required parameters that a PyG batch carries gets these by name (``x, edge_index,
+            edge_attr, batch, batch_size, ...``), along with optional ones that it carries; a
+            model with one required parameter, unless that is ``x``, gets the batch itself.
+        reduce: called as ``reduce(name, output, batch)`` with each output as it comes, without
+            gradients; nothing is kept then, and ``seen`` is empty.
+
+    Yields:
+        Each batch and a dict ``seen`` from name to output, detached, in the model's order.
+
+    Raises:
+        KeyError: if a name matches nothing; before the first pass.
+        TypeError: if it is not clear how to call the model.
+        RuntimeError: without a reducer, if a submodule runs not once but never or several times
+            in a pass; and where ``record`` raises it.
+    """
+    names = list(resolve(model, names))
+    parameter = next(model.parameters(), None)
+    for batch in loader:
+        if parameter is not None and hasattr(batch, "to"):
+            batch = batch.to(parameter.device)
+        yield batch, _seen(model, batch, names, forward or _call, reduce)
+
+
 @contextmanager
 def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterator[None]:
     """Replace what submodules return, or stages compute, while the context is open.
@@ -143,6 +218,51 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterato
 
     with _hooked(places, replace):
         yield
+
+
+def _seen(
+    model: nn.Module, batch: Any, names: list[str], forward: Forward, reduce: BatchReducer | None
+) -> dict[str, Any]:
+    """One pass; a function of its own, so that ``scan`` holds no outputs while it waits."""
+    of_batch = None if reduce is None else lambda name, output: reduce(name, output, batch)
+    with evaluating(model), torch.no_grad(), record(model, names, of_batch) as seen:
+        forward(model, batch)
+    if reduce is not None:
+        return {}
+    for name, outputs in seen.items():
+        if len(outputs) != 1:
+            raise RuntimeError(
+                f"expected {name!r} to run once for each batch, it ran {len(outputs)} times; pass "
+                "reduce=, which is called each time, or leave the name out"
+            )
+    return {name: output for name, (output,) in seen.items()}
+
+
+def _call(model: nn.Module, batch: Any) -> object:
+    """Call the model by the names of its parameters, or with the whole batch."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    required = [p.name for p in named if p.default is p.empty]
+    carried = _carried(batch, [p.name for p in named]) if isinstance(batch, Data) else {}
+    # A single parameter called "batch" means the whole batch, not its vector of that name.
+    if len(required) == 1 and (required != ["x"] or not carried):
+        return model(batch)
+    if required and set(required) <= set(carried):
+        return model(**carried)
+    missing = [name for name in required if name not in carried]
+    raise TypeError(
+        f"{type(model).__name__}.forward needs {', '.join(required) or 'no argument'}, of which "
+        f"a batch ({type(batch).__name__}) does not carry {', '.join(missing) or 'any'}: pass "
+        "forward=lambda model, batch: model(...)"
+    )
+
+
+def _carried(batch: Data, names: Iterable[str]) -> dict[str, Any]:
+    stored = {name: batch[name] for name in names if name in batch}
+    # Batches of graphs know their number without storing it.
+    if "batch_size" in names and hasattr(batch, "batch_size"):
+        stored["batch_size"] = batch.batch_size
+    return stored
 
 
 class _Place(NamedTuple):

@@ -16,7 +16,6 @@ from mapkg.detection import ActivationSummary, activation_ratio
 from mapkg.evaluation import (
     batches,
     calibrate_batch_norm,
-    evaluating,
     joined_score,
     predict,
     targets,
@@ -48,19 +47,15 @@ def looked_at(architecture: str) -> str:
     return names[-1] if architecture == "gps" else names[0]
 
 
-@torch.no_grad()
-def summarise_scores(
-    model: nn.Module, config: Config, graphs: Graphs, device: str | torch.device = "cpu"
-) -> list[ActivationSummary]:
+def summarise_scores(model: nn.Module, config: Config, graphs: Graphs) -> list[ActivationSummary]:
     """A summary per layer of what a configuration's network is looked at for.
 
     Args:
         model: what ``build(config)`` gave.
         config: names the architecture, the heads and the batch size.
         graphs: the graphs to look at.
-        device: where the model is.
     """
-    return list(_look(model, graphs, *_choice(config), device).values())
+    return list(_look(model, graphs, *_choice(config)).values())
 
 
 def _choice(config: Config) -> tuple[str, int | None, int]:
@@ -69,7 +64,6 @@ def _choice(config: Config) -> tuple[str, int | None, int]:
     return looked_at(config.architecture), heads, config.batch_size
 
 
-@torch.no_grad()
 def summarise(
     model: nn.Module,
     graphs: Graphs,
@@ -77,7 +71,6 @@ def summarise(
     names: str | Sequence[str] = SCORES,
     heads: int | None = None,
     batch_size: int = 128,
-    device: str | torch.device = "cpu",
 ) -> dict[str, ActivationSummary]:
     """Summaries of what submodules return for the edges of graphs, in evaluation mode.
 
@@ -91,7 +84,6 @@ def summarise(
         heads: number of attention heads if the outputs are scores, for the share of saturated
             sums; None leaves that out.
         batch_size: graphs per forward pass; the result does not depend on it.
-        device: where the model is.
 
     Returns:
         A summary per submodule, in the model's order.
@@ -99,7 +91,7 @@ def summarise(
     Raises:
         ValueError: if an output has not one row per edge; names the submodule.
     """
-    return _look(model, graphs, names, heads, batch_size, device)
+    return _look(model, graphs, names, heads, batch_size)
 
 
 def _look(
@@ -108,7 +100,6 @@ def _look(
     names: str | Sequence[str],
     heads: int | None,
     batch_size: int,
-    device: str | torch.device,
     predicted: list[tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, ActivationSummary]:
     """What ``summarise`` says; predictions and targets of each batch are added to a list."""
@@ -116,24 +107,25 @@ def _look(
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
     # On a full graph the rows of the data's edges come first; the others are left out.
     has_fake_edges = getattr(model, "edge_factor", None) is not None
-    with evaluating(model):
-        for batch in batches(graphs, batch_size, device):
 
-            def update(name: str, output: Any, batch=batch) -> None:
-                rows = _rows(name, modules[name], output, batch)
-                if has_fake_edges and name.endswith(".score"):
-                    rows = rows[: batch.num_edges]
-                graph = _graph_of_rows(name, modules[name], rows, batch)
-                summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
+    def update(name: str, output: Any, batch: Any) -> None:
+        rows = _rows(name, modules[name], output, batch)
+        if has_fake_edges and name.endswith(".score"):
+            rows = rows[: batch.num_edges]
+        graph = _graph_of_rows(name, modules[name], rows, batch)
+        summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
 
-            with hooks.record(model, names, reduce=update):
-                found = predict(model, batch)
-            if predicted is not None:
-                predicted.append((found, targets(batch)))
+    def forward(model: nn.Module, batch: Any) -> None:
+        prediction = predict(model, batch)
+        if predicted is not None:
+            predicted.append((prediction, targets(batch)))
+
+    loader = batches(graphs, batch_size)
+    for _ in hooks.scan(model, loader, names, forward=forward, reduce=update):
+        pass
     return summaries
 
 
-@torch.no_grad()
 def edge_maxima(
     model: nn.Module,
     graphs: Sequence[Data],
@@ -152,15 +144,12 @@ def edge_maxima(
     Returns:
         Shape [layers, E], edges in the order of the graphs; NaN where a row has no ratio.
     """
-    maxima: dict[str, list[Tensor]] = {name: [] for name in hooks.resolve(model, names)}
-
-    def reduce(name: str, output: Tensor) -> None:
-        maxima[name].append(activation_ratio(output).amax(dim=-1))
-
-    with evaluating(model), hooks.record(model, names, reduce=reduce):
-        for batch in batches(graphs, batch_size):
-            predict(model, batch)
-    return torch.stack([torch.cat(parts) for parts in maxima.values()])
+    passes = hooks.scan(model, batches(graphs, batch_size), names, forward=predict)
+    maxima = [
+        torch.stack([activation_ratio(score).amax(dim=-1) for score in seen.values()])
+        for _, seen in passes
+    ]
+    return torch.cat(maxima, dim=1)
 
 
 def bond_ratios(
@@ -179,14 +168,10 @@ def bond_ratios(
         directions; the median is that of the whole row, over all heads.
     """
     found = []
-    with evaluating(model):
-        for graph in graphs:
-            with torch.no_grad(), hooks.record(model, names) as seen:
-                for batch in batches([graph], 1):
-                    predict(model, batch)
-            ratios = torch.stack([activation_ratio(outputs[0]) for outputs in seen.values()])
-            by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
-            found.append(by_head.unflatten(1, (-1, 2)).amax(dim=2).transpose(1, 2))
+    for _, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
+        ratios = torch.stack([activation_ratio(score) for score in seen.values()])
+        by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
+        found.append(by_head.unflatten(1, (-1, 2)).amax(dim=2).transpose(1, 2))
     return found
 
 
@@ -208,7 +193,6 @@ def _graph_of_rows(name: str, module: nn.Module, rows: Tensor, batch: Any) -> Te
     return batch.batch if by_node else batch.batch[batch.edge_index[0]]
 
 
-@torch.no_grad()
 def observe_states(
     weights: Mapping[str, Mapping[str, Tensor]],
     config: Config,
@@ -229,16 +213,15 @@ def observe_states(
         The tables ``summary``, ``graph_maxima`` and ``histogram`` of ``Emergence``, without
         the columns that say where they come from.
     """
-    settings = dict(batch_size=config.batch_size, device=device)
     model = build(config).to(device)
     tables: dict[str, list[pd.DataFrame]] = {"summary": [], "graph_maxima": [], "histogram": []}
     for state, values in weights.items():
         model.load_state_dict(values)
         if state == "base_calibrated":
-            calibrate_batch_norm(model, splits.train, **settings)
+            calibrate_batch_norm(model, splits.train, batch_size=config.batch_size)
         # One pass for predictions and scores.
         pairs: list[tuple[Tensor, Tensor]] = []
-        summaries = _look(model, splits.test, *_choice(config), device, pairs)
+        summaries = _look(model, splits.test, *_choice(config), pairs)
         metrics = joined_score(pairs, config.loss)
         for layer, summary in enumerate(summaries.values()):
             row = {"state": state, "layer": layer}

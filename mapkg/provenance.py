@@ -3,7 +3,7 @@
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 NOT_AVAILABLE = "not available"
@@ -15,8 +15,15 @@ def versions() -> str:
     packages = ("torch", "torch-geometric", "numpy", "rdkit")
     numbers = [f"python {platform.python_version()}"]
     # A build tag such as +cpu says how torch was packaged, not what it computes.
-    numbers += [f"{name} {version(name).split('+')[0]}" for name in packages]
+    numbers += [f"{name} {_version(name).split('+')[0]}" for name in packages]
     return "; ".join(numbers)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # training from prepared tensors needs no RDKit
+        return "not installed"
 
 
 @cache

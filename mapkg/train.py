@@ -17,7 +17,8 @@ from tqdm import tqdm
 from mapkg.checkpoint import differences, read_state, write_state
 from mapkg.configs import Config
 from mapkg.data import Graphs, Splits
-from mapkg.evaluation import batches, evaluate, evaluating, predict, targets
+from mapkg.evaluation import batches, evaluate, predict, targets
+from mapkg.hooks import evaluating
 from mapkg.metrics import losses
 from mapkg.provenance import commit, versions
 
@@ -154,9 +155,7 @@ def fit(
             epoch = done.epoch + 1
             lr = optimizer.param_groups[0]["lr"]
             train_loss = _train_epoch(model, splits.train, config, optimizer, seed, epoch, path)
-            val_loss = evaluate(
-                model, splits.val, loss=config.loss, batch_size=config.batch_size, device=device
-            )
+            val_loss = evaluate(model, splits.val, loss=config.loss, batch_size=config.batch_size)
             _check_finite("validation", val_loss, f"epoch {epoch}", epoch, config, path)
             scheduler.step(val_loss)
             if val_loss < done.best_loss:

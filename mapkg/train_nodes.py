@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from mapkg.data import NodesOfGraph, Splits
-from mapkg.evaluation import evaluating
+from mapkg.hooks import evaluating
 from mapkg.models.deep import gradient_norms
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from mapkg.data import Splits, Trees
 from mapkg.data.trees import level_order
-from mapkg.evaluation import evaluating
+from mapkg.hooks import evaluating
 from mapkg.models.trees import TreeNetwork
 
 SAMPLINGS = ("grouped", "shuffled")

@@ -241,11 +241,10 @@ def test_an_empty_histogram_has_no_quantiles():
     assert histogram.num_below == histogram.num_above == 0
 
 
-def test_a_single_bin_is_a_histogram():
+def test_a_histogram_of_one_bin_counts_what_is_in_it():
     histogram = StreamingHistogram(0.0, 1.0, 1)
-    histogram.update(torch.tensor([-1.0, 0.0, 0.75, 1.0]))
-    assert histogram.counts.tolist() == [2]
-    assert (histogram.num_below, histogram.num_above) == (1, 1)
+    histogram.update(torch.tensor([-0.5, 0.25, 0.75, 1.5, 2.0]))
+    assert (histogram.num_below, histogram.counts.tolist(), histogram.num_above) == (1, [2], 2)
 
 
 @pytest.mark.parametrize(("low", "high", "bins"), [(1.0, 1.0, 3), (2.0, 1.0, 3), (0.0, 1.0, 0)])

@@ -6,8 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score
 from torch import nn
-from torch_geometric.data import Batch, Data
-from torch_geometric.loader import DataLoader
+from torch_geometric.data import Data
 
 from mapkg.configs import CONFIGS
 from mapkg.data.neighbours import ALL, InEdges, SeedNodes
@@ -21,12 +20,7 @@ NAN = float("nan")
 class Sums(nn.Module):
     """Predicts for each graph the sum of its rows, or each row itself for a sample of nodes."""
 
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
     def forward(self, x, edge_index, edge_attr, batch=None, batch_size=None):
-        self.calls.append((self.training, len(x), batch_size))
         if batch is None:
             return x
         return x.new_zeros(batch_size, x.size(1)).index_add_(0, batch, x)
@@ -154,21 +148,6 @@ def test_evaluate_gives_the_loss_alone(loss, metric, graphs):
     assert found == score(Sums(), graphs, loss=loss, batch_size=6)[metric]
 
 
-@pytest.mark.parametrize("is_training", [True, False])
-def test_a_model_is_scored_in_evaluation_mode_and_left_in_its_own(is_training, graphs):
-    model = Sums().train(is_training)
-    score(model, graphs, loss="bce", batch_size=20)
-    assert model.calls == [(False, 50, 20), (False, 50, 20)]
-    assert model.training is is_training
-
-
-def test_scoring_keeps_no_gradients(nodes):
-    model = small_network()
-    score(model, nodes, loss="bce", batch_size=3)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert predict(model, next(iter(batches(nodes, 3)))).requires_grad
-
-
 # Batches.
 
 
@@ -261,61 +240,6 @@ def test_with_all_neighbours_the_batch_size_of_seeds_makes_no_difference(nodes):
 # BatchNorm.
 
 
-class Normed(nn.Module):
-    """A BatchNorm over node features, and a dropout before it."""
-
-    def __init__(self):
-        super().__init__()
-        self.dropout = nn.Dropout(0.5)
-        self.norm = nn.BatchNorm1d(3, momentum=0.3)
-        self.seen = []
-
-    def forward(self, x, edge_index, edge_attr, batch=None, batch_size=None):
-        x = self.dropout(x)
-        self.seen.append(x)
-        return self.norm(x)
-
-
-def test_statistics_are_the_mean_over_batches_of_those_of_each_batch(graphs):
-    model = Normed()
-    model.norm.running_mean += 100  # what was there has no weight
-    calibrate_batch_norm(model, graphs, batch_size=16)
-    parts = [batch.x for batch in DataLoader(graphs, 16)]
-    assert all(torch.equal(one, x) for one, x in zip(model.seen, parts, strict=True)), "dropout"
-    mean = torch.stack([x.mean(0) for x in parts]).mean(0)
-    variance = torch.stack([x.var(0) for x in parts]).mean(0)
-    torch.testing.assert_close(model.norm.running_mean, mean)
-    torch.testing.assert_close(model.norm.running_var, variance)
-
-
-def test_one_batch_of_all_gives_the_statistics_of_all(graphs):
-    model = calibrate_batch_norm(Normed(), graphs, batch_size=40)
-    x = Batch.from_data_list(graphs).x
-    torch.testing.assert_close(model.norm.running_mean, x.mean(0))
-    torch.testing.assert_close(model.norm.running_var, x.var(0))
-    torch.testing.assert_close(model(x, None, None).mean(0), torch.zeros(3), atol=1e-6, rtol=0)
-
-
-def test_calibration_changes_no_weight_and_training_goes_on_as_before(graphs):
-    model = Normed()
-    nn.init.normal_(model.norm.weight)
-    weights = {name: value.clone() for name, value in model.named_parameters()}
-    assert calibrate_batch_norm(model, graphs, batch_size=16) is model
-    assert not model.training
-    assert not model.norm.training
-    assert model.norm.momentum == 0.3
-    for name, value in model.named_parameters():
-        assert torch.equal(value, weights[name])
-        assert value.grad is None
-
-
-def test_calibrating_twice_is_calibrating_once(graphs):
-    model = calibrate_batch_norm(Normed(), graphs, batch_size=16)
-    once = model.norm.running_var.clone()
-    calibrate_batch_norm(model, graphs, batch_size=16)
-    assert torch.equal(model.norm.running_var, once)
-
-
 def test_seed_nodes_calibrate_with_their_neighbourhoods(nodes):
     model = small_network()
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
@@ -328,9 +252,3 @@ def test_seed_nodes_calibrate_with_their_neighbourhoods(nodes):
     expected = torch.stack([x.mean(0) for x in inputs]).mean(0)
     torch.testing.assert_close(norms[first].running_mean, expected)
     assert all(int(norm.num_batches_tracked) == 3 for norm in norms.values())
-
-
-def test_a_model_without_batch_norm_is_left_alone_in_evaluation_mode(graphs):
-    model = Sums().train()
-    assert calibrate_batch_norm(model, graphs) is model
-    assert not model.training

@@ -241,17 +241,6 @@ def test_curves_do_not_depend_on_the_batch_size_or_on_the_other_graphs(
     )
 
 
-def test_the_mode_of_the_model_is_restored_and_its_weights_are_left(molecules, importance):
-    torch.manual_seed(0)
-    small = dict(hidden_channels=8, heads=2, num_layers=2, dropout=0.5)
-    model = build(CONFIGS["GT-ZINC"].replace(**small)).double()
-    expected = curve(model.eval(), molecules, importance)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    pd.testing.assert_frame_equal(curve(model.train(), molecules, importance), expected)
-    assert model.training
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-
-
 def test_a_graph_without_bonds_never_changes(network):
     atom = molecule_graph("N", y=1.0)
     found = curve(network, [atom], [torch.empty(0)])

@@ -311,17 +311,6 @@ def test_with_a_reducer_no_output_outlives_its_forward_pass():
     assert len(outputs) == len(given) == 5 * 4
 
 
-def test_an_exception_of_the_reducer_is_passed_on_and_hooks_are_removed():
-    model = sequential()
-
-    def reduce(name, x):
-        raise ArithmeticError(name)
-
-    with pytest.raises(ArithmeticError, match="1"), record(model, "1", reduce=reduce):
-        model(INPUT)
-    assert num_hooks(model) == 0
-
-
 # Removal of hooks.
 
 

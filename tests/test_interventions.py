@@ -250,7 +250,7 @@ def test_molecules_without_a_bond_are_predicted_and_have_nothing_to_change():
 
 def test_the_means_are_those_over_all_edges_of_all_graphs():
     model, graphs = network(), molecules()
-    means = channel_means(model, graphs, ["layers.*.score"], batch_size=4, device="cpu")
+    means = channel_means(model, graphs, ["layers.*.score"], batch_size=4)
     assert list(means) == [FIRST, "layers.1.attention.score"]
     for name, mean in means.items():
         expected = np.concatenate([scores(model, graph, name) for graph in graphs]).mean(axis=0)
@@ -300,20 +300,6 @@ def test_only_the_random_control_depends_on_the_batches():
         one, other = (table.xs(what, level="what") for table in (whole, parts))
         pd.testing.assert_frame_equal(one, other, rtol=1e-9)
     assert whole["changed"].xs("random", level="what").sum() > 0
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_network_is_left_as_it_was(training):
-    model = network().train(training)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    found(model)
-    with pytest.raises(ValueError, match="per edge"):
-        found(model, layers="layers.0.node_block")
-    assert model.training == training
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    for module in model.modules():
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
 
 
 # Several targets, and the summary.

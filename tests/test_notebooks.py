@@ -64,6 +64,16 @@ TINY = {
         "lr": 0.05,
         "threshold": 500.0,
     },
+    "13_converged": {
+        "seeds": [2, 5],
+        "epochs": 1,
+        "train_graphs": 32,
+        "test_graphs": 16,
+        "batch_size": 16,
+        "hidden_channels": 8,
+        "num_layers": 2,
+        "heads": 2,
+    },
     "20_attention_is_not_lipschitz": {"points": 2, "layer_points": 1, "scales": [1.0, 10.0]},
     "21_gradient_explosion": {
         "epochs": 2,

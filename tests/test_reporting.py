@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
-from torch_geometric.nn import GAT, GCNConv
+from torch_geometric.nn import GAT
 
 from mapkg import checkpoint, hooks
 from mapkg.data import load
@@ -340,35 +340,6 @@ def test_a_seed_batch_of_a_neighbour_loader_passes_its_number_of_seeds():
     model = ByName()
     report(model, [data])
     assert model.got[2] == 2
-
-
-def test_dropout_is_off_and_every_module_is_in_its_own_mode_afterwards():
-    model = Scored().train()
-    model.first.eval()  # frozen by its owner
-    assert only(report(model, [MASSIVE]))["max_ratio"] == pytest.approx(9000)
-    assert (model.training, model.dropout.training) == (True, True)
-    assert (model.first.training, model.first.score.training) == (False, False)
-    with pytest.raises(ValueError, match=r"expected 'first\.score'"):
-        report(model, [torch.ones(3)])
-    assert (model.training, model.first.training) == (True, False)
-    assert not model.first.score._forward_hooks
-
-
-def test_no_gradient_is_kept():
-    class Conv(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = GCNConv(4, 8)
-
-        def forward(self, x, edge_index):
-            out = self.conv(x, edge_index)
-            assert not out.requires_grad
-            return out
-
-    found = report(Conv(), DataLoader(graphs(), 3))
-    assert only(found)["rows"] == 12 * (15 + 6) - sum(
-        int((g.edge_index[0] == g.edge_index[1]).sum()) for g in graphs()
-    )  # GCN replaces self-loops by one of each node
 
 
 # Bad input.

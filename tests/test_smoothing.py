@@ -7,6 +7,7 @@ from torch import nn
 from torch_geometric.nn import GATConv, GCNConv
 from torch_geometric.utils import to_undirected
 
+from mapkg import smoothing
 from mapkg.data.regular import regular_task
 from mapkg.models.vanilla import VanillaNetwork
 from mapkg.smoothing import (
@@ -196,21 +197,6 @@ def test_the_vanilla_network_is_gcn_on_a_regular_graph():
     torch.testing.assert_close(gcn_operator(edge_index, 30), task.operator)
 
 
-def test_of_layers_inside_each_other_only_the_outermost_count():
-    torch.manual_seed(0)
-    network = nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Tanh()))})
-    x = torch.randn(3, 2)
-    hidden = network["a"][0](x)
-
-    def features(names):
-        table = smoothing_by_layer(network, lambda: network["a"](x).square().sum(), names)
-        return table["features"].tolist()
-
-    # "a*" stands for a, a.0, a.1 and a.1.0, and "a.*" for the latter three.
-    assert features("a*") == pytest.approx([relative_spread(hidden.tanh())])
-    assert features("a.*") == pytest.approx([relative_spread(h) for h in (hidden, hidden.tanh())])
-
-
 def test_what_cannot_be_measured_is_refused():
     torch.manual_seed(0)
     network = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
@@ -246,3 +232,8 @@ def test_a_vanilla_network_that_is_none_is_refused(options, message):
 def test_a_regular_graph_that_there_is_not_is_refused(nodes, degree):
     with pytest.raises(ValueError, match="expected a degree from 3"):
         regular_task(nodes, degree)
+
+
+def test_a_submodule_of_one_that_is_measured_is_not_measured_again():
+    names = ["conv", "conv.inner", "convs.0", "convs.0.lin", "convolution"]
+    assert smoothing._outermost(names) == ["conv", "convs.0", "convolution"]

@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.detection import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.evaluation import batches, evaluating, predict
+from mapkg.evaluation import batches, predict
 from mapkg.observation import SCORES
 
 THRESHOLDS = (MASSIVE_RATIO, 3000.0, 4000.0)
@@ -173,7 +173,6 @@ def attribute(
     return pd.DataFrame(rows)
 
 
-@torch.no_grad()
 def heat_map(
     model: nn.Module,
     graphs: Sequence[Data],
@@ -206,24 +205,18 @@ def heat_map(
     label = torch.cat(list(labels))
     per_label = label.bincount(minlength=num_labels).double()
     start = 0
-    with evaluating(model):
-        for batch in batches(graphs, batch_size):
-            of_batch = label[start : start + batch.num_edges]
-            start += batch.num_edges
-
-            def add(name: str, score: Tensor, of_batch: Tensor = of_batch) -> None:
-                ratio = activation_ratio(score)
-                table = counts.setdefault(
-                    name,
-                    torch.zeros(len(thresholds), num_labels, score.size(1), dtype=torch.double),
-                )
-                for row, threshold in zip(table, thresholds, strict=True):
-                    row.index_add_(0, of_batch, is_massive(ratio, threshold).double())
-
-            with hooks.record(model, names, reduce=add):
-                predict(model, batch)
-    ordered = torch.stack([counts[name] for name in hooks.resolve(model, names)])
-    return ordered / per_label.where(per_label > 0, torch.nan).unsqueeze(1)
+    loader = batches(graphs, batch_size)
+    for batch, seen in hooks.scan(model, loader, names, forward=predict):
+        of_batch = label[start : start + batch.num_edges]
+        start += batch.num_edges
+        for name, score in seen.items():
+            ratio = activation_ratio(score)
+            size = len(thresholds), num_labels, score.size(1)
+            table = counts.setdefault(name, torch.zeros(size, dtype=torch.double))
+            for row, threshold in zip(table, thresholds, strict=True):
+                row.index_add_(0, of_batch, is_massive(ratio, threshold).double())
+    by_layer = torch.stack(list(counts.values()))
+    return by_layer / per_label.where(per_label > 0, torch.nan).unsqueeze(1)
 
 
 def _tally(

@@ -54,7 +54,7 @@ from tqdm import tqdm
 
 from mapkg import hooks
 from mapkg.detection import activation_ratio
-from mapkg.evaluation import batches
+from mapkg.evaluation import batches, predict
 from mapkg.models.networks import TypeEmbedding
 from mapkg.observation import SCORES
 
@@ -209,9 +209,8 @@ def _ratio(network: _OneTarget, batch: Any, layer: int) -> Float[Tensor, " E"]:
     names = list(hooks.resolve(network.model, SCORES))
     if layer not in range(len(names)):
         raise ValueError(f"layer: expected 0 to {len(names) - 1}, got {layer}")
-    with hooks.record(network.model, names[layer]) as seen:
-        network(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
-    return activation_ratio(seen[names[layer]][0]).amax(dim=-1)
+    ((_, seen),) = hooks.scan(network.model, [batch], names[layer], forward=predict)
+    return activation_ratio(seen[names[layer]]).amax(dim=-1)
 
 
 def _of_types(

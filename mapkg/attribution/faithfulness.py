@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from mapkg.attribution.edge_scores import bond_importance, bond_of_edge
-from mapkg.evaluation import batches, evaluating, predict
+from mapkg.evaluation import batches, predict
+from mapkg.hooks import scan
 
 MODES = ("deletion", "insertion")
 """Bonds removed from the whole graph, or put back into the graph without any."""
@@ -236,10 +237,8 @@ def _target(graph: Data, target: int) -> float:
     return float("nan") if graph.y is None else float(graph.y[0, target])
 
 
-@torch.no_grad()
 def _predictions(
     model: nn.Module, graphs: Sequence[Data], target: int, batch_size: int
 ) -> Float[np.ndarray, " graphs"]:
-    with evaluating(model):
-        found = [predict(model, batch)[:, target] for batch in batches(graphs, batch_size)]
-    return torch.cat(found).double().numpy()
+    passes = scan(model, batches(graphs, batch_size), "", forward=predict)
+    return torch.cat([seen[""][:, target] for _, seen in passes]).double().numpy()

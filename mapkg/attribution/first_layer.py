@@ -23,7 +23,6 @@ from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.detection import MASSIVE_RATIO, activation_ratio, row_median
-from mapkg.evaluation import evaluating
 
 FIRST = "layers.0.attention"
 """The attention of the first layer of GT, GraphiT and SAN."""
@@ -107,7 +106,6 @@ def distinct_edges(graphs: Sequence[Data]) -> Triples:
     return Triples(*triples.unbind(), count=count, index=index)
 
 
-@torch.no_grad()
 def first_layer(model: nn.Module, triples: Triples) -> FirstLayer:
     """What a network's first layer makes of triples, from its weights alone.
 
@@ -128,15 +126,15 @@ def first_layer(model: nn.Module, triples: Triples) -> FirstLayer:
     number = len(triples)
     edge_index = torch.stack([torch.arange(number), torch.arange(number) + number])
     names = [f"{FIRST}.{part}" for part in ("score", "edge", "key", "query")]
-    with evaluating(model):
-        try:
-            with hooks.record(model, names) as seen:
-                model(torch.cat([triples.source, triples.target]), edge_index, triples.edge)
-        except KeyError as error:
-            raise ValueError(
-                f"expected GT, GraphiT or SAN, whose first layer has {', '.join(names)}: {error}"
-            ) from error
-    score, gate, key, query = (seen[name][0] for name in names)
+    x = torch.cat([triples.source, triples.target])
+    graph = Data(x=x, edge_index=edge_index, edge_attr=triples.edge)
+    try:
+        ((_, seen),) = hooks.scan(model, [graph], names)
+    except KeyError as error:
+        raise ValueError(
+            f"expected GT, GraphiT or SAN, whose first layer has {', '.join(names)}: {error}"
+        ) from error
+    score, gate, key, query = (seen[name] for name in names)
     heads = model.get_submodule(FIRST).heads
     match = key[:number] * query[number:] / (score.size(1) / heads) ** 0.5
     return FirstLayer(score=score, gate=gate, match=match)

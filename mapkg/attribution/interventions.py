@@ -20,7 +20,7 @@ from torch_geometric.utils import scatter
 
 from mapkg import hooks
 from mapkg.detection import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.evaluation import batches, evaluating, predict, targets
+from mapkg.evaluation import batches, predict, targets
 from mapkg.metrics import each_loss, pooled_mean
 
 Rule = Callable[
@@ -64,7 +64,6 @@ def intervene(
     loss: str = "l1",
     seed: int = 0,
     batch_size: int = 128,
-    device: str | torch.device = "cpu",
 ) -> pd.DataFrame:
     """Predictions with and without the massive activations of a network, in evaluation mode.
 
@@ -83,7 +82,6 @@ def intervene(
         loss: ``"l1"`` or ``"bce"``, as for ``metrics.losses``.
         seed: of the random control; every rule sees the same draws.
         batch_size: graphs per forward pass. Only the draws depend on it.
-        device: where the model is.
 
     Returns:
         A row per rule, what is changed (``CHANGED``), graph and target. Columns are
@@ -106,13 +104,10 @@ def intervene(
         # From 1 on at most half of a row is massive, so that the controls find enough others.
         raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold!r}")
     names = list(hooks.resolve(model, layers))
-    settings = dict(batch_size=batch_size, device=device)
-    with evaluating(model):
-        means = channel_means(model, reference, names, **settings)
+    with hooks.evaluating(model):
+        means = channel_means(model, reference, names, batch_size=batch_size)
         tables = [
-            _one_rule(
-                model, batches(graphs, **settings), means, rule, threshold, loss=loss, seed=seed
-            )
+            _one_rule(model, batches(graphs, batch_size), means, rule, threshold, loss, seed)
             for rule in rules
         ]
     table = pd.concat(tables, ignore_index=True)
@@ -121,30 +116,25 @@ def intervene(
     return table
 
 
-@torch.no_grad()
 def channel_means(
-    model: nn.Module, graphs: Sequence[Data], names: Iterable[str], **settings: Any
+    model: nn.Module, graphs: Sequence[Data], names: Iterable[str], *, batch_size: int = 128
 ) -> dict[str, Float[Tensor, " D"]]:
-    """The signed mean of each channel over all edges, as the model is.
+    """The signed mean of each channel over all edges, in evaluation mode.
 
     Args:
-        model: in the mode in which it is to be looked at.
+        model: a network.
         graphs: whole graphs.
         names: submodules that return [E, D], names or patterns.
-        **settings: ``batch_size`` and ``device``, as for ``evaluation.batches``.
+        batch_size: graphs per forward pass.
 
     Raises:
         ValueError: if there is no edge.
     """
     rows, sums = 0, {}
-
-    def add(name: str, score: Tensor) -> None:
-        sums[name] = sums.get(name, 0) + score.double().sum(dim=0)
-
-    with hooks.record(model, names, reduce=add):
-        for batch in batches(graphs, **settings):
-            predict(model, batch)
-            rows += batch.num_edges
+    for batch, seen in hooks.scan(model, batches(graphs, batch_size), names, forward=predict):
+        rows += batch.num_edges
+        for name, score in seen.items():
+            sums[name] = sums.get(name, 0) + score.double().sum(dim=0)
     if rows == 0:
         raise ValueError("expected reference graphs with edges, whose scores have a mean, got none")
     return {name: total / rows for name, total in sums.items()}
@@ -270,7 +260,7 @@ def _largest(size: Float[Tensor, "E D"], number: Int[Tensor, " E"]) -> Bool[Tens
 @torch.no_grad()
 def _one_rule(
     model: nn.Module,
-    graphs: Iterable[Any],
+    loader: Iterable[Any],
     means: Mapping[str, Float[Tensor, " D"]],
     rule: str,
     threshold: float,
@@ -280,8 +270,8 @@ def _one_rule(
     """The rows of one rule, from batches of graphs."""
     generator = torch.Generator().manual_seed(seed)
     tables, first = [], 0
-    for batch in graphs:
-        before, target = predict(model, batch), targets(batch)
+    for batch, seen in hooks.scan(model, loader, "", forward=predict):
+        before, target = seen[""], targets(batch)
         intervention = _Intervention(rule, threshold, means, batch.num_edges, generator)
         graph_of_edge = batch.batch[batch.edge_index[0]]
         edges = graph_of_edge.bincount(minlength=batch.num_graphs)

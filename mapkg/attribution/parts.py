@@ -11,13 +11,12 @@ from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.detection import activation_ratio, row_median
-from mapkg.evaluation import batches, evaluating, predict
+from mapkg.evaluation import batches, predict
 
 ATTENTION = "layers.*.attention"
 """The attention of every layer of GT, GraphiT and SAN."""
 
 
-@torch.no_grad()
 def score_parts(
     model: nn.Module,
     graphs: Sequence[Data],
@@ -54,29 +53,25 @@ def score_parts(
     ]
     label, start = torch.cat(list(labels)), 0
     sums = {name: torch.zeros(len(names), 7, dtype=torch.double) for name in attentions}
-    with evaluating(model):
-        for batch in batches(graphs, batch_size):
-            with hooks.record(model, recorded) as seen:
-                predict(model, batch)
-            of_batch = label[start : start + batch.num_edges]
-            start += batch.num_edges
-            source, target = batch.edge_index
-            for name, attention in attentions.items():
-                query, key, gate, score = (
-                    seen[f"{name}.{part}"][0].double() for part in ("query", "key", "edge", "score")
-                )
-                match = key[source] * query[target] / math.sqrt(attention.head_channels)
-                ratio = activation_ratio(score).amax(dim=-1)
-                usable = ratio.isfinite()
-                logs = torch.stack(
-                    [row_median(score), score.abs().amax(dim=-1), ratio], dim=1
-                ).log10()
-                columns = [
-                    usable.double().unsqueeze(1),
-                    *(x.abs().mean(1, True) for x in (match, gate, score)),
-                ]
-                rows = torch.cat([*columns, logs.where(usable.unsqueeze(1), 0.0)], dim=1)
-                sums[name].index_add_(0, of_batch, rows)
+    loader = batches(graphs, batch_size)
+    for batch, seen in hooks.scan(model, loader, recorded, forward=predict):
+        of_batch = label[start : start + batch.num_edges]
+        start += batch.num_edges
+        source, target = batch.edge_index
+        for name, attention in attentions.items():
+            query, key, gate, score = (
+                seen[f"{name}.{part}"].double() for part in ("query", "key", "edge", "score")
+            )
+            match = key[source] * query[target] / math.sqrt(attention.head_channels)
+            ratio = activation_ratio(score).amax(dim=-1)
+            usable = ratio.isfinite()
+            logs = torch.stack([row_median(score), score.abs().amax(dim=-1), ratio], dim=1).log10()
+            columns = [
+                usable.double().unsqueeze(1),
+                *(x.abs().mean(1, True) for x in (match, gate, score)),
+            ]
+            rows = torch.cat([*columns, logs.where(usable.unsqueeze(1), 0.0)], dim=1)
+            sums[name].index_add_(0, of_batch, rows)
     edges = label.bincount(minlength=len(names)).double()
     tables = []
     for layer, total in enumerate(sums.values()):

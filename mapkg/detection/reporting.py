@@ -7,26 +7,19 @@ What is looked at is named as for ``mapkg.hooks``.
 """
 
 import html
-import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 from mapkg import hooks
 from mapkg.detection.nulls import MAX_CHANNELS, ProductNull, Values, p_value
 from mapkg.detection.ratios import MASSIVE_RATIO
 from mapkg.detection.summary import ActivationSummary
-
-Forward = Callable[[nn.Module, Any], object]
-"""Called as ``forward(model, batch)``; what it returns is not used."""
 
 Rows = Callable[[nn.Module, Any, Any], Tensor]
 """Called as ``rows(module, output, batch)``; returns [rows, channels]."""
@@ -84,7 +77,7 @@ def report(
     names: str | Sequence[str] | None = None,
     null: Iterable[nn.Module] | Mapping[str, Values] | None = None,
     threshold: float = MASSIVE_RATIO,
-    forward: Forward | None = None,
+    forward: hooks.Forward | None = None,
     rows: Rows | None = None,
     top: int = 5,
 ) -> Report:
@@ -107,10 +100,7 @@ def report(
             that makes them is welcome; the p-value is then by rank (``p_value``). A mapping
             holds, for each layer, largest ratios that were found before.
         threshold: the ratio above which an activation is massive.
-        forward: how to run the model on a batch. None means: a model whose ``forward`` has only
-            required parameters that a PyG batch carries gets these by name (``x, edge_index,
-            edge_attr, batch, batch_size, ...``), along with optional ones that it carries; a
-            model with one required parameter, unless that is ``x``, gets the batch itself.
+        forward: runs the model on a batch, as for ``hooks.scan``; what it returns is not used.
         rows: makes rows of channels of outputs that have another shape; it is given the module
             that was named, its output and the batch, as in ``lambda module, output, batch:
             standard.recorded_rows(module, output, batch.batch)`` for the layers of
@@ -126,7 +116,7 @@ def report(
     """
     if names is None:
         names = _default_names(model)
-    settings = dict(names=names, threshold=threshold, forward=forward or _call, rows=rows)
+    settings = dict(names=names, threshold=threshold, forward=forward, rows=rows)
     models = null is not None and not isinstance(null, Mapping)
     if models and iter(loader) is loader:
         raise ValueError(
@@ -156,16 +146,14 @@ def _summaries(
     loader: Iterable[Any],
     names: str | Sequence[str],
     threshold: float,
-    forward: Forward,
+    forward: hooks.Forward | None,
     rows: Rows | None,
 ) -> dict[str, ActivationSummary]:
     """A summary per layer, in the model's order."""
     modules = hooks.resolve(model, names)
     summaries = {name: ActivationSummary(threshold=threshold) for name in modules}
-    parameter = next(model.parameters(), None)
-    batch = None
 
-    def update(name: str, output: Any) -> None:
+    def update(name: str, output: Any, batch: Any) -> None:
         if rows is not None:
             output = rows(modules[name], output, batch)
         x = _flattened(name, output)
@@ -174,12 +162,8 @@ def _summaries(
         except ValueError as error:  # another width than before
             raise ValueError(f"{name!r}: {error}; name a module of one width") from error
 
-    with _evaluating(model), torch.no_grad(), hooks.record(model, names, reduce=update):
-        for batch in loader:
-            if parameter is not None and hasattr(batch, "to"):
-                batch = batch.to(parameter.device)
-            forward(model, batch)
-    if batch is None:
+    passes = sum(1 for _ in hooks.scan(model, loader, names, forward=forward, reduce=update))
+    if passes == 0:
         raise ValueError("expected batches, got an empty loader (or one that was used up)")
     return summaries
 
@@ -283,42 +267,3 @@ def _default_names(model: nn.Module) -> str:
         f"{type(model).__name__} has no submodule called 'score' and no MessagePassing module: "
         f"pass names=, of {', '.join(filter(None, modules)) or 'its submodules (it has none)'}"
     )
-
-
-def _call(model: nn.Module, batch: Any) -> object:
-    """Calls the model by the names of its parameters, or with the whole batch."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    required = [p.name for p in named if p.default is p.empty]
-    carried = _carried(batch, [p.name for p in named]) if isinstance(batch, Data) else {}
-    # A single parameter called "batch" means the whole batch, not its vector of that name.
-    if len(required) == 1 and (required != ["x"] or not carried):
-        return model(batch)
-    if required and set(required) <= set(carried):
-        return model(**carried)
-    missing = [name for name in required if name not in carried]
-    raise TypeError(
-        f"{type(model).__name__}.forward needs {', '.join(required) or 'no argument'}, of which "
-        f"a batch ({type(batch).__name__}) does not carry {', '.join(missing) or 'any'}: pass "
-        "forward=lambda model, batch: model(...)"
-    )
-
-
-def _carried(batch: Data, names: Iterable[str]) -> dict[str, Any]:
-    stored = {name: batch[name] for name in names if name in batch}
-    # Batches of graphs know their number without storing it.
-    if "batch_size" in names and hasattr(batch, "batch_size"):
-        stored["batch_size"] = batch.batch_size
-    return stored
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; then each module's own mode again, not all the mode of the model."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

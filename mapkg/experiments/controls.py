@@ -85,19 +85,17 @@ def untrained(
         layer, with the statistics of ``ActivationSummary``.
     """
     config = fit_to_data(config, splits.description)
-    settings = dict(batch_size=config.batch_size, device=torch.device(device))
     rows = []
     for seed in tqdm(seeds, "untrained networks", file=sys.stderr, disable=not progress):
         seed_all(seed)
         model = build(config).to(device).eval()
         for state in ("base", "base_calibrated"):
             if state == "base_calibrated":
-                calibrate_batch_norm(model, splits.train[:CALIBRATION_GRAPHS], **settings)
+                graphs = splits.train[:CALIBRATION_GRAPHS]
+                calibrate_batch_norm(model, graphs, batch_size=config.batch_size)
             rows += [
                 {"state": state, "layer": layer, "seed": seed, **summary.statistics()}
-                for layer, summary in enumerate(
-                    summarise_scores(model, config, splits.test, device)
-                )
+                for layer, summary in enumerate(summarise_scores(model, config, splits.test))
             ]
     origin = {"config": name, "dataset": splits.description.title}
     return pd.DataFrame(rows).assign(**origin, versions=versions(), commit=commit())

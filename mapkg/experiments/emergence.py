@@ -80,7 +80,7 @@ def emergence(
             return []
         return [
             {"epoch": epoch, "layer": layer, **summary.statistics()}
-            for layer, summary in enumerate(summarise_scores(model, config, splits.test, device))
+            for layer, summary in enumerate(summarise_scores(model, config, splits.test))
         ]
 
     if len(splits.test) == 0:

@@ -14,7 +14,7 @@ from mapkg import hooks
 from mapkg.configs import Config
 from mapkg.data import Splits
 from mapkg.detection import ActivationSummary
-from mapkg.evaluation import batches, predict
+from mapkg.evaluation import batches, predict, predictions
 from mapkg.experiments.results import read_network
 from mapkg.models import EdgeAttention, GraphNetwork, build
 from mapkg.models.edge_attention import SCORE_CLAMP
@@ -127,7 +127,6 @@ def with_idle_term(model: GraphNetwork, config: Config, *, seed: int = 0) -> Gra
     return changed.train(model.training)
 
 
-@torch.no_grad()
 def idle_term(
     model: GraphNetwork, config: Config, graphs: Sequence[Data], *, seed: int = 0
 ) -> pd.DataFrame:
@@ -145,11 +144,10 @@ def idle_term(
         prediction by the term, over the standard deviation of the predictions.
     """
     changed = with_idle_term(model, config, seed=seed)
-    predicted = []
-    for network in (model.eval(), changed.eval()):
-        found = [predict(network, batch) for batch in batches(graphs, config.batch_size)]
-        predicted.append(torch.cat(found).double())
-    before, after = predicted
+    before, after = (
+        predictions(network, graphs, batch_size=config.batch_size)[0].double()
+        for network in (model, changed)
+    )
     change = ((after - before).abs().max() / before.std()).item()
     return pd.DataFrame(
         {"layer": layer, "term": term, **summary.statistics(), "largest_change": change}
@@ -177,7 +175,6 @@ def idle_term_of_run(folder: Path | str, splits: Splits, *, seed: int = 0) -> pd
     return idle_term(model, config, splits.test, seed=seed).assign(**origin)
 
 
-@torch.no_grad()
 def weight_on_sink(
     model: GraphNetwork, graphs: Sequence[Data], *, batch_size: int = 128
 ) -> pd.DataFrame:
@@ -188,7 +185,7 @@ def weight_on_sink(
     neighbour from two alike; with one, two take more from the sink.
 
     Args:
-        model: in evaluation mode, with layers of ``EdgeAttention`` that have a sink.
+        model: with layers of ``EdgeAttention`` that have a sink.
         graphs: what it is given.
         batch_size: graphs per forward pass.
 
@@ -207,12 +204,11 @@ def weight_on_sink(
     if len(graphs) == 0:
         raise ValueError("graphs: expected one or more to look at, got none")
     found = []
-    for batch in batches(graphs, batch_size):
-        with hooks.record(model, "layers.*.attention.attention_weight") as seen:
-            predict(model, batch)
+    name = "layers.*.attention.attention_weight"
+    for batch, seen in hooks.scan(model, batches(graphs, batch_size), name, forward=predict):
         target = batch.edge_index[1]
         neighbours = torch.bincount(target, minlength=batch.num_nodes)
-        for layer, (weight,) in enumerate(seen.values()):
+        for layer, weight in enumerate(seen.values()):
             share = 1 - scatter(weight.double(), target, dim_size=batch.num_nodes)  # [N, H]
             table = pd.DataFrame(share.numpy()).assign(layer=layer, neighbours=neighbours.numpy())
             found.append(table[table["neighbours"] > 0])
@@ -248,14 +244,12 @@ def weight_on_sink_of_run(folder: Path | str, splits: Splits) -> pd.DataFrame:
 
 def _inputs(model: GraphNetwork, graphs: Sequence[Data]) -> Iterator[_Inputs]:
     """What each layer is given, in double precision, all graphs in one batch."""
-    (batch,) = batches(graphs, len(graphs))
     names = ["node_embedding", "edge_embedding", *(f"layers.{i}" for i in range(len(model.layers)))]
-    with torch.no_grad(), hooks.record(model, names) as seen:
-        predict(model, batch)
-    x, edge_attr = (seen[name][0] for name in names[:2])
+    ((batch, seen),) = hooks.scan(model, batches(graphs, len(graphs)), names, forward=predict)
+    x, edge_attr = (seen[name] for name in names[:2])
     for name in names[2:]:
         yield x.double(), batch.edge_index, edge_attr.double()
-        x, edge_attr = seen[name][0]
+        x, edge_attr = seen[name]
 
 
 def _with_term(plain: EdgeAttention, reading: str, vectors: dict[str, Tensor]) -> EdgeAttention:

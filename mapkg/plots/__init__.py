@@ -9,6 +9,7 @@ from mapkg.plots.attribution import (
     variants,
 )
 from mapkg.plots.bonds import gallery
+from mapkg.plots.converged import beside_anchor, seeds_before_and_after, through_schedule
 from mapkg.plots.depth import (
     by_depth,
     constants,
@@ -43,6 +44,7 @@ __all__ = [
     "against_untrained",
     "arms",
     "base_against_trained",
+    "beside_anchor",
     "by_depth",
     "by_label",
     "by_layer",
@@ -66,7 +68,9 @@ __all__ = [
     "ratio_distribution",
     "row_maxima",
     "score_in_layer",
+    "seeds_before_and_after",
     "spread_by_layer",
+    "through_schedule",
     "through_training",
     "trajectory",
     "tree_accuracy",

@@ -1,0 +1,346 @@
+"""Stacked training against training one by one, in double precision on the CPU."""
+
+import importlib.util
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from conftest import REPOSITORY, few_molecules
+from torch import nn
+
+from mapkg import stacked_progress
+from mapkg.configs import CONFIGS
+from mapkg.models import build
+from mapkg.models.stacked import StackedLinear, check_stackable, stack_networks, stacked_state
+from mapkg.observation import summarise_scores
+from mapkg.padded_batches import FlatGraphs
+from mapkg.score_measures import COLUMNS
+from mapkg.stacked_steps import _adam
+from mapkg.train import fit, seed_all
+from mapkg.train_stacked import fit_stacked
+
+SEEDS = (3, 0, 7)
+SMALL = dict(hidden_channels=8, heads=2, num_layers=2, batch_size=8, max_epochs=3, lr=3e-5)
+# A map before a BatchNorm has a bias whose gradient is nothing but rounding errors, some 1e-17.
+# Adam divides it by 1e-8 at least, so that weights of both differ by up to 1e-9 times lr a step.
+TOLERANCE = 1e-10
+
+
+def config_of(name, **changes):
+    return CONFIGS[name].replace(**(SMALL | changes))
+
+
+def build_double(config):
+    return build(config).double()
+
+
+@pytest.fixture(scope="module")
+def splits():
+    whole = few_molecules(37, 11, 9)
+    for split in (whole.train, whole.val, whole.test):
+        for graph in split:
+            graph.y = graph.y.double()
+    return whole
+
+
+def flat(splits):
+    return {name: FlatGraphs.of(getattr(splits, name)) for name in ("train", "val", "test")}
+
+
+def stacked(splits, config, seeds=SEEDS, **settings):
+    settings = {"record_epochs": lambda epoch: False} | settings
+    return fit_stacked(build_double, flat(splits), config, seeds=seeds, **settings)
+
+
+def one_by_one(splits, config, seeds=SEEDS):
+    fits = {}
+    for seed in seeds:
+        seed_all(seed)
+        fits[seed] = fit(build_double(config), splits, config, seed=seed, progress=False)
+    return fits
+
+
+def largest_difference(found, expected):
+    assert list(found) == list(expected)
+    assert all(found[name].dtype == expected[name].dtype for name in expected)
+    return max((found[name] - expected[name]).abs().max().item() for name in expected)
+
+
+def assert_same(found, expected, tolerance=TOLERANCE):
+    for seed, single in expected.items():
+        assert largest_difference(found.best_weights[seed], single.best_weights) < tolerance
+        assert largest_difference(found.last_weights[seed], single.last_weights) < tolerance
+        history = found.history[found.history["seed"] == seed].reset_index(drop=True)
+        columns = ["epoch", "train_loss", "val_loss", "lr"]
+        pd.testing.assert_frame_equal(
+            history[columns], single.history[columns], rtol=tolerance, atol=tolerance
+        )
+        assert history["lr"].tolist() == single.history["lr"].tolist()
+        assert found.best_epoch[seed] == single.best_epoch
+        assert found.stop_reason[seed] == single.stop_reason
+
+
+SLOW = pytest.mark.slow
+GRID = [
+    ("GT-ZINC", {}),
+    ("SAN-ZINC", {"explicit_bias": "sink"}),
+    ("EGAT-ZINC", {}),
+    ("GT-ZINC", {"dropout": 0.3, "score_dropout": 0.2, "lr_patience": 0}),
+    ("GT-ZINC", {"batch_norm": False, "layer_norm": True, "weight_decay": 0.1}),
+    *(
+        pytest.param(name, {"explicit_bias": reading, "use_bias": use_bias}, marks=SLOW)
+        for name in ("GT-ZINC", "GraphiT-ZINC", "SAN-ZINC")
+        for reading in ("none", "published", "intended", "sink")
+        for use_bias in (False, True)
+    ),
+    *(
+        pytest.param(name, norms | {"dropout": dropout}, marks=SLOW)
+        for name in ("GT-ZINC", "SAN-ZINC")
+        for norms in (
+            {"batch_norm": True, "layer_norm": True},
+            {"batch_norm": False, "layer_norm": True},
+            {"batch_norm": False, "layer_norm": False},
+        )
+        for dropout in (0.0, 0.5)
+    ),
+    *(
+        pytest.param("GT-ZINC", changes, marks=SLOW)
+        for changes in (
+            {"attention": "uniform"},
+            {"attention": "no_edge"},
+            {"score_bound": "tanh"},
+            {"score_bound": "clip", "residual": False},
+            {"weight_decay": 0.01},
+            {"recompute_edges": True},
+            {"unread_node_type": 0},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), GRID)
+def test_three_epochs_of_stacked_seeds_are_those_of_each_alone(splits, name, changes):
+    config = config_of(name, **changes)
+    assert_same(stacked(splits, config), one_by_one(splits, config))
+
+
+def test_classification_with_missing_labels_is_that_of_each_alone(splits):
+    generator = torch.Generator().manual_seed(0)
+
+    def with_labels(graphs):
+        labeled = [graph.clone() for graph in graphs]
+        for graph in labeled:
+            graph.y = torch.randint(2, (1, 2), generator=generator).double()
+            graph.y[torch.rand(1, 2, generator=generator) < 0.6] = torch.nan
+        return labeled
+
+    parts = {name: with_labels(getattr(splits, name)) for name in ("train", "val", "test")}
+    labeled = replace(splits, **parts)
+    config = config_of("GT-ZINC", loss="bce", out_channels=2, batch_size=1)
+    assert any(graph.y.isnan().all() for graph in labeled.train)  # a batch that teaches nothing
+    config = config.replace(batch_norm=False, layer_norm=True)
+    assert_same(stacked(labeled, config), one_by_one(labeled, config))
+
+
+def test_each_seed_follows_its_own_schedule_and_stops_by_itself(splits):
+    config = config_of("GT-ZINC", lr=0.01, lr_patience=0, min_lr=2e-3, max_epochs=40)
+    expected = one_by_one(splits, config)
+    lengths = {len(single.history) for single in expected.values()}
+    assert len(lengths) > 1 and {single.stop_reason for single in expected.values()} == {"min lr"}
+    assert_same(stacked(splits, config), expected, tolerance=1e-5)
+
+
+def test_a_batch_larger_than_looked_at_before_makes_room(splits, monkeypatch):
+    expected = stacked(splits, config_of("GT-ZINC"))
+    monkeypatch.setattr(stacked_progress, "_SCANNED_EPOCHS", 0)
+    found = stacked(splits, config_of("GT-ZINC"))
+    for seed in SEEDS:
+        difference = largest_difference(found.last_weights[seed], expected.last_weights[seed])
+        assert difference < TOLERANCE
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_resumed_run_is_that_of_an_uninterrupted_one(splits, tmp_path, dropout):
+    always = lambda epoch: True  # noqa: E731
+    config = config_of("GT-ZINC", lr=1e-3, lr_patience=0, dropout=dropout, max_epochs=4)
+    expected = stacked(splits, config, record_epochs=always)
+    stopped = stacked(splits, config, record_epochs=always, folder=tmp_path, time_limit=0.0)
+    assert set(stopped.stop_reason.values()) == {"not finished"} and stopped.history.empty
+    stacked(splits, config.replace(max_epochs=2), record_epochs=always, folder=tmp_path)
+    found = stacked(splits, config, record_epochs=always, folder=tmp_path)
+    again = stacked(splits, config, record_epochs=always, folder=tmp_path)  # nothing is left to do
+    for run in (found, again):
+        for seed in SEEDS:
+            for name in ("best_weights", "last_weights"):
+                pair = getattr(run, name)[seed], getattr(expected, name)[seed]
+                assert largest_difference(*pair) == 0.0
+        pd.testing.assert_frame_equal(run.measures, expected.measures, check_exact=True)
+        columns = expected.history.columns.drop("seconds")
+        pd.testing.assert_frame_equal(
+            run.history[columns], expected.history[columns], check_exact=True
+        )
+        assert run.best_epoch == expected.best_epoch
+        assert run.stop_reason == expected.stop_reason
+
+
+def test_the_state_of_another_run_is_refused(splits, tmp_path):
+    stacked(splits, config_of("GT-ZINC", max_epochs=1), folder=tmp_path)
+    with pytest.raises(ValueError, match="seeds: stored"):
+        stacked(splits, config_of("GT-ZINC"), seeds=(1, 2), folder=tmp_path)
+    with pytest.raises(ValueError, match="lr: stored"):
+        stacked(splits, config_of("GT-ZINC", lr=0.5), folder=tmp_path)
+
+
+def test_scores_are_measured_as_those_of_a_single_network(splits):
+    config = config_of("GT-ZINC", max_epochs=2)
+    found = stacked(splits, config, record_epochs=lambda epoch: epoch in (0, 2))
+    assert found.measures["epoch"].unique().tolist() == [0, 2]
+    assert len(found.measures) == 2 * len(SEEDS) * config.num_layers
+    for seed in SEEDS:
+        model = build_double(config)
+        model.load_state_dict(found.last_weights[seed])
+        last = found.measures.query("seed == @seed and epoch == 2")
+        for layer, summary in enumerate(summarise_scores(model, config, splits.test)):
+            expected = summary.statistics()
+            for name in set(expected) & set(COLUMNS):
+                assert last[name].iloc[layer] == pytest.approx(expected[name], rel=0.012), name
+
+
+def test_adam_is_that_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 5, generator=generator, dtype=torch.double)
+    single = [nn.Parameter(row.clone()) for row in weights]
+    lr = torch.tensor([0.1, 0.003], dtype=torch.double)
+    optimizers = [
+        torch.optim.Adam([one], lr=rate.item(), weight_decay=0.2)
+        for one, rate in zip(single, lr, strict=True)
+    ]
+    first, second, decay = (torch.full((2, 5), x, dtype=torch.double) for x in (0.0, 0.0, 0.2))
+    steps = torch.zeros(2, dtype=torch.double)
+    for step in range(5):
+        gradient = torch.randn(2, 5, generator=generator, dtype=torch.double)
+        active = torch.tensor([1.0, float(step != 2)], dtype=torch.double)
+        _adam(weights, gradient, first, second, steps, lr, decay, active)
+        for one, optimizer, row, is_active in zip(
+            single, optimizers, gradient, active, strict=True
+        ):
+            one.grad = row.clone()
+            if is_active:
+                optimizer.step()
+        difference = torch.stack([one.detach() for one in single]) - weights
+        assert difference.abs().max() < 1e-14
+
+
+def test_the_gradient_of_a_long_sum_may_be_cut_into_parts(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(*size, generator=generator, dtype=torch.double)
+        for size in ((2 * 12, 3), (2, 5, 3), (2, 5))
+    )
+
+    def gradients(parts):
+        monkeypatch.setattr(StackedLinear, "_parts", lambda self, rows: parts)
+        linear = StackedLinear(weight.clone(), bias.clone())
+        y = linear(x)
+        return torch.autograd.grad(y.square().sum(), [linear.weight, linear.bias])
+
+    for whole, cut in zip(gradients(1), gradients(4), strict=True):
+        assert (whole - cut).abs().max() < 1e-12
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("seeds", "message"), [((), "at least one"), ((1, 2, 1), r"got \[1\] more than once")]
+)
+def test_missing_and_repeated_seeds_are_refused(splits, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        stacked(splits, config_of("GT-ZINC"), seeds=seeds)
+
+
+def test_an_unknown_engine_and_an_empty_split_are_refused(splits):
+    with pytest.raises(ValueError, match="engine: expected one of"):
+        stacked(splits, config_of("GT-ZINC"), engine="warp")
+    with pytest.raises(ValueError, match="at least one graph"):
+        stacked(replace(splits, val=[]), config_of("GT-ZINC"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: setattr(m.layers, "0", nn.GRU(2, 2)), "layers.0: GRU is not known"),
+        (lambda m: setattr(m.layers[0].node_block, "batch_norm1", nn.BatchNorm1d(8, momentum=None)),
+         "layers.0.node_block.batch_norm1: BatchNorm1d is stacked with"),
+        (lambda m: setattr(m.layers[0].node_block, "layer_norm1", nn.LayerNorm((8,), bias=False)),
+         "layers.0.node_block.layer_norm1: LayerNorm is stacked with"),
+        (lambda m: m.register_parameter("extra", nn.Parameter(torch.ones(1))),
+         "the network: GraphNetwork owns a parameter"),
+    ],
+)  # fmt: skip
+def test_a_module_that_cannot_be_stacked_is_named(change, message):
+    network = build(config_of("GT-ZINC"))
+    change(network)
+    with pytest.raises(ValueError, match=message):
+        check_stackable(network)
+
+
+@pytest.mark.parametrize("name", ["GAT-ZINC", "GATv2-ZINC", "TransformerConv-ZINC", "GPS-ZINC"])
+def test_networks_of_pyg_layers_are_refused(name):
+    with pytest.raises(ValueError, match=r"train them one by one with mapkg\.train\.fit"):
+        check_stackable(build(CONFIGS[name]))
+
+
+def test_rows_of_an_unknown_kind_are_refused():
+    network = build(config_of("GT-ZINC"))
+    _, layout = stack_networks(network, stacked_state([network]))
+    layout.nodes = layout.edges = stacked_progress.Stack.__new__(stacked_progress.Stack)
+    layout.nodes.mask = torch.ones(1, 4, 1)
+    with pytest.raises(ValueError, match="expected 4 rows per network"):
+        layout.of(5)
+
+
+def test_without_cuda_steps_run_eagerly_and_the_reason_is_printed(splits, capfd):
+    found = stacked(splits, config_of("GT-ZINC", max_epochs=1), engine="compile+graph")
+    assert found.engine == "eager"
+    assert "falls back to 'eager': a CUDA graph needs CUDA" in capfd.readouterr().err
+
+
+def test_targets_that_are_not_finite_stop_a_run(splits):
+    bad = [graph.clone() for graph in splits.train]
+    bad[5].y = torch.full((1, 1), torch.nan).double()
+    with pytest.raises(FloatingPointError, match="no seed has a finite loss after epoch 1"):
+        stacked(replace(splits, train=bad), config_of("GT-ZINC"))
+
+
+# The script.
+
+
+def test_the_script_trains_and_goes_on_from_prepared_tensors(tmp_path, capsys, monkeypatch):
+    path = REPOSITORY / "benchmarks" / "stacked.py"
+    specification = importlib.util.spec_from_file_location("stacked_benchmark", path)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    names = ("train", "val", "test")
+    data = {name: script.random_graphs(12, seed) for seed, name in enumerate(names)}
+    script.save_splits(tmp_path / script.DATA_FILE, data)
+    small = {"GT-ZINC": config_of("GT-ZINC")}
+    monkeypatch.setattr(script, "CONFIGS", small)
+    folders = {name: str(tmp_path / name) for name in ("out", "state")}
+    for epochs in ("2", "3"):
+        arguments = ["stacked.py", "--data", str(tmp_path), "--out", folders["out"], "--state"]
+        arguments += [folders["state"], "--seeds", "2", "--max-epochs", epochs]
+        monkeypatch.setattr("sys.argv", [*arguments, "--engine", "eager"])
+        script.main()
+    table = pd.read_csv(tmp_path / "out" / "epochs.csv.gz")
+    assert table["epoch"].value_counts().to_dict() == dict.fromkeys(range(4), 2 * 2)
+    assert table.groupby("epoch")["train_loss"].count().tolist() == [0, 4, 4, 4]
+    about = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert about["seeds"] == [0, 1] and about["epoch"] == 3
+    assert about["relative_difference_of_losses"] < 1e-3
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("epochs.csv.gz", "run.json", "best_0.safetensors", "last_0.safetensors")
+    }
+    assert "stopped: {0: 'max epochs', 1: 'max epochs'}" in capsys.readouterr().out
