@@ -20,7 +20,7 @@ OWN_TESTS = {
     "mapkg/detection/ratios.py": "detection",
     "mapkg/detection/reporting.py": "reporting",
     "mapkg/detection/summary.py": "detection laws",
-    "mapkg/hooks.py": "hooks",
+    "mapkg/hooks.py": "hooks scan",
     "mapkg/lipschitz.py": "lipschitz",
     "mapkg/models/edge_attention.py": "edge_attention explicit_bias",
     "mapkg/models/norms.py": "norms lipschitz",
@@ -28,7 +28,7 @@ OWN_TESTS = {
 }
 """The modules, and those tests/test_*.py that bear their name or test what they export."""
 
-NOT_QUICK = "architecture book docs notebook notebooks packaging provenance workflow"
+NOT_QUICK = "architecture book docs notebook notebooks packaging provenance viewer workflow"
 """Tests of the text of the repository, and those that need the book or other processes."""
 
 OPERATORS = {

@@ -98,6 +98,19 @@ def test_the_median_is_that_of_magnitudes():
     assert torch.equal(row_median(torch.tensor([[-6.0, -5.0, 0.0, 1.0, 5.0]])), torch.tensor([5.0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_ratio_of_half_precision_by_hand(dtype):
+    x = torch.tensor([[4.0, -1.0, 2.0, -8.0]], dtype=dtype)
+    assert activation_ratio(x).tolist() == [[2.0, 0.5, 1.0, 4.0]]
+    assert activation_ratio(x).dtype == dtype
+
+
+def test_the_ratio_has_gradients_of_the_activation_and_of_the_median():
+    x = torch.tensor([[4.0, -1.0, 2.0, -8.0]], requires_grad=True)
+    activation_ratio(x)[0, 3].backward()  # |x_3| / |x_2|
+    assert x.grad.tolist() == [[0, 0, -8 / 2**2, -1 / 2]]
+
+
 @pytest.mark.parametrize("channels", [7, 8])
 def test_the_ratio_ignores_scale_and_sign_and_follows_permutations(channels):
     generator = torch.Generator().manual_seed(0)
