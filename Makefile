@@ -4,6 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 CORES ?= all
 WHAT ?=
+# Packages are compiled as they are first imported, not all at their installation.
+unexport PYTHONDONTWRITEBYTECODE
 # An environment that was not finished, or whose Python is gone or too old, is as none.
 USABLE := $(shell test -f $(INSTALLED) && $(BIN)/python -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null)
 
