@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -194,13 +193,14 @@ def published(text: str) -> str:
 
 def render() -> int:
     """Run Jupyter Book on the staging folder, warnings as errors; returns the exit status."""
-    output = STAGE / "_build"
-    program = Path(sys.executable).with_name("jupyter-book")
-    command = [str(program), "build", str(STAGE), "-W", "-n", "--keep-going", "-q"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        print(f"{result.stdout}\n{result.stderr}", file=sys.stderr)
-        return result.returncode
+    import kernels
+
+    output, log = STAGE / "_build", BUILD / "render.log"
+    # What autodoc needs is imported in the server already, if a notebook was run.
+    status = kernels.run_jupyter_book(["build", str(STAGE), "-W", "-n", "--keep-going", "-q"], log)
+    if status != 0:
+        print(log.read_text(), file=sys.stderr)
+        return status
     shutil.rmtree(HTML, ignore_errors=True)
     shutil.move(output / "html", HTML)
     shutil.rmtree(output)

@@ -2,10 +2,11 @@
 
 Importing torch, PyG, RDKit and the plotting libraries takes several seconds. A server process
 imports once what the notebooks name, and each kernel is a fork of it: what a kernel computes
-is seen by no other.
+is seen by no other. Jupyter Book, whose autodoc imports the same, runs in a further fork.
 """
 
 import ast
+import gc
 import json
 import os
 from collections.abc import Iterable
@@ -55,6 +56,26 @@ def _imports(notebook: Path) -> set[str]:
     return names
 
 
+def run_jupyter_book(arguments: list[str], log: Path) -> int:
+    """Run the command ``jupyter-book`` in a fork of the server; returns its exit status.
+
+    Args:
+        arguments: of the command.
+        log: the file for all that it prints.
+    """
+    process = _forks.Process(target=_jupyter_book, args=(arguments, log))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _jupyter_book(arguments: list[str], log: Path) -> None:
+    from jupyter_book.cli.main import main
+
+    _redirect(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+    main(arguments)
+
+
 class _Kernel(_forks.Process):
     """A kernel's process, with what ``jupyter_client`` asks of a ``Popen``."""
 
@@ -82,8 +103,13 @@ class _Provisioner(LocalProvisioner):
 
 
 def _run(options: list[str], folder: str) -> None:
+    gc.freeze()  # what was imported is not looked through again and again
     os.chdir(folder)
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for descriptor in range(3):
-        os.dup2(nowhere, descriptor)
+    _redirect(os.open(os.devnull, os.O_RDWR))
     IPKernelApp.launch_instance(argv=options)
+
+
+def _redirect(descriptor: int) -> None:
+    """Have a file in place of the terminal."""
+    for standard in range(3):
+        os.dup2(descriptor, standard)
