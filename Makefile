@@ -25,8 +25,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; try make PYTHON=python3.11")'
 	@if [ -e .venv ] && [ "$(USABLE)" != True ]; then echo ".venv is not complete, or its Python is gone or too old; it is made anew"; rm -rf .venv; fi
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps --disable-pip-version-check -r requirements.lock --editable .
 	touch $@
 
 book: $(INSTALLED) ## build the site in _build/html, running the notebooks that changed

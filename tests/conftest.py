@@ -1,6 +1,7 @@
 """What several test modules share."""
 
 import contextlib
+import gc
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,11 @@ SHARED = REPOSITORY.parent / "shared"
 ORACLE = Path(os.environ.get("MAPKG_ORACLE", SHARED / "oracle"))
 NOT_BUNDLED = Path(os.environ.get("MAPKG_DATA", SHARED / "data"))
 """Where the data sets are that the repository does not carry, if they are anywhere."""
+
+
+def pytest_collection_finish():
+    """What was imported is not looked through for garbage again and again."""
+    gc.freeze()
 
 
 def few_molecules(train, val, test):
