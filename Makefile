@@ -37,7 +37,7 @@ test: lint book ## lint, quick tests, notebooks and the built book
 	@echo "The slow tests were left out; make test-all runs them, too."
 
 test-all: test ## the same, and the slow tests: before an issue is closed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow --jaxtyping-packages=mapkg,beartype.beartype
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m slow --jaxtyping-packages=mapkg,studies,beartype.beartype
 
 lint: $(INSTALLED) ## ruff alone
 	$(BIN)/ruff check .

@@ -84,13 +84,13 @@ def continuous_integration(checkout: Path) -> float:
 
 
 def show_help(checkout: Path) -> float:
-    """``python -m mapkg --help``."""
-    return seconds(checkout, python(checkout), "-m", "mapkg", "--help")
+    """``python -m studies --help``."""
+    return seconds(checkout, python(checkout), "-m", "studies", "--help")
 
 
 def misspelt(checkout: Path) -> float:
-    """``python -m mapkg trian``, a command that is not there."""
-    return seconds(checkout, python(checkout), "-m", "mapkg", "trian", status=2)
+    """``python -m studies trian``, a command that is not there."""
+    return seconds(checkout, python(checkout), "-m", "studies", "trian", status=2)
 
 
 def loaded(checkout: Path) -> int:
@@ -105,7 +105,7 @@ ROWS = {
     "one": ("make book, one notebook changed", book_one_changed, 1.0),
     "nothing": ("make book, nothing changed", book_unchanged, None),
     "ci": (".ci/run on a clean clone, with the installation", continuous_integration, 0.3),
-    "help": ("python -m mapkg --help", show_help, 0.15),
+    "help": ("python -m studies --help", show_help, 0.15),
     "misspelt": ("a misspelt command", misspelt, 0.15),
     "loaded": (f"import mapkg.hooks: loaded of {', '.join(HEAVY)}", loaded, 0),
 }

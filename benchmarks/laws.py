@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from mapkg.data import BUNDLED
-from mapkg.detection import StreamingHistogram, fit_law, histogram_from_table
+from mapkg.measures import StreamingHistogram
+from studies.data import BUNDLED
+from studies.laws import fit_law, histogram_from_table
 
 SAMPLE = 100_000
 

@@ -15,16 +15,15 @@ from pathlib import Path
 
 OWN_TESTS = {
     "mapkg/attack.py": "attack robustness",
-    "mapkg/detection/laws.py": "laws",
-    "mapkg/detection/nulls.py": "nulls",
-    "mapkg/detection/ratios.py": "detection",
-    "mapkg/detection/reporting.py": "reporting",
-    "mapkg/detection/summary.py": "detection laws",
+    "studies/laws.py": "laws",
+    "mapkg/nulls.py": "nulls",
+    "mapkg/reporting.py": "reporting",
+    "mapkg/measures.py": "detection laws",
     "mapkg/hooks.py": "hooks scan",
     "mapkg/lipschitz.py": "lipschitz",
     "mapkg/models/edge_attention.py": "edge_attention explicit_bias",
-    "mapkg/models/norms.py": "norms lipschitz",
-    "mapkg/smoothing.py": "smoothing backward_smoothing",
+    "mapkg/lipschitz_norm.py": "norms lipschitz",
+    "mapkg/oversmoothing.py": "smoothing backward_smoothing",
 }
 """The modules, and those tests/test_*.py that bear their name or test what they export."""
 

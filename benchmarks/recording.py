@@ -12,10 +12,12 @@ import pandas as pd
 import torch
 from torch_geometric.loader import DataLoader
 
-from mapkg import checkpoint, hooks
-from mapkg.data import BUNDLED, load
+from mapkg import hooks
 from mapkg.evaluation import predict
-from mapkg.observation import SCORES, summarise
+from mapkg.models.network import SCORES
+from studies import checkpoint
+from studies.data import BUNDLED, load
+from studies.observation import summarise
 
 REPEATS = 3
 

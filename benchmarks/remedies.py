@@ -17,13 +17,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mapkg import CONFIGS, build, load
 from mapkg.evaluation import batches, predict, targets
-from mapkg.experiments import fit_to_data
-from mapkg.experiments.grid import MODELS
-from mapkg.experiments.remedies import ARMS, OTHERS, SETTINGS
-from mapkg.experiments.results import write_table
-from mapkg.provenance import commit, versions
+from mapkg.models.network import build
+from studies.data import load
+from studies.emergence import fit_to_data
+from studies.grid import MODELS
+from studies.provenance import commit, versions
+from studies.published import CONFIGS
+from studies.remedies import ARMS, OTHERS, SETTINGS
+from studies.results import write_table
 
 STEPS = 3
 

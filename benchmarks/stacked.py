@@ -27,13 +27,14 @@ from torch_geometric.data import Batch, Data
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a copy of the repository is enough
 
-from mapkg.configs import CONFIGS, Config
-from mapkg.files import write_atomically
 from mapkg.models import build
-from mapkg.padded_batches import FlatGraphs, epoch_order, in_batches, read_splits, save_splits
-from mapkg.stacked_progress import Progress
-from mapkg.stacked_steps import ENGINES
-from mapkg.train_stacked import StackedFit, fit_stacked
+from mapkg.models.config import Config
+from studies.files import write_atomically
+from studies.padded_batches import FlatGraphs, epoch_order, in_batches, read_splits, save_splits
+from studies.published import CONFIGS
+from studies.stacked_progress import Progress
+from studies.stacked_steps import ENGINES
+from studies.train_stacked import StackedFit, fit_stacked
 
 DATA_FILE, ABOUT_FILE = "splits.safetensors", "run.json"
 TRAIN_ATOMS, TRAIN_EDGES = 231_664, 498_558  # of the benchmark's 10,000 training molecules
@@ -77,7 +78,7 @@ def prepare(table: Path, folder: Path) -> None:
     """Turn a table of SMILES into tensors, and check that they are the benchmark's."""
     import pandas as pd
 
-    from mapkg.data.molecules import molecule_graph
+    from studies.data.molecules import molecule_graph
 
     rows = pd.read_csv(table)
     splits = {

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from mapkg.data import load_table
-from mapkg.experiments import converged
-from mapkg.experiments.results import write_table
+from studies import converged
+from studies.data import load_table
+from studies.results import write_table
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from mapkg.data.trees import level_order, neighbors_match
-from mapkg.experiments.trees import VARIANTS
+from studies.data.trees import level_order, neighbors_match
+from studies.neighbors_match import VARIANTS
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 
     python book/build.py
 
-A notebook is executed again when it, the package, the installed packages or the data it reads
+A notebook is executed again when it, mapkg, studies, the installed packages or the data it reads
 have changed; what it reads stands in its metadata (``mapkg.reads``). Executed copies and the
 pages are in ``_build``; pages are rendered from a staging folder, with execution off. When
 nothing changed at all, nothing is done.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ STAGE = BUILD / "stage"
 HTML = BUILD / "html"
 STAMP = BUILD / "html.sha256"
 KEYS = EXECUTED / "keys.json"
+PACKAGES = ("mapkg", "studies")
 BESIDE_PAGES = ("book/references.bib", "book/emergence.png")
 
 
@@ -49,7 +51,8 @@ def build() -> int:
         print("\n\n".join(failed), file=sys.stderr)
         return 1
     stage(pages)
-    key = digest([STAGE, Path(__file__), ROOT / "requirements.lock", ROOT / "mapkg"])
+    shared = [ROOT / name for name in ("requirements.lock", *PACKAGES)]
+    key = digest([STAGE, Path(__file__), *shared])
     if STAMP.is_file() and STAMP.read_text() == key and HTML.is_dir():
         print(f"the book is up to date: {HTML / 'index.html'}", file=sys.stderr)
         return 0
@@ -113,7 +116,7 @@ def run_notebook(path: Path) -> str | None:
     """Run one notebook through the strict runner; returns what failed, if anything did."""
     import kernels
 
-    from mapkg import notebook
+    from studies import notebook
 
     try:
         notebook.run(
@@ -134,8 +137,7 @@ def notebook_key(path: Path) -> str:
     missing = [name for name in reads if not (ROOT / name).exists()]
     if missing:
         raise FileNotFoundError(f"{path.name} reads {', '.join(missing)}, which is not there")
-    shared = [ROOT / "mapkg", ROOT / "requirements.lock"]
-    return digest([path, *shared, *(ROOT / name for name in reads)])
+    return digest([path, *(ROOT / name for name in (*PACKAGES, "requirements.lock", *reads))])
 
 
 def digest(paths: Iterable[Path]) -> str:
@@ -167,6 +169,8 @@ def stage(pages: list[Path]) -> None:
             target.write_text(published((EXECUTED / page.name).read_text()))
         else:
             shutil.copy(page, target)
+    with (STAGE / "book" / "api.md").open("a") as page:
+        page.writelines(api())
     for name in ("_config.yml", "_toc.yml", *BESIDE_PAGES):
         shutil.copy(ROOT / name, STAGE / name)
     # Pages load MathJax from the site itself: the site must work without a network.
@@ -175,6 +179,21 @@ def stage(pages: list[Path]) -> None:
     # Not "_static": Jupyter Book would load every script in a folder of that name once more.
     shutil.copytree(ROOT / "book" / "assets", STAGE / "assets")
     shutil.copy(package.locate_file(scripts[0]), STAGE / "assets" / "tex-svg.js")
+
+
+def api() -> Iterator[str]:
+    """The page of the API after its introduction: the library in full, the studies by title."""
+    modules = {package: sorted((ROOT / package).rglob("*.py")) for package in PACKAGES}
+    for path in modules["mapkg"]:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if path.name != "__init__.py":
+            directive = f".. automodule:: {name}\n   :members:"
+            yield f"\n## {name}\n\n```{{eval-rst}}\n{directive}\n```\n"
+    yield "\n## studies\n\n| module | what it is for |\n|---|---|\n"
+    for path in modules["studies"]:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        purpose = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+        yield f"| `{name}` | {purpose} |\n"
 
 
 def published(text: str) -> str:

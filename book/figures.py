@@ -9,9 +9,9 @@ it is out of date.
 import hashlib
 from pathlib import Path
 
-from mapkg import plots
-from mapkg.data import BUNDLED
-from mapkg.experiments import read_emergence
+from studies import plots
+from studies.data import BUNDLED
+from studies.results import read_emergence
 
 PICTURE = Path(__file__).with_name("emergence.png")
 PREFIX = "emergence_gt_zinc_"

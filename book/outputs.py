@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbformat
 
-from mapkg import notebook
+from studies import notebook
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 CHECKED = "nbval-check-output"

@@ -1,35 +1,34 @@
 """Massive activations and gradient flow in attention-based graph neural networks.
 
-The package computes, the notebooks argue:
+Tools for any network of torch or PyG:
 
-- ``configs``: every hyper-parameter the papers and their code state.
-- ``data``: ``load(name)`` gives graphs in three splits.
-- ``models``: attention networks with edge features; ``models.official`` reads published weights.
-- ``train``, ``evaluation``, ``metrics``, ``checkpoint``: fit, score, save, load;
-  ``train_nodes``: the same for the nodes of one graph.
-- ``train_stacked``: many seeds of one network at once; ``padded_batches``, ``score_measures``.
-- ``hooks``: record or edit what any submodule of any torch model returns, or what a layer of
-  PyG computes inside.
-- ``detection``: activation ratio, threshold, summaries that stream, laws, nulls, and a report
-  for any model.
-- ``observation``: what the scores of a network look like over many graphs.
-- ``attribution``: what massive activations sit on, and whether that explains predictions.
-- ``attack``: noise on embeddings that ascends the loss.
-- ``lipschitz``: how much attention amplifies a change of its input, and bounds of that.
-- ``experiments``: from a configuration to tidy tables; ``plots``: from tables to figures.
-- ``notebook``, ``commands``: notebooks with other parameters, and what the command line does.
+- ``hooks``: ``record`` or ``edit`` what any submodule returns, or what a layer of PyG computes
+  inside; ``scan`` does so batch by batch.
+- ``measures``, ``nulls``: the activation ratio, summaries that stream, and what chance gives;
+  ``report(model, loader)`` has one verdict per layer.
+- ``attribution``, ``interventions``, ``attack``: what massive activations sit on, what happens
+  without them, and noise on embeddings that ascends the loss.
+- ``lipschitz_norm``, ``lipschitz``, ``oversmoothing``: LipschitzNorm for the attention layers of
+  a network, how much attention amplifies a change of its input, and how alike nodes become.
+- ``models``: attention networks with edge features, observable by name.
 """
 
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"CONFIGS": "configs", "Config": "configs", "load": "data", "build": "models"}
+_HOMES = {
+    **dict.fromkeys(("edit", "record", "scan"), "hooks"),
+    **dict.fromkeys(("activation_ratio", "is_massive"), "measures"),
+    "report": "reporting",
+    "lipschitz_normalise": "lipschitz_norm",
+    **dict.fromkeys(("Config", "EdgeAttention", "build"), "models"),
+}
 
-__all__ = ["CONFIGS", "Config", "build", "load"]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, imported when they are asked for: ``mapkg.hooks`` needs no RDKit."""
+    """The names above, imported when they are asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

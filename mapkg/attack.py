@@ -33,8 +33,8 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg import hooks
-from mapkg.detection import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.evaluation import batches, predict, targets
+from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.metrics import losses, measure
 
 SIGMAS = (0.01, 10**-1.5, 0.1)

@@ -1,16 +1,31 @@
 """Forward passes over a data set: predictions, metrics, BatchNorm statistics."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from mapkg.data import Graphs, NodeSplit
 from mapkg.hooks import scan
 from mapkg.metrics import measure
+
+
+@runtime_checkable
+class NodeSplit(Protocol):
+    """Seed nodes of one large graph, drawn with their neighbourhoods."""
+
+    def __len__(self) -> int:
+        """Number of seed nodes."""
+
+    def loader(self, batch_size: int, shuffle: bool) -> Iterable[Data]:
+        """Sampled neighbourhoods; the first ``batch.batch_size`` nodes are the seeds."""
+
+
+Graphs = Sequence[Data] | NodeSplit
+"""What a model is run on, whole graphs or seed nodes with their neighbourhoods."""
 
 
 def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128) -> float:

@@ -2,7 +2,7 @@ r"""Every measure of massive activations at once, of many networks, streamed on 
 
 Of each network and layer, over the edges of a data set. A row is the score s of one edge, its D
 channels those of all heads. With \|s\| sorted within a row, its *median* is the lower middle one
-(``detection.row_median``), its *90 % quantile* the ceil(0.9 D)-th.
+(``measures.row_median``), its *90 % quantile* the ceil(0.9 D)-th.
 
 - Row ratio (the published definition): largest over median of the row.
 - Layer ratio (the option ``batch_median`` of the published code): \|s\| over the median of \|s\|
@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 MASSIVE_RATIO = 1000.0
-"""A ratio above this is massive, as in ``detection``."""
+"""A ratio above this is massive, as in ``measures``."""
 
 SUN_MAGNITUDE = 100.0
 """A massive activation after Sun et al. (2024) is larger than this, too."""

@@ -11,8 +11,8 @@ import platformdirs
 import pytest
 import torch
 
-from mapkg.data import NodesOfGraph, Splits, load
-from mapkg.data.networks import citation_like, planetoid_folder
+from studies.data import NodesOfGraph, Splits, load
+from studies.data.networks import citation_like, planetoid_folder
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"

@@ -4,7 +4,7 @@ import gzip
 
 import numpy as np
 
-from mapkg.data.ogbn_proteins import SPECIES
+from studies.extras.ogbn_proteins import SPECIES
 
 NUM_NODES = 30
 TRAIN, VALID, TEST = [4, 0, 2, *range(10, 20)], [1, 3, *range(20, 24)], [5, 29, 6, 7]

@@ -1,10 +1,10 @@
-"""The package's picture: who imports whom, and what every module has."""
+"""The two packages: who may import what, and what every module has."""
 
 import ast
 import re
 import subprocess
 import sys
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,141 +13,17 @@ import pytest
 import mapkg
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGE = REPOSITORY / "mapkg"
 MAX_LINES = 400
 
-EVERYTHING_BELOW = {
-    *("configs", "provenance", "files", "hooks", "detection", "data", "models"),
-    *("checkpoint", "metrics", "evaluation", "train", "train_nodes", "train_trees"),
-}
-
-# What a room may import of the package; a room that is a folder may import from itself.
-PICTURE = {
-    "configs": set(),
-    "provenance": set(),
-    "files": set(),
-    "hooks": set(),
-    "detection": {"hooks"},
-    "notebook": set(),
-    "data": {"files"},
-    "models": {"configs"},
-    "checkpoint": {"configs", "files", "models"},
-    "metrics": {"configs"},
-    "evaluation": {"data", "metrics", "hooks"},
-    "train": {"configs", "provenance", "data", "metrics", "hooks", "evaluation", "checkpoint"},
-    "train_nodes": {"data", "hooks", "models"},
-    "train_trees": {"data", "hooks", "models"},
-    "padded_batches": set(),
-    "score_measures": set(),
-    "stacked_steps": {"configs", "hooks", "models", "padded_batches", "score_measures"},
-    "stacked_progress": {
-        *("checkpoint", "configs", "models", "padded_batches", "provenance", "score_measures"),
-        "stacked_steps",
-    },
-    "train_stacked": {"configs", "models", "padded_batches", "stacked_progress", "stacked_steps"},
-    "observation": {"configs", "data", "models", "hooks", "detection", "evaluation"},
-    "attribution": {
-        *("configs", "data", "models", "hooks", "detection", "metrics", "evaluation"),
-        "observation",
-    },
-    "attack": {"data", "hooks", "detection", "metrics", "evaluation"},
-    "lipschitz": set(),
-    "smoothing": {"hooks"},
-    "experiments": {
-        *EVERYTHING_BELOW,
-        "observation",
-        "attribution",
-        "attack",
-        "lipschitz",
-        "smoothing",
-    },
-    "plots": {"configs", "detection"},
-    "__init__": set(),  # lazy
-    "commands": {
-        *EVERYTHING_BELOW,
-        *("observation", "attribution", "attack", "experiments", "notebook"),
-    },
-    "study_commands": {*EVERYTHING_BELOW, "experiments"},
-    "__main__": {"configs", "commands", "study_commands"},
-}
-
-# The modules of the rooms that are folders.
-FOLDERS = {
-    "data": {
-        *(
-            "__init__",
-            "bond_properties",
-            "description",
-            "graph_cache",
-            "molecules",
-            "neighbours",
-            "networks",
-            "ogbn_proteins",
-        ),
-        *(
-            "proteins",
-            "raw_files",
-            "regular",
-            "smiles_tables",
-            "splitting",
-            "tox21",
-            "trees",
-            "zinc_benchmark",
-        ),
-    },
-    "detection": {"__init__", "laws", "nulls", "ratios", "reporting", "summary"},
-    "attribution": {
-        *("__init__", "by_type", "edge_scores", "faithfulness", "first_layer", "interventions"),
-        "parts",
-    },
-    "experiments": {
-        *(
-            "__init__",
-            "backward_smoothing",
-            "bond_type_tables",
-            "bond_types",
-            "changed_types",
-            "controls",
-            "converged",
-            "deep_smoothing",
-            "depth",
-        ),
-        *(
-            "emergence",
-            "explanations",
-            "explicit_bias",
-            "grid",
-            "lipschitz_constants",
-            "missing_features",
-        ),
-        *("remedies", "results", "robustness", "studies", "trees"),
-    },
-    "plots": {
-        *(
-            "__init__",
-            "attribution",
-            "bonds",
-            "converged",
-            "depth",
-            "diagrams",
-            "distributions",
-            "emergence",
-        ),
-        "grid",
-        *("molecules", "remedies", "smoothing", "style", "trees", "viewer"),
-    },
-    "models": {
-        *("__init__", "deep", "edge_attention", "edge_gat", "full_graph", "laplacian_encoding"),
-        *("networks", "norms", "official", "stacked", "standard", "tree_layers", "trees"),
-        "vanilla",
-    },
-}
+LIBRARY_NEEDS = {"torch", "torch_geometric", "numpy", "scipy", "pandas", "jaxtyping", "tqdm"}
+"""What ``mapkg`` may import beside Python's own modules."""
 
 MODULES = {
-    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
-    for path in sorted(PACKAGE.rglob("*.py"))
+    path.relative_to(REPOSITORY).with_suffix("").as_posix().replace("/", "."): path
+    for package in ("mapkg", "studies")
+    for path in sorted((REPOSITORY / package).rglob("*.py"))
 }
-"""Files of the package by dotted name, for example ``data.molecules`` or ``data.__init__``."""
+"""Files by dotted name, for example ``studies.data.molecules`` or ``studies.data.__init__``."""
 
 each_module = pytest.mark.parametrize("module", MODULES)
 
@@ -157,95 +33,60 @@ def tree_of(module):
 
 
 def module_named(dotted):
-    """The module that ``mapkg.dotted`` is: a file, a folder's ``__init__``, or None."""
-    for candidate in (dotted, f"{dotted}.__init__" if dotted else "__init__"):
-        if candidate in MODULES:
-            return candidate
-    return None
+    """The module of that name: a file, a folder's ``__init__``, or None."""
+    return next((name for name in (dotted, f"{dotted}.__init__") if name in MODULES), None)
 
 
 def imports_of(tree):
-    """Modules of the package that a file imports, wherever in the file it does so."""
+    """Modules that a file imports, wherever in the file it does so; ours by their files."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import; write the full name"
             # "from mapkg import hooks" is an import of mapkg.hooks, not of mapkg's own names.
-            names = [
-                inner if module_named(inner.partition(".")[2]) else node.module
-                for inner in (f"{node.module}.{alias.name}" for alias in node.names)
-            ]
-        else:
-            continue
-        for name in names:
-            package, _, dotted = name.partition(".")
-            if package == "mapkg":
-                module = module_named(dotted)
-                assert module is not None, f"line {node.lineno}: there is no module {name}"
-                found.add(module)
-    return found
-
-
-def room_of(module):
-    return module.partition(".")[0]
-
-
-def test_every_file_is_in_the_picture():
-    expected = {room for room in PICTURE if room not in FOLDERS}
-    expected |= {f"{room}.{module}" for room, modules in FOLDERS.items() for module in modules}
-    assert set(MODULES) == expected
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if module_named(name) else node.module for name in inner}
+    return {module_named(name) or name for name in found}
 
 
 @each_module
-def test_a_module_imports_only_what_its_room_may(module):
-    room = room_of(module)
-    allowed = PICTURE[room] | ({room} if room in FOLDERS else set())
-    forbidden = {name for name in imports_of(tree_of(module)) if room_of(name) not in allowed}
-    assert not forbidden
-
-
-def test_no_room_of_the_picture_is_below_itself():
-    try:
-        order = list(TopologicalSorter(PICTURE).static_order())
-    except CycleError as error:
-        pytest.fail(f"the picture has a circle: {error}")
-    assert order[-1] == "__main__" or order[-1] == "__init__"
+def test_what_a_module_imports_is_below_it(module):
+    packages = {name.partition(".")[0] for name in imports_of(tree_of(module))}
+    if module.startswith("mapkg."):
+        assert packages <= LIBRARY_NEEDS | {"mapkg"} | sys.stdlib_module_names
+    else:
+        assert not packages & {"notebooks", "tests"}
+    for package in ("mapkg", "studies"):
+        ours = {name for name in imports_of(tree_of(module)) if name.split(".")[0] == package}
+        assert all(name in MODULES for name in ours), "there is no such module"
 
 
 def test_no_module_imports_itself_through_others():
-    graph = {module: imports_of(tree_of(module)) for module in MODULES}
+    graph = {module: imports_of(tree_of(module)) & set(MODULES) for module in MODULES}
     list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-@pytest.mark.parametrize(
-    ("top", "only"),
-    [
-        ("__main__", set()),
-        ("commands", {"__main__"}),
-        ("study_commands", {"__main__"}),
-        ("experiments", {"commands", "study_commands"}),
-        ("plots", set()),
-    ],
-)
-def test_what_is_on_top_is_imported_by_the_command_line_alone(top, only):
-    imported = {module: set(map(room_of, imports_of(tree_of(module)))) for module in MODULES}
-    above = {room_of(module) for module, rooms in imported.items() if top in rooms} - {top}
-    assert above == only
+@pytest.mark.parametrize("top", ["studies.commands", "studies.study_commands", "studies.plots"])
+def test_what_is_on_top_is_imported_by_the_command_line_alone(top):
+    above = {
+        module
+        for module in MODULES
+        if any(name.startswith(top) for name in imports_of(tree_of(module)))
+        and not module.startswith(top)
+    }
+    assert above <= {"studies.__main__"}
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import mapkg.hooks", {"hooks"}),
-        ("import mapkg.data as d, torch", {"data.__init__"}),
-        ("from mapkg import hooks, train", {"hooks", "train"}),
-        ("from mapkg import CONFIGS", {"__init__"}),
-        ("from mapkg.data import molecules, load", {"data.molecules", "data.__init__"}),
-        ("from mapkg.data.molecules import SPLITS", {"data.molecules"}),
-        ("def f():\n    if True:\n        from mapkg import plots", {"plots.__init__"}),
-        ("import torch\nfrom mapkgs import hooks", set()),
+        ("import mapkg.hooks", {"mapkg.hooks"}),
+        ("import studies.data as d, torch", {"studies.data.__init__", "torch"}),
+        ("from mapkg import hooks, report", {"mapkg.hooks", "mapkg.__init__"}),
+        ("from studies.data.molecules import SPLITS", {"studies.data.molecules"}),
+        ("def f():\n    if True:\n        from studies import plots", {"studies.plots.__init__"}),
     ],
 )
 def test_imports_are_found_in_every_form(source, expected):
@@ -288,10 +129,13 @@ def test_a_module_is_named_for_what_it_does(module):
 @pytest.mark.parametrize(
     ("imported", "heavy"),
     [
-        ("mapkg.__main__", ("torch", "numpy", "pandas")),
-        ("mapkg.hooks", ("rdkit", "sklearn", "networkx", "matplotlib", "captum", "papermill")),
-        ("mapkg.experiments", ("matplotlib", "seaborn", "papermill")),
+        ("studies.__main__", ("torch", "numpy", "pandas")),
+        (
+            ", ".join(sorted(name for name in MODULES if name.startswith("mapkg."))),
+            ("studies", "rdkit", "sklearn", "networkx", "matplotlib", "captum", "papermill"),
+        ),
     ],
+    ids=["the command line", "the library"],
 )
 def test_an_import_brings_only_what_it_needs(imported, heavy):
     # In a process of its own: in this one another test may have imported it.
@@ -302,15 +146,14 @@ def test_an_import_brings_only_what_it_needs(imported, heavy):
     assert result.stdout.split() == []
 
 
-def test_what_the_package_offers_is_imported_when_it_is_asked_for():
-    assert {name: getattr(mapkg, name).__module__ for name in ("Config", "build", "load")} == {
-        "Config": "mapkg.configs",
-        "build": "mapkg.models.networks",
-        "load": "mapkg.data",
-    }
+def test_what_the_library_offers_is_imported_when_it_is_asked_for():
+    assert len(mapkg.__all__) <= 12
     assert set(mapkg.__all__) <= set(dir(mapkg))
-    with pytest.raises(AttributeError, match="'mapkg' has no attribute 'laod'"):
-        mapkg.laod  # noqa: B018
+    homes = {name: getattr(mapkg, name).__module__ for name in mapkg.__all__}
+    assert set(homes) == set(mapkg.__all__)
+    assert homes["report"] == "mapkg.reporting" and homes["scan"] == "mapkg.hooks"
+    with pytest.raises(AttributeError, match="'mapkg' has no attribute 'reprot'"):
+        mapkg.reprot  # noqa: B018
 
 
 @each_module

@@ -7,12 +7,12 @@ from torch import nn
 from torch_geometric.data import Data
 
 from mapkg.attack import Ascent, attack, scaled, where_massive
-from mapkg.configs import CONFIGS
-from mapkg.data import load
-from mapkg.detection import activation_ratio
 from mapkg.evaluation import batches, predict, score
 from mapkg.hooks import record
+from mapkg.measures import activation_ratio
 from mapkg.models import build
+from studies.data import load
+from studies.published import CONFIGS
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 SHORT = Ascent(lr=0.01, passes=4)

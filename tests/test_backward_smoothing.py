@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mapkg.data.regular import regular_task
-from mapkg.experiments.backward_smoothing import (
+from mapkg.oversmoothing import limits, relative_spread
+from studies.backward_oversmoothing import (
     Vanilla,
     full_training,
     hidden_gradient,
@@ -20,7 +20,7 @@ from mapkg.experiments.backward_smoothing import (
     train_last_layer,
     training_table,
 )
-from mapkg.smoothing import limits, relative_spread
+from studies.data.regular import regular_task
 
 SMALL = dict(hidden_channels=32)
 

@@ -11,12 +11,12 @@ from rdkit import Chem
 from torch_geometric.data import Data
 from torch_geometric.utils import from_smiles
 
-from mapkg.data import DESCRIPTIONS, Splits, load, molecule_graph
-from mapkg.data.bond_properties import CONJUGATION, OTHER, PROPERTIES, RINGS, edge_labels
-from mapkg.data.proteins import PAIR_TYPES, PROTEINS_FOLDER
-from mapkg.data.tox21 import TOX21_FILE
-from mapkg.data.zinc_benchmark import _benchmark_graph
-from mapkg.experiments.changed_types import join_global_node, shuffle_types
+from studies.changed_types import join_global_node, shuffle_types
+from studies.data import DESCRIPTIONS, Splits, load, molecule_graph
+from studies.data.bond_properties import CONJUGATION, OTHER, PROPERTIES, RINGS, edge_labels
+from studies.data.proteins import PAIR_TYPES, PROTEINS_FOLDER
+from studies.data.tox21 import TOX21_FILE
+from studies.data.zinc_benchmark import _benchmark_graph
 
 ABOUT = DESCRIPTIONS["moses"]
 COLUMNS = replace(

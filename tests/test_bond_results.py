@@ -5,16 +5,10 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from mapkg.data import BUNDLED
-from mapkg.experiments.bond_type_tables import (
-    EXPERIMENTS,
-    ON_ZINC,
-    RUNS,
-    late_means,
-    read_bonds,
-)
-from mapkg.experiments.explanations import read_explanations
-from mapkg.experiments.results import contrasts
+from studies.bond_type_tables import EXPERIMENTS, ON_ZINC, RUNS, late_means, read_bonds
+from studies.data import BUNDLED
+from studies.explanations import read_explanations
+from studies.results import contrasts
 
 RESULTS = BUNDLED / "results"
 TYPES = ["single", "double", "triple"]

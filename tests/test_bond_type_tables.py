@@ -7,11 +7,9 @@ import torch
 from conftest import few_molecules
 from scipy import stats
 
-from mapkg.attribution.by_type import heat_map
-from mapkg.attribution.first_layer import distinct_edges, first_layer
-from mapkg.configs import CONFIGS
-from mapkg.data.bond_properties import edge_labels
-from mapkg.experiments.bond_type_tables import (
+from mapkg.attribution import heat_map
+from mapkg.models import build
+from studies.bond_type_tables import (
     edge_counts,
     late_means,
     log_ratios,
@@ -21,11 +19,13 @@ from mapkg.experiments.bond_type_tables import (
     share_table,
     type_shares,
 )
-from mapkg.experiments.bond_types import retrain
-from mapkg.experiments.changed_types import join_global_node, shuffle_types
-from mapkg.experiments.results import contrasts
-from mapkg.models import build
-from mapkg.train import seed_all
+from studies.bond_types import retrain
+from studies.changed_types import join_global_node, shuffle_types
+from studies.data.bond_properties import edge_labels
+from studies.first_layer import distinct_edges, first_layer
+from studies.published import CONFIGS
+from studies.results import contrasts
+from studies.train import seed_all
 
 TINY = CONFIGS["SAN-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=1, batch_size=16, max_epochs=1

@@ -8,23 +8,23 @@ import pytest
 import torch
 from conftest import few_molecules
 
-from mapkg import checkpoint
-from mapkg.__main__ import main
-from mapkg.attribution.by_type import THRESHOLDS, Edges, attribute
-from mapkg.attribution.first_layer import distinct_edges, first_layer, first_layer_table
-from mapkg.configs import CONFIGS
-from mapkg.data import BUNDLED, load
+from mapkg.attribution import THRESHOLDS, Edges, attribute
 from mapkg.evaluation import score
-from mapkg.experiments import emergence
-from mapkg.experiments.bond_types import (
+from studies import checkpoint
+from studies.__main__ import main
+from studies.bond_types import (
     bond_types,
     examine_bond_types,
     join,
     shares_elsewhere,
     write_bond_types,
 )
-from mapkg.experiments.changed_types import join_global_node, shuffle_types, split_types
-from mapkg.observation import edge_maxima
+from studies.changed_types import join_global_node, shuffle_types, split_types
+from studies.data import BUNDLED, load
+from studies.emergence import emergence
+from studies.first_layer import distinct_edges, first_layer, first_layer_table
+from studies.observation import edge_maxima
+from studies.published import CONFIGS
 
 SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
 TINY = CONFIGS["GT-ZINC"].replace(
@@ -204,7 +204,7 @@ def test_molecules_of_a_file_are_looked_at_like_a_test_split(folder, splits, tmp
     pd.testing.assert_frame_equal(found[columns], expected[columns], check_dtype=False)
     path.write_text("CCO\nC1CC\n")
     with pytest.raises(ValueError, match=r"molecules.smi, line 2: unreadable SMILES 'C1CC'"):
-        from mapkg.data import read_smiles
+        from studies.data import read_smiles
 
         read_smiles(path)
 

@@ -6,13 +6,13 @@ import torch
 from scipy import stats
 from torch_geometric.data import Data
 
-from mapkg.attribution.by_type import THRESHOLDS, Edges, attribute, heat_map
-from mapkg.configs import CONFIGS
-from mapkg.data import load
-from mapkg.detection import activation_ratio
+from mapkg.attribution import THRESHOLDS, Edges, attribute, heat_map
 from mapkg.hooks import record
+from mapkg.measures import activation_ratio
 from mapkg.models import build
-from mapkg.train import seed_all
+from studies.data import load
+from studies.published import CONFIGS
+from studies.train import seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 

@@ -13,14 +13,12 @@ from conftest import NOT_BUNDLED
 from scipy.stats import chi2_contingency, chisquare
 from torch_geometric.data import Batch
 
-from mapkg import checkpoint
-from mapkg.__main__ import USAGE_ERROR, main
-from mapkg.configs import CONFIGS
-from mapkg.data import ATOM_TYPES, BUNDLED, DESCRIPTIONS, Splits, load, load_table, molecule_graph
-from mapkg.data.neighbours import ALL, InEdges, SeedNodes
 from mapkg.evaluation import predict
-from mapkg.experiments import emergence, read_emergence
-from mapkg.experiments.changed_types import (
+from mapkg.hooks import record
+from mapkg.models import build
+from studies import checkpoint
+from studies.__main__ import USAGE_ERROR, main
+from studies.changed_types import (
     CHANGES,
     SHARES,
     count_neighbours,
@@ -30,9 +28,20 @@ from mapkg.experiments.changed_types import (
     type_target,
     uniform_types,
 )
-from mapkg.hooks import record
-from mapkg.models import build
-from mapkg.train import seed_all
+from studies.data import (
+    ATOM_TYPES,
+    BUNDLED,
+    DESCRIPTIONS,
+    Splits,
+    load,
+    load_table,
+    molecule_graph,
+)
+from studies.emergence import emergence
+from studies.extras.neighbours import ALL, InEdges, SeedNodes
+from studies.published import CONFIGS
+from studies.results import read_emergence
+from studies.train import seed_all
 
 SPLITS = ("train", "val", "test")
 DRAWN = [name for name in CHANGES if not name.startswith(("global", "neighbour"))]

@@ -7,10 +7,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from mapkg.checkpoint import differences, load, read_state, save, write_state
-from mapkg.configs import CONFIGS
-from mapkg.files import write_atomically
 from mapkg.models import build
+from studies.checkpoint import differences, load, read_state, save, write_state
+from studies.files import write_atomically
+from studies.published import CONFIGS
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 TENSORS = {

@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import NOT_BUNDLED, planetoid
 
-from mapkg.data import NodesOfGraph, NodeSplit, load
-from mapkg.data.networks import (
+from mapkg.evaluation import NodeSplit
+from studies.data import NodesOfGraph, load
+from studies.data.networks import (
     PARTS,
     PER_CLASS,
     _check_part,

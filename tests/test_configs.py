@@ -5,7 +5,8 @@ from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 
-from mapkg.configs import CONFIGS, OWN, PUBLISHED, Config
+from mapkg.models.config import Config
+from studies.published import CONFIGS, OWN, PUBLISHED
 
 # Typed from the configuration files of the published code, apart from the package's own copy.
 # "-" is a node-level task, which has no readout.

@@ -8,16 +8,18 @@ import torch
 from conftest import few_molecules
 from torch_geometric.data import Data
 
-from mapkg.configs import CONFIGS
-from mapkg.data import DESCRIPTIONS, Splits
-from mapkg.data.neighbours import ALL, InEdges, SeedNodes
-from mapkg.detection import ActivationSummary
 from mapkg.evaluation import calibrate_batch_norm
-from mapkg.experiments import controls, emergence, permute_targets, untrained
+from mapkg.measures import ActivationSummary
 from mapkg.models import build
-from mapkg.observation import summarise
-from mapkg.provenance import commit, versions
-from mapkg.train import seed_all
+from studies import controls
+from studies.controls import permute_targets, untrained
+from studies.data import DESCRIPTIONS, Splits
+from studies.emergence import emergence
+from studies.extras.neighbours import ALL, InEdges, SeedNodes
+from studies.observation import summarise
+from studies.provenance import commit, versions
+from studies.published import CONFIGS
+from studies.train import seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=8, heads=2, num_layers=2, batch_size=16, max_epochs=2

@@ -10,10 +10,10 @@ import torch
 from conftest import REPOSITORY, few_molecules
 from scipy import stats
 
-from mapkg import plots
-from mapkg.configs import CONFIGS
-from mapkg.experiments import converged as study
 from mapkg.models import build
+from studies import converged as study
+from studies import plots
+from studies.published import CONFIGS
 
 RESULTS = REPOSITORY / "data" / "results"
 SEEDS = list(range(16))

@@ -14,7 +14,7 @@ from conftest import NOT_BUNDLED
 from rdkit import Chem
 from torch_geometric.data import Data
 
-from mapkg.data import (
+from studies.data import (
     ATOM_TYPES,
     BOND_TYPES,
     BUNDLED,
@@ -25,9 +25,9 @@ from mapkg.data import (
     read_table,
     to_molecule,
 )
-from mapkg.data.graph_cache import cached_graphs
-from mapkg.data.molecules import penalised_logp
-from mapkg.data.zinc_benchmark import read_tensors
+from studies.data.graph_cache import cached_graphs
+from studies.data.molecules import penalised_logp
+from studies.data.zinc_benchmark import read_tensors
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -642,7 +642,7 @@ def test_absent_zinc_is_an_error_that_says_what_would_help(tmp_path, capsys):
     assert str(tmp_path / "zinc" / "zinc12k.csv.gz") in message
     assert "download=False" in message
     assert "MAPKG_DATA" in message
-    assert "python -c \"import mapkg.data; mapkg.data.load('zinc')\"" in message
+    assert "python -c \"import studies.data; studies.data.load('zinc')\"" in message
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == "", "a download was tried"
 

@@ -13,14 +13,8 @@ from torch_geometric.nn import (
     TransformerConv,
 )
 
-from mapkg.models.deep import (
-    ARCHITECTURES,
-    LIPSCHITZ_NORMS,
-    NORMS,
-    deep_network,
-    gradient_norms,
-)
-from mapkg.models.norms import LipschitzNorm, QuadraticLipschitzNorm
+from mapkg.lipschitz_norm import LipschitzNorm, QuadraticLipschitzNorm
+from studies.deep import ARCHITECTURES, LIPSCHITZ_NORMS, NORMS, deep_network, gradient_norms
 
 SIZES = dict(in_channels=12, out_channels=3, hidden_channels=4, heads=2)
 

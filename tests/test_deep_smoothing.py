@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch_geometric.utils import to_undirected
 
-from mapkg.__main__ import main
-from mapkg.data import NodesOfGraph, Splits
-from mapkg.data.regular import regular_task
-from mapkg.experiments.deep_smoothing import (
+from mapkg.oversmoothing import rank_one_distance, relative_spread, uniform_attention_limits
+from studies.__main__ import main
+from studies.data import NodesOfGraph, Splits
+from studies.data.regular import regular_task
+from studies.deep_smoothing import (
     REMEDIES,
     deep_smoothing,
     largest_component,
@@ -17,9 +18,8 @@ from mapkg.experiments.deep_smoothing import (
     remedy_table,
     smoothing_table,
 )
-from mapkg.experiments.depth import Variant
-from mapkg.smoothing import rank_one_distance, relative_spread, uniform_attention_limits
-from mapkg.train_nodes import Schedule
+from studies.depth import Variant
+from studies.train_nodes import Schedule
 
 SMALL = dict(hidden_channels=4, heads=2, dropout=0.0, attention_dropout=0.0)
 

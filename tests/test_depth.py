@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mapkg.__main__ import main
-from mapkg.data import load
-from mapkg.experiments.depth import (
+from studies.__main__ import main
+from studies.data import load
+from studies.depth import (
     Variant,
     by_depth_table,
     compact_gradients,
@@ -17,7 +17,7 @@ from mapkg.experiments.depth import (
     named,
     read_depth,
 )
-from mapkg.train_nodes import Schedule, fit_nodes
+from studies.train_nodes import Schedule, fit_nodes
 
 SMALL = dict(hidden_channels=8, heads=2)
 SHORT = Schedule(epochs=12, lr=0.01)
@@ -60,7 +60,7 @@ def test_what_is_there_is_not_trained_again(papers, tmp_path, monkeypatch):
     settings = dict(seeds=[0], schedule=SHORT, prefix=prefix, progress=False)
     first = depth_study(papers, variants, depths=[1], **settings)
     trained = []
-    import mapkg.experiments.depth as module
+    import studies.depth as module
 
     def counted(network, *arguments, **options):
         trained.append(len(network.layers))
@@ -116,7 +116,7 @@ def test_of_gradients_the_largest_and_one_seed_are_kept(papers):
 
 
 def test_the_command_watches_every_variant(papers, tmp_path, monkeypatch):
-    monkeypatch.setattr("mapkg.data.load", lambda name: papers)
+    monkeypatch.setattr("studies.data.load", lambda name: papers)
     options = ["gradients", "--dataset", "citation", "--layers", "2", "--seeds", "1", "2"]
     options += ["--epochs", "2", "--hidden", "4", "--heads", "2", "-o", str(tmp_path / "g")]
     assert main(options) == 0
@@ -144,7 +144,7 @@ def test_without_a_norm_25_layers_explode_with_it_they_do_not_and_dropout_is_why
 
 
 def test_the_command_trains_what_it_is_told(papers, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("mapkg.data.load", lambda name: papers)
+    monkeypatch.setattr("studies.data.load", lambda name: papers)
     prefix = tmp_path / "depth"
     options = ["depth", "--dataset", "citation", "--architecture", "gt", "-o", str(prefix)]
     options += ["--layers", "1", "2", "--seeds", "3", "--epochs", "2", "--hidden", "4"]

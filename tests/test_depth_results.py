@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY, planetoid
 
-from mapkg.experiments.depth import CONSTANT_RATE, read_depth
+from studies.depth import CONSTANT_RATE, read_depth
 
 RESULTS = REPOSITORY / "data" / "results"
 LIPSCHITZ = [

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from mapkg.detection import (
+from mapkg.measures import (
     MASSIVE_RATIO,
     QUANTILES,
     ActivationSummary,
     StreamingHistogram,
     activation_ratio,
     is_massive,
-    product_of_normals,
     row_median,
 )
+from mapkg.nulls import product_of_normals
 
 HALF_BIN = 10**0.0025  # of the summary's quantiles: bins of 0.005 decades
 

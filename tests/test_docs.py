@@ -11,9 +11,9 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN
 
-from mapkg import notebook
-from mapkg.__main__ import _parser
-from mapkg.commands import overrides
+from studies import notebook
+from studies.__main__ import _parser
+from studies.commands import overrides
 
 PAGES = [
     path
@@ -43,7 +43,7 @@ def test_every_command_is_one_that_exists(path, monkeypatch):
         elif words[0].endswith("/snakemake"):
             given = [word for word in words[1:] if word.startswith("workflow/")]
             assert given and all((REPOSITORY / path).exists() for path in given), words
-        elif words[1:3] == ["-m", "mapkg"]:
+        elif words[1:3] == ["-m", "studies"]:
             parsed = _parser().parse_args(words[3:])  # exits on an unknown option
             if words[3] == "run":
                 notebook.parse(parsed.notebook, map(tuple, parsed.parameter))

@@ -10,8 +10,8 @@ from torch import nn
 from torch_geometric.utils import scatter
 
 from mapkg.hooks import edit, record
-from mapkg.models.edge_gat import EdgeGATAttention, EdgeGATLayer
-from mapkg.models.networks import GraphNetwork
+from mapkg.models.egat import EdgeGATAttention, EdgeGATLayer
+from mapkg.models.network import GraphNetwork
 
 EXACT = dict(rtol=1e-11, atol=1e-11)
 SEEN = ("score", "attention_weight", "attended")

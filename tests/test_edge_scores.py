@@ -12,17 +12,17 @@ from torch_geometric.nn import MessagePassing, global_add_pool
 from torch_geometric.utils import scatter
 
 from mapkg import hooks
-from mapkg.attribution.edge_scores import (
+from mapkg.models import build
+from mapkg.models.network import ARCHITECTURES, TypeEmbedding
+from studies.data import molecule_graph
+from studies.edge_scores import (
     METHODS,
     bond_importance,
     bond_of_edge,
     edge_importance,
     rank_correlation,
 )
-from mapkg.configs import CONFIGS
-from mapkg.data import molecule_graph
-from mapkg.models import build
-from mapkg.models.networks import ARCHITECTURES, TypeEmbedding
+from studies.published import CONFIGS
 
 DRAWN = ("GNNExplainer", "random")
 """Methods with draws, whose numbers for a graph depend on the graphs before it."""

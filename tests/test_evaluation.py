@@ -8,11 +8,11 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_a
 from torch import nn
 from torch_geometric.data import Data
 
-from mapkg.configs import CONFIGS
-from mapkg.data.neighbours import ALL, InEdges, SeedNodes
 from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, predict, score, targets
 from mapkg.models import build
-from mapkg.train import seed_all
+from studies.extras.neighbours import ALL, InEdges, SeedNodes
+from studies.published import CONFIGS
+from studies.train import seed_all
 
 NAN = float("nan")
 

@@ -8,15 +8,18 @@ from conftest import few_molecules
 from torch import nn
 from torch_geometric.loader import DataLoader
 
+from mapkg import attribution as by_type
+from mapkg import interventions
 from mapkg.attack import Ascent, attack, where_massive
-from mapkg.attribution import by_type, edge_scores, faithfulness, first_layer, interventions, parts
-from mapkg.configs import CONFIGS
-from mapkg.detection import report
 from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, predictions, score
-from mapkg.experiments.explicit_bias import idle_term, readings
 from mapkg.hooks import evaluating
 from mapkg.models import build
-from mapkg.observation import bond_ratios, edge_maxima, summarise, summarise_scores
+from mapkg.reporting import report
+from studies import edge_scores, faithfulness, first_layer
+from studies import score_parts as parts
+from studies.explicit_bias import idle_term, readings
+from studies.observation import bond_ratios, edge_maxima, summarise, summarise_scores
+from studies.published import CONFIGS
 
 CONFIG = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, num_node_types=28, num_edge_types=4, dropout=0.5

@@ -8,26 +8,24 @@ import pytest
 import torch
 from conftest import few_molecules
 
-from mapkg import checkpoint
-from mapkg.configs import CONFIGS
-from mapkg.detection import ActivationSummary
 from mapkg.evaluation import calibrate_batch_norm, evaluate
-from mapkg.experiments import (
+from mapkg.hooks import record
+from mapkg.measures import ActivationSummary
+from mapkg.models import build
+from studies import checkpoint
+from studies.emergence import emergence, examine_checkpoint, observation_epochs
+from studies.observation import edge_maxima, summarise
+from studies.provenance import commit, versions
+from studies.published import CONFIGS
+from studies.results import (
     TABLES,
     collect,
     count_types,
-    emergence,
     emergence_table,
-    examine_checkpoint,
-    observation_epochs,
     range_over_seeds,
     read_emergence,
 )
-from mapkg.hooks import record
-from mapkg.models import build
-from mapkg.observation import edge_maxima, summarise
-from mapkg.provenance import commit, versions
-from mapkg.train import seed_all
+from studies.train import seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3, lr=0.05

@@ -5,19 +5,14 @@ import pandas as pd
 import pytest
 from conftest import few_molecules
 
-from mapkg import checkpoint
-from mapkg.__main__ import main
-from mapkg.attribution.edge_scores import edge_importance, rank_correlation
-from mapkg.attribution.faithfulness import area, curve
-from mapkg.configs import CONFIGS
-from mapkg.data import BUNDLED
-from mapkg.experiments import emergence
-from mapkg.experiments.explanations import (
-    explain,
-    explain_run,
-    remove_massive,
-    type_frequency,
-)
+from studies import checkpoint
+from studies.__main__ import main
+from studies.data import BUNDLED
+from studies.edge_scores import edge_importance, rank_correlation
+from studies.emergence import emergence
+from studies.explanations import explain, explain_run, remove_massive, type_frequency
+from studies.faithfulness import area, curve
+from studies.published import CONFIGS
 
 SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
 QUICK = ("ratio", "gradient x input", "AttentionExplainer", "random")
@@ -116,7 +111,7 @@ def test_a_run_is_explained_by_the_command(splits, tmp_path, monkeypatch):
     by_layer = found["correlation"].groupby("layer")["method"].agg(list)
     assert {"GNNExplainer", "frequency"} <= set(by_layer[0])
     assert by_layer[1] == ["random"]
-    monkeypatch.setattr("mapkg.data.load", lambda name: splits)
+    monkeypatch.setattr("studies.data.load", lambda name: splits)
     output = tmp_path / "explain_x"
     arguments = ["explain", str(folder), "--dataset", "moses", "--graphs", "4", "-o", str(output)]
     assert main(arguments) == 0

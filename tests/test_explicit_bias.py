@@ -7,11 +7,11 @@ import pytest
 import torch
 from random_graphs import random_graph
 
-from mapkg.configs import CONFIGS, PUBLISHED
 from mapkg.hooks import record
 from mapkg.models import EdgeAttention, GraphTransformerLayer, NodeStreamLayer, build
 from mapkg.models.edge_attention import DENOMINATOR_EPS, EXPLICIT_BIASES, SCORE_CLAMP
-from mapkg.models.official import load_layer
+from studies.extras.official import load_layer
+from studies.published import CONFIGS, PUBLISHED
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 TERMS = ("intended", "overwritten", "sink")

@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import REPOSITORY, few_molecules
 
-from mapkg import checkpoint
-from mapkg.__main__ import main
-from mapkg.configs import CONFIGS, Config
-from mapkg.experiments import emergence
-from mapkg.experiments.explicit_bias import (
+from mapkg.models import build
+from mapkg.models.config import Config
+from studies import checkpoint
+from studies.__main__ import main
+from studies.emergence import emergence
+from studies.explicit_bias import (
     READINGS,
     idle_term,
     idle_term_of_run,
@@ -19,7 +20,7 @@ from mapkg.experiments.explicit_bias import (
     weight_on_sink_of_run,
     with_idle_term,
 )
-from mapkg.models import build
+from studies.published import CONFIGS
 
 SMALL = dict(hidden_channels=16, heads=4, num_layers=2, num_node_types=28, num_edge_types=4)
 

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
-from mapkg.detection import MASSIVE_RATIO
-from mapkg.experiments.remedies import (
+from mapkg.measures import MASSIVE_RATIO
+from studies.remedies import (
     ARMS,
     COUNTED,
     OTHERS,

@@ -11,11 +11,11 @@ from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
-from mapkg.attribution.edge_scores import edge_importance
-from mapkg.attribution.faithfulness import FRACTIONS, area, compare, curve
-from mapkg.configs import CONFIGS
-from mapkg.data import molecule_graph
 from mapkg.models import build
+from studies.data import molecule_graph
+from studies.edge_scores import edge_importance
+from studies.faithfulness import FRACTIONS, area, compare, curve
+from studies.published import CONFIGS
 
 
 class Additive(nn.Module):

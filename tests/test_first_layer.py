@@ -8,22 +8,22 @@ import pytest
 import torch
 from torch_geometric.data import Data
 
-from mapkg import checkpoint
-from mapkg.attribution.by_type import heat_map
-from mapkg.attribution.first_layer import (
+from mapkg.attribution import heat_map
+from mapkg.hooks import edit, record
+from mapkg.measures import activation_ratio
+from mapkg.models import build
+from studies import checkpoint
+from studies.data import BUNDLED, load
+from studies.first_layer import (
     distinct_edges,
     first_layer,
     mean_log_ratio,
     separable_log_ratio,
     shares_above,
 )
-from mapkg.attribution.parts import score_parts
-from mapkg.configs import CONFIGS
-from mapkg.data import BUNDLED, load
-from mapkg.detection import activation_ratio
-from mapkg.hooks import edit, record
-from mapkg.models import build
-from mapkg.train import seed_all
+from studies.published import CONFIGS
+from studies.score_parts import score_parts
+from studies.train import seed_all
 
 SMALL = {
     name: CONFIGS[f"{name}-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)

@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from mapkg.checkpoint import load as load_checkpoint
-from mapkg.checkpoint import save as save_checkpoint
-from mapkg.configs import CONFIGS, Config
 from mapkg.hooks import record
 from mapkg.models import build
+from mapkg.models.config import Config
 from mapkg.models.edge_attention import NodeStreamLayer
 from mapkg.models.full_graph import (
     Completion,
@@ -23,6 +21,9 @@ from mapkg.models.full_graph import (
     complete,
     fake_edges,
 )
+from studies.checkpoint import load as load_checkpoint
+from studies.checkpoint import save as save_checkpoint
+from studies.published import CONFIGS
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 SIZES = dict(hidden_channels=48, heads=4, num_layers=2)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from mapkg.detection import LAWS, NEG_LOG_RATIO_BINS, ProductNull, StreamingHistogram
-from mapkg.experiments import TABLES, Emergence
-from mapkg.experiments.grid import (
+from mapkg.measures import NEG_LOG_RATIO_BINS, StreamingHistogram
+from mapkg.nulls import ProductNull
+from studies.grid import (
     DATA_SETS,
     GRID,
     MODELS,
@@ -20,7 +20,8 @@ from mapkg.experiments.grid import (
     read_runs,
     read_untrained,
 )
-from mapkg.experiments.results import write_table
+from studies.laws import LAWS
+from studies.results import TABLES, Emergence, write_table
 
 ORIGIN = {
     "config": "GT-ZINC",

@@ -11,11 +11,10 @@ import torch
 import yaml
 from conftest import REPOSITORY
 
-from mapkg.configs import CONFIGS
-from mapkg.data import BUNDLED
-from mapkg.detection import MASSIVE_RATIO
-from mapkg.experiments import TABLES, read_emergence
-from mapkg.experiments.grid import (
+from mapkg.measures import MASSIVE_RATIO
+from mapkg.models import build
+from studies.data import BUNDLED
+from studies.grid import (
     GRID,
     PERMUTED,
     VARIANTS,
@@ -25,7 +24,8 @@ from mapkg.experiments.grid import (
     read_runs,
     read_untrained,
 )
-from mapkg.models import build
+from studies.published import CONFIGS
+from studies.results import TABLES, read_emergence
 
 RESULTS = BUNDLED / "results"
 RUNS = sorted(

@@ -18,9 +18,9 @@ from torch_geometric.nn import (
 )
 from torch_geometric.utils import scatter, to_torch_csr_tensor
 
-from mapkg.configs import CONFIGS
 from mapkg.hooks import STAGES, edit, record, resolve
 from mapkg.models import build
+from studies.published import CONFIGS
 
 Pair = namedtuple("Pair", "first second")
 

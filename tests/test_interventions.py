@@ -6,19 +6,13 @@ import pytest
 import torch
 
 from mapkg import hooks
-from mapkg.attribution.interventions import (
-    CHANGED,
-    RULES,
-    channel_means,
-    intervene,
-    summarise_interventions,
-)
-from mapkg.configs import CONFIGS
-from mapkg.data import molecule_graph
-from mapkg.detection import activation_ratio
 from mapkg.evaluation import score
+from mapkg.interventions import CHANGED, RULES, channel_means, intervene, summarise_interventions
+from mapkg.measures import activation_ratio
 from mapkg.models import build
-from mapkg.train import seed_all
+from studies.data import molecule_graph
+from studies.published import CONFIGS
+from studies.train import seed_all
 
 SIZES = dict(hidden_channels=16, heads=4)
 SMILES = ("CC#N", "CCO", "c1ccccc1O", "CC(=O)NC", "N#CCCCl", "C1CCCC1F")

@@ -7,18 +7,15 @@ import torch
 from conftest import REPOSITORY
 from scipy import stats
 
-from mapkg.detection import (
+from mapkg.measures import LOG_EPS, ActivationSummary, StreamingHistogram, activation_ratio
+from mapkg.nulls import product_of_normals
+from studies.laws import (
     LAWS,
-    LOG_EPS,
-    ActivationSummary,
-    StreamingHistogram,
-    activation_ratio,
     compare_laws,
     fit_law,
     histogram_from_table,
     ks_to_law,
     ks_two_sample,
-    product_of_normals,
 )
 
 SCIPY = {

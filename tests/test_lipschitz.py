@@ -19,7 +19,7 @@ from mapkg.lipschitz import (
     theorem_bound,
     tied_keys,
 )
-from mapkg.models.norms import lipschitz_normalise
+from mapkg.lipschitz_norm import lipschitz_normalise
 
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 

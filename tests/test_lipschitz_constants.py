@@ -2,7 +2,7 @@
 
 import pytest
 
-from mapkg.experiments.lipschitz_constants import constants_against_scale
+from studies.lipschitz_constants import constants_against_scale
 
 
 @pytest.fixture(scope="module")

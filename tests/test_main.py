@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from mapkg import checkpoint
-from mapkg.__main__ import USAGE_ERROR, main
-from mapkg.configs import CONFIGS
+from studies import checkpoint
+from studies.__main__ import USAGE_ERROR, main
+from studies.published import CONFIGS
 
 REPOSITORY = Path(__file__).parents[1]
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
@@ -212,7 +212,7 @@ def test_an_incomplete_command_exits_with_its_usage(arguments, message, capsys):
         main(arguments)
     assert caught.value.code == USAGE_ERROR
     captured = capsys.readouterr().err
-    assert captured.startswith("usage: python -m mapkg")
+    assert captured.startswith("usage: python -m studies")
     assert message in captured
 
 
@@ -242,7 +242,7 @@ def test_collecting_a_run_that_is_not_finished_is_refused_and_writes_nothing(
     assert main(["collect", str(runs[0]), str(unfinished), "-o", str(prefix)]) == USAGE_ERROR
     message = capsys.readouterr().err
     assert message.startswith(f"error: no table at {unfinished}")
-    assert "python -m mapkg train" in message
+    assert "python -m studies train" in message
     assert list(tmp_path.glob("joined_*")) == []
 
 
@@ -274,7 +274,7 @@ def test_damaged_data_is_an_error_and_no_traceback(tmp_path, monkeypatch, capsys
 
 def test_the_status_reaches_the_shell():
     result = subprocess.run(
-        [sys.executable, "-m", "mapkg", "data", "qm9"],
+        [sys.executable, "-m", "studies", "data", "qm9"],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -7,12 +7,14 @@ import pandas as pd
 import pytest
 from ogbn_files import write_ogbn_proteins
 
-from mapkg.__main__ import USAGE_ERROR, main
-from mapkg.configs import CONFIGS
-from mapkg.data import load
-from mapkg.detection import LAWS
-from mapkg.experiments import TABLES, emergence, permute_targets, read_emergence, untrained
-from mapkg.experiments.grid import laws, read_runs, read_untrained
+from studies.__main__ import USAGE_ERROR, main
+from studies.controls import permute_targets, untrained
+from studies.data import load
+from studies.emergence import emergence
+from studies.grid import laws, read_runs, read_untrained
+from studies.laws import LAWS
+from studies.published import CONFIGS
+from studies.results import TABLES, read_emergence
 
 LIMIT = 12
 SMALL = {"hidden_channels": 8, "heads": 2, "num_layers": 2}
@@ -224,7 +226,7 @@ def test_an_incomplete_command_exits_with_its_usage(arguments, message, capsys):
         main(arguments)
     assert stopped.value.code == USAGE_ERROR
     captured = capsys.readouterr().err
-    assert captured.startswith("usage: python -m mapkg")
+    assert captured.startswith("usage: python -m studies")
     assert message in captured
 
 

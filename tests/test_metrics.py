@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mapkg.metrics import (
-    best_constant,
-    each_loss,
-    losses,
-    mean_roc_auc,
-    measure,
-    pooled_mean,
-)
+from mapkg.metrics import best_constant, each_loss, losses, mean_roc_auc, measure, pooled_mean
 
 NAN = float("nan")
 

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mapkg.__main__ import main
-from mapkg.experiments.depth import Variant
-from mapkg.experiments.missing_features import (
+from studies.__main__ import main
+from studies.depth import Variant
+from studies.missing_features import (
     MODELS,
     beside_published,
     best_layers,
@@ -14,7 +14,7 @@ from mapkg.experiments.missing_features import (
     published_table,
     read_missing,
 )
-from mapkg.train_nodes import Schedule, fit_nodes, hide_features
+from studies.train_nodes import Schedule, fit_nodes, hide_features
 
 SMALL = dict(hidden_channels=4, heads=2)
 SHORT = Schedule(epochs=4, lr=0.01)

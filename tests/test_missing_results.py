@@ -3,7 +3,7 @@
 import pytest
 from conftest import REPOSITORY
 
-from mapkg.experiments.missing_features import (
+from studies.missing_features import (
     CONSTANT,
     MODELS,
     beside_published,

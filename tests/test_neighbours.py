@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import to_undirected
 
-from mapkg.data.neighbours import ALL, InEdges, SeedNodes, check_fan_outs, sample, subsets
+from studies.extras.neighbours import ALL, InEdges, SeedNodes, check_fan_outs, sample, subsets
 
 NUM_NODES = 150
 NO_EDGES = (37, 149)

@@ -7,12 +7,12 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 
-from mapkg.configs import CONFIGS
-from mapkg.data import load
 from mapkg.evaluation import predict
 from mapkg.hooks import record
 from mapkg.models import GraphNetwork, build
-from mapkg.models.networks import TypeEmbedding
+from mapkg.models.network import TypeEmbedding
+from studies.data import load
+from studies.published import CONFIGS
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 EXACT = dict(rtol=1e-10, atol=1e-10)

@@ -11,8 +11,7 @@ from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from mapkg.hooks import record
-from mapkg.models import EdgeAttention
-from mapkg.models.norms import (
+from mapkg.lipschitz_norm import (
     FEATURE_NORMS,
     MODES,
     LipschitzNorm,
@@ -20,6 +19,7 @@ from mapkg.models.norms import (
     feature_norm,
     lipschitz_normalise,
 )
+from mapkg.models import EdgeAttention
 
 HEADS, CHANNELS = 3, 4
 EXACT = dict(rtol=1e-10, atol=1e-10)

@@ -5,8 +5,8 @@ import json
 import nbformat
 import pytest
 
-from mapkg import notebook
-from mapkg.__main__ import main
+from studies import notebook
+from studies.__main__ import main
 
 PARAMETERS = """\
 epochs: int = 2  # passes over the data

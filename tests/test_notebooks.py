@@ -15,7 +15,7 @@ from IPython.core.formatters import DisplayFormatter
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from mapkg import notebook
+from studies import notebook
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 TINY = {
@@ -247,7 +247,7 @@ def test_the_command_line_runs_it_with_other_parameters(path, tmp_path):
         for name, value in TINY[path.stem].items()
         for part in ("-p", name, value if isinstance(value, str) else json.dumps(value))
     ]
-    command = [sys.executable, "-m", "mapkg", "run", str(path), *settings, "-o", str(output)]
+    command = [sys.executable, "-m", "studies", "run", str(path), *settings, "-o", str(output)]
     result = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

@@ -7,14 +7,8 @@ import pytest
 import torch
 from scipy import integrate, special
 
-from mapkg.detection import (
-    MASSIVE_RATIO,
-    ProductNull,
-    activation_ratio,
-    chance_level,
-    p_value,
-    product_of_normals,
-)
+from mapkg.measures import MASSIVE_RATIO, activation_ratio
+from mapkg.nulls import ProductNull, chance_level, p_value, product_of_normals
 
 
 def row_maxima(rows, channels, factors=3, seed=0):

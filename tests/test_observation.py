@@ -8,24 +8,23 @@ from conftest import few_molecules
 from torch import nn
 from torch_geometric.loader import DataLoader
 
-from mapkg.configs import CONFIGS
-from mapkg.data.neighbours import InEdges, SeedNodes
-from mapkg.detection import ActivationSummary, activation_ratio
 from mapkg.evaluation import calibrate_batch_norm, predict
 from mapkg.hooks import edit, record, resolve
+from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import build
-from mapkg.models.networks import ARCHITECTURES
-from mapkg.models.standard import vector_score
-from mapkg.observation import (
+from mapkg.models.network import ARCHITECTURES, SCORES
+from mapkg.models.pyg_layers import vector_score
+from studies.extras.neighbours import InEdges, SeedNodes
+from studies.observation import (
     CLAMPED,
-    SCORES,
     bond_ratios,
     edge_maxima,
     looked_at,
     observe_states,
     summarise,
 )
-from mapkg.train import seed_all
+from studies.published import CONFIGS
+from studies.train import seed_all
 
 D, HEADS, LAYERS = 8, 2, 2
 SIZES = dict(hidden_channels=D, heads=HEADS, num_layers=LAYERS, batch_size=4)

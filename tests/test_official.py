@@ -6,11 +6,11 @@ import re
 import pytest
 import torch
 
-from mapkg.configs import CONFIGS
 from mapkg.hooks import record
 from mapkg.models import GraphTransformerLayer, NodeStreamLayer, build
 from mapkg.models.full_graph import Completion, DiffusionKernel, FakeEdgeShare, FullGraphLayer
-from mapkg.models.official import load_layer, load_network
+from studies.extras.official import load_layer, load_network
+from studies.published import CONFIGS
 
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 ATTENTION_TO_PUBLISHED = {

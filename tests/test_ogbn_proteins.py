@@ -9,9 +9,9 @@ import torch
 from conftest import NOT_BUNDLED
 from ogbn_files import TEST, TRAIN, VALID, place, write, write_ogbn_proteins
 
-from mapkg.data import ogbn_proteins
-from mapkg.data.neighbours import ALL
-from mapkg.data.ogbn_proteins import CHANNELS, SPECIES, load_ogbn_proteins
+from studies.extras import ogbn_proteins
+from studies.extras.neighbours import ALL
+from studies.extras.ogbn_proteins import CHANNELS, SPECIES, load_ogbn_proteins
 
 RAW_FILES = (
     *("raw/num-node-list", "raw/num-edge-list", "raw/edge", "raw/edge-feat"),

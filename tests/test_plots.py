@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mapkg import plots
-from mapkg.data import molecule_graph, to_molecule
+from studies import plots
+from studies.data import molecule_graph, to_molecule
 
 
 @pytest.fixture(autouse=True)

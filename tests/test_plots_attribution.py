@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mapkg import plots
+from studies import plots
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import torch
 from matplotlib.colors import to_hex
 from rdkit import Chem
 
-from mapkg.data import load, to_molecule
-from mapkg.plots import bonds
-from mapkg.plots.bonds import COLOURS, LEVELS, NO_RATIO, Scale
+from studies.data import load, to_molecule
+from studies.plots import bonds
+from studies.plots.bonds import COLOURS, LEVELS, NO_RATIO, Scale
 
 ETHANOL, BENZENE = (Chem.MolFromSmiles(smiles) for smiles in ("CCO", "c1ccccc1"))
 BENZENE_RATIOS = np.array([1.0, 10.0, 100.0, 1000.0, 3000.0, 10_000.0])

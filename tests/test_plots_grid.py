@@ -11,9 +11,10 @@ import pytest
 from matplotlib.colors import to_rgba
 from scipy import stats
 
-from mapkg import plots
-from mapkg.detection import LAWS, NEG_LOG_RATIO_BINS
-from mapkg.plots.style import STATE_COLOURS
+from mapkg.measures import NEG_LOG_RATIO_BINS
+from studies import plots
+from studies.laws import LAWS
+from studies.plots.style import STATE_COLOURS
 
 TITLES = {"b": "second run", "a": "first run"}
 """In an order that is neither that of the tables nor alphabetical."""

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from mapkg import plots
-from mapkg.plots.remedies import TERM_COLOURS
+from studies import plots
+from studies.plots.remedies import TERM_COLOURS
 
 
 @pytest.fixture(autouse=True)

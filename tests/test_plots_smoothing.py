@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from mapkg import plots
+from studies import plots
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mapkg import plots
-from mapkg.data.trees import level_order, neighbors_match
-from mapkg.plots.trees import ASKED_COLOUR
+from studies import plots
+from studies.data.trees import level_order, neighbors_match
+from studies.plots.trees import ASKED_COLOUR
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from conftest import NOT_BUNDLED
 from torch_geometric.data import Data
 from torch_geometric.datasets import TUDataset
 
-from mapkg.data import load
-from mapkg.data.proteins import (
+from studies.data import load
+from studies.data.proteins import (
     PAIR_TYPES,
     PROTEINS_FOLDER,
     STRUCTURES,
@@ -19,7 +19,7 @@ from mapkg.data.proteins import (
     read_proteins,
     split_proteins,
 )
-from mapkg.data.splitting import SPLITS
+from studies.data.splitting import SPLITS
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -238,7 +238,7 @@ def test_absent_proteins_is_an_error_that_says_what_would_help(tmp_path):
     assert message.startswith("data set 'proteins' not found")
     assert str(tmp_path / PROTEINS_FOLDER) in message
     assert "download=False" in message
-    assert "mapkg.data.load('proteins')" in message
+    assert "studies.data.load('proteins')" in message
 
 
 def test_files_that_are_not_the_published_ones_are_refused(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mapkg import provenance
+from studies import provenance
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -66,7 +66,7 @@ def test_versions_name_the_interpreter_and_the_packages_that_numbers_depend_on()
 
 @needs_git
 def test_a_clean_work_tree_gives_its_commit(repository):
-    module = copied_to(repository / "package")
+    module = copied_to(repository / "studies")
     head = commit_all(repository)
     assert re.fullmatch("[0-9a-f]{40}", head)
     assert module.commit() == head
@@ -74,24 +74,24 @@ def test_a_clean_work_tree_gives_its_commit(repository):
 
 @needs_git
 def test_changed_code_is_marked_dirty(repository):
-    module = copied_to(repository / "package")
-    (repository / "package" / "model.py").write_text("width = 8\n")
+    module = copied_to(repository / "studies")
+    (repository / "studies" / "model.py").write_text("width = 8\n")
     head = commit_all(repository)
-    (repository / "package" / "model.py").write_text("width = 9\n")
+    (repository / "studies" / "model.py").write_text("width = 9\n")
     assert module.commit() == f"{head}-dirty"
 
 
 @needs_git
 def test_a_new_file_of_code_is_marked_dirty(repository):
-    module = copied_to(repository / "package")
+    module = copied_to(repository / "studies")
     head = commit_all(repository)
-    (repository / "package" / "new.py").touch()
+    (repository / "studies" / "new.py").touch()
     assert module.commit() == f"{head}-dirty"
 
 
 @needs_git
 def test_a_change_outside_the_package_is_not_a_change_of_the_code(repository):
-    module = copied_to(repository / "package")
+    module = copied_to(repository / "studies")
     (repository / "README").write_text("one\n")
     head = commit_all(repository)
     (repository / "README").write_text("two\n")
@@ -103,13 +103,13 @@ def test_a_change_outside_the_package_is_not_a_change_of_the_code(repository):
 def test_a_package_installed_inside_another_project_does_not_take_its_commit(repository):
     (repository / ".gitignore").write_text(".venv\n")
     commit_all(repository)
-    module = copied_to(repository / ".venv" / "package")
+    module = copied_to(repository / ".venv" / "studies")
     assert module.commit() == provenance.NOT_AVAILABLE == "not available"
 
 
 @needs_git
 def test_a_repository_without_a_commit_gives_none(repository):
-    module = copied_to(repository / "package")
+    module = copied_to(repository / "studies")
     git(repository, "add", "--all")
     assert module.commit() == "not available"
 
@@ -117,10 +117,10 @@ def test_a_repository_without_a_commit_gives_none(repository):
 @needs_git
 def test_a_package_outside_any_repository_has_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert copied_to(tmp_path / "package").commit() == "not available"
+    assert copied_to(tmp_path / "studies").commit() == "not available"
 
 
 def test_a_machine_without_git_has_no_commit(tmp_path, monkeypatch):
-    module = copied_to(tmp_path / "package")
+    module = copied_to(tmp_path / "studies")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert module.commit() == "not available"

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from mapkg.data.raw_files import check, decompressed, fetch, read_rows, root_with
+from studies.data.raw_files import check, decompressed, fetch, read_rows, root_with
 
 
 def test_the_first_root_that_has_all_files_is_taken(tmp_path):

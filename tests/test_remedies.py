@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY, few_molecules
 
-from mapkg.__main__ import main
-from mapkg.configs import CONFIGS
-from mapkg.detection import compare_laws
-from mapkg.experiments import emergence
-from mapkg.experiments.remedies import (
+from studies.__main__ import main
+from studies.emergence import emergence
+from studies.laws import compare_laws
+from studies.published import CONFIGS
+from studies.remedies import (
     Remedies,
     compact,
     join_compact,

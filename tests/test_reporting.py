@@ -11,14 +11,12 @@ from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GAT
 
-from mapkg import checkpoint, hooks
-from mapkg.data import load
-from mapkg.detection import (
-    ProductNull,
-    activation_ratio,
-    product_of_normals,
-    report,
-)
+from mapkg import hooks
+from mapkg.measures import activation_ratio
+from mapkg.nulls import ProductNull, product_of_normals
+from mapkg.reporting import report
+from studies import checkpoint
+from studies.data import load
 
 
 class Scored(nn.Module):

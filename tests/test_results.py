@@ -8,12 +8,13 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
-from mapkg import checkpoint
-from mapkg.configs import CONFIGS
-from mapkg.data import BUNDLED, load
-from mapkg.detection import MASSIVE_RATIO
-from mapkg.experiments import TABLES, examine_checkpoint, read_emergence
-from mapkg.files import sha256
+from mapkg.measures import MASSIVE_RATIO
+from studies import checkpoint
+from studies.data import BUNDLED, load
+from studies.emergence import examine_checkpoint
+from studies.files import sha256
+from studies.published import CONFIGS
+from studies.results import TABLES, read_emergence
 
 RESULTS = BUNDLED / "results"
 PREFIX = "emergence_gt_zinc_"

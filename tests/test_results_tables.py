@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mapkg.experiments import TABLES, collect, read_emergence
-from mapkg.experiments.results import write_table
+from studies.results import TABLES, collect, read_emergence, write_table
 
 STATES = ["base", "base_calibrated", "best", "last"]
 LARGE = ("graph_maxima", "histogram")

@@ -6,16 +6,18 @@ import pytest
 import torch
 from conftest import few_molecules
 
-from mapkg import checkpoint
-from mapkg.__main__ import main
 from mapkg.attack import Ascent, attack
-from mapkg.configs import CONFIGS
-from mapkg.data import molecule_graph
-from mapkg.detection import activation_ratio
 from mapkg.evaluation import batches, predict
-from mapkg.experiments import emergence
-from mapkg.experiments.changed_types import count_neighbours
-from mapkg.experiments.robustness import (
+from mapkg.hooks import record
+from mapkg.measures import activation_ratio
+from mapkg.models import build
+from studies import checkpoint
+from studies.__main__ import main
+from studies.changed_types import count_neighbours
+from studies.data import molecule_graph
+from studies.emergence import emergence
+from studies.published import CONFIGS
+from studies.robustness import (
     KINDS,
     PLACES,
     USUAL,
@@ -25,8 +27,6 @@ from mapkg.experiments.robustness import (
     damage_table,
     read_attacks,
 )
-from mapkg.hooks import record
-from mapkg.models import build
 
 SMALL = dict(hidden_channels=16, heads=4, num_layers=2)
 SHORT = Ascent(lr=0.1, passes=3)
@@ -139,7 +139,7 @@ def test_a_run_on_changed_data_is_attacked_on_such_data(molecules, tmp_path, cap
     types = changed.description.num_node_types
     config = CONFIGS["SAN-ZINC"].replace(max_epochs=1, num_node_types=types, **SMALL)
     emergence(config, changed, name="SAN-ZINC", folder=tmp_path, progress=False)
-    monkeypatch.setattr("mapkg.data.load", lambda name: molecules)
+    monkeypatch.setattr("studies.data.load", lambda name: molecules)
     path = tmp_path / "attack.csv.gz"
     arguments = ["attack", str(tmp_path), "--dataset", "moses", "--graphs", "3", "-o", str(path)]
     arguments += ["--kinds", "own"]

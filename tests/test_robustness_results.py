@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
-from mapkg import checkpoint, load
 from mapkg.attack import Ascent
-from mapkg.configs import Config
-from mapkg.experiments.remedies import ARMS, COUNTED, read_remedies
-from mapkg.experiments.results import contrasts
-from mapkg.experiments.robustness import (
+from mapkg.models.config import Config
+from studies import checkpoint
+from studies.data import load
+from studies.remedies import ARMS, COUNTED, read_remedies
+from studies.results import contrasts
+from studies.robustness import (
     ATTACKED,
     MORE,
     PLACED,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mapkg import detection, score_measures
-from mapkg.detection import ActivationSummary
+from mapkg import measures, score_measures
+from mapkg.measures import ActivationSummary
 from mapkg.score_measures import BIN, COLUMNS, QUANTILES, ScoreMeasures
 
 HALF_BIN = 10 ** (BIN / 2) * (1 + 1e-6)
@@ -188,7 +188,7 @@ def test_what_was_forgotten_is_not_counted():
 
 
 def test_thresholds_are_those_of_the_package():
-    assert score_measures.MASSIVE_RATIO == detection.MASSIVE_RATIO
+    assert score_measures.MASSIVE_RATIO == measures.MASSIVE_RATIO
 
 
 def test_one_channel_has_no_second_largest():

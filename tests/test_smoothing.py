@@ -7,10 +7,8 @@ from torch import nn
 from torch_geometric.nn import GATConv, GCNConv
 from torch_geometric.utils import to_undirected
 
-from mapkg import smoothing
-from mapkg.data.regular import regular_task
-from mapkg.models.vanilla import VanillaNetwork
-from mapkg.smoothing import (
+from mapkg import oversmoothing as smoothing
+from mapkg.oversmoothing import (
     limits,
     rank_one_distance,
     relative_spread,
@@ -18,6 +16,8 @@ from mapkg.smoothing import (
     spread,
     uniform_attention_limits,
 )
+from studies.data.regular import regular_task
+from studies.vanilla import VanillaNetwork
 
 TRIANGLE_WITH_TAIL = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
 

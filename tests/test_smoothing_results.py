@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
-from mapkg.experiments.deep_smoothing import REMEDIES, remedy_table, smoothing_table
+from studies.deep_smoothing import REMEDIES, remedy_table, smoothing_table
 
 RESULTS = REPOSITORY / "data" / "results"
 SMOOTH = ["no remedy", "LayerNorm", "LipschitzNorm"]

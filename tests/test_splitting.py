@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from mapkg.data.splitting import SPLITS, random_split, scaffold_split
+from studies.data.splitting import SPLITS, random_split, scaffold_split
 
 
 def sizes(split):

@@ -8,10 +8,10 @@ from torch import nn
 from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
 from torch_geometric.utils import scatter, softmax
 
-from mapkg.detection import activation_ratio
 from mapkg.hooks import record, resolve
-from mapkg.models.networks import GraphNetwork
-from mapkg.models.standard import (
+from mapkg.measures import activation_ratio
+from mapkg.models.network import GraphNetwork
+from mapkg.models.pyg_layers import (
     ARCHITECTURES,
     ConvolutionLayer,
     recorded_names,

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from mapkg.experiments.studies import run_study
+from studies.study import run_study
 
 
 def trainings(log, seeds=(0, 1), scale=None):

@@ -10,18 +10,19 @@ import torch
 from ogbn_files import TEST, TRAIN, VALID, write_ogbn_proteins
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score
 
-from mapkg.configs import CONFIGS, Config
-from mapkg.data import Splits, load
-from mapkg.data.ogbn_proteins import load_ogbn_proteins
-from mapkg.data.proteins import read_proteins, split_proteins
-from mapkg.data.tox21 import TASKS, read_tox21
 from mapkg.evaluation import batches, predict, targets
-from mapkg.experiments import TABLES, Emergence, emergence, examine_checkpoint, fit_to_data
-from mapkg.experiments.emergence import _changes
 from mapkg.models import build
-from mapkg.models.networks import ARCHITECTURES
-from mapkg.observation import CLAMPED
-from mapkg.train import seed_all
+from mapkg.models.config import Config
+from mapkg.models.network import ARCHITECTURES
+from studies.data import Splits, load
+from studies.data.proteins import read_proteins, split_proteins
+from studies.data.tox21 import TASKS, read_tox21
+from studies.emergence import _changes, emergence, examine_checkpoint, fit_to_data
+from studies.extras.ogbn_proteins import load_ogbn_proteins
+from studies.observation import CLAMPED
+from studies.published import CONFIGS
+from studies.results import TABLES, Emergence
+from studies.train import seed_all
 
 STATES = ["base", "base_calibrated", "best", "last"]
 LAYERS, SEED = 2, 4

@@ -13,16 +13,9 @@ from torch_geometric.datasets import MoleculeNet
 from torch_geometric.loader import DataLoader
 from torch_geometric.utils import from_smiles
 
-from mapkg.data import load
-from mapkg.data.splitting import SPLITS
-from mapkg.data.tox21 import (
-    TASKS,
-    TOX21_FILE,
-    read_labels,
-    read_tox21,
-    table_graphs,
-    usable,
-)
+from studies.data import load
+from studies.data.splitting import SPLITS
+from studies.data.tox21 import TASKS, TOX21_FILE, read_labels, read_tox21, table_graphs, usable
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -372,7 +365,7 @@ def test_absent_tox21_is_an_error_that_says_what_would_help(tmp_path):
     assert message.startswith("data set 'tox21' not found")
     assert str(tmp_path / TOX21_FILE) in message
     assert "download=False" in message
-    assert "mapkg.data.load('tox21')" in message
+    assert "studies.data.load('tox21')" in message
 
 
 @pytest.mark.parametrize("name", ["tox21", "tox21-random"])

@@ -12,13 +12,13 @@ import torch
 from conftest import few_molecules
 from torch import nn
 
-from mapkg.__main__ import main
-from mapkg.checkpoint import read_state
-from mapkg.configs import CONFIGS
 from mapkg.evaluation import calibrate_batch_norm, evaluate
 from mapkg.hooks import record
 from mapkg.models import build
-from mapkg.train import STATE_FILE, fit, seed_all
+from studies.__main__ import main
+from studies.checkpoint import read_state
+from studies.published import CONFIGS
+from studies.train import STATE_FILE, fit, seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3
@@ -307,7 +307,7 @@ def test_a_killed_process_goes_on_as_if_nothing_had_happened(tmp_path):
     def finished_epochs():
         return read_state(state)[1]["progress"]["epoch"] if state.is_file() else 0
 
-    command = [sys.executable, "-m", "mapkg", *arguments, str(killed)]
+    command = [sys.executable, "-m", "studies", *arguments, str(killed)]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:

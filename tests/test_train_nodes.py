@@ -9,10 +9,10 @@ import torch
 from conftest import SMALL_CITATION, few_molecules
 from torch import nn
 
-from mapkg.data import NodesOfGraph
-from mapkg.data.networks import citation_like
-from mapkg.models.deep import deep_network
-from mapkg.train_nodes import Schedule, fit_nodes, hide_features
+from studies.data import NodesOfGraph
+from studies.data.networks import citation_like
+from studies.deep import deep_network
+from studies.train_nodes import Schedule, fit_nodes, hide_features
 
 
 def network(seed=0, layers=2, **options):

@@ -10,16 +10,16 @@ import torch
 from conftest import REPOSITORY, few_molecules
 from torch import nn
 
-from mapkg import stacked_progress
-from mapkg.configs import CONFIGS
 from mapkg.models import build
-from mapkg.models.stacked import StackedLinear, check_stackable, stack_networks, stacked_state
-from mapkg.observation import summarise_scores
-from mapkg.padded_batches import FlatGraphs
 from mapkg.score_measures import COLUMNS
-from mapkg.stacked_steps import _adam
-from mapkg.train import fit, seed_all
-from mapkg.train_stacked import fit_stacked
+from studies import stacked_progress
+from studies.observation import summarise_scores
+from studies.padded_batches import FlatGraphs
+from studies.published import CONFIGS
+from studies.stacked import StackedLinear, check_stackable, stack_networks, stacked_state
+from studies.stacked_steps import _adam
+from studies.train import fit, seed_all
+from studies.train_stacked import fit_stacked
 
 SEEDS = (3, 0, 7)
 SMALL = dict(hidden_channels=8, heads=2, num_layers=2, batch_size=8, max_epochs=3, lr=3e-5)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from mapkg.data import load
-from mapkg.data.trees import level_order
-from mapkg.models.trees import tree_network
-from mapkg.train_trees import TreeSchedule, _Examples, fit_trees
+from studies.data import load
+from studies.data.trees import level_order
+from studies.train_trees import TreeSchedule, _Examples, fit_trees
+from studies.tree_networks import tree_network
 
 
 @pytest.fixture(scope="module")

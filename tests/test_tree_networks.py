@@ -6,9 +6,9 @@ from torch import nn
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, PairNorm
 
-from mapkg.data.trees import level_order, neighbors_match, tree_edges
-from mapkg.models.norms import LipschitzNorm
-from mapkg.models.trees import ARCHITECTURES, tree_network
+from mapkg.lipschitz_norm import LipschitzNorm
+from studies.data.trees import level_order, neighbors_match, tree_edges
+from studies.tree_networks import ARCHITECTURES, tree_network
 
 CASES = [(kind, norm, None) for kind in ARCHITECTURES for norm in ("none", "layer", "pair")]
 CASES += [("gat", "lipschitz", 1.0), ("gat", "lipschitz", 4.0), ("gat", "lipschitz-layer", 1.0)]

@@ -3,7 +3,7 @@
 import pytest
 from conftest import REPOSITORY
 
-from mapkg.experiments.trees import PUBLISHED, VARIANTS, read_trees, tree_table
+from studies.neighbors_match import PUBLISHED, VARIANTS, read_trees, tree_table
 
 RESULTS = REPOSITORY / "data" / "results"
 LIPSCHITZ = ["LipschitzNorm, f = 1", "LipschitzNorm, f = 4"]

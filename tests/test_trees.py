@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch_geometric.loader import DataLoader
 
-from mapkg.data import Trees, load
-from mapkg.data.trees import level_order, load_trees, neighbors_match, tree_edges
+from studies.data import Trees, load
+from studies.data.trees import level_order, load_trees, neighbors_match, tree_edges
 
 
 def by_recursion(depth):

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mapkg.__main__ import main
-from mapkg.data import load
-from mapkg.experiments.trees import (
+from studies.__main__ import main
+from studies.data import load
+from studies.neighbors_match import (
     PUBLISHED,
     VARIANTS,
     TreeVariant,
@@ -15,8 +15,8 @@ from mapkg.experiments.trees import (
     tree_study,
     tree_table,
 )
-from mapkg.models.trees import ARCHITECTURES
-from mapkg.train_trees import TreeSchedule, fit_trees
+from studies.train_trees import TreeSchedule, fit_trees
+from studies.tree_networks import ARCHITECTURES
 
 SHORT = TreeSchedule(passes=4, block=2, batch_size=64)
 

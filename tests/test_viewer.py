@@ -8,9 +8,9 @@ import test_book
 from matplotlib.colors import to_rgb
 from rdkit import Chem
 
-from mapkg.data import load, to_molecule
-from mapkg.plots.bonds import NO_RATIO, Scale, gallery
-from mapkg.plots.viewer import THRESHOLDS, viewer
+from studies.data import load, to_molecule
+from studies.plots.bonds import NO_RATIO, Scale, gallery
+from studies.plots.viewer import THRESHOLDS, viewer
 
 browser = test_book.browser  # the fixture
 

@@ -14,15 +14,16 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from mapkg.__main__ import _parser
-from mapkg.commands import overrides
-from mapkg.configs import CONFIGS
-from mapkg.data import load
-from mapkg.experiments import TABLES, fit_to_data
-from mapkg.experiments.changed_types import CHANGES
-from mapkg.experiments.grid import MODELS
-from mapkg.experiments.remedies import ARMS, COUNTED, OF_THE_GRID, OTHERS, SAME, SETTINGS
-from mapkg.models.deep import NORMS
+from studies.__main__ import _parser
+from studies.changed_types import CHANGES
+from studies.commands import overrides
+from studies.data import load
+from studies.deep import NORMS
+from studies.emergence import fit_to_data
+from studies.grid import MODELS
+from studies.published import CONFIGS
+from studies.remedies import ARMS, COUNTED, OF_THE_GRID, OTHERS, SAME, SETTINGS
+from studies.results import TABLES
 
 WORKFLOW = REPOSITORY / "workflow"
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())
@@ -85,7 +86,7 @@ def commands_of_mapkg(output):
     """What the parser of the command line makes of the commands of a dry run, by their name."""
     found = {}
     for words in shell_commands(output):
-        if words[1:3] == ["-m", "mapkg"]:
+        if words[1:3] == ["-m", "studies"]:
             assert words[0] == sys.executable
             found.setdefault(words[3], []).append(_parser().parse_args(words[3:]))
     return found

@@ -9,11 +9,11 @@ drawn without replacement from the benchmark's training file and 1,000 test mole
 test file, with a fixed seed, in the order drawn: ``moses12k.csv.gz`` from all molecules,
 ``moses_triple12k.csv.gz`` from those with a triple bond, in which triple bonds are some 15 times
 as frequent. The few molecules with an atom outside the 28 types of
-``mapkg.data.molecules.ATOM_TYPES`` are passed over. The same inputs and versions give the same
+``studies.data.molecules.ATOM_TYPES`` are passed over. The same inputs and versions give the same
 bytes. A molecule may be in both tables.
 
 With ``--unused FILE`` it writes nothing but the SMILES of the benchmark's test file that neither
-table has, one per line, for ``python -m mapkg attribute --smiles FILE``.
+table has, one per line, for ``python -m studies attribute --smiles FILE``.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from mapkg.data.molecules import molecule_graph, penalised_logp
+from studies.data.molecules import molecule_graph, penalised_logp
 
 SEED = 0
 SIZES = {"train": 10_000, "val": 1_000, "test": 1_000}

@@ -7,7 +7,8 @@ factor, by which the two models differ.
 """
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +24,8 @@ INITIAL_GAMMA = 0.1
 """Where the learned weight of SAN's fake edges starts, as published."""
 
 
-class Completion(NamedTuple):
+@dataclass(frozen=True)
+class Completion:
     """What makes a sparse graph complete.
 
     Attributes:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch_geometric.utils import to_dense_adj
 
-from mapkg.configs import LAPLACIAN_CHANNELS
+from mapkg.models.config import LAPLACIAN_CHANNELS
 
 
 class LaplacianEncoding(nn.Module):

@@ -1,0 +1,307 @@
+"""What massive activations sit on: counts by type of edge, and how sure they are.
+
+An edge is *massive* in a layer if it has a massive activation in any channel. Intervals are
+bootstrapped over molecules, since the edges of one molecule are no independent draws; the
+permutation test moves types among the bonds of a molecule and leaves everything else in place.
+
+Source: massive-activations paper, its bond-type heat map, which gives shares alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import sparse, stats
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from mapkg import hooks
+from mapkg.evaluation import batches, predict
+from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
+from mapkg.models.network import SCORES
+
+THRESHOLDS = (MASSIVE_RATIO, 3000.0, 4000.0)
+"""The usual threshold of a massive activation, and those of the published heat maps."""
+
+CONFIDENCE = 0.95
+"""Level of all intervals."""
+
+_CHUNK = 100  # resamples or permutations at a time, for memory's sake
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The edges of many graphs with a label each: a bond type, an atom pair, ...
+
+    Attributes:
+        label: of each edge, 0 to len(names) - 1, shape [E].
+        names: of the labels.
+        graph: which graph each edge is in, shape [E].
+        bond: which pair of nodes each edge joins, whatever its direction, shape [E].
+        back: whether it goes from the later node of the two to the earlier one, shape [E].
+    """
+
+    label: Int[np.ndarray, " E"]
+    names: tuple[str, ...]
+    graph: Int[np.ndarray, " E"]
+    bond: Int[np.ndarray, " E"]
+    back: Bool[np.ndarray, " E"]
+
+    @classmethod
+    def of(
+        cls, graphs: Sequence[Data], labels: Sequence[Int[Tensor, " _"]], names: Sequence[str]
+    ) -> "Edges":
+        """The edges of graphs.
+
+        Args:
+            graphs: in any order; there must be an edge.
+            labels: one tensor per graph, a label per edge, as ``edge_labels`` gives them.
+            names: of the labels.
+
+        Raises:
+            ValueError: if a graph has not one label per edge, or a label has no name.
+        """
+        for index, (graph, of_graph) in enumerate(zip(graphs, labels, strict=True)):
+            if len(of_graph) != graph.num_edges:
+                raise ValueError(
+                    f"graph {index}: expected a label for each of its {graph.num_edges} edges, "
+                    f"got {len(of_graph)}"
+                )
+        label = np.concatenate([np.asarray(of_graph) for of_graph in labels])
+        if len(label) == 0:
+            raise ValueError("expected graphs with edges; there is no edge in any of them")
+        if label.min() < 0 or label.max() >= len(names):
+            raise ValueError(
+                f"expected labels from 0 to {len(names) - 1}, one for each of {tuple(names)}, got "
+                f"{label.min()} to {label.max()}"
+            )
+        graph = np.repeat(np.arange(len(graphs)), [g.num_edges for g in graphs])
+        ends = np.concatenate([np.asarray(g.edge_index) for g in graphs], axis=1)
+        pairs = np.vstack([graph, np.sort(ends, axis=0)])
+        _, bond = np.unique(pairs, axis=1, return_inverse=True)
+        return cls(label=label, names=tuple(names), graph=graph, bond=bond, back=ends[0] > ends[1])
+
+    @property
+    def num_graphs(self) -> int:
+        """Number of graphs up to the last one with an edge."""
+        return int(self.graph[-1]) + 1
+
+
+def attribute(
+    edges: Edges,
+    massive: Bool[np.ndarray, "columns E"],
+    *,
+    resamples: int = 1000,
+    permutations: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    r"""Shares and enrichment of massive edges, by label, with intervals and tests.
+
+    The enrichment of a label is the share it has among massive edges over the share it has
+    among all edges; 1 means that massive edges do not care.
+
+    Args:
+        edges: E edges with their labels.
+        massive: which of them are massive, a row for each layer, threshold, ...
+        resamples: bootstrap resamples of graphs.
+        permutations: of labels among the bonds of each graph.
+        seed: of both.
+
+    Returns:
+        A row per column of ``massive`` (``column``, its index) and label. Columns are ``edges``,
+        ``graphs`` (with such an edge), ``massive_edges``, ``share`` and ``enrichment`` with
+        ``_low`` and ``_high`` ends of their 95 % intervals, ``share_bound`` and ``p_value``.
+        The interval of a share of zero is empty, whatever the number of edges:
+        ``share_bound`` is the exact upper bound of the share of *graphs* whose edges of this
+        label include a massive one, one-sided, 95 %. The p-value is two-sided, for the number
+        of massive edges of the label if labels had been dealt out at random within each
+        graph, to each bond those of both directions of another; no smaller than
+        1 / (permutations + 1). What cannot be computed is NaN: shares of a label without an
+        edge, enrichment where no edge is massive.
+
+    Raises:
+        ValueError: if there are not as many edges in both arguments, or several edges from one
+            node to another have different labels.
+    """
+    if massive.shape[1] != len(edges.label):
+        raise ValueError(
+            f"expected {len(edges.label)} edges in each row of massive, got {massive.shape[1]}"
+        )
+    columns, labels = len(massive), len(edges.names)
+    cell = edges.graph * labels + edges.label
+    total = _tally(cell, np.ones(len(cell)), (edges.num_graphs, labels))
+    counts = np.stack([_tally(cell, row.astype(float), total.shape) for row in massive], axis=1)
+
+    found = _shares(total.sum(axis=0), counts.sum(axis=0))
+    rng = np.random.default_rng(seed)
+    resampled = _resampled(total, counts.reshape(len(total), -1), resamples, rng)
+    drawn = [_shares(e, m.reshape(-1, columns, labels)) for e, m in resampled]
+    low_high = {}
+    for part, name in enumerate(("share", "enrichment")):
+        values = np.concatenate([chunk[part] for chunk in drawn])
+        tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+        low_high[name] = _quantiles(values, tails)
+    # Without a massive edge every deal gives what is observed.
+    p_values, some = np.ones((columns, labels)), massive.any(axis=1)
+    observed = counts.sum(axis=0)[some]
+    p_values[some] = _permutation_test(edges, massive[some], observed, permutations, rng)
+
+    graphs = (total > 0).sum(axis=0)
+    hit = (counts > 0).sum(axis=0)
+    rows = [
+        {
+            "column": column,
+            "label": edges.names[label],
+            "edges": int(total[:, label].sum()),
+            "graphs": int(graphs[label]),
+            "massive_edges": int(counts[:, column, label].sum()),
+            "share": found[0][column, label],
+            "share_low": low_high["share"][0][column, label],
+            "share_high": low_high["share"][1][column, label],
+            "share_bound": _upper_bound(int(hit[column, label]), int(graphs[label])),
+            "enrichment": found[1][column, label],
+            "enrichment_low": low_high["enrichment"][0][column, label],
+            "enrichment_high": low_high["enrichment"][1][column, label],
+            "p_value": p_values[column, label],
+        }
+        for column in range(columns)
+        for label in range(labels)
+    ]
+    return pd.DataFrame(rows)
+
+
+def heat_map(
+    model: nn.Module,
+    graphs: Sequence[Data],
+    labels: Sequence[Int[Tensor, " _"]],
+    num_labels: int,
+    *,
+    thresholds: Iterable[float] = THRESHOLDS,
+    names: str | Sequence[str] = SCORES,
+    batch_size: int = 128,
+) -> Float[Tensor, "layers thresholds labels channels"]:
+    """Which share of the edges of each label is massive in each channel, in evaluation mode.
+
+    Args:
+        model: as for ``train.fit``.
+        graphs: the graphs to look at.
+        labels: one tensor per graph, a label per edge.
+        num_labels: number of labels.
+        thresholds: ratios above which an activation is massive.
+        names: submodules whose output has one row per edge, names or patterns.
+        batch_size: graphs per forward pass.
+
+    Returns:
+        Shares in [0, 1], channels head-major; NaN for a label without an edge.
+
+    Source: massive-activations paper, its heat map. differs: the labels of its two axes are
+    swapped there, and the median averages the two middle magnitudes.
+    """
+    thresholds = tuple(thresholds)
+    counts: dict[str, Tensor] = {}
+    label = torch.cat(list(labels))
+    per_label = label.bincount(minlength=num_labels).double()
+    start = 0
+    loader = batches(graphs, batch_size)
+    for batch, seen in hooks.scan(model, loader, names, forward=predict):
+        of_batch = label[start : start + batch.num_edges]
+        start += batch.num_edges
+        for name, score in seen.items():
+            ratio = activation_ratio(score)
+            size = len(thresholds), num_labels, score.size(1)
+            table = counts.setdefault(name, torch.zeros(size, dtype=torch.double))
+            for row, threshold in zip(table, thresholds, strict=True):
+                row.index_add_(0, of_batch, is_massive(ratio, threshold).double())
+    by_layer = torch.stack(list(counts.values()))
+    return by_layer / per_label.where(per_label > 0, torch.nan).unsqueeze(1)
+
+
+def _tally(
+    cell: Int[np.ndarray, " E"], value: Float[np.ndarray, " E"], shape: tuple[int, int]
+) -> Float[np.ndarray, "graphs labels"]:
+    return np.bincount(cell, weights=value, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _shares(
+    edges: Float[np.ndarray, "*draws labels"],
+    massive: Float[np.ndarray, "*draws columns labels"],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of massive edges, and enrichment, shape [*draws, columns, labels]; 0 / 0 is NaN."""
+    edges = edges[..., None, :]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = massive / edges
+        of_all = massive.sum(axis=-1, keepdims=True) / edges.sum(axis=-1, keepdims=True)
+        return share, share / of_all
+
+
+def _resampled(
+    total: Float[np.ndarray, "graphs labels"],
+    counts: Float[np.ndarray, "graphs cells"],
+    resamples: int,
+    rng: np.random.Generator,
+) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """The two tables, summed over graphs drawn with replacement, some resamples at a time."""
+    graphs = len(total)
+    for start in range(0, resamples, _CHUNK):
+        number = min(_CHUNK, resamples - start)
+        times = rng.multinomial(graphs, np.full(graphs, 1 / graphs), size=number).astype(float)
+        yield times @ total, times @ counts
+
+
+def _quantiles(values: Float[np.ndarray, "draws ..."], tails: Sequence[float]) -> np.ndarray:
+    """Quantiles over the draws that have a value; NaN where fewer than half of them have."""
+    enough = np.isfinite(values).mean(axis=0) >= 0.5
+    filled = np.where(enough, values, 0.0)
+    return np.where(enough, np.nanquantile(filled, tails, axis=0), np.nan)
+
+
+def _permutation_test(
+    edges: Edges,
+    massive: Bool[np.ndarray, "columns E"],
+    observed: Float[np.ndarray, "columns labels"],
+    permutations: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "columns labels"]:
+    """Two-sided p-values of the massive edges of each label, labels dealt out within graphs."""
+    bonds = int(edges.bond.max()) + 1
+    slot = 2 * edges.bond + edges.back  # a bond has one for each of its directions
+    first = np.unique(edges.bond, return_index=True)[1]
+    graph = edges.graph[first]
+    label = edges.label[first].repeat(2)  # where there is one direction, both have its label
+    label[slot] = edges.label
+    if not np.array_equal(label[slot], edges.label):
+        raise ValueError(
+            "expected all edges from one node to another to have the same label; the permutation "
+            "test deals out one label for each direction of a bond"
+        )
+    label = label.reshape(bonds, 2)
+    to_slot = sparse.csr_matrix(
+        (np.ones(len(slot)), (slot, np.arange(len(slot)))), shape=(2 * bonds, len(slot))
+    )
+    per_slot = to_slot @ massive.T.astype(float)  # massive edges of each direction
+    order_of_graphs = np.argsort(graph, kind="stable")
+    drawn = np.empty((permutations, *observed.shape))
+    for index in range(permutations):
+        dealt = np.empty_like(label)
+        # Sorted by graph, then at random: a permutation of the bonds within each graph.
+        dealt[order_of_graphs] = label[np.lexsort((rng.random(bonds), graph))]
+        one_hot = sparse.csr_matrix(
+            (np.ones(2 * bonds), (dealt.ravel(), np.arange(2 * bonds))),
+            shape=(len(edges.names), 2 * bonds),
+        )
+        drawn[index] = (one_hot @ per_slot).T
+    centre = drawn.mean(axis=0)
+    # The tolerance is for the rounding of the mean.
+    as_far = np.abs(drawn - centre) >= np.abs(observed - centre) - 1e-9
+    return (1 + as_far.sum(axis=0)) / (1 + permutations)
+
+
+def _upper_bound(hits: int, graphs: int) -> float:
+    """Exact (Clopper-Pearson) one-sided upper bound of a share of graphs; NaN without any."""
+    if graphs == 0:
+        return np.nan
+    test = stats.binomtest(hits, graphs, alternative="less")
+    return test.proportion_ci(CONFIDENCE, method="exact").high

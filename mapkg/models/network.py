@@ -1,0 +1,279 @@
+"""Whole networks: embeddings, layers, readout over the nodes of a graph or none, head."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+from torch_geometric.nn import global_add_pool, global_mean_pool
+
+from mapkg.models import pyg_layers as standard
+from mapkg.models.config import Config
+from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer
+from mapkg.models.egat import EdgeGATLayer
+from mapkg.models.full_graph import DiffusionKernel, FakeEdgeShare, FullGraphLayer, complete
+from mapkg.models.laplacian_encoding import LaplacianEncoding
+
+SCORES = "layers.*.score"
+"""The score of every layer, the tensor the massive-activations paper analyses."""
+
+_READOUTS: dict[str, Callable] = {"mean": global_mean_pool, "sum": global_add_pool}
+
+
+class TypeEmbedding(nn.Module):
+    """An embedding of type ids that also takes one-hot rows.
+
+    Ids are what a data set gives: one per row, as [rows] or, as PyG has them, [rows, 1]; or
+    several, [rows, columns], whose embeddings are summed. One-hot rows (or anything between
+    them) are what an explainer or an attack needs, since gradients can flow into them.
+
+    Args:
+        num_types: number of types; a tuple has one number per column.
+        channels: D.
+
+    Source: one column as in the massive-activations paper's code for ZINC, standard normal;
+    several as in the encoders of Open Graph Benchmark, Glorot-uniform, which it uses for TOX21.
+    """
+
+    def __init__(self, num_types: int | tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.sizes = (num_types,) if isinstance(num_types, int) else num_types
+        self.weight = nn.Parameter(
+            torch.empty(sum(self.sizes), channels)
+        )  # tables one below another
+        if isinstance(num_types, int):
+            nn.init.normal_(self.weight)
+        else:
+            for table in self.weight.detach().split(self.sizes):
+                nn.init.xavier_uniform_(table)
+        offsets = torch.tensor([0, *self.sizes[:-1]]).cumsum(0)
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    def forward(self, types: Shaped[Tensor, "rows ..."]) -> Float[Tensor, "rows D"]:
+        """Embed ids of shape [rows] or [rows, columns], or float rows [rows, sum(num_types)]."""
+        if types.is_floating_point():
+            return types @ self.weight
+        if len(self.sizes) == 1:
+            return nn.functional.embedding(types.flatten(), self.weight)
+        if types.dim() != 2 or types.size(1) != len(self.sizes):
+            raise ValueError(
+                f"expected ids of shape [rows, {len(self.sizes)}], one column per table of sizes "
+                f"{self.sizes}, got shape {list(types.shape)}"
+            )
+        return nn.functional.embedding(types + self.offsets, self.weight).sum(dim=1)
+
+
+class GraphNetwork(nn.Module):
+    """Embeddings, a stack of layers, a readout over nodes, and an MLP head.
+
+    Args:
+        layers: modules called as ``layer(x, edge_index, edge_attr) -> (x, edge_attr)``. A layer
+            whose attribute ``needs_batch`` is True is also given ``batch``, the graph of each
+            node.
+        num_node_types: rows of the node embedding table; a tuple if a node has several ids.
+        num_edge_types: the same for edges; None if edges have float features.
+        hidden_channels: D; the head maps D -> D/2 -> D/4 -> out_channels.
+        out_channels: number of targets.
+        readout: ``"mean"`` or ``"sum"`` over the nodes of a graph; None predicts for each node.
+        edge_channels: width of float edge features, mapped to D by a linear map with a bias.
+        recompute_edges: whether every layer starts from the embedded edge features, so that
+            what an edge stream made of them is thrown away.
+        edge_factor: the factor on the weights of real and fake edges; then all layers are
+            ``FullGraphLayer``. A fake edge has the features of no edge: type id 0 (in a data
+            set where id 0 is a type of edge, that one's embedding), or float features of 0.
+        encoding: the learned place of a node in its graph; the node embedding is narrower by
+            its channels, which follow it.
+        unread_node_type: nodes of this type take part in the layers but not in the readout, as
+            a node that was joined to all others may; None reads all nodes.
+    """
+
+    def __init__(
+        self,
+        layers: list[nn.Module],
+        *,
+        num_node_types: int | tuple[int, ...],
+        num_edge_types: int | tuple[int, ...] | None,
+        hidden_channels: int,
+        out_channels: int,
+        readout: str | None,
+        edge_channels: int | None = None,
+        recompute_edges: bool = False,
+        edge_factor: DiffusionKernel | FakeEdgeShare | None = None,
+        encoding: LaplacianEncoding | None = None,
+        unread_node_type: int | None = None,
+    ) -> None:
+        super().__init__()
+        if readout is not None and readout not in _READOUTS:
+            raise ValueError(f"readout: expected one of {tuple(_READOUTS)}, got {readout!r}")
+        if (num_edge_types is None) == (edge_channels is None):
+            raise ValueError(
+                "expected either num_edge_types, for edges with type ids, or edge_channels, for "
+                f"edges with float features, got {num_edge_types} and {edge_channels}"
+            )
+        width = hidden_channels
+        self.readout = readout
+        self.recompute_edges = recompute_edges
+        self.node_embedding = TypeEmbedding(
+            num_node_types, width if encoding is None else width - encoding.channels
+        )
+        self.edge_embedding = (
+            TypeEmbedding(num_edge_types, width)
+            if edge_channels is None
+            else nn.Linear(edge_channels, width)
+        )
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Sequential(
+            nn.Linear(width, width // 2),
+            nn.ReLU(),
+            nn.Linear(width // 2, width // 4),
+            nn.ReLU(),
+            nn.Linear(width // 4, out_channels),
+        )
+        self.edge_factor = edge_factor
+        self.encoding = encoding
+        self.unread_node_type = unread_node_type
+
+    def forward(
+        self,
+        x: Shaped[Tensor, "N ..."],
+        edge_index: Int[Tensor, "2 E"],
+        edge_attr: Shaped[Tensor, "E ..."],
+        batch: Int[Tensor, " N"] | None = None,
+        batch_size: int | None = None,
+    ) -> Float[Tensor, "rows targets"]:
+        """Predict the targets of each graph, or of each node.
+
+        Args:
+            x: node type ids, shape [N] or [N, columns], or float one-hot rows, shape
+                [N, num_node_types].
+            edge_index: source and target of each edge, shape [2, E].
+            edge_attr: edge type ids, shape [E] or [E, columns], or float one-hot rows, or
+                float features, shape [E, edge_channels].
+            batch: graph of each node, shape [N]; None means one graph.
+            batch_size: number of graphs; None means as many as ``batch`` names.
+
+        Returns:
+            Predictions, shape [graphs, targets]; [N, targets] without a readout.
+        """
+        types, x = x, self.node_embedding(x)
+        graph = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
+        if self.encoding is not None:
+            x = torch.cat([x, self.encoding(edge_index, graph)], dim=1)
+        embedded = edge_attr = self.edge_embedding(edge_attr)
+        of_all = {}
+        if self.edge_factor is not None:
+            of_all["completion"] = complete(edge_index, graph, self._no_edge(), self.edge_factor)
+        for layer in self.layers:
+            of_layer = {"batch": batch} if getattr(layer, "needs_batch", False) else {}
+            edge_input = embedded if self.recompute_edges else edge_attr
+            x, edge_attr = layer(x, edge_index, edge_input, **of_layer, **of_all)
+        if self.readout is not None:
+            if self.unread_node_type is not None:
+                read = self._is_read(types)
+                x, batch = x[read], graph[read]
+            x = _READOUTS[self.readout](x, batch, batch_size)
+        return self.head(x)
+
+    def _is_read(self, types: Shaped[Tensor, "N ..."]) -> Bool[Tensor, " N"]:
+        """Which nodes the readout counts, from their type ids or one-hot rows."""
+        ids = types.argmax(dim=1) if types.is_floating_point() else types.flatten()
+        return ids != self.unread_node_type
+
+    def _no_edge(self) -> Float[Tensor, "1 D"]:
+        """The embedding of an edge that is not there."""
+        embedding = self.edge_embedding
+        if isinstance(embedding, TypeEmbedding):
+            return embedding(torch.zeros_like(embedding.offsets).unsqueeze(0))
+        return embedding(embedding.weight.new_zeros(1, embedding.in_features))
+
+
+_LAYERS = {"gt": GraphTransformerLayer, "graphit": NodeStreamLayer, "san": NodeStreamLayer}
+
+ARCHITECTURES = (*_LAYERS, "egat", *standard.ARCHITECTURES)
+"""What ``build`` builds, the paper's networks, its comparison, and the layers of PyG."""
+
+
+def build(config: Config) -> GraphNetwork:
+    """The untrained network that a configuration describes.
+
+    Seed torch before the call to fix the initial weights.
+
+    Args:
+        config: for example ``configs.CONFIGS["GT-ZINC"]``.
+
+    Raises:
+        ValueError: if the architecture is not one that is built here or has no such part, or
+            if the configuration leaves the size of an embedding table open.
+    """
+    if config.architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture: expected one of {ARCHITECTURES}, got {config.architecture!r}"
+        )
+    sizes = {"num_node_types": config.num_node_types}
+    if config.edge_channels is None:
+        sizes["num_edge_types"] = config.num_edge_types
+    for name, size in sizes.items():
+        if size is None:
+            raise ValueError(
+                f"{name} is not stated for this configuration; set it to the data set's number "
+                f"of types with config.replace({name}=...)"
+            )
+    # The layers first: the initial weights of a seed are then those of the tracked results.
+    layers = [_layer(config) for _ in range(config.num_layers)]
+    mechanisms: dict[str, nn.Module] = {}
+    if config.full_graph:
+        is_san = config.architecture == "san"
+        mechanisms["edge_factor"] = FakeEdgeShare(config.gamma) if is_san else DiffusionKernel()
+    if config.laplacian_encoding:
+        mechanisms["encoding"] = LaplacianEncoding(sign_flips=config.laplacian_sign_flips)
+    return GraphNetwork(
+        layers,
+        num_node_types=config.num_node_types,
+        num_edge_types=config.num_edge_types,
+        edge_channels=config.edge_channels,
+        hidden_channels=config.hidden_channels,
+        out_channels=config.out_channels,
+        readout=config.readout,
+        recompute_edges=config.recompute_edges,
+        unread_node_type=config.unread_node_type,
+        **mechanisms,
+    )
+
+
+def _layer(config: Config) -> nn.Module:
+    """One layer; what an architecture has no choice in must be set as the layer has it."""
+    sizes = (config.hidden_channels, config.heads)
+    if config.architecture in _LAYERS:
+        layer = FullGraphLayer if config.full_graph else _LAYERS[config.architecture]
+        return layer(
+            *sizes,
+            dropout=config.dropout,
+            residual=config.residual,
+            batch_norm=config.batch_norm,
+            layer_norm=config.layer_norm,
+            use_bias=config.use_bias,
+            attention=config.attention,
+            explicit_bias=_explicit_bias(config),
+            score_bound=config.score_bound,
+            score_dropout=config.score_dropout,
+        )
+    is_egat = config.architecture == "egat"
+    fixed = {"residual": not is_egat, "layer_norm": False, "attention": "full"}
+    fixed |= {"explicit_bias": "none", "score_bound": "none", "score_dropout": 0.0}
+    # EGAT has no BatchNorm either, but its published file states one: that cannot be refused.
+    fixed |= {"dropout": 0.0} if is_egat else {"batch_norm": True, "use_bias": False}
+    for name, value in fixed.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"{name}: {config.architecture} is built with {value!r} only, "
+                f"got {getattr(config, name)!r}"
+            )
+    if is_egat:
+        return EdgeGATLayer(*sizes, use_bias=config.use_bias)
+    return standard.standard_layer(config.architecture, *sizes, dropout=config.dropout)
+
+
+def _explicit_bias(config: Config) -> str:
+    """The term of a network's layers; the published SAN for ogbn-proteins does not hand it on."""
+    lost = (config.architecture, config.dataset) == ("san", "ogbn-proteins")
+    return "none" if lost and config.explicit_bias == "published" else config.explicit_bias

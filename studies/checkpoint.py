@@ -1,0 +1,129 @@
+"""Checkpoints: safetensors for tensors, JSON for everything else, written whole or not at all."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from mapkg.models import build
+from mapkg.models.config import Config
+from studies.files import write_atomically
+
+_VALUES = "values"  # key of the JSON text in a state file's own header
+
+
+def save(
+    path: Path | str,
+    weights: dict[str, Tensor],
+    config: Config,
+    **information: Any,
+) -> None:
+    """Save weights as ``PATH.safetensors`` and what is known of them as ``PATH.json``.
+
+    Args:
+        path: without suffix.
+        weights: a state dict.
+        config: what ``build`` makes the model from.
+        **information: further plain values for the JSON file: seed, epoch, history, versions,
+            commit.
+    """
+    content = safetensors.torch.save({k: v.contiguous().cpu() for k, v in weights.items()})
+    described = {
+        "config": config.to_dict(),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        **information,
+    }
+    write_atomically(_with_suffix(path, ".safetensors"), content)
+    write_atomically(_with_suffix(path, ".json"), json.dumps(described, indent=1).encode())
+
+
+def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a saved model.
+
+    Args:
+        path: as given to ``save``, with or without the suffix.
+        config: what the model is expected to be; None takes whatever was saved.
+
+    Returns:
+        The model in evaluation mode, and the content of the JSON file.
+
+    Raises:
+        FileNotFoundError: if one of the two files is missing.
+        ValueError: if the checksum is wrong, the weights do not fit the configuration, or it
+            is not the expected one.
+    """
+    weights_path, json_path = _with_suffix(path, ".safetensors"), _with_suffix(path, ".json")
+    for file in (weights_path, json_path):
+        if not file.is_file():
+            raise FileNotFoundError(f"no checkpoint: expected {weights_path} and {json_path}")
+    content = weights_path.read_bytes()
+    try:
+        information = json.loads(json_path.read_text())
+        expected, stored = information["sha256"], Config.from_dict(information["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{json_path}: not the description of a checkpoint: {error!r}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{weights_path}: expected sha256 {expected}, found {found}; the two "
+            "files do not belong together, or one is damaged"
+        )
+    if config is not None and config != stored:
+        raise ValueError(
+            f"{json_path}: the checkpoint has another configuration than expected: "
+            f"{differences(stored.to_dict(), config.to_dict())}"
+        )
+    model = build(stored)
+    try:
+        model.load_state_dict(safetensors.torch.load(content))
+    except RuntimeError as error:
+        raise ValueError(f"{weights_path}: weights do not fit the configuration: {error}") from None
+    return model.eval(), information
+
+
+def write_state(path: Path, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
+    """Write groups of tensors and plain values as one file."""
+    flat = {
+        f"{group}/{name}": tensor.contiguous().cpu()
+        for group, members in tensors.items()
+        for name, tensor in members.items()
+    }
+    content = safetensors.torch.save(flat, metadata={_VALUES: json.dumps(values)})
+    write_atomically(path, content)
+
+
+def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read what ``write_state`` wrote.
+
+    Raises:
+        ValueError: if the file is damaged or of another kind.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            values = json.loads(file.metadata()[_VALUES])
+            for key in file.keys():  # noqa: SIM118, not a dict
+                group, name = key.split("/", 1)
+                groups.setdefault(group, {})[name] = file.get_tensor(key)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: not a training state, or damaged ({error}); remove it to start afresh"
+        ) from error
+    return groups, values
+
+
+def differences(stored: dict[str, Any], expected: dict[str, Any]) -> str:
+    """The entries in which two flat dicts differ, for an error."""
+    names = [name for name in stored | expected if stored.get(name) != expected.get(name)]
+    return "; ".join(
+        f"{name}: stored {stored.get(name)!r}, asked for {expected.get(name)!r}" for name in names
+    )
+
+
+def _with_suffix(path: Path | str, suffix: str) -> Path:
+    path = Path(path)
+    return path.with_name(path.name.removesuffix(".safetensors").removesuffix(".json") + suffix)

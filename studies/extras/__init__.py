@@ -1,0 +1,1 @@
+"""What no page uses, and published checkpoints and data need."""

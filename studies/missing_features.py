@@ -1,0 +1,200 @@
+"""Node classification when the features of all nodes but the training ones are hidden."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from studies.data import Splits
+from studies.depth import Variant, fit_summary
+from studies.study import Result, Study, read_tables, run_study
+from studies.train_nodes import Schedule, fit_nodes, hide_features
+
+MODELS = {
+    "GCN": Variant(architecture="gcn"),
+    "GGNN": Variant(architecture="ggnn"),
+    "GAT": Variant(architecture="gat"),
+    "GAT-Pn": Variant(architecture="gat", norm="pair"),
+    "GAT-Lip": Variant(architecture="gat", norm="lipschitz"),
+}
+"""The networks of the table, by their names in it."""
+
+LAYERS = (2, 3, 4, 6, 8, 10, 12, 15)
+"""Numbers of layers to choose from. The published grid is not known; its choices go up to 15."""
+
+_TABLE = """
+GCN      82.5 1.2  2  58.8 3.5  2  69.5 2.1  2  31.3 2.7  2  77.9 1.4  2  44.9 4.4  2
+GGNN     81.8 2.0  2  68.2 2.5  6  68.5 1.9  3  40.5 1.4  5  78.4 2.1  4  56.6 1.9  4
+GAT      82.3 2.3  2  65.3 2.1  4  69.3 1.6  2  42.8 1.6  4  77.4 0.5  6  63.1 0.7  4
+GAT-Pn   78.8 0.6  4  73.8 1.2 12  67.2 0.8  4  51.7 1.1 10  77.6 1.6  8  70.4 1.1 12
+GAT-Lip  83.1 0.5  5  75.3 0.9 11  69.1 1.5  3  50.9 1.9  9  78.9 1.3  5  73.3 1.4 15
+"""
+_COLUMNS = list(product(("Cora", "CiteSeer", "PubMed"), (0.0, 1.0)))
+
+
+def published_table() -> pd.DataFrame:
+    """The table of the paper's talk: accuracy in percent, its deviation, and the layers.
+
+    Returns:
+        A row per ``model``, ``dataset`` and ``rate`` with ``accuracy``, ``deviation`` and
+        ``num_layers``. How many repetitions are behind a deviation is not known, nor whether
+        layers were chosen on validation or on test nodes.
+
+    Source: LipschitzNorm paper, slides of its talk.
+    """
+    rows = []
+    for line in _TABLE.strip().splitlines():
+        model, *values = line.split()
+        for number, (dataset, rate) in enumerate(_COLUMNS):
+            accuracy, deviation, layers = values[3 * number : 3 * number + 3]
+            row = {"model": model, "dataset": dataset, "rate": rate, "accuracy": float(accuracy)}
+            rows.append(row | {"deviation": float(deviation), "num_layers": int(layers)})
+    return pd.DataFrame(rows)
+
+
+def missing_study(
+    splits: Splits,
+    models: Mapping[str, Variant] | None = None,
+    *,
+    rates: Sequence[float] = (0.0, 1.0),
+    layers: Sequence[int] = LAYERS,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    schedule: Schedule | None = None,
+    prefix: Path | str | None = None,
+    progress: bool = True,
+) -> Study:
+    """Train every network with every number of layers on a graph with hidden features.
+
+    Features are hidden at a share of the nodes outside the training set, drawn once for each seed
+    and rate, the same for all networks.
+
+    Args:
+        splits: of ``NodesOfGraph``.
+        models: networks by name; None means ``MODELS``.
+        rates: shares of nodes outside the training set whose features are zero, in [0, 1].
+        layers: numbers of layers.
+        seeds: of weights, dropout and of what is hidden.
+        schedule: of training; None means the published one, 200 epochs.
+        prefix: as for ``studies.run_study``.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        In ``runs`` a row per training, as of ``depth.depth_study``, with ``model`` and ``rate``;
+        in ``curves`` the last row of its history.
+
+    Raises:
+        ValueError: if a rate is not in [0, 1].
+
+    Source: LipschitzNorm paper, missing features, after the PairNorm paper.
+    """
+    schedule = Schedule() if schedule is None else schedule
+    models = MODELS if models is None else models
+    hidden = {
+        (rate, seed): hide_features(splits, rate, seed) for rate, seed in product(rates, seeds)
+    }
+
+    def train(variant: Variant, depth: int, rate: float, seed: int) -> Result:
+        data = hidden[rate, seed]
+        network = variant.build(depth, data, seed)
+        run = fit_nodes(network, data, schedule, seed=seed, progress=False)
+        return fit_summary(run), run.history.tail(1)
+
+    trainings = []
+    for seed, depth, rate, (name, variant) in product(seeds, layers, rates, models.items()):
+        about = {"model": name, **asdict(variant), "num_layers": depth, "rate": rate, "seed": seed}
+        about |= {"dataset": splits.description.title, **asdict(schedule)}
+        trainings.append((about, partial(train, variant, depth, rate, seed)))
+    labels = ("model", "num_layers", "rate", "seed")
+    return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
+
+
+STUDIES = ("missing_cora", "missing_citeseer", "missing_pubmed")
+"""Tracked studies, by the prefix of their files."""
+
+CONSTANT = ("missing_cora_constant", "missing_pubmed_constant")
+"""Those at a rate that does not fall, of some networks and layers."""
+
+
+def read_missing(folder: Path | str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
+    """The runs of tracked studies as one table, data sets by the names of the published one.
+
+    Args:
+        folder: where their tables are.
+        studies: prefixes of their files.
+
+    Returns:
+        A row per training, as of ``missing_study``.
+
+    Raises:
+        FileNotFoundError: if a table is missing.
+    """
+    runs = read_tables(folder, studies, "runs")
+    return runs.assign(dataset=runs["dataset"].str.removesuffix(", features missing"))
+
+
+CHOICES = {
+    "validation": ("val_best", "test_best"),
+    "test": ("test_last", "test_last"),
+}
+"""What the number of layers is chosen by, and what is reported. ``validation``, the mean of the
+best validation accuracy, with the test accuracy of these epochs; ``test``, the mean test accuracy
+of the last epoch, which is also what is reported and so is too high."""
+
+
+def best_layers(runs: pd.DataFrame, choice: str = "validation") -> pd.DataFrame:
+    """For every network, data set and rate the best number of layers and its accuracy.
+
+    Args:
+        runs: of ``missing_study``, of any data sets.
+        choice: one of ``CHOICES``.
+
+    Returns:
+        A row per ``dataset``, ``rate`` and ``model``, with ``num_layers``, the mean ``accuracy``
+        over seeds in percent, its standard ``deviation`` and the number of ``seeds``.
+
+    Raises:
+        ValueError: if the choice is unknown.
+    """
+    if choice not in CHOICES:
+        raise ValueError(f"choice: expected one of {', '.join(CHOICES)}, got {choice!r}")
+    criterion, reported = CHOICES[choice]
+    rows = []
+    for keys, group in runs.groupby(["dataset", "rate", "model"], sort=False):
+        layers = int(group.groupby("num_layers")[criterion].mean().idxmax())
+        values = 100 * group.loc[group["num_layers"] == layers, reported]
+        row = dict(zip(("dataset", "rate", "model"), keys, strict=True))
+        row |= {"num_layers": layers, "accuracy": values.mean()}
+        rows.append(row | {"deviation": values.std(ddof=1), "seeds": len(values)})
+    return pd.DataFrame(rows)
+
+
+def beside_published(best: pd.DataFrame) -> pd.DataFrame:
+    """Our accuracies, the published ones, and the difference.
+
+    Args:
+        best: of ``best_layers``.
+
+    Returns:
+        A row per ``dataset``, ``rate`` and ``model``, with ``ours`` and ``published`` as text,
+        mean, deviation and layers, and ``difference`` in percent; what was not published is "-".
+    """
+    keys = ["dataset", "rate", "model"]
+    both = best.merge(published_table(), on=keys, how="left", suffixes=("", "_published"))
+
+    def text(end: str) -> pd.Series:
+        parts = zip(
+            *(both[f"{c}{end}"] for c in ("accuracy", "deviation", "num_layers")), strict=True
+        )
+        return pd.Series(
+            ["-" if np.isnan(mean) else f"{mean:.1f} {sd:.1f} ({n:.0f})" for mean, sd, n in parts],
+            dtype=object,
+        )
+
+    difference = both["accuracy"] - both["accuracy_published"]
+    return both[keys].assign(
+        ours=text(""), published=text("_published"), difference=difference.round(1)
+    )

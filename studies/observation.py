@@ -1,0 +1,241 @@
+"""Look at the scores of a network over many graphs: summaries that stream, tables of states."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+from mapkg import hooks
+from mapkg.evaluation import Graphs, batches, calibrate_batch_norm, joined_score, predict, targets
+from mapkg.measures import ActivationSummary, activation_ratio
+from mapkg.models import build
+from mapkg.models import pyg_layers as standard
+from mapkg.models.config import Config
+from mapkg.models.network import SCORES
+from studies.data import Splits
+
+CLAMPED = ("gt", "graphit", "san")
+"""Architectures that sum the score of a head and clamp the sum."""
+
+_ADVICE = "name a submodule that works on edges, or use mapkg.report, which takes any rows"
+
+
+def looked_at(architecture: str) -> str:
+    """What is recorded of a network to look for massive activations, a name or pattern.
+
+    The score of every layer; of PyG's layers, the score before the softmax where a layer shows
+    one (gatv2, transformer), else what attention sends along an edge (gat) or gives a node
+    (gps).
+
+    Args:
+        architecture: of a configuration.
+    """
+    if architecture not in standard.ARCHITECTURES:
+        return SCORES
+    names = standard.recorded_names(architecture)
+    return names[-1] if architecture == "gps" else names[0]
+
+
+def summarise_scores(model: nn.Module, config: Config, graphs: Graphs) -> list[ActivationSummary]:
+    """A summary per layer of what a configuration's network is looked at for.
+
+    Args:
+        model: what ``build(config)`` gave.
+        config: names the architecture, the heads and the batch size.
+        graphs: the graphs to look at.
+    """
+    return list(_look(model, graphs, *_choice(config)).values())
+
+
+def _choice(config: Config) -> tuple[str, int | None, int]:
+    """What of a configuration's network is looked at, with how many heads and graphs at a time."""
+    heads = config.heads if config.architecture in CLAMPED else None
+    return looked_at(config.architecture), heads, config.batch_size
+
+
+def summarise(
+    model: nn.Module,
+    graphs: Graphs,
+    *,
+    names: str | Sequence[str] = SCORES,
+    heads: int | None = None,
+    batch_size: int = 128,
+) -> dict[str, ActivationSummary]:
+    """Summaries of what submodules return for the edges of graphs, in evaluation mode.
+
+    Args:
+        model: as for ``train.fit``.
+        graphs: the graphs to look at; or seed nodes, whose batches count as one graph each.
+        names: what to look at, names or patterns for ``hooks.record``: outputs with one row
+            per edge, [E, channels] or [E, heads, channels of a head], or any of
+            ``standard.recorded_names``. Of full-graph attention, only the edges of the data
+            count.
+        heads: number of attention heads if the outputs are scores, for the share of saturated
+            sums; None leaves that out.
+        batch_size: graphs per forward pass; the result does not depend on it.
+
+    Returns:
+        A summary per submodule, in the model's order.
+
+    Raises:
+        ValueError: if an output has not one row per edge; names the submodule.
+    """
+    return _look(model, graphs, names, heads, batch_size)
+
+
+def _look(
+    model: nn.Module,
+    graphs: Graphs,
+    names: str | Sequence[str],
+    heads: int | None,
+    batch_size: int,
+    predicted: list[tuple[Tensor, Tensor]] | None = None,
+) -> dict[str, ActivationSummary]:
+    """What ``summarise`` says; predictions and targets of each batch are added to a list."""
+    modules = hooks.resolve(model, names)
+    summaries = {name: ActivationSummary(heads=heads) for name in modules}
+    # On a full graph the rows of the data's edges come first; the others are left out.
+    has_fake_edges = getattr(model, "edge_factor", None) is not None
+
+    def update(name: str, output: Any, batch: Any) -> None:
+        rows = _rows(name, modules[name], output, batch)
+        if has_fake_edges and name.endswith(".score"):
+            rows = rows[: batch.num_edges]
+        graph = _graph_of_rows(name, modules[name], rows, batch)
+        summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
+
+    def forward(model: nn.Module, batch: Any) -> None:
+        prediction = predict(model, batch)
+        if predicted is not None:
+            predicted.append((prediction, targets(batch)))
+
+    loader = batches(graphs, batch_size)
+    for _ in hooks.scan(model, loader, names, forward=forward, reduce=update):
+        pass
+    return summaries
+
+
+def edge_maxima(
+    model: nn.Module,
+    graphs: Sequence[Data],
+    *,
+    names: str | Sequence[str] = SCORES,
+    batch_size: int = 128,
+) -> Float[Tensor, "layers E"]:
+    """The largest activation ratio of every edge in every layer, in evaluation mode.
+
+    Args:
+        model: as for ``train.fit``.
+        graphs: the graphs to look at.
+        names: submodules whose output has one row per edge, names or patterns.
+        batch_size: graphs per forward pass.
+
+    Returns:
+        Shape [layers, E], edges in the order of the graphs; NaN where a row has no ratio.
+    """
+    passes = hooks.scan(model, batches(graphs, batch_size), names, forward=predict)
+    maxima = [
+        torch.stack([activation_ratio(score).amax(dim=-1) for score in seen.values()])
+        for _, seen in passes
+    ]
+    return torch.cat(maxima, dim=1)
+
+
+def bond_ratios(
+    model: nn.Module, graphs: Sequence[Data], *, heads: int, names: str | Sequence[str] = SCORES
+) -> list[Float[Tensor, "layers heads bonds"]]:
+    """The largest activation ratio of every bond in every layer and head, for pictures.
+
+    Args:
+        model: as for ``train.fit``.
+        graphs: molecules, both directions of a bond next to each other.
+        heads: number of heads; channels are head-major.
+        names: submodules whose output has one row per edge, names or patterns.
+
+    Returns:
+        A tensor per graph, bonds in the order of ``edge_index``, the larger one of their two
+        directions; the median is that of the whole row, over all heads.
+    """
+    found = []
+    for _, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
+        ratios = torch.stack([activation_ratio(score) for score in seen.values()])
+        by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
+        found.append(by_head.unflatten(1, (-1, 2)).amax(dim=2).transpose(1, 2))
+    return found
+
+
+def _rows(name: str, module: nn.Module, output: Any, batch: Any) -> Tensor:
+    try:
+        return standard.recorded_rows(module, output, batch.batch)
+    except (TypeError, IndexError) as error:  # no tensor, no channels, or other padding
+        raise ValueError(f"{name}: expected rows of channels: {error}; {_ADVICE}") from error
+
+
+def _graph_of_rows(name: str, module: nn.Module, rows: Tensor, batch: Any) -> Tensor | None:
+    """Which graph each row belongs to; None for a sampled neighbourhood, which counts as one."""
+    by_node = isinstance(module, nn.MultiheadAttention)
+    kind, number = ("node", batch.num_nodes) if by_node else ("edge", batch.num_edges)
+    if len(rows) != number:
+        raise ValueError(f"{name}: expected a row per {kind}, {number}, got {len(rows)}; {_ADVICE}")
+    if batch.batch is None:
+        return None
+    return batch.batch if by_node else batch.batch[batch.edge_index[0]]
+
+
+def observe_states(
+    weights: Mapping[str, Mapping[str, Tensor]],
+    config: Config,
+    splits: Splits,
+    *,
+    device: str | torch.device = "cpu",
+) -> dict[str, pd.DataFrame]:
+    """What the scores of one network look like on the test split, with several weights.
+
+    Args:
+        weights: from state to state dict; the state ``base_calibrated`` has its BatchNorm
+            statistics set to those of the training split first.
+        config: what the weights belong to.
+        splits: the data.
+        device: where to compute.
+
+    Returns:
+        The tables ``summary``, ``graph_maxima`` and ``histogram`` of ``Emergence``, without
+        the columns that say where they come from.
+    """
+    model = build(config).to(device)
+    tables: dict[str, list[pd.DataFrame]] = {"summary": [], "graph_maxima": [], "histogram": []}
+    for state, values in weights.items():
+        model.load_state_dict(values)
+        if state == "base_calibrated":
+            calibrate_batch_norm(model, splits.train, batch_size=config.batch_size)
+        # One pass for predictions and scores.
+        pairs: list[tuple[Tensor, Tensor]] = []
+        summaries = _look(model, splits.test, *_choice(config), pairs)
+        metrics = joined_score(pairs, config.loss)
+        for layer, summary in enumerate(summaries.values()):
+            row = {"state": state, "layer": layer}
+            counts, edges = summary.neg_log_ratio.counts, summary.neg_log_ratio.edges
+            filled = counts.nonzero().flatten()
+            columns = {
+                "summary": {
+                    **{f"test_{metric}": [value] for metric, value in metrics.items()},
+                    **summary.statistics(),
+                },
+                "graph_maxima": {
+                    "graph": range(len(summary.graph_maxima)),
+                    "max_ratio": summary.graph_maxima,
+                },
+                "histogram": {
+                    "bin": filled.tolist(),
+                    "low": edges[filled].tolist(),
+                    "count": counts[filled].tolist(),
+                },
+            }
+            for table, values_of in columns.items():
+                frame = pd.DataFrame(values_of)
+                tables[table].append(pd.DataFrame(row, index=frame.index).join(frame))
+    return {table: pd.concat(parts, ignore_index=True) for table, parts in tables.items()}

@@ -1,0 +1,240 @@
+"""Tidy tables of experiments: write, read, join, and set as tables to read."""
+
+import gzip
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from mapkg.models import GraphNetwork
+from mapkg.models.config import Config
+from studies import checkpoint
+from studies.data import ATOM_TYPES, BOND_TYPES, Splits
+from studies.files import write_atomically
+from studies.provenance import commit, versions
+from studies.train import Fit
+
+TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
+"""The tables of an emergence run."""
+
+
+@dataclass(frozen=True)
+class Emergence:
+    """The tables of an emergence run, each row with where it comes from.
+
+    Attributes:
+        summary: per state and layer, the statistics of ``ActivationSummary``. States: ``base``
+            (untrained, BatchNorm statistics at 0 and 1, as published), ``base_calibrated``
+            (untrained, statistics of the training data), ``best`` and ``last`` (weights of the
+            epoch with the least validation loss, and of the last one).
+        trajectory: per observed epoch and layer, the same statistics; epoch 0 is ``base``.
+        graph_maxima: per state, layer and test graph, its largest ratio.
+        histogram: per state and layer, counts of -log10 ratio; empty bins are left out.
+        history: per epoch, losses and learning rate.
+        fit: what training gave, weights included; None if the tables were read from files.
+    """
+
+    summary: pd.DataFrame
+    trajectory: pd.DataFrame
+    graph_maxima: pd.DataFrame
+    histogram: pd.DataFrame
+    history: pd.DataFrame
+    fit: Fit | None = None
+
+
+def read_emergence(folder: Path | str, prefix: str = "") -> Emergence:
+    """Read the tables that ``emergence`` or ``collect`` wrote.
+
+    Args:
+        folder: where they are.
+        prefix: what their file names begin with.
+
+    Raises:
+        FileNotFoundError: if a table is missing.
+    """
+    paths = {table: Path(folder) / f"{prefix}{table}.csv.gz" for table in TABLES}
+    for path in paths.values():
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no table at {path}; write it with python -m studies train and collect"
+            )
+    return Emergence(**{table: pd.read_csv(path) for table, path in paths.items()})
+
+
+def read_network(folder: Path | str, splits: Splits) -> tuple[GraphNetwork, Config, dict[str, Any]]:
+    """The best network of a finished run, in evaluation mode, and what its tables say of it.
+
+    Args:
+        folder: what ``emergence`` wrote.
+        splits: the data it was trained on.
+
+    Returns:
+        The network, its configuration, and for the columns of a table its ``seed``, ``config``,
+        ``explicit_bias``, ``use_bias``, ``dataset`` and ``epochs``, with the versions and the
+        commit that are at work now.
+
+    Raises:
+        FileNotFoundError: if the run is not finished.
+        ValueError: if the network was trained on other data.
+    """
+    model, information = checkpoint.load(Path(folder) / "best")
+    title = splits.description.title
+    if information["dataset"] != title:
+        raise ValueError(
+            f"{folder}: expected a network trained on {title}, got one trained on "
+            f"{information['dataset']}"
+        )
+    config = Config.from_dict(information["config"])
+    origin = {"seed": information["seed"], "config": information["name"]}
+    origin |= {"explicit_bias": config.explicit_bias, "use_bias": config.use_bias}
+    origin |= {"dataset": title, "epochs": len(information["history"])}
+    return model.eval(), config, origin | {"versions": versions(), "commit": commit()}
+
+
+def collect(
+    folders: Sequence[Path | str], output: Path | str, states: Sequence[str] | None = None
+) -> list[Path]:
+    """Join the tables of several runs into one set, for ``data/results``.
+
+    Args:
+        folders: run folders, as ``emergence`` wrote them.
+        output: path prefix of the joined tables, for example ``data/results/emergence_gt_zinc_``.
+        states: which states the two large tables, ``graph_maxima`` and ``histogram``, keep;
+            None keeps all.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FileNotFoundError: if a run is not finished.
+        ValueError: if a run has no such state.
+    """
+    runs = [read_emergence(folder) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):  # before the first file is written
+        known = run.summary["state"].unique().tolist()
+        unknown = sorted({*(states or ())} - {*known})
+        if unknown:
+            raise ValueError(
+                f"no state {', '.join(unknown)} in {folder}; there are {', '.join(known)}"
+            )
+    paths = []
+    for name in TABLES:
+        table = pd.concat([getattr(run, name) for run in runs], ignore_index=True)
+        if states is not None and name in ("graph_maxima", "histogram"):
+            table = table[table["state"].isin(states)]
+        path = Path(f"{output}{name}.csv.gz")
+        write_table(path, table)
+        paths.append(path)
+    return paths
+
+
+def emergence_table(summary: pd.DataFrame, states: Sequence[str]) -> pd.DataFrame:
+    """A summary as a table to read: a row per layer, columns by statistic and state.
+
+    Args:
+        summary: rows of one seed of the summary of ``Emergence``.
+        states: which states, in order; ``base_calibrated`` is called calibrated.
+
+    Returns:
+        Texts of three digits, or whole numbers. An edge with an MA has a massive activation in
+        at least one channel; the share of such edges is given. The typical median is the
+        median over edges of the row's median magnitude.
+    """
+    columns = {
+        "max_ratio": "largest ratio",
+        "share_rows_with_massive": "edges with an MA",
+        "max_abs": "largest |s|",
+        "row_median_q50": "typical median |s|",
+    }
+    wide = summary.pivot(index="layer", columns="state", values=list(columns))
+    wide = wide[[(statistic, state) for statistic in columns for state in states]]
+    wide.columns = pd.MultiIndex.from_tuples(
+        [(columns[statistic], state.removeprefix("base_")) for statistic, state in wide.columns]
+    )
+    return wide.map(lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.3g}")
+
+
+def range_over_seeds(summary: pd.DataFrame, statistic: str) -> pd.DataFrame:
+    """Least and greatest value of a statistic over seeds, a row per layer, a column per state.
+
+    Args:
+        summary: the summary of ``Emergence``, of several seeds.
+        statistic: one of its columns; values are rounded to whole numbers.
+    """
+    values = summary.groupby(["layer", "state"], sort=False)[statistic].agg(["min", "max"])
+    texts = values.apply(lambda row: f"{row['min']:,.0f} to {row['max']:,.0f}", axis=1)
+    return texts.unstack("state")
+
+
+def count_types(splits: Splits) -> pd.DataFrame:
+    """How often each atom type and bond type occurs in each split.
+
+    Returns:
+        Columns ``split``, ``kind`` (atom or bond), ``id``, ``type`` and ``count``. Bonds are
+        counted once per direction.
+    """
+    rows = []
+    for split in ("train", "val", "test"):
+        graphs = getattr(splits, split)
+        for kind, ids in (("atom", "x"), ("bond", "edge_attr")):
+            names = dict(enumerate(ATOM_TYPES)) if kind == "atom" else BOND_TYPES
+            counts = torch.cat([graph[ids] for graph in graphs]).bincount(minlength=max(names) + 1)
+            rows += [
+                {"split": split, "kind": kind, "id": i, "type": name, "count": int(counts[i])}
+                for i, name in names.items()
+            ]
+    return pd.DataFrame(rows)
+
+
+def contrasts(
+    table: pd.DataFrame,
+    pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]],
+    *,
+    value: str = "max_ratio",
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """By which factor a value differs between two kinds of rows, with intervals over seeds.
+
+    Args:
+        table: a row per ``run``, ``label`` (as a type of edge) and ``seed``.
+        pairs: from titles to two pairs of run and label; the factor is that of the second over
+            the first, in networks of the same seed.
+        value: a positive column.
+        confidence: of the intervals, Student's t for the logarithms.
+
+    Returns:
+        A row per title. Columns are ``factor``, the geometric mean over seeds, ``low``, ``high``,
+        and ``least`` and ``greatest`` of a seed.
+
+    Raises:
+        ValueError: if two runs have not two seeds or more in common.
+    """
+    logs = np.log(table.set_index(["run", "label", "seed"])[value]).sort_index()
+    rows = {}
+    for title, (one, other) in pairs.items():
+        difference = (logs[other] - logs[one]).dropna()
+        if len(difference) < 2:
+            raise ValueError(f"{title}: expected two common seeds or more, got {len(difference)}")
+        mean, error = difference.mean(), stats.sem(difference)
+        low, high = stats.t.interval(confidence, len(difference) - 1, mean, error)
+        found = (mean, low, high, difference.min(), difference.max())
+        names = ("factor", "low", "high", "least", "greatest")
+        rows[title] = {name: np.exp(v) for name, v in zip(names, found, strict=True)}
+    return pd.DataFrame(rows).T
+
+
+def write_table(path: Path, table: pd.DataFrame, *, digits: int = 6) -> None:
+    """Write a table as compressed CSV, the same bytes for the same table.
+
+    Args:
+        path: where to; written whole or not at all.
+        table: without a meaningful index.
+        digits: significant digits of numbers.
+    """
+    text = table.to_csv(index=False, float_format=f"%.{digits}g").encode()
+    write_atomically(path, gzip.compress(text, mtime=0))

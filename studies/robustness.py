@@ -1,0 +1,238 @@
+"""Attacks on finished runs, and what they come to."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from torch import nn
+from torch_geometric.data import Data
+
+from mapkg.attack import SIGMAS, Ascent, TooFewEntries, attack, where_massive
+from mapkg.measures import MASSIVE_RATIO
+from mapkg.models.config import Config
+from studies.data import Splits
+from studies.grid import MODELS
+from studies.remedies import ARMS, COUNTED
+from studies.results import read_network
+
+ASCENT = Ascent(lr=0.1, passes=40)
+"""How noise is optimised here, with fewer passes than the published 1000, and longer steps."""
+
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "own": {},
+    "shared": {"shared": True},
+    "relative": {"relative": True},
+    "published": {"centred": False, "ascent": Ascent(), "restarts": (0,)},
+}
+"""Kinds of noise, of each node and edge its own, one vector for all nodes and one for all edges,
+sizes relative to the embeddings' standard deviations, and the published way of finding the first,
+one restart and not centred, for the largest size alone. The others are centred."""
+
+USUAL = ("own", "shared", "relative")
+"""The kinds that every network is attacked with; the published one takes many passes."""
+
+PLACES = {
+    f"{name}{'' if massive else ', control'}": (by, not massive)
+    for name, by in (
+        ("massive edges", "edges"),
+        ("massive channels", "channels"),
+        ("largest channel", "largest"),
+    )
+    for massive in (True, False)
+}
+"""Where the embeddings of edges are disturbed, from titles to ``by`` and ``control`` of
+``attack.where_massive``; every mask is as large as its control."""
+
+
+ATTACKED = {
+    f"{name}_{arm}": (title, ARMS[arm])
+    for name, title, arms in (
+        ("gt_zinc", "GT, ZINC", ("none", "published", "sink")),
+        ("graphit_zinc", "GraphiT, ZINC", ("none", "published", "intended", "sink")),
+        ("san_zinc", "SAN, ZINC", ("none", "published", "intended", "sink")),
+        ("gt_proteins", "GT, PROTEINS", ("bias", "intended")),
+        ("gt_tox21", "GT, TOX21", ("bias", "intended")),
+    )
+    for arm in arms
+}
+"""Tracked attacks everywhere, from names of files to network and arm. GT's published term is the
+intended one. On PROTEINS and TOX21 the two arms differ in the term alone."""
+
+MORE = {f"gt_tox21_more_{arm}": ("GT, TOX21", ARMS[arm]) for arm in ("bias", "intended")}
+"""Tracked attacks on further seeds of GT on TOX21, with noise of each node's and edge's own."""
+
+TOLD = {
+    f"san_zinc_{arm}": ("SAN, ZINC", title)
+    for arm, title in {"none": ARMS["none"], "sink": ARMS["sink"], **COUNTED}.items()
+}
+"""Tracked attacks that tell a sink from what it lets a node know, its number of neighbours."""
+
+PLACED = {
+    **{f"{model.lower()}_zinc_none": (f"{model}, ZINC", ARMS["none"]) for model in MODELS},
+    "gt_proteins_bias": ("GT, PROTEINS", ARMS["bias"]),
+}
+"""Tracked attacks on ``PLACES``, too."""
+
+
+def attack_network(
+    model: nn.Module,
+    config: Config,
+    graphs: Sequence[Data],
+    *,
+    sigmas: Iterable[float] = SIGMAS,
+    restarts: Sequence[int] = (0, 1, 2),
+    kinds: Iterable[str] = USUAL,
+    places: Iterable[str] = (),
+    threshold: float = MASSIVE_RATIO,
+    ascent: Ascent = ASCENT,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Attacks of several kinds on one network, and on places where it has massive activations.
+
+    Args:
+        model: as for ``attack.attack``.
+        config: names its loss and batch size.
+        graphs: whose embeddings are disturbed.
+        sigmas: standard deviations; attacks on places, and published ones, have the last alone.
+        restarts: seeds of the noise.
+        kinds: of ``KINDS``.
+        places: of ``PLACES``.
+        threshold: ratio above which an activation is massive.
+        ascent: how noise is optimised.
+        progress: whether to show progress bars on stderr.
+
+    Returns:
+        The rows of ``attack.attack`` with a column ``kind``, one of ``kinds`` or ``places``; none
+        of a place that these graphs do not have, where nothing, or everything, is massive, or a
+        single entry, which has no standard deviation.
+
+    Raises:
+        ValueError: if a kind or place is unknown, or nothing is left to attack.
+    """
+    sigmas, kinds, places = tuple(sigmas), tuple(kinds), tuple(places)
+    for what, named, known in (("kinds", kinds, KINDS), ("places", places, PLACES)):
+        if unknown := sorted({*named} - {*known}):
+            raise ValueError(f"{what}: expected some of {', '.join(known)}; got {unknown}")
+    common: dict[str, Any] = dict(loss=config.loss, restarts=restarts, ascent=ascent, centred=True)
+    common |= dict(batch_size=config.batch_size, progress=progress)
+    found = []
+    for kind in kinds:
+        sizes = sigmas[-1:] if kind == "published" else sigmas
+        table = attack(model, graphs, sizes, **common | KINDS[kind])
+        found.append(table.assign(kind=kind))
+    for place in places:
+        by, control = PLACES[place]
+        choice = where_massive(model, by, threshold=threshold, control=control, equal=True)
+        try:
+            table = attack(model, graphs, sigmas[-1:], masks={"edge_embedding": choice}, **common)
+        except TooFewEntries:
+            continue
+        found.append(table.assign(kind=place))
+    if not found:
+        raise ValueError(
+            f"places: none of {', '.join(places)} is in these graphs; the network has no massive "
+            "activation there, or nothing else; take more graphs or another threshold"
+        )
+    return pd.concat(found, ignore_index=True)
+
+
+def attack_run(
+    folder: Path | str, splits: Splits, *, graphs: int, places: bool = False, **settings: Any
+) -> pd.DataFrame:
+    """Attacks on the best weights of a finished run, on the first graphs of the validation split.
+
+    The validation split of a data set is the same for all networks, so that all are attacked on
+    the same molecules.
+
+    Args:
+        folder: what ``emergence`` wrote.
+        splits: the data it was trained on.
+        graphs: how many graphs.
+        places: whether noise also attacks each of ``PLACES`` alone.
+        **settings: further arguments of ``attack_network``, for example ``kinds``.
+
+    Returns:
+        Rows of ``attack_network`` with where they come from; ``seed`` is that of the training.
+
+    Raises:
+        FileNotFoundError: if the run is not finished.
+        ValueError: if the network was trained on other data.
+    """
+    model, config, origin = read_network(folder, splits)
+    chosen = list(splits.val[:graphs])
+    table = attack_network(model, config, chosen, places=PLACES if places else (), **settings)
+    return table.assign(graphs=len(chosen), **origin)
+
+
+def read_attacks(folder: Path | str, runs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    """The tracked tables of several networks.
+
+    Args:
+        folder: where ``python -m studies attack`` wrote ``attack_NAME.csv.gz``.
+        runs: from names of files to a pair of labels, network and arm.
+
+    Returns:
+        The rows with the columns ``label`` and ``run``.
+
+    Raises:
+        FileNotFoundError: if a table is missing.
+    """
+    found = []
+    for name, (label, arm) in runs.items():
+        path = Path(folder) / f"attack_{name}.csv.gz"
+        if not path.is_file():
+            raise FileNotFoundError(f"no table at {path}; write it with python -m studies attack")
+        found.append(pd.read_csv(path).assign(label=label, run=arm))
+    return pd.concat(found, ignore_index=True)
+
+
+def damage(attacks: pd.DataFrame) -> pd.DataFrame:
+    """What attacks do to the loss of each network, means over restarts.
+
+    Args:
+        attacks: of ``read_attacks``.
+
+    Returns:
+        A row per ``label``, ``run``, ``kind``, ``sigma`` and training ``seed``. Columns are the
+        losses ``none``, ``random`` and ``optimised``, geometric means over restarts, and how many
+        times the first the others are, ``random_factor`` and ``optimised_factor``, and
+        ``gain_factor``, how many times the random one the optimised one is (the published gain
+        and 1).
+    """
+    keys = ["label", "run", "kind", "sigma", "seed"]
+    logs = attacks.assign(loss=np.log(attacks["loss"]))
+    means = np.exp(
+        logs.groupby([*keys, "noise"], sort=False)["loss"].mean().unstack("noise", sort=False)
+    )
+    for noise in ("random", "optimised"):
+        means[f"{noise}_factor"] = means[noise] / means["none"]
+    means["gain_factor"] = means["optimised"] / means["random"]
+    return means.reset_index().rename_axis(columns=None)
+
+
+def damage_table(
+    damages: pd.DataFrame, values: Mapping[str, str], *, rows: Sequence[str], form: str = "{:.3g}"
+) -> pd.DataFrame:
+    """Geometric means over training seeds with 95 % t intervals of the logarithms, as text.
+
+    What a single seed has is given without an interval.
+
+    Args:
+        damages: of ``damage``.
+        values: positive columns, with their headings.
+        rows: what the rows of the result are told apart by.
+        form: of a number.
+    """
+
+    def text(values: pd.Series) -> str:
+        if len(values) == 1:
+            return form.format(values.iloc[0])
+        logs = np.log(values)
+        mean, error = logs.mean(), stats.sem(logs)
+        low, high = stats.t.interval(0.95, len(logs) - 1, mean, error) if error else (mean, mean)
+        return f"{form} [{form}, {form}]".format(*np.exp([mean, low, high]))
+
+    return damages.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
