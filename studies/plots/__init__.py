@@ -10,13 +10,6 @@ from studies.plots.attribution import (
 )
 from studies.plots.bonds import gallery
 from studies.plots.converged import beside_anchor, seeds_before_and_after, through_schedule
-from studies.plots.depth import (
-    by_depth,
-    constants,
-    gradient_heat,
-    largest_gradients,
-    loss_by_depth,
-)
 from studies.plots.diagrams import score_in_layer
 from studies.plots.distributions import distribution_grid, fitted_distribution, ratio_distribution
 from studies.plots.emergence import base_against_trained, by_layer, row_maxima, trajectory
@@ -29,14 +22,7 @@ from studies.plots.grid import (
 )
 from studies.plots.molecules import molecule, type_counts
 from studies.plots.remedies import arms, losses_under_attack, with_and_without_term
-from studies.plots.smoothing import (
-    collapse,
-    last_layer_gradients,
-    losses_in_training,
-    spread_by_layer,
-)
 from studies.plots.style import use_style
-from studies.plots.trees import tree_accuracy, tree_curves, tree_example
 from studies.plots.viewer import viewer
 
 __all__ = [
@@ -45,22 +31,14 @@ __all__ = [
     "arms",
     "base_against_trained",
     "beside_anchor",
-    "by_depth",
     "by_label",
     "by_layer",
-    "collapse",
-    "constants",
     "distribution_grid",
     "faithfulness",
     "fitted_distribution",
     "gallery",
-    "gradient_heat",
     "heat_maps",
-    "largest_gradients",
-    "last_layer_gradients",
     "layers_through_training",
-    "loss_by_depth",
-    "losses_in_training",
     "losses_under_attack",
     "measured_and_predicted",
     "molecule",
@@ -69,13 +47,9 @@ __all__ = [
     "row_maxima",
     "score_in_layer",
     "seeds_before_and_after",
-    "spread_by_layer",
     "through_schedule",
     "through_training",
     "trajectory",
-    "tree_accuracy",
-    "tree_curves",
-    "tree_example",
     "type_counts",
     "types_through_training",
     "use_style",
