@@ -1,5 +1,6 @@
 """Figures: from tidy tables to matplotlib Axes, one function per figure."""
 
+from studies.figures import use_style
 from studies.plots.attribution import (
     by_label,
     faithfulness,
@@ -22,7 +23,6 @@ from studies.plots.grid import (
 )
 from studies.plots.molecules import molecule, type_counts
 from studies.plots.remedies import arms, losses_under_attack, with_and_without_term
-from studies.plots.style import use_style
 from studies.plots.viewer import viewer
 
 __all__ = [
