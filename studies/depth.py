@@ -17,7 +17,8 @@ from studies.data import Splits
 from studies.deep import DeepNetwork, deep_network
 from studies.provenance import commit, versions
 from studies.study import Result, Study, read_tables, run_study
-from studies.train_nodes import NodeFit, Schedule, fit_nodes
+from studies.train import Fit, Schedule, fit
+from studies.train_nodes import COLUMNS, NodeTask, observe_gradients
 
 DEPTHS = (1, 2, 5, 10, 15, 20, 25, 30)
 """Numbers of layers of the depth study."""
@@ -90,8 +91,8 @@ class Evolution:
     """Trainings of several variants, a row per epoch.
 
     Attributes:
-        history: of ``NodeFit``, with ``variant`` and ``seed``.
-        gradients: of ``NodeFit``, with ``variant`` and ``seed``.
+        history: of ``Fit``, with ``variant`` and ``seed``.
+        gradients: of ``observe_gradients``, with ``variant`` and ``seed``.
     """
 
     history: pd.DataFrame
@@ -124,12 +125,12 @@ def gradient_evolution(
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
         network = variant.build(num_layers, splits, seed)
-        settings = dict(seed=seed, evaluate=False, record_gradients=True, progress=False)
-        run = fit_nodes(network, splits, schedule, **settings)
+        settings = dict(seed=seed, observe=observe_gradients, progress=False)
+        run = fit(network, NodeTask(splits, evaluate=False), schedule, **settings)
         origin = {"variant": name, "seed": seed, "num_layers": num_layers}
         origin |= {"dataset": splits.description.title}
         history.append(run.history.assign(**origin))
-        gradients.append(run.gradients.assign(**origin))
+        gradients.append(run.observations.assign(**origin))
     return Evolution(*(pd.concat(parts, ignore_index=True) for parts in (history, gradients)))
 
 
@@ -196,20 +197,20 @@ def depth_study(
 
     def train(variant: Variant, depth: int, seed: int) -> Result:
         network = variant.build(depth, splits, seed)
-        run = fit_nodes(network, splits, schedule, seed=seed, progress=False)
+        run = fit(network, splits, schedule, seed=seed, progress=False)
         kept = run.history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
         return fit_summary(run), run.history.loc[kept, ["epoch", "train_loss"]]
 
     trainings = []
     for depth, seed, variant in product(depths, seeds, variants):
         about = {**asdict(variant), "num_layers": depth, "seed": seed}
-        about |= {"dataset": splits.description.title, **asdict(schedule)}
+        about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
         trainings.append((about, partial(train, variant, depth, seed)))
     labels = ("architecture", "norm", "scale", "num_layers", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
-def fit_summary(run: NodeFit) -> dict[str, Any]:
+def fit_summary(run: Fit) -> dict[str, Any]:
     """What a row of ``depth_study`` says of a training: accuracies, losses, convergence.
 
     Args:

@@ -11,7 +11,8 @@ import torch
 from studies.data import Splits
 from studies.depth import by_depth_table, named
 from studies.study import Result, Study, read_tables, run_study
-from studies.train_trees import TreeSchedule, fit_trees
+from studies.train import Schedule, fit
+from studies.train_trees import TREES, TreeTask
 from studies.tree_networks import TreeNetwork, tree_network
 
 PUBLISHED = {
@@ -76,7 +77,8 @@ def tree_study(
     variants: Sequence[TreeVariant] = tuple(VARIANTS.values()),
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    schedule: TreeSchedule | None = None,
+    schedule: Schedule = TREES,
+    sampling: str = "grouped",
     passes_apart: int | None = None,
     prefix: Path | str | None = None,
     progress: bool = True,
@@ -87,7 +89,8 @@ def tree_study(
         splits: as ``load("trees-4")`` gives them.
         variants: networks.
         seeds: of weights and of the order of examples.
-        schedule: of training; None means 500 passes.
+        schedule: of training.
+        sampling: how batches are drawn, one of ``train_trees.SAMPLINGS``.
         passes_apart: passes of networks with PairNorm, whose trees share nothing, so that they
             take many times as long; None means as many.
         prefix: as for ``studies.run_study``.
@@ -104,23 +107,25 @@ def tree_study(
 
     Source: Tree-NeighborsMatch; its use in the LipschitzNorm paper.
     """
-    schedule = TreeSchedule() if schedule is None else schedule
     if not hasattr(splits.train, "pairs"):
         raise ValueError(
             f"splits: expected trees, as load('trees-4') gives them, got {splits.description.title}"
         )
     depth = (splits.train.pairs.size(1) + 1).bit_length() - 2
 
-    def train(variant: TreeVariant, own: TreeSchedule, seed: int) -> Result:
-        run = fit_trees(variant.build(depth, seed), splits, own, seed=seed, progress=False)
+    task = TreeTask(splits, sampling)
+
+    def train(variant: TreeVariant, own: Schedule, seed: int) -> Result:
+        network = variant.build(depth, seed)
+        run = fit(network, task, own, seed=seed, progress=False)
+        history = run.history.rename(columns={"epoch": "passes"})
         values = {
-            "best": run.best,
-            "train_accuracy": run.train_accuracy,
-            "test_accuracy": run.test_accuracy,
-            "passes_done": int(run.history["passes"].iloc[-1]),
-            "stop_reason": run.stop_reason,
+            "best": history["train_accuracy"].max(),
+            **task.accuracies(network),
+            "passes_done": int(history["passes"].iloc[-1]),
+            "stop_reason": run.stop_reason.replace("max epochs", "passes"),
         }
-        return values, run.history[["passes", "train_accuracy"]]
+        return values, history[["passes", "train_accuracy"]]
 
     trainings = []
     for seed in seeds:
@@ -129,9 +134,13 @@ def tree_study(
             own = (
                 schedule
                 if shares or passes_apart is None
-                else replace(schedule, passes=passes_apart)
+                else replace(schedule, epochs=passes_apart)
             )
-            about = {"depth": depth, **asdict(variant), "seed": seed, **asdict(own)}
+            about = {"depth": depth, **asdict(variant), "seed": seed, "passes": own.epochs}
+            about |= own.columns(
+                "batch_size", "lr", "block", "lr_factor", "lr_patience", "patience"
+            )
+            about["sampling"] = sampling
             trainings.append((about, partial(train, variant, own, seed)))
     labels = ("depth", "architecture", "norm", "scale", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)

@@ -17,7 +17,7 @@ from studies.depth import (
     named,
     read_depth,
 )
-from studies.train_nodes import Schedule, fit_nodes
+from studies.train import Schedule, fit
 
 SMALL = dict(hidden_channels=8, heads=2)
 SHORT = Schedule(epochs=12, lr=0.01)
@@ -27,7 +27,7 @@ def test_a_row_is_what_the_training_gave(papers):
     variant = Variant(norm="pair", scale=2.0, **SMALL)
     tables = depth_study(papers, [variant], depths=[3], seeds=[4], schedule=SHORT, progress=False)
     (row,) = tables.runs.to_dict("records")
-    run = fit_nodes(variant.build(3, papers, 4), papers, SHORT, seed=4, progress=False)
+    run = fit(variant.build(3, papers, 4), papers, SHORT, seed=4, progress=False)
     history = run.history
     assert row["test_last"] == history["test_accuracy"].iloc[-1]
     first_best = history["val_accuracy"].argmax()
@@ -46,9 +46,9 @@ def test_convergence_is_the_first_epoch_below_the_target_or_never(papers):
     tables = depth_study(
         papers, variants, depths=[2], seeds=[0], schedule=schedule, progress=False
     ).runs
-    losses = fit_nodes(
-        variants[0].build(2, papers, 0), papers, schedule, seed=0, progress=False
-    ).history["train_loss"]
+    losses = fit(variants[0].build(2, papers, 0), papers, schedule, seed=0, progress=False).history[
+        "train_loss"
+    ]
     assert tables["converged"][0] == (losses < 0.5).argmax() + 1
     short = depth_study(papers, variants, depths=[2], seeds=[0], schedule=SHORT, progress=False)
     assert np.isnan(short.runs["converged"][1])
@@ -64,9 +64,9 @@ def test_what_is_there_is_not_trained_again(papers, tmp_path, monkeypatch):
 
     def counted(network, *arguments, **options):
         trained.append(len(network.layers))
-        return fit_nodes(network, *arguments, **options)
+        return fit(network, *arguments, **options)
 
-    monkeypatch.setattr(module, "fit_nodes", counted)
+    monkeypatch.setattr(module, "fit", counted)
     tables = depth_study(papers, variants, depths=[1, 2], **settings)
     assert trained == [2, 2]
     assert len(tables.runs) == 4

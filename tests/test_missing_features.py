@@ -14,7 +14,8 @@ from studies.missing_features import (
     published_table,
     read_missing,
 )
-from studies.train_nodes import Schedule, fit_nodes, hide_features
+from studies.train import Schedule, fit
+from studies.train_nodes import hide_features
 
 SMALL = dict(hidden_channels=4, heads=2)
 SHORT = Schedule(epochs=4, lr=0.01)
@@ -33,7 +34,7 @@ def test_a_row_is_what_training_on_hidden_features_gave(papers):
     )
     (row,) = study.runs.to_dict("records")
     data = hide_features(papers, 0.5, seed=2)
-    history = fit_nodes(variant.build(3, data, 2), data, SHORT, seed=2, progress=False).history
+    history = fit(variant.build(3, data, 2), data, SHORT, seed=2, progress=False).history
     assert row["test_last"] == history["test_accuracy"].iloc[-1]
     assert row["val_best"] == history["val_accuracy"].max()
     assert (row["model"], row["rate"], row["num_layers"], row["seed"]) == ("GGNN", 0.5, 3, 2)

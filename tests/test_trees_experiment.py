@@ -1,5 +1,7 @@
 """The study of trees: its rows, its two budgets, and the command."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,10 +17,11 @@ from studies.neighbors_match import (
     tree_study,
     tree_table,
 )
-from studies.train_trees import TreeSchedule, fit_trees
+from studies.train import fit
+from studies.train_trees import TREES, TreeTask
 from studies.tree_networks import ARCHITECTURES
 
-SHORT = TreeSchedule(passes=4, block=2, batch_size=64)
+SHORT = replace(TREES, epochs=4, block=2, batch_size=64)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,10 @@ def test_a_row_is_what_the_training_gave(trees):
     variant = TreeVariant(architecture="gat", norm="lipschitz", scale=4.0)
     study = tree_study(trees, [variant], seeds=[3], schedule=SHORT, progress=False)
     (row,) = study.runs.to_dict("records")
-    run = fit_trees(variant.build(2, 3), trees, SHORT, seed=3, progress=False)
-    assert (row["best"], row["test_accuracy"]) == (run.best, run.test_accuracy)
+    network = variant.build(2, 3)
+    run = fit(network, trees, SHORT, seed=3, progress=False)
+    assert row["best"] == run.history["train_accuracy"].max()
+    assert row["test_accuracy"] == TreeTask(trees).accuracies(network)["test_accuracy"]
     assert (row["depth"], row["norm"], row["scale"], row["seed"]) == (2, "lipschitz", 4.0, 3)
     assert (row["passes_done"], row["stop_reason"]) == (4, "passes")
     assert (row["batch_size"], row["sampling"]) == (64, "grouped")
@@ -54,7 +59,7 @@ def test_the_command_writes_what_the_study_gives(trees, tmp_path, same_number_of
     settings += ["--block", "1", "--lr", "0.01"]
     assert main(["trees", *settings, "--threads", "1", "-o", str(prefix)]) == 0
     runs = pd.read_csv(f"{prefix}_runs.csv.gz")
-    schedule = TreeSchedule(passes=2, batch_size=64, block=1, lr=0.01)
+    schedule = replace(TREES, epochs=2, batch_size=64, block=1, lr=0.01)
     expected = tree_study(trees, seeds=[0], schedule=schedule, progress=False).runs
     np.testing.assert_allclose(runs["best"], expected["best"], rtol=1e-5)
     assert runs["norm"].fillna("none").tolist() == expected["norm"].tolist()
