@@ -19,7 +19,8 @@ from studies.data.regular import regular_task
 from studies.deep import gradient_norms
 from studies.depth import Variant
 from studies.provenance import commit, versions
-from studies.train_nodes import Schedule, fit_nodes
+from studies.train import Schedule, fit
+from studies.train_nodes import NodeTask
 
 _PLAIN = Variant(dropout=0.0, attention_dropout=0.0)
 REMEDIES = {
@@ -123,7 +124,8 @@ def deep_smoothing(
         network = variant.build(num_layers, splits, seed).to(graph.x.dtype)
         for state in ("untrained", "trained"):
             if state == "trained":
-                fit_nodes(network, splits, schedule, seed=seed, evaluate=False, progress=False)
+                task = NodeTask(splits, evaluate=False)
+                fit(network, task, schedule, seed=seed, progress=False)
             network.eval()
 
             def loss(network: nn.Module = network) -> torch.Tensor:

@@ -22,7 +22,8 @@ from studies.deep import DeepNetwork
 from studies.figures import layer_colors, over_seeds, whole_ticks
 from studies.provenance import commit, versions
 from studies.study import Result, Study, run_study
-from studies.train_nodes import NodeFit, Schedule, fit_nodes
+from studies.train import Fit, Schedule, fit
+from studies.train_nodes import COLUMNS, NodeTask, observe_gradients
 
 DEPTHS = (1, 2, 5, 10, 15, 20, 25, 30)
 """Numbers of layers of the depth study."""
@@ -97,12 +98,12 @@ def gradient_evolution(
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
         network = variant.build(num_layers, splits, seed)
-        settings = dict(seed=seed, evaluate=False, record_gradients=True, progress=False)
-        fit = fit_nodes(network, splits, schedule, **settings)
-        losses = fit.history[["epoch", "train_loss"]]
+        settings = dict(seed=seed, observe=observe_gradients, progress=False)
+        training = fit(network, NodeTask(splits, evaluate=False), schedule, **settings)
+        losses = training.history[["epoch", "train_loss"]]
         about = {"variant": name, "seed": seed, "num_layers": num_layers}
         about |= {"dataset": splits.description.title}
-        parts.append(fit.gradients.merge(losses, on="epoch").assign(**about))
+        parts.append(training.observations.merge(losses, on="epoch").assign(**about))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -167,20 +168,21 @@ def depth_study(
 
     def train(variant: Variant, depth: int, seed: int) -> Result:
         network = variant.build(depth, splits, seed)
-        fit = fit_nodes(network, splits, schedule, seed=seed, progress=False)
-        is_shown = fit.history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
-        return fit_summary(fit), fit.history.loc[is_shown, ["epoch", "train_loss"]]
+        training = fit(network, splits, schedule, seed=seed, progress=False)
+        history = training.history
+        is_shown = history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
+        return fit_summary(training), history.loc[is_shown, ["epoch", "train_loss"]]
 
     trainings = []
     for depth, seed, variant in product(depths, seeds, variants):
         about = {**asdict(variant), "num_layers": depth, "seed": seed}
-        about |= {"dataset": splits.description.title, **asdict(schedule)}
+        about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
         trainings.append((about, partial(train, variant, depth, seed)))
     labels = ("architecture", "norm", "scale", "num_layers", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
-def fit_summary(fit: NodeFit) -> dict[str, Any]:
+def fit_summary(training: Fit) -> dict[str, Any]:
     """What a row says of a training: accuracies, losses, convergence.
 
     ``test_last`` is of the last epoch, the published protocol; ``test_best`` of the first
@@ -188,7 +190,7 @@ def fit_summary(fit: NodeFit) -> dict[str, Any]:
     with a training loss below ``TARGET_LOSS``, NaN for never. Training ends before the last epoch
     if the learning rate has died or the loss is no longer finite.
     """
-    history = fit.history
+    history = training.history
     best = history.loc[history["val_accuracy"].idxmax()]
     return {
         "test_last": history["test_accuracy"].iloc[-1],
@@ -198,7 +200,7 @@ def fit_summary(fit: NodeFit) -> dict[str, Any]:
         "last_epoch": int(history["epoch"].iloc[-1]),
         "least_loss": history["train_loss"].min(),
         "converged": float(history.loc[history["train_loss"] < TARGET_LOSS, "epoch"].min()),
-        "finite": fit.stop_reason != "not finite",
+        "finite": training.stop_reason != "not finite",
     }
 
 

@@ -13,7 +13,8 @@ from studies import tables
 from studies.data import Splits
 from studies.depth import Variant, fit_summary
 from studies.study import Result, Study, run_study
-from studies.train_nodes import Schedule, fit_nodes, hide_features
+from studies.train import Schedule, fit
+from studies.train_nodes import COLUMNS, hide_features
 
 MODELS = {
     "GCN": Variant(architecture="gcn"),
@@ -95,13 +96,13 @@ def missing_study(
     def train(variant: Variant, depth: int, rate: float, seed: int) -> Result:
         data = hidden[rate, seed]
         network = variant.build(depth, data, seed)
-        fit = fit_nodes(network, data, schedule, seed=seed, progress=False)
-        return fit_summary(fit), fit.history.tail(1)
+        training = fit(network, data, schedule, seed=seed, progress=False)
+        return fit_summary(training), training.history.drop(columns="seconds").tail(1)
 
     trainings = []
     for seed, depth, rate, (name, variant) in product(seeds, layers, rates, models.items()):
         about = {"model": name, **asdict(variant), "num_layers": depth, "rate": rate, "seed": seed}
-        about |= {"dataset": splits.description.title, **asdict(schedule)}
+        about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
         trainings.append((about, partial(train, variant, depth, rate, seed)))
     labels = ("model", "num_layers", "rate", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)

@@ -19,7 +19,8 @@ from studies.data import Splits
 from studies.depth import named
 from studies.figures import over_seeds
 from studies.study import Result, Study, run_study
-from studies.train_trees import TreeSchedule, fit_trees
+from studies.train import Schedule, fit
+from studies.train_trees import TREES, TreeTask
 from studies.tree_networks import TreeNetwork
 
 PUBLISHED = {
@@ -34,6 +35,10 @@ GIN end at depth 6. GCN, GIN and GAT have LayerNorm there, GGNN has none."""
 
 TITLES = {"gcn": "GCN", "gin": "GIN", "ggnn": "GGNN", "gat": "GAT"}
 """How figures and tables call architectures."""
+
+
+COLUMNS = ("batch_size", "lr", "block", "lr_factor", "lr_patience", "patience")
+"""What a row says of the schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +80,8 @@ def tree_study(
     variants: Sequence[TreeVariant] = tuple(VARIANTS.values()),
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    schedule: TreeSchedule | None = None,
+    schedule: Schedule = TREES,
+    sampling: str = "grouped",
     passes_apart: int | None = None,
     prefix: Path | str | None = None,
     progress: bool = True,
@@ -85,7 +91,8 @@ def tree_study(
     Args:
         splits: as ``load("trees-4")`` gives them.
         variants, seeds: networks, and seeds of weights and of the order of examples.
-        schedule: of training; None means 500 passes.
+        schedule: of training.
+        sampling: how batches are drawn, one of ``train_trees.SAMPLINGS``.
         passes_apart: passes of networks with PairNorm, whose trees share nothing, so that they
             take many times as long; None means as many.
         prefix: of the tables, see ``run_study``.
@@ -101,30 +108,36 @@ def tree_study(
 
     Source: Tree-NeighborsMatch; its use in the LipschitzNorm paper.
     """
-    schedule = TreeSchedule() if schedule is None else schedule
     if not hasattr(splits.train, "pairs"):
         raise ValueError(
             f"splits: expected trees, as load('trees-4') gives them, got {splits.description.title}"
         )
     depth = (splits.train.pairs.size(1) + 1).bit_length() - 2
 
-    def train(variant: TreeVariant, own: TreeSchedule, seed: int) -> Result:
-        fit = fit_trees(variant.build(depth, seed), splits, own, seed=seed, progress=False)
+    task = TreeTask(splits, sampling)
+
+    def train(variant: TreeVariant, own: Schedule, seed: int) -> Result:
+        network = variant.build(depth, seed)
+        training = fit(network, task, own, seed=seed, progress=False)
+        history = training.history.rename(columns={"epoch": "passes"})
         values = {
-            "best": fit.best,
-            "train_accuracy": fit.train_accuracy,
-            "test_accuracy": fit.test_accuracy,
-            "passes_done": int(fit.history["passes"].iloc[-1]),
-            "stop_reason": fit.stop_reason,
+            "best": history["train_accuracy"].max(),
+            **task.accuracies(network),
+            "passes_done": int(history["passes"].iloc[-1]),
+            "stop_reason": training.stop_reason.replace("max epochs", "passes"),
         }
-        return values, fit.history[["passes", "train_accuracy"]]
+        return values, history[["passes", "train_accuracy"]]
 
     trainings = []
     for seed in seeds:
         for variant in variants:
             is_apart = variant.norm == "pair" and passes_apart is not None
-            own = replace(schedule, passes=passes_apart) if is_apart else schedule
-            about = {"depth": depth, **asdict(variant), "seed": seed, **asdict(own)}
+            own = replace(schedule, epochs=passes_apart) if is_apart else schedule
+            about = {"depth": depth, **asdict(variant), "seed": seed, "passes": own.epochs}
+            about |= own.columns(
+                "batch_size", "lr", "block", "lr_factor", "lr_patience", "patience"
+            )
+            about["sampling"] = sampling
             trainings.append((about, partial(train, variant, own, seed)))
     labels = ("depth", "architecture", "norm", "scale", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)

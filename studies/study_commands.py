@@ -19,7 +19,7 @@ def gradients(parsed: argparse.Namespace) -> int:
     from studies.data import load
     from studies.depth import compact_gradients, gradient_evolution, gradient_variants
     from studies.results import write_table
-    from studies.train_nodes import Schedule
+    from studies.train import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
@@ -97,7 +97,7 @@ def smoothing(parsed: argparse.Namespace) -> int:
     from studies.deep_smoothing import deep_smoothing, regular_splits
     from studies.provenance import commit, versions
     from studies.results import write_table
-    from studies.train_nodes import Schedule
+    from studies.train import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
@@ -137,7 +137,7 @@ def trees(parsed: argparse.Namespace) -> int:
 
     from studies.data import load
     from studies.neighbors_match import TITLES, VARIANTS, tree_study
-    from studies.train_trees import TreeSchedule
+    from studies.train_trees import TREES
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
@@ -146,13 +146,14 @@ def trees(parsed: argparse.Namespace) -> int:
         load(parsed.dataset),
         [variant for variant in VARIANTS.values() if variant.architecture in architectures],
         seeds=parsed.seeds,
-        schedule=TreeSchedule(
-            passes=parsed.passes,
+        schedule=replace(
+            TREES,
+            epochs=parsed.passes,
             batch_size=parsed.batch_size,
             lr=parsed.lr,
             block=parsed.block,
-            sampling=parsed.sampling,
         ),
+        sampling=parsed.sampling,
         passes_apart=parsed.passes_apart,
         prefix=parsed.output,
     )
@@ -161,7 +162,7 @@ def trees(parsed: argparse.Namespace) -> int:
 
 def _schedule(parsed: argparse.Namespace) -> Any:
     """The published schedule, or with ``--constant-rate`` one whose rate does not fall."""
-    from studies.train_nodes import Schedule
+    from studies.train import Schedule
 
     schedule = Schedule(epochs=parsed.epochs)
     return replace(schedule, lr_patience=None) if parsed.constant_rate else schedule

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from studies.vanilla import VanillaNetwork
 from torch import nn
 from torch_geometric.nn import GATConv, GCNConv
 from torch_geometric.utils import to_undirected
@@ -17,7 +18,6 @@ from mapkg.oversmoothing import (
     uniform_attention_limits,
 )
 from studies.data.regular import regular_task
-from studies.vanilla import VanillaNetwork
 
 TRIANGLE_WITH_TAIL = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
 
