@@ -10,9 +10,10 @@ import torch
 
 from studies.data import Splits
 from studies.depth import by_depth_table, named
+from studies.schedule import Schedule
 from studies.study import Result, Study, read_tables, run_study
-from studies.train import Schedule, fit
-from studies.train_trees import TREES, TreeTask
+from studies.tasks import TREES, TreeTask
+from studies.train import fit
 from studies.tree_networks import TreeNetwork, tree_network
 
 PUBLISHED = {
@@ -90,7 +91,7 @@ def tree_study(
         variants: networks.
         seeds: of weights and of the order of examples.
         schedule: of training.
-        sampling: how batches are drawn, one of ``train_trees.SAMPLINGS``.
+        sampling: how batches are drawn, one of ``tasks.SAMPLINGS``.
         passes_apart: passes of networks with PairNorm, whose trees share nothing, so that they
             take many times as long; None means as many.
         prefix: as for ``studies.run_study``.

@@ -17,7 +17,8 @@ from studies.depth import (
     named,
     read_depth,
 )
-from studies.train import Schedule, fit
+from studies.schedule import Schedule
+from studies.train import fit
 
 SMALL = dict(hidden_channels=8, heads=2)
 SHORT = Schedule(epochs=12, lr=0.01)

@@ -14,8 +14,9 @@ from studies.missing_features import (
     published_table,
     read_missing,
 )
-from studies.train import Schedule, fit
-from studies.train_nodes import hide_features
+from studies.schedule import Schedule
+from studies.tasks import hide_features
+from studies.train import fit
 
 SMALL = dict(hidden_channels=4, heads=2)
 SHORT = Schedule(epochs=4, lr=0.01)
