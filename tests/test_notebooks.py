@@ -80,7 +80,7 @@ TINY = {
         "num_layers": 3,
         "heads": 2,
         "hidden_channels": 4,
-        "norms": ["none", "pair-scs", "lipschitz-published-si"],
+        "norms": ["none", "pair-si", "lipschitz-published-si"],
     },
     "22_depth": {
         "epochs": 2,
