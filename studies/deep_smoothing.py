@@ -19,8 +19,9 @@ from studies.data.regular import regular_task
 from studies.deep import gradient_norms
 from studies.depth import Variant
 from studies.provenance import commit, versions
-from studies.train import Schedule, fit
-from studies.train_nodes import NodeTask
+from studies.schedule import Schedule
+from studies.tasks import NodeTask
+from studies.train import fit
 
 _PLAIN = Variant(dropout=0.0, attention_dropout=0.0)
 REMEDIES = {

@@ -21,9 +21,10 @@ from studies.data import Splits
 from studies.deep import DeepNetwork
 from studies.figures import layer_colors, over_seeds, whole_ticks
 from studies.provenance import commit, versions
+from studies.schedule import Fit, Schedule
 from studies.study import Result, Study, run_study
-from studies.train import Fit, Schedule, fit
-from studies.train_nodes import COLUMNS, NodeTask, observe_gradients
+from studies.tasks import COLUMNS, NodeTask, observe_gradients
+from studies.train import fit
 
 DEPTHS = (1, 2, 5, 10, 15, 20, 25, 30)
 """Numbers of layers of the depth study."""

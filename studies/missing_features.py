@@ -12,9 +12,10 @@ import pandas as pd
 from studies import tables
 from studies.data import Splits
 from studies.depth import Variant, fit_summary
+from studies.schedule import Schedule
 from studies.study import Result, Study, run_study
-from studies.train import Schedule, fit
-from studies.train_nodes import COLUMNS, hide_features
+from studies.tasks import COLUMNS, hide_features
+from studies.train import fit
 
 MODELS = {
     "GCN": Variant(architecture="gcn"),

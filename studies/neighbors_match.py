@@ -18,9 +18,10 @@ from studies import tables
 from studies.data import Splits
 from studies.depth import named
 from studies.figures import over_seeds
+from studies.schedule import Schedule
 from studies.study import Result, Study, run_study
-from studies.train import Schedule, fit
-from studies.train_trees import TREES, TreeTask
+from studies.tasks import TREES, TreeTask
+from studies.train import fit
 from studies.tree_networks import TreeNetwork
 
 PUBLISHED = {
@@ -92,7 +93,7 @@ def tree_study(
         splits: as ``load("trees-4")`` gives them.
         variants, seeds: networks, and seeds of weights and of the order of examples.
         schedule: of training.
-        sampling: how batches are drawn, one of ``train_trees.SAMPLINGS``.
+        sampling: how batches are drawn, one of ``tasks.SAMPLINGS``.
         passes_apart: passes of networks with PairNorm, whose trees share nothing, so that they
             take many times as long; None means as many.
         prefix: of the tables, see ``run_study``.

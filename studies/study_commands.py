@@ -19,7 +19,7 @@ def gradients(parsed: argparse.Namespace) -> int:
     from studies.data import load
     from studies.depth import compact_gradients, gradient_evolution, gradient_variants
     from studies.results import write_table
-    from studies.train import Schedule
+    from studies.schedule import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
@@ -97,7 +97,7 @@ def smoothing(parsed: argparse.Namespace) -> int:
     from studies.deep_smoothing import deep_smoothing, regular_splits
     from studies.provenance import commit, versions
     from studies.results import write_table
-    from studies.train import Schedule
+    from studies.schedule import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
@@ -137,7 +137,7 @@ def trees(parsed: argparse.Namespace) -> int:
 
     from studies.data import load
     from studies.neighbors_match import TITLES, VARIANTS, tree_study
-    from studies.train_trees import TREES
+    from studies.tasks import TREES
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
@@ -162,7 +162,7 @@ def trees(parsed: argparse.Namespace) -> int:
 
 def _schedule(parsed: argparse.Namespace) -> Any:
     """The published schedule, or with ``--constant-rate`` one whose rate does not fall."""
-    from studies.train import Schedule
+    from studies.schedule import Schedule
 
     schedule = Schedule(epochs=parsed.epochs)
     return replace(schedule, lr_patience=None) if parsed.constant_rate else schedule

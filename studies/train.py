@@ -4,10 +4,10 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from mapkg.evaluation import batches, evaluate, predict, targets
 from mapkg.hooks import evaluating
-from mapkg.metrics import losses
 from mapkg.models.config import Config
 from studies.checkpoint import read_state, refuse_another_run, write_state
 from studies.data import NodesOfGraph, Splits, Trees
 from studies.provenance import commit, versions
+from studies.schedule import Fit, Schedule
+from studies.tasks import GraphTask, NodeTask, Task, TreeTask
+from studies.train_stacked import fit_stacked
 
 Observer = Callable[[nn.Module, int], list[dict[str, Any]]]
 """Called with the model in evaluation mode and the number of finished epochs."""
@@ -29,151 +30,7 @@ Observer = Callable[[nn.Module, int], list[dict[str, Any]]]
 STATE_FILE = "state.safetensors"
 """What ``fit`` resumes from, in the folder it is given."""
 
-_EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
 _GAIN = 1e-4  # by which the value that is watched must fall to count as progress
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long and how fast a network is trained, with Adam.
-
-    The rate is multiplied by ``lr_factor`` after ``lr_patience`` rows of the history without
-    progress in validation; None leaves it. Training ends after ``epochs`` passes over the data,
-    when the rate falls below ``min_lr``, after ``patience`` rows without progress, or after
-    ``max_hours``. A row is a block of epochs. Without a batch size a step takes all data.
-
-    Source: the defaults are those of the LipschitzNorm paper's code, for the nodes of a graph.
-    """
-
-    epochs: int = 200
-    batch_size: int | None = None
-    lr: float = 0.005
-    weight_decay: float = 5e-4
-    lr_factor: float = 0.1
-    lr_patience: int | None = 10
-    min_lr: float = 1e-6
-    block: int = 1
-    patience: int | None = None
-    max_hours: float = math.inf
-
-    def __post_init__(self) -> None:
-        for name, least in dict(epochs=0, batch_size=1, block=1, patience=1, min_lr=0).items():
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"{name}: expected {least} or more, got {value}")
-        if not self.lr > 0:
-            raise ValueError(f"lr: expected a value above 0, got {self.lr}")
-        if not 0 < self.lr_factor < 1:
-            raise ValueError(f"lr_factor: expected a value in (0, 1), got {self.lr_factor}")
-
-    @classmethod
-    def of(cls, config: Config) -> "Schedule":
-        """The schedule that a configuration states."""
-        names = ("batch_size", "lr", "weight_decay", "lr_factor", "lr_patience", "min_lr")
-        stated = {name: getattr(config, name) for name in names}
-        return cls(epochs=config.max_epochs, max_hours=config.max_hours, **stated)
-
-    def columns(self, *names: str) -> dict[str, Any]:
-        """Some values, for the row of a table."""
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass
-class Fit:
-    """What training gave; of several seeds, tables have a column ``seed``, other values a dict.
-
-    Attributes:
-        history: rows of epoch, train_loss, what the task validates, lr (of that epoch), seconds.
-        observations: what the observer returned; of several seeds the measures of their scores.
-        best_epoch: the epoch with the least validation loss; 0 before or without the first one.
-        best_weights, last_weights: state dicts of that epoch and of the last one.
-        stop_reason: ``"max epochs"``, ``"min lr"``, ``"time limit"``, ``"not finite"``,
-            ``"solved"``, ``"plateau"``, or of several seeds ``"not finished"``.
-        commit, versions: of the process that started the run.
-        engine: that the steps of several seeds ran on in the end.
-    """
-
-    history: pd.DataFrame
-    observations: pd.DataFrame
-    best_epoch: Any
-    best_weights: dict[Any, Any]
-    last_weights: dict[Any, Any]
-    stop_reason: Any
-    commit: str
-    versions: str
-    engine: str = "eager"
-
-
-class Task:
-    """What is trained on; graphs, nodes and trees differ in nothing else."""
-
-    splits: Splits
-    adam: ClassVar[dict[str, Any]] = dict(fused=True)  # settings of the optimizer
-    plateau: ClassVar[dict[str, Any]] = {}  # and of the scheduler
-    may_diverge: ClassVar[bool] = False  # a loss that is not finite ends a run, or is an error
-    solved: ClassVar[float] = -math.inf  # nothing is left to learn at this value of ``score``
-    least_epochs: ClassVar[int] = 1
-
-    def to(self, device: torch.device) -> "Task":
-        """The task with its data on a device."""
-        return self
-
-    def begin_epoch(self, seed: int, epoch: int) -> None:
-        """Called before the steps of an epoch."""
-
-    def steps(
-        self, model: nn.Module, schedule: Schedule
-    ) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
-        """Mean loss of each batch of an epoch, its number of targets, and sums to be averaged."""
-        raise NotImplementedError
-
-    def validate(self, model: nn.Module, schedule: Schedule) -> dict[str, float]:
-        """Further values of the history."""
-        return {}
-
-    def score(self, row: dict[str, float]) -> float | None:
-        """The value of a row of the history that is to fall; None leaves the rate as it is."""
-        return row.get("val_loss")
-
-    def settings(self, schedule: Schedule, model: nn.Module) -> dict[str, Any]:
-        """What makes a run another one, but for its length and its seed."""
-        settings = asdict(schedule) | {"network": repr(model)}
-        return {k: v for k, v in settings.items() if k not in ("epochs", "max_hours")}
-
-
-@dataclass
-class GraphTask(Task):
-    """Graphs, or seed nodes with their neighborhoods, by the loss of a configuration.
-
-    Order and dropout of an epoch depend on the seed and the epoch alone.
-
-    Source: massive-activations paper, training script of its code.
-    """
-
-    splits: Splits
-    config: Config
-    device: torch.device | str = "cpu"
-    least_epochs: ClassVar[int] = 0
-
-    def to(self, device: torch.device) -> "GraphTask":
-        return GraphTask(self.splits, self.config, device)
-
-    def begin_epoch(self, seed: int, epoch: int) -> None:
-        torch.manual_seed(seed + _EPOCH_STRIDE * epoch)
-
-    def steps(self, model, schedule):
-        for batch in batches(self.splits.train, schedule.batch_size, self.device, shuffle=True):
-            values = losses(predict(model, batch), targets(batch), self.config.loss)
-            if values.numel():  # a batch without a label teaches nothing
-                yield values.mean(), values.numel(), {}
-
-    def validate(self, model, schedule):
-        loss, size = self.config.loss, schedule.batch_size
-        return {"val_loss": evaluate(model, self.splits.val, loss=loss, batch_size=size)}
-
-    def settings(self, schedule, model):
-        values = asdict(schedule)
-        settings = {name: values.get(name, old) for name, old in self.config.to_dict().items()}
-        return {k: v for k, v in settings.items() if k not in ("max_epochs", "max_hours")}
 
 
 @dataclass
@@ -228,8 +85,6 @@ def fit(
     """
     task = _task(task, schedule)
     if seeds is not None:
-        from studies.train_stacked import fit_stacked
-
         if not isinstance(task, GraphTask):
             raise ValueError("seeds: only networks for graphs are trained at once, see the Config")
         settings = dict(seeds=seeds, folder=folder, device=device, **stacked)
@@ -253,12 +108,8 @@ def _task(task: Task | Splits, schedule: Schedule | Config | None) -> Task:
     if isinstance(schedule, Config):
         return GraphTask(splits, schedule)
     if isinstance(splits.train, NodesOfGraph):
-        from studies.train_nodes import NodeTask
-
         return NodeTask(splits)
     if isinstance(splits.train, Trees):
-        from studies.train_trees import TreeTask
-
         return TreeTask(splits)
     raise ValueError(
         "schedule: expected a Config, which names the loss of graphs, got "

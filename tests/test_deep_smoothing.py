@@ -19,7 +19,7 @@ from studies.deep_smoothing import (
     smoothing_table,
 )
 from studies.depth import Variant
-from studies.train import Schedule
+from studies.schedule import Schedule
 
 SMALL = dict(hidden_channels=4, heads=2, dropout=0.0, attention_dropout=0.0)
 

@@ -21,8 +21,9 @@ from studies.depth import (
     read_depth,
 )
 from studies.missing_features import MODELS, beside_published, best_layers, missing_study
-from studies.train import Schedule, fit
-from studies.train_nodes import hide_features
+from studies.schedule import Schedule
+from studies.tasks import hide_features
+from studies.train import fit
 
 SMALL = dict(hidden_channels=8, heads=2)
 SHORT = Schedule(epochs=12, lr=0.01)

@@ -23,8 +23,8 @@ from studies.neighbors_match import (
     tree_study,
     tree_table,
 )
+from studies.tasks import TREES, TreeTask
 from studies.train import fit
-from studies.train_trees import TREES, TreeTask
 from studies.tree_networks import LAYERS
 
 SHORT = replace(TREES, epochs=4, block=2, batch_size=64)

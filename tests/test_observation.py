@@ -12,11 +12,10 @@ from mapkg.evaluation import calibrate_batch_norm, predict
 from mapkg.hooks import edit, record, resolve
 from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import build
-from mapkg.models.network import ARCHITECTURES, SCORES
+from mapkg.models.network import ARCHITECTURES, CLAMPED, SCORES
 from mapkg.models.pyg_layers import vector_score
 from studies.extras.neighbours import InEdges, SeedNodes
 from studies.observation import (
-    CLAMPED,
     bond_ratios,
     edge_maxima,
     looked_at,

@@ -23,9 +23,17 @@ from studies.data.networks import citation_like
 from studies.data.trees import level_order
 from studies.deep import DeepNetwork
 from studies.published import CONFIGS
-from studies.train import STATE_FILE, GraphTask, Schedule, fit, seed_all
-from studies.train_nodes import NodeTask, hide_features, observe_gradients
-from studies.train_trees import TREES, Examples, TreeTask
+from studies.schedule import Schedule
+from studies.tasks import (
+    TREES,
+    Examples,
+    GraphTask,
+    NodeTask,
+    TreeTask,
+    hide_features,
+    observe_gradients,
+)
+from studies.train import STATE_FILE, fit, seed_all
 from studies.tree_networks import TreeNetwork
 
 SMALL = CONFIGS["GT-ZINC"].replace(
