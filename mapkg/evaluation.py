@@ -12,7 +12,6 @@ from torch_geometric.loader import DataLoader
 from mapkg.hooks import scan
 from mapkg.metrics import measure
 
-
 Graphs = Sequence[Data]
 """What a model is run on."""
 

@@ -136,5 +136,5 @@ def test_networks_without_a_remedy_are_those_of_the_grid():
 
 
 def test_a_table_that_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"remedy_gt_zinc_none_layers.*mapkg remedy"):
+    with pytest.raises(FileNotFoundError, match=r"remedy_gt_zinc_none_layers.*studies remedy"):
         read_remedies(tmp_path, "zinc")

@@ -187,7 +187,7 @@ def test_the_table_has_geometric_means_with_intervals_over_seeds():
 
 
 def test_tables_are_read_with_their_labels(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"attack_gt\.csv\.gz.*mapkg attack"):
+    with pytest.raises(FileNotFoundError, match=r"attack_gt\.csv\.gz.*studies attack"):
         read_attacks(tmp_path, {"gt": ("GT", "none")})
     pd.DataFrame(rows("none", 0, (1, 2, 3))).drop(columns=["label", "run"]).to_csv(
         tmp_path / "attack_gt.csv.gz", index=False

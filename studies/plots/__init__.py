@@ -1,5 +1,6 @@
 """Figures: from tidy tables to matplotlib Axes, one function per figure."""
 
+from studies.figures import use_style
 from studies.plots.attribution import (
     by_label,
     faithfulness,
@@ -35,7 +36,6 @@ from studies.plots.smoothing import (
     losses_in_training,
     spread_by_layer,
 )
-from studies.plots.style import use_style
 from studies.plots.trees import tree_accuracy, tree_curves, tree_example
 from studies.plots.viewer import viewer
 
