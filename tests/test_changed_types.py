@@ -38,7 +38,6 @@ from studies.data import (
     molecule_graph,
 )
 from studies.emergence import emergence
-from studies.extras.neighbours import ALL, InEdges, SeedNodes
 from studies.published import CONFIGS
 from studies.results import read_emergence
 from studies.train import seed_all
@@ -189,18 +188,9 @@ def test_targets_stay_unless_they_are_made_to_depend_on_a_type(splits, change):
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_data_without_one_type_per_edge_are_refused(name):
-    nodes = SeedNodes(
-        seeds=torch.arange(3),
-        edges=InEdges.of_undirected(torch.tensor([[0, 1], [1, 2]]), 3),
-        x=torch.zeros(3, dtype=torch.long),
-        edge_attr=torch.ones(2, 8),
-        y=torch.zeros(3, 1),
-        fan_outs=(ALL,),
-    )
-    about = DESCRIPTIONS["moses"]
-    columns = Splits([], [], [], replace(about, title="TOX21", num_edge_types=(22, 6, 2)))
-    for data in (Splits(nodes, nodes, nodes, about), columns):
+def test_data_without_one_type_per_edge_are_refused(name, papers):
+    about = replace(DESCRIPTIONS["moses"], title="TOX21", num_edge_types=(22, 6, 2))
+    for data in (papers, Splits([], [], [], about)):
         with pytest.raises(ValueError, match=f"{data.description.title} has not; use a data set"):
             CHANGES[name](data, 0)
 
