@@ -11,8 +11,7 @@
         seen["layers.0.attention.score"]  # the output for this batch
 
 Modules are named as in ``model.named_modules()``; ``*`` stands for any characters. Contexts
-nest: an output passes through the hooks in the order in which their contexts were entered,
-so a ``record`` inside an ``edit`` sees the edited output, one around it the original.
+nest: a ``record`` inside an ``edit`` sees the edited output, one around it the original.
 
 What a PyG ``MessagePassing`` module computes inside itself is named ``"module:stage"``::
 
@@ -41,14 +40,9 @@ from torch_geometric.nn import MessagePassing
 STAGES = ("message_inputs", "message", "aggregate", "edge_update_inputs", "edge_update")
 """What can be seen inside a PyG ``MessagePassing`` module, as ``"module:stage"``."""
 
-Reducer = Callable[[str, Any], None]
-"""Called as ``reduce(name, output)`` after each forward pass of a module or stage."""
-
-BatchReducer = Callable[[str, Any, Any], None]
-"""Called as ``reduce(name, output, batch)`` after each forward pass of a module or stage."""
-
-Forward = Callable[[nn.Module, Any], object]
-"""Called as ``forward(model, batch)``; runs the model on a batch."""
+Reducer = Callable[[str, Any], None]  # reduce(name, output), after each pass of a module
+BatchReducer = Callable[[str, Any, Any], None]  # reduce(name, output, batch)
+Forward = Callable[[nn.Module, Any], object]  # forward(model, batch) runs the model on a batch
 
 
 def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module]:
@@ -65,6 +59,7 @@ def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module
     Raises:
         KeyError: if a name or pattern matches nothing; the message lists near matches, or the
             stages there are.
+        TypeError: if a part of the model is compiled; so do ``record``, ``scan`` and ``edit``.
     """
     return {name: place.module for name, place in _places(model, names).items()}
 
@@ -95,10 +90,10 @@ def record(
 ) -> Iterator[dict[str, list[Any]]]:
     """Record what submodules return while the context is open.
 
-    Without a reducer each output is kept, detached but not copied, one list entry each time it
-    is computed. With a reducer nothing is kept: it is called with each output as it comes, so
-    memory does not grow with the number of batches. Outputs are never changed, and hooks are
-    removed however the context ends.
+    Without a reducer each output is kept, detached but not copied (copied under
+    ``torch.inference_mode``), one list entry each time it is computed. With a reducer nothing is
+    kept: it is called with each output as it comes, so memory does not grow with the number of
+    batches. Outputs are never changed, and hooks are removed however the context ends.
 
     Args:
         model: any module.
@@ -126,7 +121,6 @@ def record(
                 reduce(name, detached)
             return
         outputs[name].append(detached)
-        # Inference tensors keep no version counter.
         versions.extend((name, x, x._version) for x in _tensors(detached) if not x.is_inference())
 
     with _hooked(places, observe):
@@ -272,7 +266,19 @@ class _Place(NamedTuple):
     stage: str
 
 
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise TypeError if a part of a model is compiled: compiled code passes over hooks."""
+    for name, module in model.named_modules():
+        is_compiled = getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
+        if is_compiled or isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name or type(model).__name__} is compiled, and compiled code passes over hooks: "
+                "expected the module as it was before (._orig_mod of what torch.compile gave)"
+            )
+
+
 def _places(model: nn.Module, names: str | Iterable[str]) -> dict[str, _Place]:
+    refuse_compiled(model)
     modules = dict(model.named_modules())
     chosen: set[tuple[str, str]] = set()
     for pattern in [names] if isinstance(names, str) else names:
@@ -384,7 +390,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _detach(output: Any) -> Any:
     if isinstance(output, Tensor):
-        return output.detach()
+        # An inference tensor has no version that tells of a change in place: it is copied.
+        return output.clone() if output.is_inference() else output.detach()
     if isinstance(output, tuple | list):
         items = [_detach(item) for item in output]
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)

@@ -21,6 +21,8 @@ from torch.func import jacrev, jvp, vjp
 from torch_geometric.nn import GATConv
 from torch_geometric.utils import add_self_loops, remove_self_loops, scatter
 
+from mapkg.lipschitz_norm import directed
+
 EXACT_SIZE = 4096
 """Up to so many entries the Jacobian is written out, and its norm is exact."""
 
@@ -217,13 +219,14 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
     .. math::
         L_i &= \frac{e^{1/f}}{\sqrt{n_i}} + \frac{4}{f} \\
         L &= \Bigl(\sum_k \lVert W_k \rVert_2^2\Bigr)^{1/2}
-            \Bigl(\max_j \sum_{i : j \in N(i)} L_i^2\Bigr)^{1/2}
+            \Bigl(\max_j \sum_{i : j \in N(i)} L_i^2\Bigr)^{1/2} + \lVert W_r \rVert_2
 
-    over heads k, whose outputs are concatenated. The weights W are not normalised: the bound of a
-    deep network still contains their product.
+    over heads k, whose outputs are concatenated; where they are averaged, the first factor is the
+    mean of the spectral norms. The last term is there with ``residual=True``, see PyG. The weights
+    W are not normalised: the bound of a deep network still contains their product.
 
     Args:
-        layer: with ``models.norms.lipschitz_normalise`` in its mode ``"paper"``.
+        layer: with ``lipschitz_norm.lipschitz_normalise`` in its mode ``"paper"``.
         edge_index: the graph, shape [2, E].
         num_nodes: N.
 
@@ -241,7 +244,7 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
         )
     if layer.add_self_loops:
         edge_index = add_self_loops(remove_self_loops(edge_index)[0], num_nodes=num_nodes)[0]
-    source, target = edge_index
+    source, target = directed(layer, edge_index)
     has_loop = torch.zeros(num_nodes, dtype=torch.bool)
     has_loop[source[source == target]] = True
     if not has_loop.all():
@@ -256,7 +259,11 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
     weights = layer.lin.weight.detach().double().view(layer.heads, layer.out_channels, -1)
     spectral = torch.linalg.matrix_norm(weights, ord=2)  # of each head
     heads = spectral.square().sum().sqrt() if layer.concat else spectral.mean()
-    return (heads * sums.max().sqrt()).item()
+    bound_of_attention = heads * sums.max().sqrt()
+    if layer.res is None:
+        return bound_of_attention.item()
+    residual = torch.linalg.matrix_norm(layer.res.weight.detach().double(), ord=2)
+    return (bound_of_attention + residual).item()
 
 
 def _largest_row(x: Tensor) -> Tensor:

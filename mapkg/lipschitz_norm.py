@@ -1,24 +1,22 @@
-"""Normalisations of attention scores and of node features.
+"""Normalisations of attention scores.
 
 LipschitzNorm divides the score of an edge, so that attention becomes a Lipschitz function of the
-features. One line adds it to a network of PyG, or to ours::
-
-    lipschitz_normalise(model)  # every GATConv, TransformerConv and EdgeAttention in it
-
-Norms of node features, PairNorm and LayerNorm, are those of PyG where PyG has them, see
-``feature_norm``.
+features: ``lipschitz_normalise(model)`` adds it to every GATConv, TransformerConv and
+EdgeAttention of a model.
 """
 
 import math
+import threading
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, LayerNorm, PairNorm, TransformerConv
+from torch_geometric.nn import GATConv, TransformerConv
 from torch_geometric.utils import scatter
 
+from mapkg.hooks import refuse_compiled
 from mapkg.models.edge_attention import EdgeAttention
 
 MODES = ("paper", "published", "published-si")
@@ -69,7 +67,8 @@ class LipschitzNorm(nn.Module):
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
         self.mode = mode
-        self.scale = _default_scale(mode) if scale is None else scale
+        default = 1.0 if mode == "paper" else PUBLISHED_SCALE
+        self.scale = default if scale is None else scale
         self.eps = eps
         for name, value in (("scale", self.scale), ("eps", eps)):
             if not value > 0:
@@ -89,6 +88,7 @@ class LipschitzNorm(nn.Module):
             edge_index: source and target of each edge, self-loops included, shape [2, E].
         """
         source, target = edge_index
+        z, att = _wide(z), _wide(att)
         size = z.square().sum(dim=-1)  # [N, H]
         of_source = size.index_select(0, source)
         largest = scatter(of_source, target, dim=0, dim_size=len(z), reduce="max")  # [N, H]
@@ -146,6 +146,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
             target: of every edge, shape [E].
         """
         nodes = int(target.max()) + 1 if len(target) else 0
+        query, key, value = _wide(query), _wide(key), _wide(value)
 
         def largest(x: Tensor) -> Tensor:
             size = scatter((x * x).sum(-1), target, dim=0, dim_size=nodes, reduce="max")
@@ -179,7 +180,9 @@ def lipschitz_normalise(
 
     Raises:
         ValueError: if there is no such layer, or one that cannot be normalised or is already.
+        TypeError: if a part of the model is compiled.
     """
+    refuse_compiled(model)
     found = {
         name: (layer, _hooks_for(layer))
         for name, layer in model.named_modules()
@@ -200,86 +203,37 @@ def lipschitz_normalise(
     return model
 
 
-def feature_norm(name: str, channels: int, *, scale: float = 1.0) -> nn.Module:
-    """A norm of node features, called as ``norm(x, batch)``.
-
-    Args:
-        name: ``"none"``; ``"layer"``, LayerNorm of each node; ``"layer-graph"``, LayerNorm over
-            all nodes and channels of a graph; ``"pair"``, ``"pair-si"`` or ``"pair-scs"``, the
-            variants of PairNorm.
-        channels: D.
-        scale: s of PairNorm.
-
-    Raises:
-        ValueError: if the name is unknown.
-
-    Source: PairNorm paper; PyG for all but the last, which is that paper's published code.
-    """
-    if name not in FEATURE_NORMS:
-        raise ValueError(f"norm: expected one of {FEATURE_NORMS}, got {name!r}")
-    if name == "none":
-        return _NoNorm()
-    if name in ("layer", "layer-graph"):
-        return LayerNorm(channels, mode="node" if name == "layer" else "graph")
-    if name == "pair-scs":
-        return PairNormSCS(scale)
-    return PairNorm(scale, scale_individually=name == "pair-si")
-
-
-FEATURE_NORMS = ("none", "layer", "layer-graph", "pair", "pair-si", "pair-scs")
-"""The norms of ``feature_norm``."""
-
-
-class PairNormSCS(nn.Module):
-    r"""The variant of PairNorm that scales before it centres.
-
-    .. math:: x_i \leftarrow s \, \frac{x_i}{\sqrt{\epsilon + \lVert x_i \rVert^2}} - \mu
-
-    with the mean :math:`\mu` of the rows as they came, per graph.
-
-    Source: PairNorm, published code, mode ``PN-SCS``; not in its paper.
-    """
-
-    def __init__(self, scale: float = 1.0, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.scale, self.eps = scale, eps
-
-    def forward(
-        self, x: Float[Tensor, "N D"], batch: Int[Tensor, " N"] | None = None
-    ) -> Float[Tensor, "N D"]:
-        """Normalise the nodes of each graph."""
-        batch = torch.zeros(len(x), dtype=torch.long, device=x.device) if batch is None else batch
-        mean = scatter(x, batch, dim=0, reduce="mean").index_select(0, batch)
-        size = (self.eps + x.square().sum(dim=-1, keepdim=True)).sqrt()
-        return self.scale * x / size - mean
-
-
-class _NoNorm(nn.Module):
-    def forward(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
-        return x
-
-
 class _ScoreHooks(nn.Module):
     """Divides the scores of the layer whose submodule it is.
 
     Bound methods are registered as hooks, so that a deep copy of the layer has hooks of its own.
-    What hooks need of one forward pass is in ``_seen`` and gone when it has been used.
+    ``_passes`` has what hooks need of one forward pass, by thread, until it has been used or, if
+    the pass failed, until the next one begins.
     """
 
     def __init__(self, layer: nn.Module, norm: LipschitzNorm) -> None:
         super().__init__()
         self.norm = norm
-        self._seen: dict[str, Any] = {}
+        self._passes: dict[int, dict[str, Any]] = {}
         self.register(layer)
 
-    def register(self, layer: nn.Module) -> None:
-        raise NotImplementedError
+    def _start(self, **seen: Any) -> None:
+        self._passes[threading.get_ident()] = seen
+
+    def _end(self, layer: nn.Module, _inputs: tuple, _output: Any) -> None:
+        if self._passes.pop(threading.get_ident(), None) is not None:
+            raise RuntimeError(
+                f"the scores of {type(layer).__name__} were not normalised: torch.compile and "
+                "torch.export pass over the hooks of PyG's layers; run the network as it is"
+            )
+
+    @property
+    def _seen(self) -> dict[str, Any]:
+        return self._passes.get(threading.get_ident(), {})
 
     def _taken(self, *names: str) -> list[Any]:
-        try:
-            return [self._seen.pop(name) for name in names]
-        finally:
-            self._seen.clear()
+        seen = self._passes.pop(threading.get_ident(), {})
+        return [seen[name] for name in names]
 
 
 class _OfGAT(_ScoreHooks):
@@ -295,22 +249,34 @@ class _OfGAT(_ScoreHooks):
         return None
 
     def register(self, layer: GATConv) -> None:
-        layer.lin.register_forward_hook(self._see)
+        layer.register_forward_pre_hook(self._begin, with_kwargs=True)
         layer.register_edge_update_forward_pre_hook(self._divide)
+        layer.register_forward_hook(self._end)
+
+    def _begin(self, layer: GATConv, inputs: tuple, named: dict[str, Any]) -> None:
+        x = inputs[0] if inputs else named.get("x")
+        if not isinstance(x, Tensor):
+            raise ValueError("expected one x for all nodes, got a pair of sources and targets")
+        if "watch" in self._seen:  # of a pass that failed
+            self._seen["watch"].remove()
+        # For this pass alone: the projection may be another by the next.
+        self._start(watch=layer.lin.register_forward_hook(self._see))
 
     def _see(self, _linear: nn.Module, _inputs: tuple, z: Tensor) -> None:
-        if "z" in self._seen:
-            self._seen.clear()
-            raise ValueError("expected one x for all nodes, got a pair of sources and targets")
-        self._seen["z"] = z
+        if "watch" in self._seen:
+            self._seen.pop("watch").remove()
+            self._seen["z"] = z
 
     def _divide(self, layer: GATConv, inputs: tuple) -> tuple:
         edge_index, size, arguments = inputs
         (z,) = self._taken("z")
         z = z.view(-1, layer.heads, layer.out_channels)
         att = torch.cat([layer.att_src, layer.att_dst], dim=-1).squeeze(0)
-        divisor = self.norm(z, att, _plain(layer, edge_index))
-        divided = {name: arguments[name] / divisor for name in ("alpha_j", "alpha_i")}
+        divisor = self.norm(z, att, directed(layer, _plain(layer, edge_index)))
+        divided = {
+            name: (arguments[name] / divisor).to(arguments[name].dtype)
+            for name in ("alpha_j", "alpha_i")
+        }
         return edge_index, size, arguments | divided
 
 
@@ -323,14 +289,21 @@ class _OfTransformer(_ScoreHooks):
         return None if layer.lin_edge is None else "has edge features; expected edge_dim=None"
 
     def register(self, layer: TransformerConv) -> None:
+        layer.register_forward_pre_hook(self._begin)
         layer.register_message_forward_pre_hook(self._divide)
+        layer.register_forward_hook(self._end)
+
+    def _begin(self, _layer: TransformerConv, _inputs: tuple) -> None:
+        self._start()
 
     def _divide(self, layer: TransformerConv, inputs: tuple) -> tuple:
+        self._taken()
         (arguments,) = inputs
         query = arguments["query_i"]
         divisor = self.norm(query, arguments["key_j"], arguments["value_j"], arguments["index"])
         factor = self.norm.temperature(layer.out_channels) / divisor
-        return (arguments | {"query_i": query * factor.unsqueeze(-1)},)
+        query = (query * factor.unsqueeze(-1)).to(query.dtype)
+        return (arguments | {"query_i": query},)
 
 
 class _OfEdgeAttention(_ScoreHooks):
@@ -353,8 +326,8 @@ class _OfEdgeAttention(_ScoreHooks):
                 projection.register_forward_hook(partial(self._see, name))
         layer.score.register_forward_hook(partial(self._divide, layer.value))
 
-    def _begin(self, _layer: nn.Module, inputs: tuple) -> None:
-        self._seen = {"x": inputs[0], "edge_index": inputs[1]}
+    def _begin(self, layer: EdgeAttention, inputs: tuple) -> None:
+        self._start(x=inputs[0], edge_index=directed(layer, inputs[1]))
 
     def _see(self, name: str, _projection: nn.Module, _inputs: tuple, output: Tensor) -> None:
         self._seen[name] = output
@@ -372,7 +345,7 @@ class _OfEdgeAttention(_ScoreHooks):
         )
         key = key if gate is None else key * gate.view_as(key)
         factor = self.norm.temperature(self.channels) / self.norm(query, key, value, target)
-        return (score.view_as(query) * factor.unsqueeze(-1)).view_as(score)
+        return (score.view_as(query) * factor.unsqueeze(-1)).view_as(score).to(score.dtype)
 
 
 _HOOKS = {GATConv: _OfGAT, TransformerConv: _OfTransformer, EdgeAttention: _OfEdgeAttention}
@@ -380,6 +353,14 @@ _HOOKS = {GATConv: _OfGAT, TransformerConv: _OfTransformer, EdgeAttention: _OfEd
 
 def _hooks_for(layer: nn.Module) -> type[_ScoreHooks] | None:
     return next((hooks for kind, hooks in _HOOKS.items() if isinstance(layer, kind)), None)
+
+
+def directed(layer: nn.Module, edge_index: Int[Tensor, "2 E"]) -> Int[Tensor, "2 E"]:
+    """Sources in row 0 and targets in row 1, whichever way the layer's messages flow.
+
+    With ``flow="target_to_source"`` row 0 of what the layer is given, [2, E], has the targets.
+    """
+    return edge_index if layer.flow == "source_to_target" else edge_index.flip(0)
 
 
 def _plain(layer: nn.Module, edge_index: Any) -> Tensor:
@@ -391,8 +372,9 @@ def _plain(layer: nn.Module, edge_index: Any) -> Tensor:
     return edge_index
 
 
-def _default_scale(mode: str) -> float:
-    return 1.0 if mode == "paper" else PUBLISHED_SCALE
+def _wide(x: Tensor) -> Tensor:
+    """Squares of half precision overflow above a norm of 256: norms are taken in single."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _root(square: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ def is_massive(
         ratio: as ``activation_ratio`` returns it, shape [rows, channels].
         threshold: a positive number.
     """
+    if ratio.dtype in (torch.float16, torch.bfloat16):  # which would round the threshold, too
+        ratio = ratio.float()
     return ratio > threshold
 
 

@@ -95,10 +95,11 @@ def best_constant(target: Values, loss: str) -> Float[Tensor, " targets"]:
         target, loss: as for ``losses``.
 
     Returns:
-        The median of each target's labels; for ``"bce"`` the logit of their mean.
+        The median of each target's labels; for ``"bce"`` the logit of their mean, which is at most
+        a million to one where all labels are alike.
     """
     if loss == "bce":
-        return target.nanmean(dim=0).logit()
+        return target.nanmean(dim=0).logit(eps=1e-6)
     return target.quantile(0.5, dim=0)
 
 

@@ -90,8 +90,8 @@ def report(
         loader: batches, for example of a PyG ``DataLoader``; moved to the model's device.
         names: submodules or stages of them whose output is looked at, names or patterns as for
             ``hooks.record``: outputs of shape [rows, channels], or [rows, heads, channels] with
-            the ratio taken over all heads of a row. None means submodules called ``score``, as
-            in this package's networks, or, where there are none, the messages of all PyG
+            the ratio taken over all heads of a row. None means identity modules called ``score``,
+            as in this package's networks, or, where there are none, the messages of all PyG
             ``MessagePassing`` modules.
         null: what ``max_ratio`` is compared with. None means as many rows, as wide, of
             products of three normals (``ProductNull``). Models, for example untrained ones of
@@ -256,13 +256,20 @@ def _flattened(name: str, output: Any) -> Tensor:
     return output.flatten(start_dim=1)
 
 
-def _default_names(model: nn.Module) -> str:
+def _default_names(model: nn.Module) -> str | list[str]:
     modules = dict(model.named_modules())
-    if any(name.rpartition(".")[2] == "score" for name in modules):
-        return "*score"
+    # A head that is called "score" computes something: it is not where attention is looked at.
+    scores = [
+        name
+        for name, module in modules.items()
+        if name.rpartition(".")[2] == "score" and type(module) is nn.Identity
+    ]
+    if scores:
+        return scores
     if any(isinstance(module, MessagePassing) for module in modules.values()):
         return "*:message"
+    known = ", ".join(filter(None, modules)) or "its submodules (it has none)"
     raise KeyError(
-        f"{type(model).__name__} has no submodule called 'score' and no MessagePassing module: "
-        f"pass names=, of {', '.join(filter(None, modules)) or 'its submodules (it has none)'}"
+        f"{type(model).__name__} has no identity module called 'score' and no MessagePassing "
+        f"module: pass names=, of {known}"
     )

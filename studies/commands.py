@@ -230,7 +230,8 @@ def collect(parsed: argparse.Namespace) -> int:
 
 def data(parsed: argparse.Namespace) -> int:
     """Load a data set and say what it is."""
-    from studies.data import NodeSplit, load
+    from mapkg.evaluation import NodeSplit
+    from studies.data import load
 
     splits = load(parsed.dataset)
     for name, value in vars(splits.description).items():

@@ -18,7 +18,8 @@ from torch_geometric.nn import (
     TransformerConv,
 )
 
-from mapkg.lipschitz_norm import FEATURE_NORMS, feature_norm, lipschitz_normalise
+from mapkg.lipschitz_norm import lipschitz_normalise
+from studies.feature_norms import FEATURE_NORMS, feature_norm
 
 LIPSCHITZ_NORMS = {
     "lipschitz": "paper",

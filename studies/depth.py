@@ -278,7 +278,6 @@ TITLES = {
     "layer-graph": "LayerNorm over the graph",
     "pair": "PairNorm",
     "pair-si": "PairNorm-SI",
-    "pair-scs": "PairNorm-SCS",
 }
 """Of norms, in tables and figures."""
 

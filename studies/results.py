@@ -1,6 +1,5 @@
 """Tidy tables of experiments: write, read, join, and set as tables to read."""
 
-import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from mapkg.models import GraphNetwork
 from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import ATOM_TYPES, BOND_TYPES, Splits
-from studies.files import write_atomically
 from studies.provenance import commit, versions
+from studies.tables import write as write_table
 from studies.train import Fit
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
@@ -226,15 +225,3 @@ def contrasts(
         names = ("factor", "low", "high", "least", "greatest")
         rows[title] = {name: np.exp(v) for name, v in zip(names, found, strict=True)}
     return pd.DataFrame(rows).T
-
-
-def write_table(path: Path, table: pd.DataFrame, *, digits: int = 6) -> None:
-    """Write a table as compressed CSV, the same bytes for the same table.
-
-    Args:
-        path: where to; written whole or not at all.
-        table: without a meaningful index.
-        digits: significant digits of numbers.
-    """
-    text = table.to_csv(index=False, float_format=f"%.{digits}g").encode()
-    write_atomically(path, gzip.compress(text, mtime=0))

@@ -99,7 +99,7 @@ def test_a_notebook_is_out_of_date_when_it_or_the_package_or_its_copy_is_changed
 
 RUN = """
     import kernels, nbformat
-    from mapkg import notebook
+    from studies import notebook
 
     def run():
         try:

@@ -1,6 +1,7 @@
 """Fake edges, GraphiT's kernel and SAN's gamma: dense references, limits and invariances."""
 
 import math
+from dataclasses import replace
 
 import networkx as nx
 import numpy as np
@@ -270,7 +271,7 @@ def test_one_row_for_all_fake_edges_is_the_same_row_for_each():
     x, edge_attr, no_edge = random_features(graph)
     batch = torch.zeros(9, dtype=torch.long)
     one = complete(graph.edge_index, batch, no_edge, DiffusionKernel())
-    each = one._replace(edge_attr=no_edge.expand(one.edge_index.size(1), -1))
+    each = replace(one, edge_attr=no_edge.expand(one.edge_index.size(1), -1))
     found, expected = (layer(x, graph.edge_index, edge_attr, c)[0] for c in (one, each))
     torch.testing.assert_close(found, expected, **EXACT)
 

@@ -1,5 +1,6 @@
 """What is declared, what is locked and what is installed agree."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -176,3 +177,48 @@ def test_the_declared_version_is_the_installed_one():
     if found is None:
         pytest.skip("the package is imported from its folder and not installed")
     assert found == Version(PROJECT["version"])
+
+
+EXAMPLE = """
+import sys
+
+import torch
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GAT
+
+import mapkg
+from mapkg import lipschitz_normalise, report
+
+graph = Data(x=torch.randn(20, 8), edge_index=torch.randint(20, (2, 60)))
+model = GAT(in_channels=8, hidden_channels=16, num_layers=3, heads=4)
+print(report(model, DataLoader([graph]), names="convs.*:message"))
+assert lipschitz_normalise(model)(graph.x, graph.edge_index).isfinite().all()
+for absent in ("rdkit", "sklearn", "matplotlib", "captum", "papermill", "studies"):
+    try:
+        __import__(absent)
+    except ImportError:
+        continue
+    sys.exit(f"{absent} was installed with the library")
+print(mapkg.__file__)
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_of_the_library_runs_the_examples_of_the_readme_alone(tmp_path):
+    pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [sys.executable, *pip, "wheel", "--no-deps", "--wheel-dir", tmp_path, REPOSITORY]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("mapkg-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True)
+    python = tmp_path / "clean" / "bin" / "python"
+    locked = ["--constraint", REPOSITORY / "requirements.lock"]
+    subprocess.run([python, *pip, "install", "--no-compile", *locked, wheel], check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    result = subprocess.run(
+        [python, "-c", EXAMPLE], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    *verdicts, place = result.stdout.splitlines()
+    assert sum("none: up to" in line for line in verdicts) >= 2
+    assert place.startswith(str(tmp_path))

@@ -13,8 +13,8 @@ from scipy import stats
 
 from mapkg.measures import NEG_LOG_RATIO_BINS
 from studies import plots
+from studies.figures import STATE_COLORS
 from studies.laws import LAWS
-from studies.plots.style import STATE_COLOURS
 
 TITLES = {"b": "second run", "a": "first run"}
 """In an order that is neither that of the tables nor alphabetical."""
@@ -195,7 +195,7 @@ def test_marks_of_another_state_have_its_colour_and_name(layers):
     figure = plots.against_untrained(*layers, TITLES, trained="base")
     (line,) = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert line.get_label() == "untrained, as published"
-    assert line.get_color() == STATE_COLOURS["base"]
+    assert line.get_color() == STATE_COLORS["base"]
     assert set(line.get_ydata()) == {1.0}
 
 
@@ -298,7 +298,7 @@ def test_the_bars_are_the_counts_with_the_empty_bins(histogram):
     expected = histogram.set_index("bin")["count"].reindex(range(first, last + 1), fill_value=0)
     assert counts.tolist() == [0 if b == 320 else n for b, n in expected.items()]
     np.testing.assert_allclose(edges, -8 + 0.025 * np.arange(first, last + 2), atol=1e-12)
-    assert bars.get_facecolor()[:3] == to_rgba(STATE_COLOURS["best"])[:3]
+    assert bars.get_facecolor()[:3] == to_rgba(STATE_COLORS["best"])[:3]
 
 
 def test_the_curve_of_a_law_goes_through_the_counts_it_was_fitted_to(histogram):
@@ -369,7 +369,7 @@ def test_a_grid_of_distributions_has_every_layer_in_every_state(histogram, layer
         (bars,) = ax.patches
         expected = (int(layer) + 1) * histogram["count"].sum() * {"base": 1, "best": 100}[state]
         assert bars.get_data().values.sum() == expected
-        assert to_rgba(bars.get_facecolor())[:3] == to_rgba(STATE_COLOURS[state])[:3]
+        assert to_rgba(bars.get_facecolor())[:3] == to_rgba(STATE_COLORS[state])[:3]
 
 
 def test_a_state_that_was_not_recorded_is_named(histogram):

@@ -289,7 +289,7 @@ def test_a_module_that_cannot_be_stacked_is_named(change, message):
 
 @pytest.mark.parametrize("name", ["GAT-ZINC", "GATv2-ZINC", "TransformerConv-ZINC", "GPS-ZINC"])
 def test_networks_of_pyg_layers_are_refused(name):
-    with pytest.raises(ValueError, match=r"train them one by one with mapkg\.train\.fit"):
+    with pytest.raises(ValueError, match=r"train them one by one with studies\.train\.fit"):
         check_stackable(build(CONFIGS[name]))
 
 

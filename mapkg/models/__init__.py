@@ -1,16 +1,22 @@
 """Attention networks with edge features, observable by name."""
 
-from mapkg.models.config import Config
-from mapkg.models.edge_attention import EdgeAttention, GraphTransformerLayer, NodeStreamLayer
-from mapkg.models.egat import EdgeGATLayer
-from mapkg.models.network import GraphNetwork, build
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Config",
-    "EdgeAttention",
-    "EdgeGATLayer",
-    "GraphNetwork",
-    "GraphTransformerLayer",
-    "NodeStreamLayer",
-    "build",
-]
+_HOMES = {
+    "Config": "config",
+    **dict.fromkeys(
+        ("EdgeAttention", "GraphTransformerLayer", "NodeStreamLayer"), "edge_attention"
+    ),
+    "EdgeGATLayer": "egat",
+    **dict.fromkeys(("GraphNetwork", "build"), "network"),
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, imported when they are asked for: a configuration needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,5 +1,6 @@
 """Figures: from tidy tables to matplotlib Axes, one function per figure."""
 
+from studies.figures import use_style
 from studies.plots.converged import beside_anchor, seeds_before_and_after, through_schedule
 from studies.plots.depth import (
     by_depth,
@@ -24,7 +25,6 @@ from studies.plots.smoothing import (
     losses_in_training,
     spread_by_layer,
 )
-from studies.plots.style import use_style
 from studies.plots.trees import tree_accuracy, tree_curves, tree_example
 
 __all__ = [

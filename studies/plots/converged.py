@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mapkg.measures import MASSIVE_RATIO
-from studies.plots.style import STATE_COLOURS, legend_once, panel_grid
+from studies.figures import STATE_COLORS
+from studies.plots.style import legend_once, panel_grid
 
-PHASE_COLOURS = {"high": STATE_COLOURS["base"], "last": STATE_COLOURS["best"]}
+PHASE_COLOURS = {"high": STATE_COLORS["base"], "last": STATE_COLORS["best"]}
 PHASES = {"high": "before the rate is halved", "last": "end of training"}
 
 

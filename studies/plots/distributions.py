@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mapkg.measures import MASSIVE_RATIO
+from studies.figures import STATE_COLORS, STATES
 from studies.laws import fit_law, histogram_from_table
-from studies.plots.style import STATE_COLOURS, STATES
 
 _LINE_STYLES = ("-", ":", "-.", "--", (0, (5, 5)))  # as many as there are laws
 
@@ -28,7 +28,7 @@ def ratio_distribution(
     """
     for state in states:
         bins = histogram[histogram["state"] == state]
-        colour = STATE_COLOURS[state]
+        colour = STATE_COLORS[state]
         ax.step(bins["low"], bins["count"], where="post", color=colour, lw=1, label=STATES[state])
     ax.axvline(-np.log10(MASSIVE_RATIO), color="black", ls="--", lw=1)
     ax.set(yscale="log", xlabel="$-\\log_{10}$ activation ratio", ylabel="activations")
@@ -54,7 +54,7 @@ def fitted_distribution(
     first, last = histogram["bin"].min(), histogram["bin"].max() + 1
     counts = counted.counts[first:last].numpy()
     edges = counted.edges[first : last + 1].numpy()
-    ax.stairs(counts, edges, fill=True, color=STATE_COLOURS[state], alpha=0.8)
+    ax.stairs(counts, edges, fill=True, color=STATE_COLORS[state], alpha=0.8)
     width = (counted.high - counted.low) / counted.bins
     y = np.linspace(edges[0], edges[-1], 500)
     fits = [fit_law(counted, law) for law in laws]

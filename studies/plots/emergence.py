@@ -11,14 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from mapkg.measures import MASSIVE_RATIO
-from studies.plots.style import (
-    LABELS,
-    STATE_COLOURS,
-    STATES,
-    layer_colours,
-    panels_in_a_row,
-    threshold_line,
-)
+from studies.figures import LABELS, STATE_COLORS, STATES
+from studies.plots.style import layer_colours, panels_in_a_row, threshold_line
 
 
 def base_against_trained(
@@ -48,7 +42,7 @@ def base_against_trained(
         table = graph_maxima[graph_maxima[by] == panel]
         for state in ("base", "base_calibrated"):
             values = table.loc[table["state"] == state, "max_ratio"]
-            look = dict(color=STATE_COLOURS[state], alpha=0.25, lw=0, label=STATES[state])
+            look = dict(color=STATE_COLORS[state], alpha=0.25, lw=0, label=STATES[state])
             ax.axhspan(values.min(), values.max(), **look)
         for layer, lines in table[table["state"] == trained].groupby("layer"):
             values = np.sort(lines["max_ratio"].dropna())
@@ -105,7 +99,7 @@ def by_layer(
     for ax, y in zip(np.atleast_1d(axes), statistics, strict=True):
         for state in states:
             rows = summary[summary["state"] == state]
-            colour = STATE_COLOURS[state]
+            colour = STATE_COLORS[state]
             mean = rows.groupby("layer")[y].mean()
             ax.plot(mean.index, mean, color=colour, lw=1.4, label=STATES[state])
             ax.plot(rows["layer"], rows[y], "o", color=colour, ms=3.5, alpha=0.5, lw=0)

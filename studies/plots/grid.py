@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mapkg.measures import MASSIVE_RATIO
-from studies.plots.style import STATE_COLOURS, STATES, layer_colours, panel_grid, threshold_line
+from studies.figures import STATE_COLORS, STATES
+from studies.plots.style import layer_colours, panel_grid, threshold_line
 
 CHANCE_COLOUR = "#2A9D8F"
 
@@ -44,7 +45,7 @@ def rank_grid(
         for state in ("base", "base_calibrated"):
             values = table.loc[table["state"] == state, "max_ratio"]
             if len(values):
-                look = dict(color=STATE_COLOURS[state], alpha=0.25, lw=0, label=STATES[state])
+                look = dict(color=STATE_COLORS[state], alpha=0.25, lw=0, label=STATES[state])
                 ax.axhspan(values.min(), values.max(), **look)
         for layer, of_layer in table[table["state"] == trained].groupby("layer"):
             by_seed = [np.sort(maxima["max_ratio"]) for _, maxima in of_layer.groupby("seed")]
@@ -95,11 +96,11 @@ def against_untrained(
     figure = panel_grid(len(titles), columns, sharey=True)
     for ax, (run, title) in _panels(figure, titles):
         nulls = untrained[(untrained["run"] == run) & (untrained["state"] == "base_calibrated")]
-        look = dict(ls="", marker="_", ms=9, alpha=0.5, color=STATE_COLOURS["base_calibrated"])
+        look = dict(ls="", marker="_", ms=9, alpha=0.5, color=STATE_COLORS["base_calibrated"])
         number = nulls["seed"].nunique()
         ax.plot(nulls["layer"], nulls["max_ratio"], label=f"untrained, {number} networks", **look)
         rows = summary[(summary["run"] == run) & (summary["state"] == trained)]
-        look = dict(ls="", marker="o", ms=4, alpha=0.8, color=STATE_COLOURS[trained])
+        look = dict(ls="", marker="o", ms=4, alpha=0.8, color=STATE_COLORS[trained])
         ax.plot(rows["layer"], rows["max_ratio"], label=STATES[trained], **look)
         chance = unlikely.loc[unlikely["run"] == run, "chance_threshold"]
         label = "product of normals, 5 % family-wise"
@@ -195,7 +196,7 @@ def against_permuted(
             (permuted, "targets permuted", "base"),
         ):
             shown = rows[name][rows[name]["epoch"] <= last]
-            _over_epochs(shown, ax, label=label, color=STATE_COLOURS[state])
+            _over_epochs(shown, ax, label=label, color=STATE_COLORS[state])
         threshold_line(ax, threshold)
         ax.set(yscale="log", title=titles[run])
     figure.supxlabel("epoch", fontsize="medium")

@@ -6,43 +6,10 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-LAYER_PALETTE = "viridis"
-
-STATES = {
-    "base": "untrained, as published",
-    "base_calibrated": "untrained, BatchNorm calibrated",
-    "best": "trained, best validation epoch",
-    "last": "trained, last epoch",
-}
-STATE_COLOURS = {
-    "base": "#EB6123",
-    "base_calibrated": "#7A7A7A",
-    "best": "#51288C",
-    "last": "#2A9D8F",
-}
-LABELS = {
-    "max_ratio": "largest activation ratio",
-    "max_abs": "largest |score|",
-    "row_median_q50": "typical row median of |score|",
-    "share_rows_with_massive": "share of edges with an MA",
-    "share_saturated": "share of head sums beyond the clamp",
-}
-
-
-def use_style() -> None:
-    """Set the look of all figures."""
-    look = {
-        "figure.dpi": 110,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": "medium",
-        "legend.frameon": False,
-    }
-    sns.set_theme(context="notebook", style="ticks", font_scale=0.9, rc=look)
+from studies.figures import layer_colors
 
 
 def panels_in_a_row(count: int) -> tuple[Figure, np.ndarray]:
@@ -84,8 +51,7 @@ def panel_grid(
 
 def layer_colours(table: pd.DataFrame) -> dict[int, tuple[float, float, float]]:
     """A colour for each layer in a table, from the first to the last."""
-    layers = sorted(table["layer"].unique().tolist())
-    return dict(zip(layers, sns.color_palette(LAYER_PALETTE, len(layers)), strict=True))
+    return layer_colors(table["layer"].unique().tolist())
 
 
 def threshold_line(ax: Axes, threshold: float) -> None:
