@@ -254,7 +254,7 @@ class FirstNodes(nn.Module):
 
 
 def test_dense_attention_without_a_row_per_node_is_refused_too(graphs):
-    with pytest.raises(ValueError, match="^attention: expected rows of channels: .* name a submod"):
+    with pytest.raises(ValueError, match=r"^attention: expected rows of channels: .* name a"):
         summarise(FirstNodes(), graphs[:1], names="attention")
 
 

@@ -17,7 +17,6 @@ from studies.data import Splits, load
 from studies.data.proteins import read_proteins, split_proteins
 from studies.data.tox21 import TASKS, read_tox21
 from studies.emergence import _changes, emergence, examine_checkpoint, fit_to_data
-from studies.observation import CLAMPED
 from studies.published import CONFIGS
 from studies.results import TABLES, Emergence
 from studies.train import seed_all
