@@ -155,6 +155,7 @@ class OneTarget(nn.Module):
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor, batch_size: int
     ) -> Float[Tensor, " graphs"]:
+        """The predictions of that target."""
         return self.model(x, edge_index, edge_attr, batch, batch_size)[:, self.target]
 
 

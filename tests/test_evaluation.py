@@ -7,7 +7,9 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_a
 from torch import nn
 from torch_geometric.data import Data
 
-from mapkg.evaluation import batches, evaluate, score
+from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, score
+from mapkg.models import build
+from studies.published import CONFIGS
 
 NAN = float("nan")
 

@@ -67,7 +67,7 @@ _READERS = {
     "citation": load_citation_like,
     **{f"trees-{d}": lambda roots, download, d=d: load_trees(d) for d in range(2, 6)},
 }
-"""What reads each data set: gives its splits, or None if it is not to be had."""
+"""What reads each data set; it gives the splits, or None if they are not to be had."""
 
 _PLACES = {
     **FILES,
