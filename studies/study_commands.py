@@ -23,14 +23,14 @@ def gradients(parsed: argparse.Namespace) -> int:
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
-    found = gradient_evolution(
+    gradients = gradient_evolution(
         load(parsed.dataset),
         gradient_variants(hidden_channels=parsed.hidden, heads=parsed.heads),
         num_layers=parsed.layers,
         seeds=parsed.seeds,
         schedule=Schedule(epochs=parsed.epochs, lr_patience=None),
     )
-    for name, table in compact_gradients(found).items():
+    for name, table in compact_gradients(gradients).items():
         path = Path(f"{parsed.output}_{name}.csv.gz")
         write_table(path, table.assign(heads=parsed.heads, hidden=parsed.hidden), digits=3)
         print(path)
@@ -92,7 +92,7 @@ def smoothing(parsed: argparse.Namespace) -> int:
     import pandas as pd
     import torch
 
-    from studies.backward_oversmoothing import OPTIMISERS, Vanilla, full_training
+    from studies.backward_oversmoothing import OPTIMIZERS, Vanilla, full_training
     from studies.data import load
     from studies.deep_smoothing import deep_smoothing, regular_splits
     from studies.provenance import commit, versions
@@ -119,8 +119,8 @@ def smoothing(parsed: argparse.Namespace) -> int:
     }
     settings = dict(depths=parsed.depths, seeds=parsed.seeds, steps=parsed.steps)
     tables = [
-        full_training(variants, optimiser=name, **settings).assign(optimiser=name)
-        for name in OPTIMISERS
+        full_training(variants, optimizer=name, **settings).assign(optimiser=name)
+        for name in OPTIMIZERS
     ]
     training = pd.concat(tables, ignore_index=True)
     training = training.assign(versions=versions(), commit=commit())

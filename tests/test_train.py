@@ -21,7 +21,7 @@ from studies.checkpoint import read_state
 from studies.data import NodesOfGraph, load
 from studies.data.networks import citation_like
 from studies.data.trees import level_order
-from studies.deep import deep_network
+from studies.deep import DeepNetwork
 from studies.published import CONFIGS
 from studies.schedule import Schedule
 from studies.tasks import (
@@ -34,7 +34,7 @@ from studies.tasks import (
     observe_gradients,
 )
 from studies.train import STATE_FILE, fit, seed_all
-from studies.tree_networks import tree_network
+from studies.tree_networks import TreeNetwork
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3
@@ -113,12 +113,12 @@ def trees(cache):
 def node_network(seed=0, layers=2, **options):
     torch.manual_seed(seed)
     sizes = dict(in_channels=40, out_channels=3, hidden_channels=8, heads=2)
-    return deep_network("gat", layers, **sizes | options)
+    return DeepNetwork("gat", layers, **sizes | options)
 
 
 def small_trees(kind="gat", depth=2, seed=0, **options):
     torch.manual_seed(seed)
-    return tree_network(kind, depth, channels=8, **options)
+    return TreeNetwork(kind, depth, channels=8, **options)
 
 
 @pytest.fixture(params=["graphs", "graphs without dropout", "nodes", "gradients", "trees"])
@@ -548,7 +548,7 @@ def test_an_epoch_has_every_example_once_and_grouped_batches_few_permutations(tr
 def test_trees_are_done_when_everything_is_right_or_nothing_more_is_gained(trees):
     torch.manual_seed(0)
     fast = replace(TREES, epochs=2000, batch_size=64, lr=0.01)
-    run = fit(tree_network("ggnn", 2), trees[2], fast, progress=False)
+    run = fit(TreeNetwork("ggnn", 2), trees[2], fast, progress=False)
     assert run.stop_reason == "solved" and run.history["epoch"].iloc[-1] < 2000
     assert run.history["train_accuracy"].iloc[-1] == 1
     still = replace(TREES, epochs=2000, lr=1e-12, patience=3, block=1)
