@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_a
 from mapkg.evaluation import batches, predict, targets
 from mapkg.models import build
 from mapkg.models.config import Config
-from mapkg.models.network import ARCHITECTURES, CLAMPED
+from mapkg.models.network import CLAMPED
 from studies.data import Splits, load
 from studies.data.proteins import read_proteins, split_proteins
 from studies.data.tox21 import TASKS, read_tox21
@@ -158,10 +158,6 @@ def run(request):
     return Run(config, task, tables)
 
 
-def test_every_architecture_is_run_on_molecules():
-    assert set(ON_ZINC) == set(ARCHITECTURES)
-
-
 def test_training_moves_every_weight_that_the_prediction_depends_on(run):
     assert run.tables.history["epoch"].tolist() == [1, 2]
     assert run.tables.history[["train_loss", "val_loss"]].map(math.isfinite).all(axis=None)
@@ -221,16 +217,6 @@ def metrics(predicted, target, loss):
         "roc_auc": sum(areas) / len(areas) if areas else math.nan,
         "accuracy": accuracy_score(target[labelled], predicted[labelled] > 0),
     }
-
-
-def test_the_best_state_and_the_last_are_told_apart(moses):
-    config = small("GT-ZINC", max_epochs=3, lr=0.05)  # steps that are too long
-    run = emergence(config, moses.splits, seed=SEED, name="GT-ZINC", progress=False)
-    assert run.fit.best_epoch == 1
-    for state, epoch in (("best", run.fit.best_epoch), ("last", 3)):
-        expected = run.trajectory.loc[run.trajectory["epoch"] == epoch, "max_ratio"]
-        found = run.summary.loc[run.summary["state"] == state, "max_ratio"]
-        assert found.tolist() == expected.tolist()
 
 
 # Stopped and resumed runs, and saved networks: one of each kind of data.
@@ -342,13 +328,6 @@ def test_every_configuration_fits_the_data_set_that_it_names(moses, tox21, prote
             wanted = getattr(known[config.dataset], size) if value is None else value
             assert getattr(fitted, size) == wanted, (name, size)
         assert fitted.replace(**stated) == config, "nothing else changes"
-
-
-def test_the_open_sizes_of_tox21_are_one_for_each_column(tox21):
-    fitted = fit_to_data(CONFIGS["GT-TOX21"], tox21.splits.description)
-    assert fitted.num_node_types == (119, 9, 11, 12, 9, 5, 8, 2, 2)
-    assert fitted.num_edge_types == (22, 6, 2)
-    assert fitted.edge_channels is None
 
 
 def test_tables_that_are_large_enough_are_kept(moses, tox21):
