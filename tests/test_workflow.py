@@ -188,10 +188,11 @@ def test_networks_with_a_remedy_become_compact_tables(planned):
         for name, pair in REMEDIES.items()
     }
     assert {(str(run.output), run.dataset) for run in planned["idle"]} == {
-        (f"data/results/idle_{model}_zinc.csv.gz", "zinc") for model in ("gt", "graphit", "san")
+        (f"data/results/idle_{model}_zinc.csv.gz", "zinc-substitute")
+        for model in ("gt", "graphit", "san")
     }
     assert {(str(run.output), run.dataset) for run in planned["sink"]} == {
-        (f"data/results/sink_{model}_zinc_sink.csv.gz", "zinc")
+        (f"data/results/sink_{model}_zinc_sink.csv.gz", "zinc-substitute")
         for model in ("gt", "graphit", "san")
     }
     attacked = {
