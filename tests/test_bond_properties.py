@@ -10,7 +10,7 @@ from rdkit import Chem
 from torch_geometric.data import Data
 from torch_geometric.utils import from_smiles
 
-from studies.changed_types import join_global_node, shuffle_types
+from studies.bond_changes import join_global_node, shuffle_types
 from studies.data import DESCRIPTIONS, Splits, load, molecule_graph
 from studies.data.bond_properties import CONJUGATION, OTHER, PROPERTIES, RINGS, edge_labels
 from studies.data.proteins import PAIR_TYPES

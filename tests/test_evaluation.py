@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import few_molecules
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score
 from torch import nn
 from torch_geometric.data import Data
@@ -134,3 +135,34 @@ def test_shuffled_batches_hold_every_graph_once_in_an_order_of_torchs_generator(
     first = order(0)
     assert order(0) == first != order(1)
     assert sorted(first) == sorted(float(one.x[0, 0]) for one in graphs)
+
+
+# BatchNorm.
+
+
+@pytest.mark.parametrize("batch_size", [64, 32])
+def test_calibration_sets_the_statistics_to_those_of_the_data(batch_size):
+    config = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2, dropout=0.5)
+    molecules, model = few_molecules(64, 1, 1).train, build(config)
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
+    assert len(norms) == 8
+    inputs = {name: [] for name in norms}
+    for name, norm in norms.items():
+        nn.init.normal_(norm.running_mean)  # statistics of before, to be forgotten
+        norm.num_batches_tracked.fill_(7)
+        norm.momentum = 0.3
+        norm.register_forward_pre_hook(lambda _, x, name=name: inputs[name].append(x[0].double()))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    model.train()
+    found = calibrate_batch_norm(model, molecules, batch_size=batch_size)
+    assert found is model
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    for name, norm in norms.items():
+        assert norm.momentum == 0.3
+        assert len(inputs[name]) == 64 // batch_size
+        mean = torch.stack([x.mean(dim=0) for x in inputs[name]]).mean(dim=0)
+        squares = [((x - x.mean(dim=0)) ** 2).sum(dim=0) / (len(x) - 1) for x in inputs[name]]
+        variance = torch.stack(squares).mean(dim=0)
+        close = dict(check_dtype=False, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_mean, mean, **close)
+        torch.testing.assert_close(norm.running_var, variance, **close)

@@ -12,10 +12,9 @@ from mapkg.evaluation import calibrate_batch_norm, predict
 from mapkg.hooks import edit, record, resolve
 from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import build
-from mapkg.models.network import ARCHITECTURES, SCORES
+from mapkg.models.network import ARCHITECTURES, CLAMPED, SCORES
 from mapkg.models.pyg_layers import vector_score
 from studies.observation import (
-    CLAMPED,
     bond_ratios,
     edge_maxima,
     looked_at,
@@ -255,7 +254,7 @@ class FirstNodes(nn.Module):
 
 
 def test_dense_attention_without_a_row_per_node_is_refused_too(graphs):
-    with pytest.raises(ValueError, match="^attention: expected rows of channels: .* name a submod"):
+    with pytest.raises(ValueError, match=r"^attention: expected rows of channels: .* name a"):
         summarise(FirstNodes(), graphs[:1], names="attention")
 
 

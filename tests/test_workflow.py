@@ -15,7 +15,7 @@ import yaml
 from conftest import REPOSITORY
 
 from studies.__main__ import _parser
-from studies.changed_types import CHANGES
+from studies.bond_changes import CHANGES
 from studies.commands import overrides
 from studies.data import load
 from studies.deep import NORMS
