@@ -26,7 +26,6 @@ from studies.remedies import ARMS, COUNTED, OF_THE_GRID, OTHERS, SAME, SETTINGS
 from studies.results import TABLES
 
 WORKFLOW = REPOSITORY / "workflow"
-ZINC = "zinc-substitute"  # what the tracked tables were made with
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())
 TINY = yaml.safe_load((WORKFLOW / "tiny.yaml").read_text())
 PAIRS = {name: GRID["defaults"] | pair for name, pair in GRID["pairs"].items()}
@@ -189,10 +188,12 @@ def test_networks_with_a_remedy_become_compact_tables(planned):
         for name, pair in REMEDIES.items()
     }
     assert {(str(run.output), run.dataset) for run in planned["idle"]} == {
-        (f"data/results/idle_{model}_zinc.csv.gz", ZINC) for model in ("gt", "graphit", "san")
+        (f"data/results/idle_{model}_zinc.csv.gz", "zinc-substitute")
+        for model in ("gt", "graphit", "san")
     }
     assert {(str(run.output), run.dataset) for run in planned["sink"]} == {
-        (f"data/results/sink_{model}_zinc_sink.csv.gz", ZINC) for model in ("gt", "graphit", "san")
+        (f"data/results/sink_{model}_zinc_sink.csv.gz", "zinc-substitute")
+        for model in ("gt", "graphit", "san")
     }
     attacked = {
         (str(run.output), run.dataset, run.change or "", run.graphs, run.places)

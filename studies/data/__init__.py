@@ -58,6 +58,7 @@ BUNDLED = Path(__file__).parents[2] / "data"
 
 _PLANETOID = ("cora", "citeseer", "pubmed", "pubmed-missing")
 
+# What reads each data set: gives its splits, or None if it is not to be had.
 _READERS = {
     **{name: partial(load_named, name) for name in FILES},
     "tox21": load_tox21,
@@ -67,8 +68,8 @@ _READERS = {
     "citation": load_citation_like,
     **{f"trees-{d}": lambda roots, download, d=d: load_trees(d) for d in range(2, 6)},
 }
-"""What reads each data set; it gives the splits, or None if they are not to be had."""
 
+# The file or folder under a root of each data set that needs one.
 _PLACES = {
     **FILES,
     "tox21": TOX21_FILE,
@@ -76,7 +77,6 @@ _PLACES = {
     "proteins": PROTEINS_FOLDER,
     **{name: planetoid_folder(name) for name in _PLANETOID},
 }
-"""The file or folder of each data set under a root, of those that need one."""
 
 _ADVICE = {
     **dict.fromkeys(
