@@ -30,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a copy of the repository i
 from mapkg.models import build
 from mapkg.models.config import Config
 from studies.files import write_atomically
-from studies.padded_batches import FlatGraphs, epoch_order, in_batches, read_splits, save_splits
+from studies.padded_batches import FlatGraphs, epoch_order, in_batches
 from studies.published import CONFIGS
-from studies.stacked_progress import Progress
+from studies.schedule import Fit
 from studies.stacked_steps import ENGINES
-from studies.train_stacked import StackedFit, fit_stacked
+from studies.train_stacked import Progress, fit_stacked
 
 DATA_FILE, ABOUT_FILE = "splits.safetensors", "run.json"
 TRAIN_ATOMS, TRAIN_EDGES = 231_664, 498_558  # of the benchmark's 10,000 training molecules
@@ -89,12 +89,43 @@ def prepare(table: Path, folder: Path) -> None:
     }
     train = splits["train"]
     found = (len(train), len(train.x), train.edge_index.size(1))
-    first = (int(train.node_counts()[0]), int(train.edge_counts()[0]))
+    first = tuple(int(rows) for rows in train.rows(torch.tensor([0])))
     if (found, first) != ((10_000, TRAIN_ATOMS, TRAIN_EDGES), (29, 64)):
         raise ValueError(f"not the benchmark's training molecules: {found}, the first {first}")
     folder.mkdir(parents=True, exist_ok=True)
     save_splits(folder / DATA_FILE, splits)
     print(f"wrote {folder / DATA_FILE}: {found[0]} training molecules, {found[1:]} nodes and edges")
+
+
+def save_splits(path: Path, splits: dict[str, FlatGraphs]) -> None:
+    """Write the splits of a data set as one safetensors file, integers as short as they fit."""
+
+    def short(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point():
+            return tensor.contiguous()
+        least, greatest = tensor.min(), tensor.max()
+        for dtype in (torch.int8, torch.int16, torch.int32):
+            if torch.iinfo(dtype).min <= least and greatest <= torch.iinfo(dtype).max:
+                return tensor.to(dtype).contiguous()
+        return tensor.contiguous()
+
+    safetensors.torch.save_file(
+        {
+            f"{split}/{name}": short(tensor)
+            for split, graphs in splits.items()
+            for name, tensor in graphs.tensors().items()
+        },
+        path,
+    )
+
+
+def read_splits(path: Path) -> dict[str, FlatGraphs]:
+    """Read what ``save_splits`` wrote."""
+    splits: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in safetensors.torch.load_file(path).items():
+        split, name = key.split("/")
+        splits.setdefault(split, {})[name] = tensor if tensor.is_floating_point() else tensor.long()
+    return {split: FlatGraphs(**tensors) for split, tensors in splits.items()}
 
 
 # Speed and exactness.
@@ -328,7 +359,7 @@ class Results:
         for folder in filter(None, (self.parsed.out, self.parsed.state)):
             write_atomically(folder / ABOUT_FILE, content)
 
-    def write_weights(self, fit: StackedFit) -> None:
+    def write_weights(self, fit: Fit) -> None:
         """Write best and last weights; last ones in half precision if there is no room."""
         for old in self.parsed.out.glob("*.safetensors"):
             old.unlink()
@@ -415,7 +446,7 @@ def self_test(device: str, last_engine: str) -> None:
 
         settings = dict(seeds=range(4), device=device, engine=engine)
         fit = fit_stacked(build, splits, config, watch=watch, **settings)
-        found[engine] = fit.history["train_loss"], fit.measures["spread_mean"]
+        found[engine] = fit.history["train_loss"], fit.observations["spread_mean"]
         others = {"from eager": found["eager"]}
         if engine != "compile+graph":
             with tempfile.TemporaryDirectory() as folder:
@@ -424,7 +455,7 @@ def self_test(device: str, last_engine: str) -> None:
                     resumed = fit_stacked(build, splits, shorter, folder=folder, **settings)
             others["from a resumed run"] = (
                 resumed.history["train_loss"],
-                resumed.measures["spread_mean"],
+                resumed.observations["spread_mean"],
             )
         for name, (losses, spreads) in others.items():
             of_losses = (found[engine][0] / losses - 1).abs().max()

@@ -24,25 +24,27 @@ as ``x_j`` (source) and ``x_i`` (target) of each edge. They are read through PyG
 nothing is patched.
 """
 
+import copy
 import difflib
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, no_type_check  # of what is made anew in every call
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import MessagePassing
+
+from mapkg.calling import Forward, call
 
 STAGES = ("message_inputs", "message", "aggregate", "edge_update_inputs", "edge_update")
 """What can be seen inside a PyG ``MessagePassing`` module, as ``"module:stage"``."""
 
 Reducer = Callable[[str, Any], None]  # reduce(name, output), after each pass of a module
 BatchReducer = Callable[[str, Any, Any], None]  # reduce(name, output, batch)
-Forward = Callable[[nn.Module, Any], object]  # forward(model, batch) runs the model on a batch
 
 
 def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module]:
@@ -143,7 +145,8 @@ def scan(
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Run a model over batches in evaluation mode and yield what its submodules return.
 
-    Each batch is one forward pass without gradients, made when the loop asks for it. Modes and
+    Each batch is one forward pass without gradients, made when the loop asks for it, on a shallow
+    copy: what a model writes into the batch is not in the loader's. Modes and
     hooks are changed during a pass only. In the body of the loop, and however the loop ends, the
     model is as it was. The outputs of a batch are held as long as the loop holds them.
 
@@ -153,10 +156,7 @@ def scan(
             moved to the device of the model's first parameter.
         names: names or patterns of submodules or their stages, see ``resolve``; ``""`` is the
             model itself, whose output is its prediction.
-        forward: how to run the model on a batch. None means: a model whose ``forward`` has only
-            required parameters that a PyG batch carries gets these by name (``x, edge_index,
-            edge_attr, batch, batch_size, ...``), along with optional ones that it carries; a
-            model with one required parameter, unless that is ``x``, gets the batch itself.
+        forward: how to run the model on a batch; None means ``calling.call``.
         reduce: called as ``reduce(name, output, batch)`` with each output as it comes, without
             gradients; nothing is kept then, and ``seen`` is empty.
 
@@ -165,16 +165,18 @@ def scan(
 
     Raises:
         KeyError: if a name matches nothing; before the first pass.
-        TypeError: if it is not clear how to call the model.
+        TypeError: if the loader is one graph, or it is not clear how to call the model.
         RuntimeError: without a reducer, if a submodule runs not once but never or several times
             in a pass; and where ``record`` raises it.
     """
     names = list(resolve(model, names))
+    if isinstance(loader, Data | HeteroData):
+        raise TypeError(f"expected batches, got one {type(loader).__name__}: pass [data]")
     parameter = next(model.parameters(), None)
     for batch in loader:
         if parameter is not None and hasattr(batch, "to"):
             batch = batch.to(parameter.device)
-        yield batch, _seen(model, batch, names, forward or _call, reduce)
+        yield batch, _seen(model, batch, names, forward or call, reduce)
 
 
 @contextmanager
@@ -218,9 +220,10 @@ def _seen(
     model: nn.Module, batch: Any, names: list[str], forward: Forward, reduce: BatchReducer | None
 ) -> dict[str, Any]:
     """One pass; a function of its own, so that ``scan`` holds no outputs while it waits."""
+    given = copy.copy(batch)  # models may write into what they are given
     of_batch = None if reduce is None else lambda name, output: reduce(name, output, batch)
     with evaluating(model), torch.no_grad(), record(model, names, of_batch) as seen:
-        forward(model, batch)
+        forward(model, given)
     if reduce is not None:
         return {}
     for name, outputs in seen.items():
@@ -230,33 +233,6 @@ def _seen(
                 "reduce=, which is called each time, or leave the name out"
             )
     return {name: output for name, (output,) in seen.items()}
-
-
-def _call(model: nn.Module, batch: Any) -> object:
-    """Call the model by the names of its parameters, or with the whole batch."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    required = [p.name for p in named if p.default is p.empty]
-    carried = _carried(batch, [p.name for p in named]) if isinstance(batch, Data) else {}
-    # A single parameter called "batch" means the whole batch, not its vector of that name.
-    if len(required) == 1 and (required != ["x"] or not carried):
-        return model(batch)
-    if required and set(required) <= set(carried):
-        return model(**carried)
-    missing = [name for name in required if name not in carried]
-    raise TypeError(
-        f"{type(model).__name__}.forward needs {', '.join(required) or 'no argument'}, of which "
-        f"a batch ({type(batch).__name__}) does not carry {', '.join(missing) or 'any'}: pass "
-        "forward=lambda model, batch: model(...)"
-    )
-
-
-def _carried(batch: Data, names: Iterable[str]) -> dict[str, Any]:
-    stored = {name: batch[name] for name in names if name in batch}
-    # Batches of graphs know their number without storing it.
-    if "batch_size" in names and hasattr(batch, "batch_size"):
-        stored["batch_size"] = batch.batch_size
-    return stored
 
 
 class _Place(NamedTuple):
@@ -386,6 +362,10 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, tuple | list | dict):
         for item in output.values() if isinstance(output, dict) else output:
             yield from _tensors(item)
+    elif isinstance(output, Data | HeteroData):
+        yield from _tensors(output.to_dict())
+    elif is_dataclass(output):
+        yield from _tensors({field.name: getattr(output, field.name) for field in fields(output)})
 
 
 def _detach(output: Any) -> Any:
@@ -397,4 +377,12 @@ def _detach(output: Any) -> Any:
         return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
     if isinstance(output, dict):
         return {key: _detach(value) for key, value in output.items()}
+    # One object that all layers change and hand on is kept as it is now.
+    if isinstance(output, Data | HeteroData):
+        return copy.copy(output).apply(_detach)
+    if is_dataclass(output):
+        kept = copy.copy(output)
+        for field in fields(output):
+            object.__setattr__(kept, field.name, _detach(getattr(output, field.name)))
+        return kept
     return output

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
+from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
 from mapkg import hooks
@@ -90,9 +91,9 @@ def report(
         loader: batches, for example of a PyG ``DataLoader``; moved to the model's device.
         names: submodules or stages of them whose output is looked at, names or patterns as for
             ``hooks.record``: outputs of shape [rows, channels], or [rows, heads, channels] with
-            the ratio taken over all heads of a row. None means identity modules called ``score``,
-            as in this package's networks, or, where there are none, the messages of all PyG
-            ``MessagePassing`` modules.
+            the ratio taken over all heads of a row, if a batch has as many nodes or edges as there
+            are rows. None means identity modules called ``score``, as in this package's networks,
+            or, where there are none, the messages of all PyG ``MessagePassing`` modules.
         null: what ``max_ratio`` is compared with. None means as many rows, as wide, of
             products of three normals (``ProductNull``). Models, for example untrained ones of
             other seeds, are run over the same batches, one after another, so that an iterator
@@ -108,7 +109,8 @@ def report(
 
     Raises:
         KeyError: if a name matches nothing, or the null lacks a layer.
-        ValueError: if an output has another shape; if there are no batches; if a loader that
+        ValueError: if an output has another shape, or three axes and no batch says which are rows;
+            if there are no batches; if a loader that
             can be run through only once is to serve several models.
         TypeError: if an output is not a tensor of real numbers, or it is not clear how to call
             the model.
@@ -153,7 +155,9 @@ def _summaries(
     summaries = {name: ActivationSummary(threshold=threshold) for name in modules}
 
     def update(name: str, output: Any, batch: Any) -> None:
-        if rows is not None:
+        if rows is None:
+            _check_rows(name, output, batch)
+        else:
             output = rows(modules[name], output, batch)
         x = _flattened(name, output)
         try:
@@ -235,6 +239,25 @@ def _percent(share: float) -> str:
 
 def _p(p: float) -> str:
     return "p < 0.000001" if p < 1e-6 else f"p = {p:.2g}"
+
+
+def _check_rows(name: str, output: Any, batch: Any) -> None:
+    """Raise ValueError if it is not known that the first axis of three is that of the rows."""
+    if not isinstance(output, Tensor) or not (output.is_nested or output.dim() == 3):
+        return
+    known: set[int] = set()
+    if isinstance(batch, Data) and isinstance(batch.edge_index, Tensor):
+        nodes, edges = batch.num_nodes, batch.num_edges
+        loops = int((batch.edge_index[0] == batch.edge_index[1]).sum())
+        known = {nodes, edges, edges + nodes, edges - loops + nodes}
+    if output.is_nested or len(output) not in known:
+        shape = "a nested tensor" if output.is_nested else f"{list(output.shape)}"
+        raise ValueError(
+            f"{name!r} returned {shape}, of which the batch does not say what a row is: pass rows="
+            "lambda module, output, batch: output.flatten(1) if rows come first, [rows, heads, "
+            "channels]; output.flatten(0, 1) if they are the first two axes, [graphs, nodes or "
+            "tokens, channels]; output.values() if it is nested"
+        )
 
 
 def _flattened(name: str, output: Any) -> Tensor:

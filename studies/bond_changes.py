@@ -19,7 +19,6 @@ from torch import Tensor
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from mapkg.evaluation import NodeSplit
 from mapkg.models import build
 from mapkg.models.config import Config
 from studies.data import ATOM_TYPES, Description, Splits
@@ -278,7 +277,7 @@ def _described(about: Description, what: str, names: Mapping[int, str], **sizes)
 
 def _whole_graphs(splits: Splits) -> None:
     about = splits.description
-    if isinstance(splits.train, NodeSplit) or not isinstance(about.num_edge_types, int):
+    if not isinstance(about.num_edge_types, int):
         raise ValueError(
             f"expected whole graphs with one type id per edge, but {about.title} has not; use a "
             "data set of molecules, as zinc or moses"

@@ -124,6 +124,15 @@ def differences(stored: dict[str, Any], expected: dict[str, Any]) -> str:
     )
 
 
+def refuse_another_run(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise unless a state is of the run that is asked for; its length may differ."""
+    if stored != asked:
+        raise ValueError(
+            f"{path} holds the state of another run: {differences(stored, asked)}. "
+            "Choose another folder, or remove the file to start afresh"
+        )
+
+
 def _with_suffix(path: Path | str, suffix: str) -> Path:
     path = Path(path)
     return path.with_name(path.name.removesuffix(".safetensors").removesuffix(".json") + suffix)

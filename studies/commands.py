@@ -230,8 +230,7 @@ def collect(parsed: argparse.Namespace) -> int:
 
 def data(parsed: argparse.Namespace) -> int:
     """Load a data set and say what it is."""
-    from mapkg.evaluation import NodeSplit
-    from studies.data import load
+    from studies.data import NodesOfGraph, load
 
     splits = load(parsed.dataset)
     for name, value in vars(splits.description).items():
@@ -239,8 +238,8 @@ def data(parsed: argparse.Namespace) -> int:
             print(f"{name}: {line}")
     for name in ("train", "val", "test"):
         graphs = getattr(splits, name)
-        if isinstance(graphs, NodeSplit):
-            print(f"{name}: {len(graphs):,} seed nodes of one graph")
+        if isinstance(graphs, NodesOfGraph):
+            print(f"{name}: {len(graphs):,} nodes of one graph")
             continue
         nodes, edges = (sum(getattr(g, key) for g in graphs) for key in ("num_nodes", "num_edges"))
         print(f"{name}: {len(graphs):,} graphs, {nodes:,} nodes, {edges:,} directed edges")

@@ -13,12 +13,15 @@ from torch_geometric.transforms import LargestConnectedComponents
 from tqdm import tqdm
 
 from mapkg.oversmoothing import smoothing_by_layer, uniform_attention_limits
+from studies import tables
 from studies.data import Description, NodesOfGraph, Splits
 from studies.data.regular import regular_task
 from studies.deep import gradient_norms
 from studies.depth import Variant
 from studies.provenance import commit, versions
-from studies.train_nodes import Schedule, fit_nodes
+from studies.schedule import Schedule
+from studies.tasks import NodeTask
+from studies.train import fit
 
 _PLAIN = Variant(dropout=0.0, attention_dropout=0.0)
 REMEDIES = {
@@ -31,9 +34,6 @@ REMEDIES = {
 """Deep GATs without dropout, which the theory of smoothing does not have."""
 
 
-KEYS = ["dataset", "num_layers", "state", "variant", "seed"]
-"""What tells networks apart in tables of ``deep_smoothing``."""
-
 CLASSES = 4
 """Of the nodes of ``regular_splits``."""
 
@@ -41,12 +41,8 @@ CLASSES = 4
 def regular_splits(num_nodes: int = 200, degree: int = 20, *, seed: int = 0) -> Splits:
     """The regular graph of the theory as a classification of its nodes, in double precision.
 
-    Args:
-        num_nodes, degree, seed: as for ``data.regular.regular_task``.
-
-    Returns:
-        All nodes are there to train on. Their classes, ``CLASSES`` of equal size, are the quantiles
-        of that task's target.
+    All nodes are there to train on. Their classes, ``CLASSES`` of equal size, are the quantiles of
+    the target of ``data.regular.regular_task``.
     """
     task = regular_task(num_nodes, degree, seed=seed)
     target = task.y.flatten()
@@ -73,9 +69,6 @@ def largest_component(splits: Splits) -> Splits:
     """The largest connected part of a graph, with what is in it of each split.
 
     Features of different parts never meet, so smoothing is a matter of each part by itself.
-
-    Args:
-        splits: of ``NodesOfGraph``, on one graph.
     """
     graph = splits.train.graph.clone()
     graph.kept = torch.arange(graph.num_nodes)
@@ -112,10 +105,9 @@ def deep_smoothing(
         num_layers: L.
         seeds: of weights and dropout.
         schedule: of training; None means 100 epochs at a constant rate.
-        progress: whether to show a progress bar on stderr.
 
     Returns:
-        The rows of ``smoothing.smoothing_by_layer`` with ``variant``, ``num_layers``, ``seed``,
+        The rows of ``oversmoothing.smoothing_by_layer`` with ``variant``, ``num_layers``, ``seed``,
         ``state`` (``untrained`` or ``trained``), ``gradient`` (of a layer's weights), ``loss``, the
         data set, the ``contraction`` of uniform attention on it, and the origin.
 
@@ -127,13 +119,14 @@ def deep_smoothing(
     limits = uniform_attention_limits(graph.edge_index, graph.num_nodes)
     origin = {"dataset": splits.description.title, "versions": versions(), "commit": commit()}
     origin |= {"num_layers": num_layers, "contraction": limits.contraction}
-    tables = []
+    parts = []
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
         network = variant.build(num_layers, splits, seed).to(graph.x.dtype)
         for state in ("untrained", "trained"):
             if state == "trained":
-                fit_nodes(network, splits, schedule, seed=seed, evaluate=False, progress=False)
+                task = NodeTask(splits, evaluate=False)
+                fit(network, task, schedule, seed=seed, progress=False)
             network.eval()
 
             def loss(network: nn.Module = network) -> torch.Tensor:
@@ -147,54 +140,39 @@ def deep_smoothing(
             table["gradient"] = gradient_norms(network)["weights"]
             about = {"variant": name, "seed": seed, "state": state, "loss": value.item()}
             about |= {"epochs": schedule.epochs * (state == "trained")}
-            tables.append(table.assign(**about, **origin))
-    return pd.concat(tables, ignore_index=True)
+            parts.append(table.assign(**about, **origin))
+    return pd.concat(parts, ignore_index=True)
 
 
-def smoothing_table(found: pd.DataFrame) -> pd.DataFrame:
-    """Which remedy keeps features apart, which errors, and which network learns.
+def smoothing_table(smoothness: pd.DataFrame) -> pd.DataFrame:
+    """Which remedy keeps features apart, which errors, and which network learns; a row per network.
 
-    Args:
-        found: of ``deep_smoothing``.
-
-    Returns:
-        A row per data set, ``num_layers``, ``state``, ``variant`` and ``seed``. ``features`` is the
-        relative spread in the last layer, ``errors`` the least one of errors in any layer,
-        ``errors_rank_one`` their least distance from rank one, ``gradient`` the norm of the
-        gradient of all layers' weights, and ``loss`` the training loss.
+    ``features`` is the relative spread in the last layer, ``errors`` the least one of errors in
+    any layer, ``rank one`` their least distance from rank one, ``gradient`` the norm of the
+    gradient of all layers' weights, and ``loss`` the training loss.
     """
-    rows = []
-    for keys, layers in found.groupby(KEYS, sort=False):
-        row = dict(zip(KEYS, keys, strict=True))
-        row["features"] = layers.loc[layers["layer"].idxmax(), "features"]
-        row |= {kind: layers[kind].min() for kind in ("errors", "errors_rank_one")}
-        row["gradient"] = layers["gradient"].pow(2).sum() ** 0.5
-        rows.append(row | {"loss": layers["loss"].iloc[0]})
-    return pd.DataFrame(rows)
+    keys = ["dataset", "num_layers", "state", "variant", "seed"]
+    by_network = smoothness.sort_values("layer", kind="stable").groupby(keys, sort=False)
+    table = by_network.agg(
+        features=("features", "last"),
+        errors=("errors", "min"),
+        rank=("errors_rank_one", "min"),
+        gradient=("gradient", lambda norms: norms.pow(2).sum() ** 0.5),
+        loss=("loss", "first"),
+    )
+    return table.rename(columns={"rank": "rank one"}).reset_index()
 
 
-def remedy_table(found: pd.DataFrame) -> pd.DataFrame:
-    """``smoothing_table`` over seeds, as text: from the least to the greatest.
-
-    Args:
-        found: of ``deep_smoothing``.
-
-    Returns:
-        A row per data set, ``num_layers``, ``state`` and ``variant``, with ``features``,
-        ``errors``, ``rank one``, ``gradient`` and ``loss``.
-    """
-    by_seed = smoothing_table(found).groupby([key for key in KEYS if key != "seed"], sort=False)
-    quantities = ["features", "errors", "errors_rank_one", "gradient", "loss"]
-    table = by_seed[quantities].agg(_range).reset_index()
-    return table.rename(columns={"errors_rank_one": "rank one"})
-
-
-def _range(values: pd.Series) -> str:
-    low, high = _short(values.min()), _short(values.max())
-    return low if low == high else f"{low}..{high}"
-
-
-def _short(value: float) -> str:
-    if 0 < value < 0.01:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+def remedy_table(smoothness: pd.DataFrame) -> pd.DataFrame:
+    """``smoothing_table`` over seeds of one data set, from the least to the greatest."""
+    networks = smoothing_table(smoothness)
+    forms = {
+        "features": ".2g",
+        "errors": ".2g",
+        "rank one": ".2g",
+        "gradient": ".3g",
+        "loss": ".3g",
+    }
+    look = dict(rows=["num_layers", "state", "variant"], statistic="range")
+    parts = [tables.over_seeds(networks, name, form=form, **look) for name, form in forms.items()]
+    return pd.concat(parts, axis="columns")

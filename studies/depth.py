@@ -10,20 +10,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
+from studies import tables
 from studies.data import Splits
-from studies.deep import DeepNetwork, deep_network
+from studies.deep import DeepNetwork
+from studies.figures import layer_colors, over_seeds, whole_ticks
 from studies.provenance import commit, versions
-from studies.study import Result, Study, read_tables, run_study
-from studies.train_nodes import NodeFit, Schedule, fit_nodes
+from studies.schedule import Fit, Schedule
+from studies.study import Result, Study, run_study
+from studies.tasks import COLUMNS, NodeTask, observe_gradients
+from studies.train import fit
 
 DEPTHS = (1, 2, 5, 10, 15, 20, 25, 30)
 """Numbers of layers of the depth study."""
 
 TARGET_LOSS = 0.5
-"""The training loss that has to be reached to have converged."""
+"""The training loss below which a network has converged."""
 
 CURVE_EVERY = 5
 """Epochs between two points of a tracked loss curve."""
@@ -31,12 +38,7 @@ CURVE_EVERY = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A network of the depth studies, but for its number of layers.
-
-    Attributes:
-        architecture, norm, scale, hidden_channels, heads, dropout, attention_dropout, residual: as
-            for ``models.deep.deep_network``.
-    """
+    """Hyper-parameters of a ``DeepNetwork``, without the number of layers."""
 
     architecture: str = "gat"
     norm: str = "none"
@@ -48,16 +50,10 @@ class Variant:
     residual: bool = False
 
     def build(self, num_layers: int, splits: Splits, seed: int) -> DeepNetwork:
-        """The untrained network of a seed for a data set.
-
-        Args:
-            num_layers: L.
-            splits: of ``NodesOfGraph``; give the numbers of features and classes.
-            seed: of the initial weights.
-        """
+        """The untrained network of a seed for the features and classes of a data set."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return deep_network(
+            return DeepNetwork(
                 num_layers=num_layers,
                 in_channels=splits.train.graph.num_features,
                 out_channels=splits.description.num_targets,
@@ -66,11 +62,7 @@ class Variant:
 
 
 def gradient_variants(**sizes: int) -> dict[str, Variant]:
-    """The networks whose gradients are compared, from titles.
-
-    Args:
-        **sizes: ``hidden_channels`` and ``heads``.
-    """
+    """The networks whose gradients are compared, by title, with these widths and heads."""
     settings: dict[str, dict[str, Any]] = {
         "no norm": {},
         "no norm, no dropout": {"dropout": 0.0, "attention_dropout": 0.0},
@@ -85,19 +77,6 @@ def gradient_variants(**sizes: int) -> dict[str, Variant]:
     return {title: Variant(**values, **sizes) for title, values in settings.items()}
 
 
-@dataclass(frozen=True)
-class Evolution:
-    """Trainings of several variants, a row per epoch.
-
-    Attributes:
-        history: of ``NodeFit``, with ``variant`` and ``seed``.
-        gradients: of ``NodeFit``, with ``variant`` and ``seed``.
-    """
-
-    history: pd.DataFrame
-    gradients: pd.DataFrame
-
-
 def gradient_evolution(
     splits: Splits,
     variants: Mapping[str, Variant],
@@ -106,56 +85,59 @@ def gradient_evolution(
     seeds: Sequence[int] = (0, 1, 2),
     schedule: Schedule | None = None,
     progress: bool = True,
-) -> Evolution:
-    """Gradient norms of every layer through training.
+) -> pd.DataFrame:
+    """Gradient norms of every layer through training, by default 60 epochs at a constant rate.
 
-    Args:
-        splits: of ``NodesOfGraph``.
-        variants: networks, by the name that tables give them.
-        num_layers: L.
-        seeds: of weights and dropout.
-        schedule: of training; None means 60 epochs at a constant rate.
-        progress: whether to show a progress bar on stderr.
+    Returns:
+        A row per ``variant``, ``seed``, ``epoch``, ``layer`` and ``kind`` of parameters, with the
+        ``norm`` of the gradient and the ``train_loss`` before the step.
 
     Source: LipschitzNorm paper, gradient evolution of a 25-layer GAT.
     """
     schedule = Schedule(epochs=60, lr_patience=None) if schedule is None else schedule
-    history, gradients = [], []
+    parts = []
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
         network = variant.build(num_layers, splits, seed)
-        settings = dict(seed=seed, evaluate=False, record_gradients=True, progress=False)
-        run = fit_nodes(network, splits, schedule, **settings)
-        origin = {"variant": name, "seed": seed, "num_layers": num_layers}
-        origin |= {"dataset": splits.description.title}
-        history.append(run.history.assign(**origin))
-        gradients.append(run.gradients.assign(**origin))
-    return Evolution(*(pd.concat(parts, ignore_index=True) for parts in (history, gradients)))
+        settings = dict(seed=seed, observe=observe_gradients, progress=False)
+        training = fit(network, NodeTask(splits, evaluate=False), schedule, **settings)
+        losses = training.history[["epoch", "train_loss"]]
+        about = {"variant": name, "seed": seed, "num_layers": num_layers}
+        about |= {"dataset": splits.description.title}
+        parts.append(training.observations.merge(losses, on="epoch").assign(**about))
+    return pd.concat(parts, ignore_index=True)
 
 
-def compact_gradients(evolution: Evolution) -> dict[str, pd.DataFrame]:
-    """What is kept of gradients: the largest of every seed, and the layers of one seed.
-
-    Args:
-        evolution: of ``gradient_evolution``.
-
-    Returns:
-        ``heat``, the rows of the first seed for the weights; and ``largest``, a row per variant,
-        seed, step and kind with the largest ``norm`` over layers and the ``train_loss``.
-    """
-    gradients = evolution.gradients
-    first = gradients["seed"].iloc[0]
-    heat = gradients[(gradients["seed"] == first) & (gradients["kind"] == "weights")]
+def compact_gradients(gradients: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What is tracked: ``heat``, all layers of the first seed, and ``largest`` over layers."""
+    is_first = gradients["seed"] == gradients["seed"].iloc[0]
+    heat = gradients[is_first & (gradients["kind"] == "weights")].drop(columns="train_loss")
     keys = ["variant", "seed", "num_layers", "dataset", "epoch", "kind"]
-    largest = gradients.groupby(keys, sort=False)["norm"].agg(_largest).reset_index()
-    losses = evolution.history[["variant", "seed", "epoch", "train_loss"]]
-    largest = largest.merge(losses, on=["variant", "seed", "epoch"], validate="many_to_one")
+    largest = gradients.groupby(keys, sort=False).agg(
+        norm=("norm", lambda norms: norms.max(skipna=False)),  # a NaN is no small gradient
+        train_loss=("train_loss", "first"),
+    )
     origin = {"versions": versions(), "commit": commit()}
-    return {"heat": heat.assign(**origin), "largest": largest.assign(**origin)}
+    return {"heat": heat.assign(**origin), "largest": largest.reset_index().assign(**origin)}
 
 
-def _largest(norms: pd.Series) -> float:
-    return float(norms.max(skipna=False))  # a NaN is no small gradient
+def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
+    """The largest gradient of whole trainings, the last loss, and how many seeds overflowed."""
+    keys = ["heads", "variant"]
+    by_seed = largest[largest["kind"] == "weights"].groupby([*keys, "seed"], sort=False)
+    values = by_seed.agg(
+        **{
+            "largest gradient": ("norm", lambda norms: norms.max(skipna=False)),
+            "last loss": ("train_loss", "last"),
+        }
+    ).reset_index()
+    shown = list(values.columns[3:])
+    is_finite = np.isfinite(values[shown[0]])
+    values[shown] = values[shown].where(is_finite)
+    parts = [tables.over_seeds(values, name, rows=keys) for name in shown]
+    counts = (~is_finite).groupby([values[key] for key in keys], sort=False).agg(["sum", "count"])
+    overflowed = counts["sum"].astype(str) + "/" + counts["count"].astype(str)
+    return pd.concat([*parts, overflowed.rename("overflowed")], axis="columns")
 
 
 def depth_study(
@@ -168,27 +150,18 @@ def depth_study(
     prefix: Path | str | None = None,
     progress: bool = True,
 ) -> Study:
-    """Train every variant at every depth with every seed.
+    """Train every variant at every depth with every seed, by default with the published schedule.
 
     Args:
         splits: of ``NodesOfGraph``.
-        variants: networks.
-        depths: numbers of layers.
-        seeds: of weights and dropout.
+        variants, depths, seeds: networks, numbers of layers, and seeds of weights and dropout.
         schedule: of training; None means the published one, 200 epochs.
-        prefix: where tables are written after each training, ``PREFIX_runs.csv.gz`` and
-            ``PREFIX_curves.csv.gz``; what is there already is not trained again. None keeps all in
-            memory.
+        prefix: of the tables, see ``run_study``.
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        In ``runs`` a row per training, with the variant's settings, ``num_layers``, ``seed``;
-        accuracies ``test_last`` (of the last epoch, the published protocol), ``test_best`` (of the
-        epoch ``best_epoch`` with the best validation accuracy, the first of several) and
-        ``val_best``; ``last_epoch``, before the last of the schedule if the rate has died or the
-        loss is no longer finite; ``least_loss``; ``converged``, the first epoch whose training loss
-        is below ``TARGET_LOSS``, NaN for never; ``finite``; and the origin. In ``curves`` training
-        losses of every fifth epoch, and the first.
+        In ``runs`` a row per training with its settings and ``fit_summary``; in ``curves`` training
+        losses of the first and every fifth epoch.
 
     Source: LipschitzNorm paper, convergence and accuracy against depth.
     """
@@ -196,28 +169,30 @@ def depth_study(
 
     def train(variant: Variant, depth: int, seed: int) -> Result:
         network = variant.build(depth, splits, seed)
-        run = fit_nodes(network, splits, schedule, seed=seed, progress=False)
-        kept = run.history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
-        return fit_summary(run), run.history.loc[kept, ["epoch", "train_loss"]]
+        training = fit(network, splits, schedule, seed=seed, progress=False)
+        history = training.history
+        is_shown = history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
+        return fit_summary(training), history.loc[is_shown, ["epoch", "train_loss"]]
 
     trainings = []
     for depth, seed, variant in product(depths, seeds, variants):
         about = {**asdict(variant), "num_layers": depth, "seed": seed}
-        about |= {"dataset": splits.description.title, **asdict(schedule)}
+        about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
         trainings.append((about, partial(train, variant, depth, seed)))
     labels = ("architecture", "norm", "scale", "num_layers", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
-def fit_summary(run: NodeFit) -> dict[str, Any]:
-    """What a row of ``depth_study`` says of a training: accuracies, losses, convergence.
+def fit_summary(training: Fit) -> dict[str, Any]:
+    """What a row says of a training: accuracies, losses, convergence.
 
-    Args:
-        run: evaluated after every epoch.
+    ``test_last`` is of the last epoch, the published protocol; ``test_best`` of the first
+    ``best_epoch`` with the best validation accuracy ``val_best``; ``converged`` is the first epoch
+    with a training loss below ``TARGET_LOSS``, NaN for never. Training ends before the last epoch
+    if the learning rate has died or the loss is no longer finite.
     """
-    history = run.history
+    history = training.history
     best = history.loc[history["val_accuracy"].idxmax()]
-    below = history.loc[history["train_loss"] < TARGET_LOSS, "epoch"]
     return {
         "test_last": history["test_accuracy"].iloc[-1],
         "test_best": best["test_accuracy"],
@@ -225,47 +200,9 @@ def fit_summary(run: NodeFit) -> dict[str, Any]:
         "best_epoch": int(best["epoch"]),
         "last_epoch": int(history["epoch"].iloc[-1]),
         "least_loss": history["train_loss"].min(),
-        "converged": float(below.min()) if len(below) else float("nan"),
-        "finite": run.stop_reason != "not finite",
+        "converged": float(history.loc[history["train_loss"] < TARGET_LOSS, "epoch"].min()),
+        "finite": training.stop_reason != "not finite",
     }
-
-
-def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
-    """The largest gradient of the whole training and the last loss, over seeds.
-
-    Args:
-        largest: of ``compact_gradients``, with ``heads``.
-
-    Returns:
-        A row per number of heads and variant. ``largest gradient`` is the median over seeds of
-        the largest norm of any layer at any step, with the least and the greatest; ``last loss``,
-        likewise; and ``overflowed``, how many seeds had a gradient that was not finite.
-    """
-    weights = largest[largest["kind"] == "weights"]
-    rows = []
-    for (heads, variant), group in weights.groupby(["heads", "variant"], sort=False):
-        by_seed = group.groupby("seed")
-        is_finite = by_seed["norm"].agg(lambda norms: np.isfinite(norms).all())
-        peak, last = by_seed["norm"].max(), by_seed["train_loss"].last()
-        row = {"heads": heads, "variant": variant}
-        row |= {"largest gradient": _spread(peak[is_finite])}
-        row |= {"last loss": _spread(last[is_finite])}
-        row |= {"overflowed": f"{(~is_finite).sum()}/{len(is_finite)}"}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _spread(values: pd.Series) -> str:
-    if values.empty:
-        return "-"
-    middle, least, greatest = map(_short, (values.median(), values.min(), values.max()))
-    return f"{middle} ({least}-{greatest})"
-
-
-def _short(value: float) -> str:
-    if value >= 1e4:
-        return f"{value:.1e}".replace("e+0", "e").replace("e+", "e")
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}" if value < 1 else f"{value:.3g}"
 
 
 TITLES = {
@@ -275,7 +212,6 @@ TITLES = {
     "lipschitz-published": "Lipschitz, published",
     "lipschitz-published-si": "Lipschitz, published, per head",
     "layer": "LayerNorm",
-    "layer-graph": "LayerNorm over the graph",
     "pair": "PairNorm",
     "pair-si": "PairNorm-SI",
 }
@@ -291,61 +227,88 @@ CONSTANT_RATE = {"depth_cora_gat_constant": "GAT, Cora, constant rate"}
 """Tracked depth studies, from their files to their titles; that at a constant rate is a control."""
 
 
-def read_depth(folder: Path | str, studies: Mapping[str, str] = STUDIES) -> Study:
-    """Tracked depth studies as one, with ``panel``, the study's title, and ``variant``.
-
-    Args:
-        folder: where their tables are.
-        studies: from the prefix of files to the title.
-
-    Raises:
-        FileNotFoundError: if a table is missing.
-    """
-    tables = {name: read_tables(folder, studies, name) for name in ("runs", "curves")}
-    return Study(
-        **{name: named(t.assign(panel=t["study"].map(studies))) for name, t in tables.items()}
-    )
+def read_depth(
+    folder: Path | str, table: str = "runs", studies: Mapping[str, str] = STUDIES
+) -> pd.DataFrame:
+    """``runs`` or ``curves`` of tracked studies as one table, with the title of each as ``run``."""
+    return named(tables.read(folder, "", studies, table))
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
-    """A depth study's table with ``variant``, the title of its norm and, if it is set, scale.
-
-    Args:
-        table: ``runs`` or ``curves`` of ``depth_study``.
-    """
-    scale = pd.to_numeric(table["scale"], errors="coerce")
+    """The table with ``variant``, the title of the norm and, if it is set, the scale."""
     titles = table["norm"].map(TITLES)
-    scaled = titles + ", f = " + scale.map("{:g}".format)
-    return table.assign(variant=titles.where(scale.isna(), scaled))
+    scale = table["scale"].astype(float)
+    return table.assign(
+        variant=titles.where(scale.isna(), titles + ", f = " + scale.map("{:g}".format))
+    )
 
 
-def by_depth_table(
-    runs: pd.DataFrame,
-    value: str,
-    *,
-    form: str = "{:.2f}",
-    never: str = "never",
-    has_median: bool = True,
-) -> pd.DataFrame:
-    """A value by variant and number of layers, as the median over seeds with its range.
+def gradient_heat(gradients: pd.DataFrame, *, columns: int = 3) -> sns.FacetGrid:
+    """Gradient norms of every layer after every step for the first seed, a panel per variant."""
+    is_first = gradients["seed"] == gradients["seed"].iloc[0]
+    rows = gradients[is_first & (gradients["kind"] == "weights")]
+    positive = rows.loc[np.isfinite(rows["norm"]) & (rows["norm"] > 0), "norm"]
+    look = dict(norm=LogNorm(positive.min(), positive.max()), cmap="magma")
+    columns = min(columns, rows["variant"].nunique())
+    grid = sns.FacetGrid(rows, col="variant", col_wrap=columns, height=2.4, aspect=1.25)
+    for variant, ax in grid.axes_dict.items():
+        wide = rows[rows["variant"] == variant].pivot(index="layer", columns="epoch", values="norm")
+        mesh = ax.pcolormesh(wide.columns, wide.index, wide, **look)
+    whole_ticks(grid, "xy", 5)
+    grid.set_titles("{col_name}").set_axis_labels("step", "layer")
+    grid.figure.colorbar(mesh, ax=list(grid.axes.flat), label="norm of the gradient")
+    return grid
+
+
+def largest_gradients(gradients: pd.DataFrame, **look: Any) -> sns.FacetGrid:
+    """The largest gradient norm of any layer by step; a line ends where one is not finite."""
+    keys = ["variant", "epoch", *([look["panel"]] if "panel" in look else [])]
+    rows = gradients[gradients["kind"] == "weights"]
+    rows = rows.groupby([*keys, "seed"], sort=False)["norm"].max(skipna=False).reset_index()
+    is_finite = np.isfinite(rows["norm"]).groupby([rows[key] for key in keys]).transform("all")
+    labels = {"epoch": "step", "norm": "largest gradient norm of any layer"}
+    settings = dict(x="epoch", y="norm", color="variant", log="y", labels=labels, marker=None)
+    grid = over_seeds(rows[is_finite], **settings, **look)
+    whole_ticks(grid)
+    return grid
+
+
+def loss_by_depth(curves: pd.DataFrame, *, columns: int = 4, top: float = 10.0) -> sns.FacetGrid:
+    """Training losses, a panel per variant, a color per number of layers; cut above ``top``."""
+    grid = over_seeds(
+        curves,
+        **dict(x="epoch", y="train_loss", color="num_layers", panel="variant", log="y"),
+        columns=columns,
+        labels={"train_loss": "training loss"},
+        palette=layer_colors(curves["num_layers"]),
+        marker=None,
+        size=(2.6, 2.3),
+    )
+    grid.legend.set_title("layers")
+    grid.set(ylim=(None, min(grid.axes.flat[0].get_ylim()[1], top)))
+    for ax in grid.axes.flat:
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    return grid
+
+
+def by_depth(
+    runs: pd.DataFrame, values: Mapping[str, str], *, panel: str = "run", **look: Any
+) -> sns.FacetGrid:
+    """Accuracies by number of layers, means over seeds, a panel per group and value.
 
     Args:
-        runs: of ``read_depth``, of one study.
-        value: a column.
-        form: of a number.
-        never: what stands for a value that is not there.
-        has_median: whether the median is there, or the range alone.
+        runs: columns ``num_layers``, ``seed``, ``variant``, that of the panel and the values.
+        values: from columns to what titles of panels say of them; nothing if it is empty.
+        panel: the column that tells panels apart.
+        **look: of ``figures.over_seeds``.
     """
-
-    def cell(values: pd.Series) -> str:
-        values = pd.to_numeric(values, errors="coerce").fillna(np.inf)
-        middle, least, most = values.median(), values.min(), values.max()
-        shown = [form.format(v) if np.isfinite(v) else never for v in (middle, least, most)]
-        if shown[1] == shown[2]:
-            return shown[0]
-        ends = f"{shown[1]}-{shown[2]}"
-        return f"{shown[0]} ({ends})" if has_median else ends
-
-    wide = runs.groupby(["variant", "num_layers"], sort=False)[value].agg(cell).unstack()
-    wide = wide.sort_index(axis="columns").reindex(runs["variant"].unique())
-    return wide.rename_axis(columns="layers")
+    parts = [
+        runs.assign(accuracy=runs[value], panel=runs[panel] + (f"\n{title}" if title else ""))
+        for value, title in values.items()
+    ]
+    labels = {"num_layers": "layers", "accuracy": "test accuracy"}
+    settings = dict(x="num_layers", y="accuracy", color="variant", panel="panel", labels=labels)
+    grid = over_seeds(pd.concat(parts), **settings, estimator="mean", **look)
+    whole_ticks(grid)
+    return grid

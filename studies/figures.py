@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import MaxNLocator
 
 THRESHOLD_LOOK = dict(color="black", ls="--", lw=1)
 STATES = {
@@ -103,3 +104,10 @@ def layer_colors(layers: Sequence[int]) -> dict[int, tuple[float, float, float]]
     """A color for each layer, from the first to the last."""
     ordered = sorted(set(layers))
     return dict(zip(ordered, sns.color_palette("viridis", len(ordered)), strict=True))
+
+
+def whole_ticks(grid: sns.FacetGrid, axes: str = "x", number: int = 6) -> None:
+    """Ticks at whole numbers, for layers and steps, no more than about so many."""
+    for ax in grid.axes.flat:
+        for axis in axes:
+            getattr(ax, f"{axis}axis").set_major_locator(MaxNLocator(number, integer=True))

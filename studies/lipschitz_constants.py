@@ -1,10 +1,10 @@
-"""Local Lipschitz constants of raw and normalised attention, against the size of its input."""
+"""Local Lipschitz constants of raw and normalized attention, against the size of its input."""
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pandas as pd
+import seaborn as sns
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,7 +23,6 @@ from mapkg.lipschitz import (
 
 SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Sizes of the input."""
-
 
 _NUDGE = 1e-6
 
@@ -52,10 +51,9 @@ def constants_against_scale(
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        A row per scale and ``score``, ``"linear"`` or ``"quadratic"``, and for ``normalised``
-        being False and True. Columns are ``constant``, the largest over points; ``lemma`` and
-        ``lemma_tight``, the bounds of the lemma at the point where it is attained; and
-        ``theorem`` and ``theorem_tight``, NaN without normalisation.
+        A row per ``scale``, ``score`` and ``normalised``, with the largest ``constant`` over
+        points, ``lemma`` and ``lemma_tight``, its bounds where it is attained, and ``theorem`` and
+        ``theorem_tight``, NaN without normalization.
 
     Raises:
         ValueError: if there are fewer than two points.
@@ -69,15 +67,13 @@ def constants_against_scale(
         inputs = _inputs(scale, dimensions, nodes, points, seed)
         for kind in ("linear", "quadratic"):
             for normalised in (False, True):
-                found = [_bounds(kind, normalised, query, x) for query, x in inputs]
-                largest = max(found, key=lambda row: row["constant"])
-                theorem = {"theorem": float("nan"), "theorem_tight": float("nan")}
-                if normalised:
-                    alpha = ALPHA[kind]
-                    theorem["theorem"] = theorem_bound(alpha, nodes, nodes)
-                    theorem["theorem_tight"] = theorem_bound(alpha, nodes, nodes, tight=True)
+                bounds = [_bounds(kind, normalised, query, x) for query, x in inputs]
                 row = {"scale": scale, "score": kind, "normalised": normalised}
-                rows.append(row | largest | theorem)
+                row |= max(bounds, key=lambda bound: bound["constant"])
+                for name, tight in (("theorem", False), ("theorem_tight", True)):
+                    bound = theorem_bound(ALPHA[kind], nodes, nodes, tight=tight)
+                    row[name] = bound if normalised else float("nan")
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -86,17 +82,16 @@ def _inputs(
 ) -> list[tuple[Tensor, Tensor]]:
     """Queries and inputs [nodes, dimensions]; the same directions for every scale."""
     generator = torch.Generator().manual_seed(seed)
-
-    def normal() -> Tensor:
-        return torch.randn(nodes, dimensions, generator=generator, dtype=torch.float64)
-
-    found = []
+    inputs = []
     for number in range(points):
-        query, x = normal(), normal()
+        query, x = (
+            torch.randn(nodes, dimensions, generator=generator, dtype=torch.float64)
+            for _ in range(2)
+        )
         # Two keys of one length are where the largest length has no derivative: a little off it.
         tied = tied_keys(query[0], nodes, 1.0, generator) + _NUDGE * x
-        found.append((query, scale * (tied if number % 2 else x)))
-    return found
+        inputs.append((query, scale * (tied if number % 2 else x)))
+    return inputs
 
 
 def _bounds(kind: str, normalised: bool, query: Tensor, x: Tensor) -> dict[str, float]:
@@ -107,7 +102,7 @@ def _bounds(kind: str, normalised: bool, query: Tensor, x: Tensor) -> dict[str, 
             return linear_score(point, query, normalised=normalised)
 
         constant = local_constant(lambda point: attention(score(point), point), x)
-        point, value = x, x
+        point = x
         steep = slope(score, x) if normalised else torch.linalg.matrix_norm(query, ord=2).item()
     else:
         # The query that ties points along the tied keys whatever its size.
@@ -121,11 +116,31 @@ def _bounds(kind: str, normalised: bool, query: Tensor, x: Tensor) -> dict[str, 
             return quadratic_score(*point.split(sizes), normalised=normalised)
 
         constant = local_constant(attend, *parts)
-        point, value = torch.cat(parts), x
+        point = torch.cat(parts)
         steep = slope(score, point)
-    settings: dict[str, Any] = dict(scores=score(point), value=value, score_slope=steep)
-    return {
-        "constant": constant,
-        "lemma": lemma_bound(**settings),
-        "lemma_tight": lemma_bound(**settings, tight=True),
-    }
+    lemma, tight = (
+        lemma_bound(scores=score(point), value=x, score_slope=steep, tight=is_tight)
+        for is_tight in (False, True)
+    )
+    return {"constant": constant, "lemma": lemma, "lemma_tight": tight}
+
+
+def constants(table: pd.DataFrame) -> sns.FacetGrid:
+    """Constants of raw and normalized attention and their bounds against the size of the input."""
+    long = table.melt(["scale", "score", "normalised"], ["constant", "lemma", "theorem"], "line")
+    attention = long["normalised"].map({False: "raw", True: "normalized"})
+    grid = sns.relplot(
+        long.assign(attention=attention, score=long["score"] + " score"),
+        kind="line",
+        x="scale",
+        y="value",
+        hue="attention",
+        style="line",
+        col="score",
+        dashes={"constant": "", "lemma": (1, 1), "theorem": (4, 2)},
+        palette={"raw": "#E76F51", "normalized": "#264653"},
+        height=3.4,
+    )
+    grid.set_titles("{col_name}").set(xscale="log", yscale="log")
+    grid.set_axis_labels("size of the input", "largest local Lipschitz constant")
+    return grid

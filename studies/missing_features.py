@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from studies import tables
 from studies.data import Splits
 from studies.depth import Variant, fit_summary
-from studies.study import Result, Study, read_tables, run_study
-from studies.train_nodes import Schedule, fit_nodes, hide_features
+from studies.schedule import Schedule
+from studies.study import Result, Study, run_study
+from studies.tasks import COLUMNS, hide_features
+from studies.train import fit
 
 MODELS = {
     "GCN": Variant(architecture="gcn"),
@@ -39,10 +42,8 @@ _COLUMNS = list(product(("Cora", "CiteSeer", "PubMed"), (0.0, 1.0)))
 def published_table() -> pd.DataFrame:
     """The table of the paper's talk: accuracy in percent, its deviation, and the layers.
 
-    Returns:
-        A row per ``model``, ``dataset`` and ``rate`` with ``accuracy``, ``deviation`` and
-        ``num_layers``. How many repetitions are behind a deviation is not known, nor whether
-        layers were chosen on validation or on test nodes.
+    How many repetitions are behind a deviation is not known, nor whether layers were chosen on
+    validation or on test nodes.
 
     Source: LipschitzNorm paper, slides of its talk.
     """
@@ -76,18 +77,14 @@ def missing_study(
         splits: of ``NodesOfGraph``.
         models: networks by name; None means ``MODELS``.
         rates: shares of nodes outside the training set whose features are zero, in [0, 1].
-        layers: numbers of layers.
-        seeds: of weights, dropout and of what is hidden.
+        layers, seeds: numbers of layers; seeds of weights, dropout and of what is hidden.
         schedule: of training; None means the published one, 200 epochs.
-        prefix: as for ``studies.run_study``.
+        prefix: of the tables, see ``run_study``.
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        In ``runs`` a row per training, as of ``depth.depth_study``, with ``model`` and ``rate``;
-        in ``curves`` the last row of its history.
-
-    Raises:
-        ValueError: if a rate is not in [0, 1].
+        In ``runs`` a row per training with its settings and ``depth.fit_summary``; in ``curves``
+        the last row of its history.
 
     Source: LipschitzNorm paper, missing features, after the PairNorm paper.
     """
@@ -100,13 +97,13 @@ def missing_study(
     def train(variant: Variant, depth: int, rate: float, seed: int) -> Result:
         data = hidden[rate, seed]
         network = variant.build(depth, data, seed)
-        run = fit_nodes(network, data, schedule, seed=seed, progress=False)
-        return fit_summary(run), run.history.tail(1)
+        training = fit(network, data, schedule, seed=seed, progress=False)
+        return fit_summary(training), training.history.drop(columns="seconds").tail(1)
 
     trainings = []
     for seed, depth, rate, (name, variant) in product(seeds, layers, rates, models.items()):
         about = {"model": name, **asdict(variant), "num_layers": depth, "rate": rate, "seed": seed}
-        about |= {"dataset": splits.description.title, **asdict(schedule)}
+        about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
         trainings.append((about, partial(train, variant, depth, rate, seed)))
     labels = ("model", "num_layers", "rate", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
@@ -120,47 +117,24 @@ CONSTANT = ("missing_cora_constant", "missing_pubmed_constant")
 
 
 def read_missing(folder: Path | str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
-    """The runs of tracked studies as one table, data sets by the names of the published one.
-
-    Args:
-        folder: where their tables are.
-        studies: prefixes of their files.
-
-    Returns:
-        A row per training, as of ``missing_study``.
-
-    Raises:
-        FileNotFoundError: if a table is missing.
-    """
-    runs = read_tables(folder, studies, "runs")
+    """The runs of tracked studies as one table, data sets by the names of the published one."""
+    runs = tables.read(folder, "", studies, "runs")
     return runs.assign(dataset=runs["dataset"].str.removesuffix(", features missing"))
 
 
-CHOICES = {
-    "validation": ("val_best", "test_best"),
-    "test": ("test_last", "test_last"),
-}
+CHOICES = {"validation": ("val_best", "test_best"), "test": ("test_last", "test_last")}
 """What the number of layers is chosen by, and what is reported. ``validation``, the mean of the
 best validation accuracy, with the test accuracy of these epochs; ``test``, the mean test accuracy
 of the last epoch, which is also what is reported and so is too high."""
 
 
 def best_layers(runs: pd.DataFrame, choice: str = "validation") -> pd.DataFrame:
-    """For every network, data set and rate the best number of layers and its accuracy.
+    """For every network, data set and rate the best number of layers and its accuracy in percent.
 
     Args:
         runs: of ``missing_study``, of any data sets.
         choice: one of ``CHOICES``.
-
-    Returns:
-        A row per ``dataset``, ``rate`` and ``model``, with ``num_layers``, the mean ``accuracy``
-        over seeds in percent, its standard ``deviation`` and the number of ``seeds``.
-
-    Raises:
-        ValueError: if the choice is unknown.
     """
-    if choice not in CHOICES:
-        raise ValueError(f"choice: expected one of {', '.join(CHOICES)}, got {choice!r}")
     criterion, reported = CHOICES[choice]
     rows = []
     for keys, group in runs.groupby(["dataset", "rate", "model"], sort=False):
@@ -173,28 +147,16 @@ def best_layers(runs: pd.DataFrame, choice: str = "validation") -> pd.DataFrame:
 
 
 def beside_published(best: pd.DataFrame) -> pd.DataFrame:
-    """Our accuracies, the published ones, and the difference.
-
-    Args:
-        best: of ``best_layers``.
-
-    Returns:
-        A row per ``dataset``, ``rate`` and ``model``, with ``ours`` and ``published`` as text,
-        mean, deviation and layers, and ``difference`` in percent; what was not published is "-".
-    """
+    """Accuracies of ``best_layers`` and published ones as text, mean, deviation and layers."""
     keys = ["dataset", "rate", "model"]
     both = best.merge(published_table(), on=keys, how="left", suffixes=("", "_published"))
 
-    def text(end: str) -> pd.Series:
-        parts = zip(
-            *(both[f"{c}{end}"] for c in ("accuracy", "deviation", "num_layers")), strict=True
-        )
-        return pd.Series(
-            ["-" if np.isnan(mean) else f"{mean:.1f} {sd:.1f} ({n:.0f})" for mean, sd, n in parts],
-            dtype=object,
-        )
+    def text(end: str) -> list[str]:
+        columns = [f"{name}{end}" for name in ("accuracy", "deviation", "num_layers")]
+        return [
+            "-" if np.isnan(mean) else f"{mean:.1f} {deviation:.1f} ({layers:.0f})"
+            for mean, deviation, layers in both[columns].itertuples(index=False)
+        ]
 
-    difference = both["accuracy"] - both["accuracy_published"]
-    return both[keys].assign(
-        ours=text(""), published=text("_published"), difference=difference.round(1)
-    )
+    difference = (both["accuracy"] - both["accuracy_published"]).round(1)
+    return both[keys].assign(ours=text(""), published=text("_published"), difference=difference)

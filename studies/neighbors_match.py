@@ -4,15 +4,25 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
+from jaxtyping import Int
+from matplotlib.axes import Axes
+from torch import Tensor
 
+from studies import tables
 from studies.data import Splits
-from studies.depth import by_depth_table, named
-from studies.study import Result, Study, read_tables, run_study
-from studies.train_trees import TreeSchedule, fit_trees
-from studies.tree_networks import TreeNetwork, tree_network
+from studies.depth import named
+from studies.figures import over_seeds
+from studies.schedule import Schedule
+from studies.study import Result, Study, run_study
+from studies.tasks import TREES, TreeTask
+from studies.train import fit
+from studies.tree_networks import TreeNetwork
 
 PUBLISHED = {
     "ggnn": (1.0, 1.0, 1.0, 0.60, 0.38, 0.21, 0.16),
@@ -28,28 +38,23 @@ TITLES = {"gcn": "GCN", "gin": "GIN", "ggnn": "GGNN", "gat": "GAT"}
 """How figures and tables call architectures."""
 
 
+COLUMNS = ("batch_size", "lr", "block", "lr_factor", "lr_patience", "patience")
+"""What a row says of the schedule."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TreeVariant:
-    """A network for trees but for its depth.
-
-    Attributes:
-        architecture, norm, scale: as for ``models.trees.tree_network``.
-    """
+    """Hyper-parameters of a ``TreeNetwork``, without its depth."""
 
     architecture: str
     norm: str = "none"
     scale: float | None = None
 
     def build(self, depth: int, seed: int) -> TreeNetwork:
-        """The untrained network of a seed.
-
-        Args:
-            depth: of the tree.
-            seed: of the initial weights.
-        """
+        """The untrained network of a seed."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return tree_network(self.architecture, depth, norm=self.norm, scale=self.scale)
+            return TreeNetwork(depth=depth, **asdict(self))
 
 
 VARIANTS = {
@@ -76,7 +81,8 @@ def tree_study(
     variants: Sequence[TreeVariant] = tuple(VARIANTS.values()),
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    schedule: TreeSchedule | None = None,
+    schedule: Schedule = TREES,
+    sampling: str = "grouped",
     passes_apart: int | None = None,
     prefix: Path | str | None = None,
     progress: bool = True,
@@ -85,53 +91,54 @@ def tree_study(
 
     Args:
         splits: as ``load("trees-4")`` gives them.
-        variants: networks.
-        seeds: of weights and of the order of examples.
-        schedule: of training; None means 500 passes.
+        variants, seeds: networks, and seeds of weights and of the order of examples.
+        schedule: of training.
+        sampling: how batches are drawn, one of ``tasks.SAMPLINGS``.
         passes_apart: passes of networks with PairNorm, whose trees share nothing, so that they
             take many times as long; None means as many.
-        prefix: as for ``studies.run_study``.
+        prefix: of the tables, see ``run_study``.
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        In ``runs`` a row per training, with ``depth``, the variant's settings, ``seed``, the
-        schedule, ``passes_done``, ``stop_reason``, ``best`` (the highest running training accuracy,
-        what the paper reports), and ``train_accuracy`` and ``test_accuracy`` in the end. In
-        ``curves`` the running training accuracy of every block of passes.
+        In ``runs`` a row per training with its settings, ``best`` (the highest running training
+        accuracy, what the paper reports), and ``train_accuracy`` and ``test_accuracy`` in the end.
+        In ``curves`` the running training accuracy of every block of passes.
 
     Raises:
         ValueError: if the splits are no trees.
 
     Source: Tree-NeighborsMatch; its use in the LipschitzNorm paper.
     """
-    schedule = TreeSchedule() if schedule is None else schedule
     if not hasattr(splits.train, "pairs"):
         raise ValueError(
             f"splits: expected trees, as load('trees-4') gives them, got {splits.description.title}"
         )
     depth = (splits.train.pairs.size(1) + 1).bit_length() - 2
 
-    def train(variant: TreeVariant, own: TreeSchedule, seed: int) -> Result:
-        run = fit_trees(variant.build(depth, seed), splits, own, seed=seed, progress=False)
+    task = TreeTask(splits, sampling)
+
+    def train(variant: TreeVariant, own: Schedule, seed: int) -> Result:
+        network = variant.build(depth, seed)
+        training = fit(network, task, own, seed=seed, progress=False)
+        history = training.history.rename(columns={"epoch": "passes"})
         values = {
-            "best": run.best,
-            "train_accuracy": run.train_accuracy,
-            "test_accuracy": run.test_accuracy,
-            "passes_done": int(run.history["passes"].iloc[-1]),
-            "stop_reason": run.stop_reason,
+            "best": history["train_accuracy"].max(),
+            **task.accuracies(network),
+            "passes_done": int(history["passes"].iloc[-1]),
+            "stop_reason": training.stop_reason.replace("max epochs", "passes"),
         }
-        return values, run.history[["passes", "train_accuracy"]]
+        return values, history[["passes", "train_accuracy"]]
 
     trainings = []
     for seed in seeds:
         for variant in variants:
-            shares = variant.build(depth, seed).can_share
-            own = (
-                schedule
-                if shares or passes_apart is None
-                else replace(schedule, passes=passes_apart)
+            is_apart = variant.norm == "pair" and passes_apart is not None
+            own = replace(schedule, epochs=passes_apart) if is_apart else schedule
+            about = {"depth": depth, **asdict(variant), "seed": seed, "passes": own.epochs}
+            about |= own.columns(
+                "batch_size", "lr", "block", "lr_factor", "lr_patience", "patience"
             )
-            about = {"depth": depth, **asdict(variant), "seed": seed, **asdict(own)}
+            about["sampling"] = sampling
             trainings.append((about, partial(train, variant, own, seed)))
     labels = ("depth", "architecture", "norm", "scale", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
@@ -141,48 +148,96 @@ STUDIES = ("trees_2", *(f"trees_{depth}{end}" for depth in (3, 4, 5) for end in 
 """Tracked studies, by the prefix of their files. From depth 3 on GGNN has its own learning rate."""
 
 
-def read_trees(folder: Path | str, studies: Sequence[str] = STUDIES) -> Study:
-    """Tracked studies of trees as one, with ``panel``, the architecture's title, and ``variant``.
-
-    Args:
-        folder: where their tables are.
-        studies: prefixes of their files.
-
-    Raises:
-        FileNotFoundError: if a table is missing.
-    """
-    return Study(
-        **{name: titled(read_tables(folder, studies, name)) for name in ("runs", "curves")}
-    )
+def read_trees(folder: Path | str, table: str = "runs") -> pd.DataFrame:
+    """``runs`` or ``curves`` of all tracked depths as one table."""
+    return titled(tables.read(folder, "", STUDIES, table))
 
 
 def titled(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of ``tree_study`` with ``panel``, the architecture's title, and ``variant``.
+    """A table of ``tree_study`` with ``network``, the architecture's title, and ``variant``."""
+    return named(table.assign(network=table["architecture"].map(TITLES)))
 
-    Args:
-        table: ``runs`` or ``curves``.
-    """
-    return named(table.assign(panel=table["architecture"].map(TITLES)))
+
+def published_runs(depths: Sequence[int]) -> pd.DataFrame:
+    """The published accuracies as rows of a table of runs."""
+    rows = [
+        dict(architecture=name, network=TITLES[name], variant="published", depth=depth, best=best)
+        for name, values in PUBLISHED.items()
+        for depth, best in enumerate(values, start=2)
+    ]
+    table = pd.DataFrame(rows)
+    return table[table["depth"].isin(depths)]
 
 
 def tree_table(runs: pd.DataFrame, value: str = "best") -> pd.DataFrame:
-    """A value in percent by network and depth, from the least to the greatest of the seeds.
+    """A value in percent by network and depth, over seeds; the published ones beside ``best``."""
+    if value == "best":
+        runs = pd.concat([runs, published_runs(runs["depth"].unique())], ignore_index=True)
+    percent = runs.assign(percent=100 * runs[value])
+    look = dict(rows=["network", "variant"], columns=["depth"], statistic="range", form=".0f")
+    return tables.over_seeds(percent, "percent", **look)
 
-    Args:
-        runs: of ``read_trees``.
-        value: ``"best"``, beside which the published ones stand, ``"train_accuracy"`` or
-            ``"test_accuracy"``.
 
-    Returns:
-        A row per architecture and norm, a column per depth.
-    """
-    parts = {}
-    for panel, rows in runs.groupby("panel", sort=False):
-        percent = rows.assign(num_layers=rows["depth"], shown=100 * rows[value])
-        parts[panel] = by_depth_table(percent, "shown", form="{:.0f}", has_median=False)
-        if value == "best":
-            published = PUBLISHED[rows["architecture"].iloc[0]]
-            shown = [f"{100 * published[depth - 2]:.0f}" for depth in parts[panel].columns]
-            parts[panel].loc["published"] = shown
-    table = pd.concat(parts, names=["network", "norm"])
-    return table.rename_axis(columns="depth")
+ASKED_COLOR, OTHER_COLOR = "#E76F51", "#B8C4CC"
+
+
+def tree_example(pairs: Int[Tensor, "nodes 2"], ax: Axes) -> Axes:
+    """Draw one example in level order, the way from the leaf that is asked for in color."""
+    nodes = len(pairs)
+    depth = (nodes + 1).bit_length() - 2
+    level = np.array([(place + 1).bit_length() - 1 for place in range(nodes)])
+    x, y = (np.arange(nodes) - 2**level + 1.5) / 2**level, -level
+    place = 2**depth - 2 + int(pairs[0, 0])
+    asked = {0}
+    while place:
+        asked.add(place)
+        place = (place - 1) // 2
+    colors = [ASKED_COLOR if place in asked else OTHER_COLOR for place in range(nodes)]
+    for child in range(1, nodes):
+        parent = (child - 1) // 2
+        look = dict(arrowstyle="->", color=colors[child], lw=1.6, shrinkA=11, shrinkB=11)
+        ends = dict(xy=(x[parent], y[parent]), xytext=(x[child], y[child]))
+        ax.annotate("", arrowprops=look, **ends)
+    ax.scatter(x, y, s=420, c=colors, zorder=2)
+    for place, (key, value) in enumerate(pairs.tolist()):
+        text = "" if not key else f"{key}, {value}" if place else f"{key}, ?"
+        ax.text(x[place], y[place], text, ha="center", va="center", fontsize=8)
+    ax.set_axis_off()
+    ax.set(xlim=(0, 1), ylim=(-depth - 0.4, 0.4))
+    return ax
+
+
+def tree_accuracy(runs: pd.DataFrame) -> sns.FacetGrid:
+    """Training accuracy by depth, means over seeds, beside the published ones and chance."""
+    depths = sorted(runs["depth"].unique())
+    grid = over_seeds(
+        runs,
+        **dict(x="depth", y="best", color="variant", panel="network", estimator="mean"),
+        labels={"depth": "depth of the tree", "best": "accuracy"},
+        size=(2.4, 2.8),
+    )
+    published = published_runs(depths).set_index("network")
+    diamonds = dict(color="black", ls="--", lw=1.2, marker="D", ms=4, mfc="white")
+    for name, ax in grid.axes_dict.items():
+        (line,) = ax.plot("depth", "best", data=published.loc[name], zorder=3, **diamonds)
+        chance = [0.5**depth for depth in depths]
+        (dots,) = ax.plot(depths, chance, color="grey", ls=":", lw=1.2)
+        ax.set(xticks=depths, ylim=(0, 1.05))
+    first = grid.axes.flat[0]
+    first.legend([line, dots], ["published", "chance"], loc="upper right", fontsize="small")
+    return grid
+
+
+def tree_curves(curves: pd.DataFrame, **look: Any) -> sns.FacetGrid:
+    """Training accuracy by passes; a line ends where the first seed's training ends."""
+    keys = ["network", "variant"]
+    last = curves.groupby([*keys, "seed"])["passes"].transform("max")
+    last = last.groupby([curves[key] for key in keys]).transform("min")
+    grid = over_seeds(
+        curves[curves["passes"] <= last],
+        **dict(x="passes", y="train_accuracy", color="variant", panel="network", marker=None),
+        labels={"passes": "passes over the examples", "train_accuracy": "training accuracy"},
+        **look,
+    )
+    grid.set(ylim=(0, 1.05))
+    return grid

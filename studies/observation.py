@@ -15,11 +15,8 @@ from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import build
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
-from mapkg.models.network import SCORES
+from mapkg.models.network import CLAMPED, SCORES
 from studies.data import Splits
-
-CLAMPED = ("gt", "graphit", "san")
-"""Architectures that sum the score of a head and clamp the sum."""
 
 _ADVICE = "name a submodule that works on edges, or use mapkg.report, which takes any rows"
 

@@ -1,42 +1,28 @@
-"""Graphs as flat tensors on a device, and batches of fixed shape for many networks at once.
+"""Batches of fixed shape for many networks at once, from graphs as flat tensors on a device.
 
 A ``DataLoader`` collates Python objects, which takes longer than a training step on a GPU. Here
-a data set lies on the device as a few tensors, and a batch is assembled there by indexing. Its
-shape is the same for every batch: rows that no graph needs are padding, which belongs to a graph
-of its own and is masked. This is what a CUDA graph needs.
+a data set lies on the device as a few tensors, and a batch is assembled there by indexing. Rows
+that no graph needs are padding, which belongs to a graph of its own and is masked.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
-import safetensors.torch
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch_geometric.data import Data
 
-EPOCH_STRIDE = 1_000_003
-"""Distance of the random seeds of successive epochs, as in ``studies.train``."""
-
-ROW_MULTIPLE = 64
-"""Rows per network are a multiple of this, so that long sums can be cut evenly."""
-
-# Nodes over which padding edges are spread, since sums at a single one would take turns.
-_PADDING_TARGETS = 16
+_EPOCH_STRIDE = 1_000_003  # as in studies.train
+_ROW_MULTIPLE = 64  # of rows per network, so that long sums can be cut evenly
+_PADDING_TARGETS = 16  # nodes over which padding edges are spread: sums at one would take turns
 
 
 @dataclass(frozen=True)
 class FlatGraphs:
-    """The graphs of a split, one below another.
+    """The graphs of a split, one below another; ends of edges count from the graph's first node.
 
-    Attributes:
-        x: node type ids, shape [nodes] or [nodes, columns].
-        edge_index: ends of each edge, counted from the first node of its graph, shape
-            [2, edges].
-        edge_attr: edge type ids, shape [edges] or [edges, columns], or float features.
-        y: targets, shape [graphs, targets], NaN where unlabeled.
-        node_ptr, edge_ptr: first row of each graph, and the number of rows, shape [graphs + 1].
+    ``node_ptr`` and ``edge_ptr`` are the first row of each graph, and the number of rows.
     """
 
     x: Shaped[Tensor, "nodes ..."]
@@ -52,13 +38,7 @@ class FlatGraphs:
 
     @classmethod
     def of(cls, graphs: Sequence[Data]) -> "FlatGraphs":
-        """Flatten PyG graphs.
-
-        Raises:
-            ValueError: if there is none.
-        """
-        if len(graphs) == 0:
-            raise ValueError("expected at least one graph, got an empty split")
+        """Flatten PyG graphs."""
         nodes = torch.tensor([0, *(graph.num_nodes for graph in graphs)])
         edges = torch.tensor([0, *(graph.num_edges for graph in graphs)])
         return cls(
@@ -82,63 +62,20 @@ class FlatGraphs:
         }
         return replace(self, **moved)
 
-    def node_counts(self) -> Int[Tensor, " graphs"]:
-        """Nodes of each graph."""
-        return self.node_ptr.diff()
-
-    def edge_counts(self) -> Int[Tensor, " graphs"]:
-        """Edges of each graph."""
-        return self.edge_ptr.diff()
-
-
-def save_splits(path: Path, splits: dict[str, FlatGraphs]) -> None:
-    """Write the splits of a data set as one safetensors file, integers as short as they fit."""
-
-    def short(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point():
-            return tensor.contiguous()
-        least, greatest = tensor.min(), tensor.max()
-        for dtype in (torch.int8, torch.int16, torch.int32):
-            if torch.iinfo(dtype).min <= least and greatest <= torch.iinfo(dtype).max:
-                return tensor.to(dtype).contiguous()
-        return tensor.contiguous()
-
-    safetensors.torch.save_file(
-        {
-            f"{split}/{name}": short(tensor)
-            for split, graphs in splits.items()
-            for name, tensor in graphs.tensors().items()
-        },
-        path,
-    )
-
-
-def read_splits(path: Path) -> dict[str, FlatGraphs]:
-    """Read what ``save_splits`` wrote."""
-    splits: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in safetensors.torch.load_file(path).items():
-        split, name = key.split("/")
-        splits.setdefault(split, {})[name] = tensor if tensor.is_floating_point() else tensor.long()
-    return {split: FlatGraphs(**tensors) for split, tensors in splits.items()}
+    def rows(self, batches: Int[Tensor, "*batches size"]) -> list[Int[Tensor, "*batches"]]:
+        """Nodes and edges of each batch of graphs; -1 stands for no graph."""
+        counts = (ptr.cpu().diff() for ptr in (self.node_ptr, self.edge_ptr))
+        return [torch.cat([count, count.new_zeros(1)])[batches].sum(dim=-1) for count in counts]
 
 
 def epoch_order(
     graphs: int, seed: int, epoch: int
 ) -> tuple[Int[Tensor, " graphs"], torch.Generator]:
-    """The order in which ``studies.train.fit`` takes the training graphs in an epoch.
+    """The order in which ``train.fit`` takes graphs in an epoch, and its generator for dropout.
 
-    Args:
-        graphs: number of training graphs.
-        seed: of the run.
-        epoch: counted from 1.
-
-    Returns:
-        The order, and the generator in the state in which that run draws its first dropout.
-
-    Source: torch's ``DataLoader`` and ``RandomSampler`` after
-    ``torch.manual_seed(seed + 1_000_003 * epoch)``.
+    Source: torch's ``DataLoader`` and ``RandomSampler`` after ``torch.manual_seed``.
     """
-    generator = torch.Generator().manual_seed(seed + EPOCH_STRIDE * epoch)
+    generator = torch.Generator().manual_seed(seed + _EPOCH_STRIDE * epoch)
     torch.empty((), dtype=torch.int64).random_(generator=generator)  # the workers' seed
     own = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
     return torch.randperm(graphs, generator=torch.Generator().manual_seed(own)), generator
@@ -152,14 +89,6 @@ def in_batches(order: Int[Tensor, " graphs"], batch_size: int) -> Int[Tensor, "s
     return padded.view(steps, batch_size)
 
 
-def batch_sums(
-    counts: Int[Tensor, " graphs"], batches: Int[Tensor, "*batches size"]
-) -> Int[Tensor, "*batches"]:
-    """Rows of each batch of graphs, from the rows of each graph; -1 stands for no graph."""
-    padded = torch.cat([counts, counts.new_zeros(1)])
-    return padded[batches].sum(dim=-1)
-
-
 @dataclass(frozen=True)
 class Shape:
     """Rows per network of a padded batch: nodes, edges and graphs, padding included."""
@@ -171,29 +100,19 @@ class Shape:
     @classmethod
     def holding(cls, nodes: int, edges: int, graphs: int) -> "Shape":
         """The least shape that holds batches of at most so many real rows."""
-        nodes = -(-(nodes + _PADDING_TARGETS) // ROW_MULTIPLE) * ROW_MULTIPLE
-        edges = -(-max(edges, 1) // ROW_MULTIPLE) * ROW_MULTIPLE
+        nodes = -(-(nodes + _PADDING_TARGETS) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        edges = -(-max(edges, 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
         if edges == nodes:  # a module tells nodes from edges by the number of rows
-            edges += ROW_MULTIPLE
+            edges += _ROW_MULTIPLE
         return cls(nodes, edges, graphs)
-
-    def holds(self, nodes: int, edges: int) -> bool:
-        """Whether a batch of so many real rows fits."""
-        return nodes + _PADDING_TARGETS <= self.nodes and edges <= self.edges
 
 
 @dataclass(frozen=True)
 class PaddedBatch:
     """Batches of S networks one below another, padded to one shape.
 
-    Attributes:
-        x, edge_index, edge_attr: as a network takes them, S * nodes and S * edges rows.
-        graph: graph of each node, shape [S * nodes]; every network has one graph more than its
-            batch holds, the padding.
-        edge_graph: graph of each edge, counted within its network, shape [S, edges].
-        y: targets, shape [S, graphs, targets].
-        graph_mask: real graphs, shape [S, graphs].
-        node_mask, edge_mask: real rows, shape [S, nodes, 1] and [S, edges, 1].
+    Every network has one graph more than its batch holds, the padding. ``edge_graph`` is the graph
+    of each edge, counted within its network; masks are of what is real.
     """
 
     x: Shaped[Tensor, "rows ..."]
@@ -213,13 +132,7 @@ class PaddedBatch:
 
 
 def assemble(data: FlatGraphs, ids: Int[Tensor, "S graphs"], shape: Shape) -> PaddedBatch:
-    """The batches of graphs that S networks take, from tensors on the device alone.
-
-    Args:
-        data: the split.
-        ids: graphs of each network's batch, -1 for none, shape [S, graphs].
-        shape: what the batches are padded to; nothing checks here that they fit.
-    """
+    """The batches of graphs with these ids, -1 for none, from tensors on the device alone."""
     networks, real = len(ids), ids >= 0
     ids = ids.clamp(min=0)
     network = torch.arange(networks, device=ids.device).unsqueeze(1)

@@ -49,13 +49,7 @@ _WEIGHT_GRADIENT_PRODUCTS = 128
 
 @dataclass
 class Rows:
-    """Which rows of one kind, nodes or edges, are real.
-
-    Attributes:
-        mask: 1 for a real row of a network, 0 for padding, floating, shape [S, R, 1].
-        count: their number, floating, shape [S, 1, 1].
-        sizes: the same numbers on the host, for exact dropout; None if not known there.
-    """
+    """Which rows of one kind, nodes or edges, are real; ``sizes`` is ``count`` on the host."""
 
     mask: Float[Tensor, "S R 1"]
     count: Float[Tensor, "S 1 1"]
@@ -66,12 +60,8 @@ class Rows:
 class Layout:
     """How the rows of S networks lie; one object shared by all modules of a stacked network.
 
-    Attributes:
-        networks: S.
-        nodes, edges: real rows of the batch at hand; their R must differ, since modules tell
-            nodes from edges by it.
-        generators: one CPU generator per network, from which dropout draws what a network
-            would draw alone; None draws from torch's own generator for all at once.
+    Modules tell nodes from edges by R. From one CPU generator per network dropout draws what the
+    network would draw alone; None draws from torch's own generator for all at once.
     """
 
     networks: int
@@ -145,12 +135,7 @@ class _BatchNorm(torch.autograd.Function):
 
 
 class StackedLinear(nn.Module):
-    """S linear maps.
-
-    Args:
-        weight: shape [S, out, in].
-        bias: shape [S, out], or None.
-    """
+    """S linear maps."""
 
     def __init__(self, weight: Float[Tensor, "S out in"], bias: Float[Tensor, "S out"] | None):
         super().__init__()
@@ -173,12 +158,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedLayerNorm(nn.Module):
-    """S LayerNorms of one width.
-
-    Args:
-        weight, bias: shape [S, D].
-        eps: as in ``nn.LayerNorm``.
-    """
+    """S LayerNorms of one width."""
 
     def __init__(self, weight: Float[Tensor, "S D"], bias: Float[Tensor, "S D"], eps: float):
         super().__init__()
@@ -192,15 +172,7 @@ class StackedLayerNorm(nn.Module):
 
 
 class StackedBatchNorm(nn.Module):
-    """S BatchNorms over the real rows of each network.
-
-    ``num_batches_tracked`` is not counted here, since all networks see as many batches.
-
-    Args:
-        weight, bias, running_mean, running_var: shape [S, D].
-        single: the BatchNorm whose ``eps`` and ``momentum`` hold.
-        layout: says which rows are real.
-    """
+    """S BatchNorms over the real rows of each network; all networks see as many batches."""
 
     def __init__(
         self,
@@ -240,12 +212,7 @@ class StackedBatchNorm(nn.Module):
 
 
 class StackedTypeEmbedding(nn.Module):
-    """S tables of type embeddings, for ids only.
-
-    Args:
-        weight: shape [S, types, D].
-        single: the ``TypeEmbedding`` whose ``sizes`` hold.
-    """
+    """S tables of type embeddings, for ids only."""
 
     def __init__(self, weight: Float[Tensor, "S types D"], single: TypeEmbedding):
         super().__init__()
@@ -266,16 +233,7 @@ class StackedTypeEmbedding(nn.Module):
 
 
 class StackedDropout(nn.Module):
-    """Dropout of S networks.
-
-    With generators in the layout, every network has the mask that it would draw alone on the
-    CPU, which torch draws over the real rows only. Without, the draw is another one, and
-    reproducible by the state of torch's own generator.
-
-    Args:
-        p: probability of a zero.
-        layout: has the generators and the numbers of real rows.
-    """
+    """Dropout of S networks, drawn over real rows only where the layout has generators."""
 
     def __init__(self, p: float, layout: Layout):
         super().__init__()
@@ -311,18 +269,9 @@ class _RowsOfTerm(nn.Module):
 def stack_networks(
     single: nn.Module, tensors: Mapping[str, Shaped[Tensor, "S ..."]]
 ) -> tuple[nn.Module, Layout]:
-    """One network over the disjoint union of the batches of S networks.
+    """One network over the disjoint union of the batches of S networks, from ``stacked_state``.
 
-    Args:
-        single: any of the networks; it is copied, its weights are not used.
-        tensors: ``state_dict`` entries of all networks, stacked, see ``stacked_state``.
-
-    Returns:
-        The network, called as ``single`` is with rows of all networks one below another, and
-        the layout that has to name the real rows before each call.
-
-    Raises:
-        ValueError: if a module cannot be stacked; names it and says why.
+    The layout has to name the real rows before each call. Raises if a module cannot be stacked.
     """
     check_stackable(single)
     network = copy.deepcopy(single)
@@ -364,11 +313,7 @@ def _stacked(
 
 
 def check_stackable(network: nn.Module) -> None:
-    """Whether a network can be stacked.
-
-    Raises:
-        ValueError: if it cannot; names the module and says why.
-    """
+    """Raise if a network cannot be stacked; names the module and says why."""
     exchanged = (nn.Linear, nn.LayerNorm, nn.BatchNorm1d, TypeEmbedding, nn.Dropout)
     for name, module in network.named_modules():
         kind, reason = type(module), None

@@ -1,8 +1,4 @@
-"""Training and evaluation steps of many networks at once, eager, captured or compiled.
-
-All a step needs lies on the device under fixed addresses, and a step returns nothing: what it
-computes is added up there. So a CUDA graph can hold it, and an epoch never waits for the device.
-"""
+"""Steps that train and measure many networks at once, eager, captured or compiled."""
 
 import sys
 import traceback
@@ -14,14 +10,14 @@ from torch import Tensor, nn
 
 from mapkg import hooks
 from mapkg.models.config import Config
+from mapkg.models.network import CLAMPED, SCORES
 from mapkg.score_measures import ScoreMeasures
-from studies.padded_batches import FlatGraphs, PaddedBatch, Shape, assemble, batch_sums
+from studies.padded_batches import FlatGraphs, PaddedBatch, Shape, assemble
 from studies.stacked import Rows, plain_name, stack_networks
 
 ENGINES = ("eager", "graph", "compile+graph")
 """How steps run. ``"graph"`` replays a CUDA graph; ``"compile+graph"`` compiles a layer first."""
 
-_SCORES = "layers.*.score"
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's defaults of Adam, as studies.train has them
 _WARM_UP = 3  # runs before a capture, as torch's documentation asks for
 _GRADIENT_TOLERANCE = 0.01  # of compiled layers; single precision is a hundred times closer
@@ -31,17 +27,8 @@ _ALIGN = 4  # parameters begin at multiples of 16 bytes, for wide loads
 class Stack:
     """S networks on a device, their optimizer, and the steps that train and measure them.
 
-    Args:
-        single: one network of the architecture.
-        tensors: state of all networks, stacked, see ``models.stacked.stacked_state``; copied.
-        data: the splits train, val and test, on the device.
-        config: loss, weight decay, batch size and heads.
-        shape: of all batches.
-        engine: one of ``ENGINES``; only ``"eager"`` works without CUDA.
-        clamped: whether the summed scores of heads are clamped.
-
-    Raises:
-        ValueError: if a module cannot be stacked.
+    All a step needs lies on the device under fixed addresses, and a step returns nothing: what it
+    computes is added up there. So a CUDA graph can hold it, and an epoch never waits.
     """
 
     def __init__(
@@ -53,10 +40,8 @@ class Stack:
         shape: Shape,
         *,
         engine: str = "eager",
-        clamped: bool = True,
     ) -> None:
         self.data, self.config, self.shape, self.engine = data, config, shape, engine
-        self.clamped = clamped
         self.device, self.dtype = data["train"].y.device, data["train"].y.dtype
         tensors = {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
         self.network, self.layout = stack_networks(single.to(self.device), tensors)
@@ -131,17 +116,10 @@ class Stack:
         return self._flat(gradients), total.detach(), count
 
     @torch.no_grad()
-    def _evaluate_step(self, split: str) -> None:
-        ids = self.fixed[split].index_select(0, self.cursor).expand(self.networks, -1)
-        total, count = self._losses(self._take(split, ids), of_double=True)
-        self.sums[split] += torch.stack([total, count.double()])
-        self.cursor += 1
-
-    @torch.no_grad()
-    def _record_step(self, split: str) -> None:
+    def _evaluate_step(self, split: str, record: bool = False) -> None:
         ids = self.fixed[split].index_select(0, self.cursor).expand(self.networks, -1)
         batch = self._take(split, ids)
-        names = list(hooks.resolve(self.network, _SCORES))
+        names = list(hooks.resolve(self.network, SCORES)) if record else []
 
         def measure(name: str, score: Tensor) -> None:
             self.measures.update(
@@ -206,12 +184,7 @@ class Stack:
     # How steps run.
 
     def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:
-        """Make the steps ready: compile and capture them, or fall back and say why.
-
-        Args:
-            order: any order of the training graphs, of the shape all epochs have.
-            fixed: batches of val and test, shape [steps, graphs], see ``in_batches``.
-        """
+        """Make the steps ready: compile and capture them, or fall back and say why."""
         self.fixed = {split: ids.to(self.device) for split, ids in fixed.items()}
         self.order = order.to(self.device, copy=True)
         self._calls = self._steps()
@@ -224,7 +197,7 @@ class Stack:
         return {
             "train": self._train_step,
             **{split: lambda split=split: self._evaluate_step(split) for split in self.fixed},
-            "record": lambda: self._record_step("test"),
+            "record": lambda: self._evaluate_step("test", record=True),
         }
 
     def _is_ready(self) -> bool:
@@ -301,7 +274,7 @@ class Stack:
         self.network.layers.train(name == "train")
 
     def _new_measures(self) -> ScoreMeasures:
-        heads = self.config.heads if self.clamped else None
+        heads = self.config.heads if self.config.architecture in CLAMPED else None
         sizes = self.networks, len(self.layers), self.config.hidden_channels
         return ScoreMeasures(*sizes, heads=heads, device=self.device, dtype=self.dtype)
 
@@ -313,18 +286,11 @@ class Stack:
         self._steps()[name]()
 
     def train(self, order: Tensor, generators: list[torch.Generator]) -> None:
-        """Train for an epoch; the sums of losses are in ``sums["train"]``.
-
-        Args:
-            order: batches of each network, -1 for no graph, shape [S, steps, graphs].
-            generators: in the state in which each network would draw dropout alone on the CPU.
-        """
+        """Train for an epoch on batches [S, steps, graphs]; generators draw exact dropout."""
         exact = self.device.type == "cpu" and (self.config.dropout or self.config.score_dropout)
         self.layout.generators = generators if exact else None
         if exact:
-            graphs = self.data["train"]
-            counts = graphs.node_counts(), graphs.edge_counts()
-            self.host_sizes = [batch_sums(count, order) for count in counts]
+            self.host_sizes = self.data["train"].rows(order)
         self.order.copy_(order)
         self.host_step = 0
         self.sums["train"].zero_()
@@ -333,12 +299,7 @@ class Stack:
             self._calls["train"]()
 
     def evaluate(self, split: str, *, record: bool = False) -> None:
-        """Evaluate on a split; sums of losses are in ``sums``, scores in ``measures``.
-
-        Args:
-            split: ``"val"`` or ``"test"``.
-            record: whether to measure the scores; of the test split only.
-        """
+        """Evaluate on a split, and measure the scores if asked for, of the test split only."""
         name = "record" if record else split
         if record:
             self.measures = self._new_measures() if self.measures is None else self.measures

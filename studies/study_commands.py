@@ -19,18 +19,18 @@ def gradients(parsed: argparse.Namespace) -> int:
     from studies.data import load
     from studies.depth import compact_gradients, gradient_evolution, gradient_variants
     from studies.results import write_table
-    from studies.train_nodes import Schedule
+    from studies.schedule import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
-    found = gradient_evolution(
+    gradients = gradient_evolution(
         load(parsed.dataset),
         gradient_variants(hidden_channels=parsed.hidden, heads=parsed.heads),
         num_layers=parsed.layers,
         seeds=parsed.seeds,
         schedule=Schedule(epochs=parsed.epochs, lr_patience=None),
     )
-    for name, table in compact_gradients(found).items():
+    for name, table in compact_gradients(gradients).items():
         path = Path(f"{parsed.output}_{name}.csv.gz")
         write_table(path, table.assign(heads=parsed.heads, hidden=parsed.hidden), digits=3)
         print(path)
@@ -92,12 +92,12 @@ def smoothing(parsed: argparse.Namespace) -> int:
     import pandas as pd
     import torch
 
-    from studies.backward_oversmoothing import OPTIMISERS, Vanilla, full_training
+    from studies.backward_oversmoothing import OPTIMIZERS, Vanilla, full_training
     from studies.data import load
     from studies.deep_smoothing import deep_smoothing, regular_splits
     from studies.provenance import commit, versions
     from studies.results import write_table
-    from studies.train_nodes import Schedule
+    from studies.schedule import Schedule
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
@@ -119,8 +119,8 @@ def smoothing(parsed: argparse.Namespace) -> int:
     }
     settings = dict(depths=parsed.depths, seeds=parsed.seeds, steps=parsed.steps)
     tables = [
-        full_training(variants, optimiser=name, **settings).assign(optimiser=name)
-        for name in OPTIMISERS
+        full_training(variants, optimizer=name, **settings).assign(optimiser=name)
+        for name in OPTIMIZERS
     ]
     training = pd.concat(tables, ignore_index=True)
     training = training.assign(versions=versions(), commit=commit())
@@ -137,7 +137,7 @@ def trees(parsed: argparse.Namespace) -> int:
 
     from studies.data import load
     from studies.neighbors_match import TITLES, VARIANTS, tree_study
-    from studies.train_trees import TreeSchedule
+    from studies.tasks import TREES
 
     if parsed.threads is not None:
         torch.set_num_threads(parsed.threads)
@@ -146,13 +146,14 @@ def trees(parsed: argparse.Namespace) -> int:
         load(parsed.dataset),
         [variant for variant in VARIANTS.values() if variant.architecture in architectures],
         seeds=parsed.seeds,
-        schedule=TreeSchedule(
-            passes=parsed.passes,
+        schedule=replace(
+            TREES,
+            epochs=parsed.passes,
             batch_size=parsed.batch_size,
             lr=parsed.lr,
             block=parsed.block,
-            sampling=parsed.sampling,
         ),
+        sampling=parsed.sampling,
         passes_apart=parsed.passes_apart,
         prefix=parsed.output,
     )
@@ -161,7 +162,7 @@ def trees(parsed: argparse.Namespace) -> int:
 
 def _schedule(parsed: argparse.Namespace) -> Any:
     """The published schedule, or with ``--constant-rate`` one whose rate does not fall."""
-    from studies.train_nodes import Schedule
+    from studies.schedule import Schedule
 
     schedule = Schedule(epochs=parsed.epochs)
     return replace(schedule, lr_patience=None) if parsed.constant_rate else schedule

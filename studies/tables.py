@@ -90,9 +90,10 @@ def over_seeds(
     order = {name: table[name].unique() for name in (*rows, *columns)}
     wide = shown.unstack(list(columns))
     for axis, names in ((0, rows), (1, columns)):
-        for level, name in enumerate(names):
+        for level, name in reversed(list(enumerate(names))):
             places = {each: place for place, each in enumerate(order[name])}
-            wide = wide.sort_index(axis=axis, level=level, key=lambda v, p=places: v.map(p))
+            look = dict(level=level, key=lambda v, p=places: v.map(p), sort_remaining=False)
+            wide = wide.sort_index(axis=axis, kind="stable", **look)
     return wide
 
 

@@ -1,9 +1,10 @@
-"""Train networks, by the schedule of their configuration; stop and go on."""
+"""Train a network on graphs, on the nodes of a graph, or on trees; stop and go on."""
 
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from mapkg.evaluation import Graphs, batches, evaluate, predict, targets
 from mapkg.hooks import evaluating
-from mapkg.metrics import losses
 from mapkg.models.config import Config
-from studies.checkpoint import differences, read_state, write_state
-from studies.data import Splits
+from studies.checkpoint import read_state, refuse_another_run, write_state
+from studies.data import NodesOfGraph, Splits, Trees
 from studies.provenance import commit, versions
+from studies.schedule import Fit, Schedule
+from studies.tasks import GraphTask, NodeTask, Task, TreeTask
+from studies.train_stacked import fit_stacked
 
 Observer = Callable[[nn.Module, int], list[dict[str, Any]]]
 """Called with the model in evaluation mode and the number of finished epochs."""
@@ -28,30 +30,7 @@ Observer = Callable[[nn.Module, int], list[dict[str, Any]]]
 STATE_FILE = "state.safetensors"
 """What ``fit`` resumes from, in the folder it is given."""
 
-_EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
-
-
-@dataclass
-class Fit:
-    """What training gave.
-
-    Attributes:
-        history: one row per epoch: epoch, train_loss, val_loss, lr (of that epoch), seconds.
-        observations: the rows that the observer returned, one DataFrame.
-        best_epoch: the epoch with the least validation loss; 0 before the first epoch.
-        best_weights, last_weights: state dicts of that epoch and of the last one.
-        stop_reason: ``"min lr"``, ``"max epochs"`` or ``"time limit"``.
-        commit, versions: of the process that started the run.
-    """
-
-    history: pd.DataFrame
-    observations: pd.DataFrame
-    best_epoch: int
-    best_weights: dict[str, Tensor]
-    last_weights: dict[str, Tensor]
-    stop_reason: str
-    commit: str
-    versions: str
+_GAIN = 1e-4  # by which the value that is watched must fall to count as progress
 
 
 @dataclass
@@ -60,7 +39,8 @@ class _Progress:
 
     epoch: int = 0
     best_epoch: int = 0
-    best_loss: float = float("inf")
+    best_loss: float = math.inf
+    since_gain: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     observations: list[dict[str, Any]] = field(default_factory=list)
@@ -74,226 +54,230 @@ def seed_all(seed: int) -> None:
 
 
 def fit(
-    model: nn.Module,
-    splits: Splits,
-    config: Config,
+    model: nn.Module | Callable[[Config], nn.Module],
+    task: Task | Splits,
+    schedule: Schedule | Config | None = None,
     *,
-    seed: int,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
     folder: Path | str | None = None,
     device: str | torch.device = "cpu",
     observe: Observer | None = None,
     progress: bool = True,
+    **stacked: Any,
 ) -> Fit:
-    """Train a model by the schedule of its configuration.
-
-    Adam on the mean loss over labelled targets; the learning rate is multiplied by
-    ``lr_factor`` when the validation loss has not fallen for ``lr_patience`` epochs; training
-    stops when it is below ``min_lr``, after ``max_epochs``, or after ``max_hours``. An epoch's
-    order of molecules and its dropout depend on the seed and the epoch alone, so a run that was
-    stopped and resumed gives the same weights as one that was not.
+    """Train a model; a run that was stopped and resumed gives the same weights as one that was not.
 
     Args:
-        model: called as ``model(x, edge_index, edge_attr, batch, batch_size)``; trained in
-            place, and left with its last weights.
-        splits: the data; train and val are used.
-        config: schedule and batch size.
+        model: trained in place, and left with its last weights. For several seeds, what gives an
+            untrained one from the configuration after torch was seeded.
+        task: what to train on, or splits of graphs, of nodes of one graph, or of trees.
+        schedule: of training; for splits of graphs their configuration.
         seed: of order and dropout. The initial weights are the model's own.
-        folder: where the run's state is written after each epoch. If it holds the state of
+        seeds: train as many networks of one configuration at once, each as it would be alone.
+        folder: where the state is written after each row of the history. If it holds the state of
             the same run, training goes on from there; more epochs may be asked for then.
         device: where to train.
-        observe: called before the first epoch and after each one, in evaluation mode without
+        observe: called before the first epoch and after each row, in evaluation mode without
             gradients; the rows it returns are kept with the run's state.
         progress: whether to show a progress bar on stderr.
-
-    Raises:
-        FloatingPointError: if the training or validation loss is not finite; names epoch and
-            step. The state of the last finished epoch stays in the folder.
-        ValueError: if the folder holds the state of another run, or a split is empty or has
-            no label.
-
-    Source: massive-activations paper, training script of its code.
+        **stacked: settings of ``train_stacked.fit_stacked``, for several seeds.
     """
-    for name in ("train", "val"):
+    task = _task(task, schedule)
+    if seeds is not None:
+        if not isinstance(task, GraphTask):
+            raise ValueError("seeds: only networks for graphs are trained at once, see the Config")
+        settings = dict(seeds=seeds, folder=folder, device=device, **stacked)
+        return fit_stacked(model, task.splits, task.config, **settings)
+    if isinstance(task, GraphTask) and not isinstance(schedule, Schedule):
+        schedule = Schedule.of(task.config)
+    schedule = Schedule() if schedule is None else schedule
+    if schedule.epochs < task.least_epochs:
+        raise ValueError(f"epochs: expected {task.least_epochs} or more, got {schedule.epochs}")
+    return _Run(model, task, schedule, seed, folder, torch.device(device)).fit(observe, progress)
+
+
+def _task(task: Task | Splits, schedule: Schedule | Config | None) -> Task:
+    """The task of splits, told by what they hold."""
+    splits = getattr(task, "splits", task)
+    for name in ("train", "val") if isinstance(schedule, Config) else ("train",):
         if len(getattr(splits, name)) == 0:
-            raise ValueError(f"the {name} split is empty; training needs at least one graph")
-    device = torch.device(device)
-    model.to(device)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+            raise ValueError(f"the {name} split is empty; training needs at least one example")
+    if isinstance(task, Task):
+        return task
+    if isinstance(schedule, Config):
+        return GraphTask(splits, schedule)
+    if isinstance(splits.train, NodesOfGraph):
+        return NodeTask(splits)
+    if isinstance(splits.train, Trees):
+        return TreeTask(splits)
+    raise ValueError(
+        "schedule: expected a Config, which names the loss of graphs, got "
+        f"{type(schedule).__name__}; {splits.description.title} is neither nodes of one graph, "
+        "as load('citation') gives them, nor trees"
     )
-    scheduler = ReduceLROnPlateau(optimizer, factor=config.lr_factor, patience=config.lr_patience)
-    identity = _identity(config, splits, seed)
-    path = None if folder is None else Path(folder) / STATE_FILE
-    done = _Progress()
-    best_weights = _copy(model)
-    if path is not None and path.is_file():
-        done, best_weights = _resume(path, identity, model, optimizer, scheduler)
-        print(f"resumed after epoch {done.epoch} from {path}", file=sys.stderr)
-    elif observe is not None:
-        done.observations += _observed(model, observe, 0)
 
-    stop_reason = "max epochs"
-    devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices),
-        tqdm(
-            total=config.max_epochs,
-            initial=done.epoch,
-            desc="epochs",
-            file=sys.stderr,
-            disable=not progress,
-        ) as bar,
-    ):
-        while done.epoch < config.max_epochs:
-            if optimizer.param_groups[0]["lr"] < config.min_lr:
-                stop_reason = "min lr"
-                break
-            if done.seconds >= config.max_hours * 3600:
-                stop_reason = "time limit"
-                break
-            start = time.perf_counter()
-            epoch = done.epoch + 1
-            lr = optimizer.param_groups[0]["lr"]
-            train_loss = _train_epoch(model, splits.train, config, optimizer, seed, epoch, path)
-            val_loss = evaluate(model, splits.val, loss=config.loss, batch_size=config.batch_size)
-            _check_finite("validation", val_loss, f"epoch {epoch}", epoch, config, path)
-            scheduler.step(val_loss)
-            if val_loss < done.best_loss:
-                done.best_loss, done.best_epoch = val_loss, epoch
-                best_weights = _copy(model)
-            if observe is not None:
-                done.observations += _observed(model, observe, epoch)
-            seconds = time.perf_counter() - start
-            done.epoch, done.seconds = epoch, done.seconds + seconds
-            done.history.append(
-                {
-                    "epoch": epoch,
-                    "train_loss": train_loss,
-                    "val_loss": val_loss,
-                    "lr": lr,
-                    "seconds": seconds,
-                }
+
+class _Run:
+    """A model on its way through a schedule."""
+
+    def __init__(self, model, task, schedule, seed, folder, device):
+        self.model, self.schedule, self.seed = model.to(device), schedule, seed
+        self.task, self.device = task.to(device), device
+        self.path = None if folder is None else Path(folder) / STATE_FILE
+        self.optimizer = torch.optim.Adam(
+            model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, **task.adam
+        )
+        patience = math.inf if schedule.lr_patience is None else schedule.lr_patience
+        self.scheduler = ReduceLROnPlateau(
+            self.optimizer, factor=schedule.lr_factor, patience=patience, **task.plateau
+        )
+        self.done, self.best, self.random = _Progress(), self._weights(), None
+        self.identity = {
+            "config": task.settings(schedule, model),
+            "seed": seed,
+            "data": task.splits.description.title,
+            "train": len(task.splits.train),
+            "val": len(task.splits.val),
+        }
+
+    def fit(self, observe: Observer | None, progress: bool) -> Fit:
+        done = self.done
+        if self.path is not None and self.path.is_file():
+            done = self.done = self._resume()
+            print(f"resumed after epoch {done.epoch} from {self.path}", file=sys.stderr)
+        else:
+            self._observe(observe)
+        total, is_cuda = self.schedule.epochs, self.device.type == "cuda"
+        settings = dict(total=total, initial=done.epoch, file=sys.stderr, disable=not progress)
+        with (
+            torch.random.fork_rng([self.device] if is_cuda else []),
+            tqdm(desc="epochs", **settings) as bar,
+        ):
+            torch.manual_seed(self.seed)
+            if self.random is not None:
+                torch.set_rng_state(self.random["cpu"])
+                if is_cuda:
+                    torch.cuda.set_rng_state(self.random["cuda"], self.device)
+            while not (stop_reason := self._reason_to_stop()):
+                start, before = time.perf_counter(), done.epoch
+                row = self._block()
+                self._judge(row)
+                self._observe(observe)
+                row["seconds"] = time.perf_counter() - start
+                done.seconds += row["seconds"]
+                if self.path is not None:
+                    self._save()
+                bar.update(done.epoch - before)
+                bar.set_postfix({k: f"{v:.4g}" for k, v in row.items() if k != "epoch"})
+        self.model.eval()
+        history, observations = pd.DataFrame(done.history), pd.DataFrame(done.observations)
+        best = done.best_epoch, self.best, self._weights()
+        return Fit(history, observations, *best, stop_reason, done.commit, done.versions)
+
+    def _reason_to_stop(self) -> str:
+        done, schedule = self.done, self.schedule
+        if done.history and not math.isfinite(done.history[-1]["train_loss"]):
+            return "not finite"
+        if done.best_loss <= self.task.solved:
+            return "solved"
+        if schedule.patience is not None and done.since_gain >= schedule.patience:
+            return "plateau"
+        if done.epoch >= schedule.epochs:
+            return "max epochs"
+        if self.optimizer.param_groups[0]["lr"] < schedule.min_lr:
+            return "min lr"
+        return "time limit" if done.seconds >= schedule.max_hours * 3600 else ""
+
+    def _block(self) -> dict[str, Any]:
+        """Train for the epochs of a row of the history, which is what they gave."""
+        first, sums, count = self.done.epoch + 1, Counter(), 0
+        last = min(self.done.epoch + self.schedule.block, self.schedule.epochs)
+        lr = self.optimizer.param_groups[0]["lr"]
+        for epoch in range(first, last + 1):
+            self.task.begin_epoch(self.seed, epoch)
+            self.model.train()
+            steps = self.task.steps(self.model, self.schedule)
+            for step, (loss, number, others) in enumerate(steps, start=1):
+                value = loss.item()
+                self._check_finite("training", value, epoch, f", step {step}")
+                self.optimizer.zero_grad()
+                loss.backward()
+                self.optimizer.step()
+                count += number
+                sums.update({"train_loss": value * number, **others})
+        if count == 0:
+            raise ValueError(
+                "every training target is NaN (unlabelled); training needs at least one label"
             )
-            if path is not None:
-                _save_state(path, identity, done, model, best_weights, optimizer, scheduler)
-            bar.update()
-            bar.set_postfix(train=f"{train_loss:.4f}", val=f"{val_loss:.4f}", lr=f"{lr:.1e}")
-    model.eval()
-    return Fit(
-        history=pd.DataFrame(done.history),
-        observations=pd.DataFrame(done.observations),
-        best_epoch=done.best_epoch,
-        best_weights=best_weights,
-        last_weights=_copy(model),
-        stop_reason=stop_reason,
-        commit=done.commit,
-        versions=done.versions,
-    )
+        row = {name: total / count for name, total in sums.items()}
+        row = {"epoch": last, **row, **self.task.validate(self.model, self.schedule), "lr": lr}
+        self._check_finite("validation", row.get("val_loss", 0.0), last)
+        self.done.epoch = last
+        self.done.history.append(row)
+        return row
 
+    def _judge(self, row: dict[str, Any]) -> None:
+        """Let a row of the history decide on the learning rate and on the best weights."""
+        done, score = self.done, self.task.score(row)
+        if score is None:
+            return
+        self.scheduler.step(score)
+        done.since_gain = 0 if score < done.best_loss - _GAIN else done.since_gain + 1
+        if score < done.best_loss:
+            done.best_loss, done.best_epoch, self.best = score, row["epoch"], self._weights()
 
-def _train_epoch(
-    model: nn.Module,
-    graphs: Graphs,
-    config: Config,
-    optimizer: torch.optim.Optimizer,
-    seed: int,
-    epoch: int,
-    path: Path | None,
-) -> float:
-    torch.manual_seed(seed + _EPOCH_STRIDE * epoch)
-    model.train()
-    device = next(model.parameters()).device
-    total, count = 0.0, 0
-    shuffled = batches(graphs, config.batch_size, device, shuffle=True)
-    for step, batch in enumerate(shuffled, start=1):
-        values = losses(predict(model, batch), targets(batch), config.loss)
-        if values.numel() == 0:
-            continue  # a batch without a label teaches nothing
-        loss = values.mean()
-        value = loss.item()
-        _check_finite("training", value, f"epoch {epoch}, step {step}", epoch, config, path)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total, count = total + value * values.numel(), count + values.numel()
-    if count == 0:
-        raise ValueError(
-            "every training target is NaN (unlabelled); training needs at least one label"
+    def _check_finite(self, which: str, loss: float, epoch: int, where: str = "") -> None:
+        if math.isfinite(loss) or self.task.may_diverge:
+            return
+        done = self.done.epoch
+        kept = f"epoch {done} is kept in {self.path}" if self.path and done else "none is kept"
+        raise FloatingPointError(
+            f"the {which} loss is {loss} at epoch {epoch}{where}; last good checkpoint: {kept}. "
+            f"Lower the learning rate (lr={self.schedule.lr:g}) or look for bad values in the data"
         )
-    return total / count
 
+    @torch.no_grad()
+    def _observe(self, observe: Observer | None) -> None:
+        if observe is not None:
+            with evaluating(self.model):
+                self.done.observations += observe(self.model, self.done.epoch)
 
-def _check_finite(
-    which: str, loss: float, where: str, epoch: int, config: Config, path: Path | None
-) -> None:
-    if math.isfinite(loss):
-        return
-    kept = f"epoch {epoch - 1} is kept in {path}" if path and epoch > 1 else "none is kept"
-    raise FloatingPointError(
-        f"the {which} loss is {loss} at {where}; last good checkpoint: {kept}. Lower the "
-        f"learning rate (lr={config.lr:g}) or look for bad values in the data"
-    )
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
-
-@torch.no_grad()
-def _observed(model: nn.Module, observe: Observer, epoch: int) -> list[dict[str, Any]]:
-    with evaluating(model):
-        rows = observe(model, epoch)
-    return rows
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def _identity(config: Config, splits: Splits, seed: int) -> dict[str, Any]:
-    """What must agree for a run to be the same run; its length may differ."""
-    settings = config.to_dict()
-    for length in ("max_epochs", "max_hours"):
-        del settings[length]
-    sizes = {"train": len(splits.train), "val": len(splits.val)}
-    return {"config": settings, "seed": seed, "data": splits.description.title, **sizes}
-
-
-def _save_state(path, identity, done, model, best_weights, optimizer, scheduler) -> None:
-    adam = optimizer.state_dict()
-    write_state(
-        path,
-        tensors={
-            "model": model.state_dict(),
-            "best": best_weights,
-            "adam": {
-                f"{index}.{name}": value
-                for index, state in adam["state"].items()
-                for name, value in state.items()
-            },
-        },
-        values={
-            "identity": identity,
-            "progress": vars(done),
+    def _save(self) -> None:
+        adam = self.optimizer.state_dict()
+        moments = {
+            f"{index}.{name}": value
+            for index, state in adam["state"].items()
+            for name, value in state.items()
+        }
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        weights = {"model": self.model.state_dict(), "best": self.best}
+        values = {
+            "identity": self.identity,
+            "progress": vars(self.done),
             "param_groups": adam["param_groups"],
-            "scheduler": scheduler.state_dict(),
-        },
-    )
+            "scheduler": self.scheduler.state_dict(),
+        }
+        write_state(self.path, {**weights, "adam": moments, "random": random}, values)
 
-
-def _resume(path, identity, model, optimizer, scheduler) -> tuple[_Progress, dict[str, Tensor]]:
-    tensors, values = read_state(path)
-    stored = values["identity"]
-    if stored != identity:
+    def _resume(self) -> _Progress:
+        tensors, values = read_state(self.path)
         stored, asked = (
-            {**run["config"], "config.seed": run["config"]["seed"], **run, "config": None}
-            for run in (stored, identity)
+            {**{f"config.{k}" if k == "seed" else k: v for k, v in run["config"].items()}, **run}
+            for run in (values["identity"], self.identity)
         )
-        raise ValueError(
-            f"{path} holds the state of another run: {differences(stored, asked)}. "
-            "Choose another folder, or remove the file to start afresh"
-        )
-    model.load_state_dict(tensors["model"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors["adam"].items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
-    scheduler.load_state_dict(values["scheduler"])
-    return _Progress(**values["progress"]), tensors["best"]
+        refuse_another_run(self.path, stored | {"config": None}, asked | {"config": None})
+        self.model.load_state_dict(tensors["model"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors["adam"].items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+        self.scheduler.load_state_dict(values["scheduler"])
+        self.best, self.random = tensors["best"], tensors.get("random")
+        return _Progress(**values["progress"])

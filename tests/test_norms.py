@@ -13,7 +13,6 @@ from torch_geometric.utils import add_self_loops, remove_self_loops
 from mapkg.hooks import record
 from mapkg.lipschitz_norm import MODES, LipschitzNorm, QuadraticLipschitzNorm, lipschitz_normalise
 from mapkg.models import EdgeAttention
-from studies.feature_norms import FEATURE_NORMS, feature_norm
 
 HEADS, CHANNELS = 3, 4
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -297,38 +296,11 @@ def test_one_line_normalises_every_layer_of_a_model():
     assert isinstance(model[2].score_norm.norm, QuadraticLipschitzNorm)
 
 
-class TestFeatureNorms:
-    x = torch.randn(10, 6, generator=torch.Generator().manual_seed(0)).double()
-    batch = torch.tensor([0] * 4 + [1] * 6)
-
-    @pytest.mark.parametrize("name", FEATURE_NORMS)
-    def test_graphs_of_a_batch_are_normalised_alone(self, name):
-        norm = feature_norm(name, 6, scale=2.0).double()
-        alone = torch.cat([norm(self.x[:4], None), norm(self.x[4:], None)])
-        torch.testing.assert_close(norm(self.x, self.batch), alone, rtol=1e-4, atol=1e-4)
-
-    def test_pair_norms_are_their_formulas(self):
-        centred = self.x - self.x.mean(0)
-        expected = {
-            "none": self.x,
-            "pair": 2 * centred / centred.square().sum(1).mean().sqrt(),
-            "pair-si": 2 * centred / centred.norm(dim=1, keepdim=True),
-            "layer": (self.x - self.x.mean(1, keepdim=True))
-            / self.x.std(1, correction=0, keepdim=True),
-            "layer-graph": (self.x - self.x.mean()) / self.x.std(correction=0),
-        }
-        for name, value in expected.items():
-            found = feature_norm(name, 6, scale=2.0).double()(self.x)
-            torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-4)
-
-
 def test_what_cannot_be_normalised_is_refused():
     with pytest.raises(ValueError, match=r"mode: expected one of .*'paper'.* got 'maxnorm'"):
         LipschitzNorm("maxnorm")
     with pytest.raises(ValueError, match=r"scale: expected a value above 0, got 0\.0"):
         LipschitzNorm(scale=0.0)
-    with pytest.raises(ValueError, match=r"norm: expected one of .*'pair'.* got 'batch'"):
-        feature_norm("batch", 4)
     with pytest.raises(ValueError, match="got Linear without any"):
         lipschitz_normalise(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="got GATv2Conv without any"):

@@ -16,8 +16,8 @@ from mapkg.oversmoothing import (
     spread,
     uniform_attention_limits,
 )
+from studies.backward_oversmoothing import Vanilla
 from studies.data.regular import regular_task
-from studies.vanilla import VanillaNetwork
 
 TRIANGLE_WITH_TAIL = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
 
@@ -141,7 +141,7 @@ def test_an_operator_without_limits_is_refused(operator, message):
 def test_layers_of_a_network_written_out():
     torch.manual_seed(0)
     task = regular_task(20, 4, channels=3, seed=0)
-    network = VanillaNetwork(task.operator, 2, in_channels=3, hidden_channels=5).double()
+    network = Vanilla(hidden_channels=5).build(task, 2, 0)
     first, second, last = (layer.weight.detach().t() for layer in network.layers)
     p = task.operator
     h0 = p @ task.x @ first
@@ -212,20 +212,6 @@ def test_what_cannot_be_measured_is_refused():
         smoothing_by_layer(network, lambda: network["a"](x).sum(), "convs.*")
     with pytest.raises(ValueError, match="one value for each of 3 nodes, got shape"):
         relative_spread(x, torch.ones(2))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(activation="gelu"), "activation: expected one of relu, tanh, linear, got 'gelu'"),
-        (dict(draw="uniform"), "draw: expected one of"),
-        (dict(num_layers=0), "num_layers: expected 1 or more, got 0"),
-    ],
-)
-def test_a_vanilla_network_that_is_none_is_refused(options, message):
-    settings = dict(num_layers=2, in_channels=3) | options
-    with pytest.raises(ValueError, match=message):
-        VanillaNetwork(None, settings.pop("num_layers"), **settings)
 
 
 @pytest.mark.parametrize(("nodes", "degree"), [(20, 2), (20, 20), (21, 3)])

@@ -1,6 +1,7 @@
-"""Training, stopping and resuming exactly, evaluation, and BatchNorm calibration."""
+"""One trainer for graphs, nodes and trees: its steps, its stops, and going on exactly."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -9,20 +10,36 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import few_molecules
+from conftest import SMALL_CITATION, few_molecules
 from torch import nn
 
-from mapkg.evaluation import calibrate_batch_norm, evaluate
+from mapkg.evaluation import evaluate
 from mapkg.hooks import record
 from mapkg.models import build
 from studies.__main__ import main
 from studies.checkpoint import read_state
+from studies.data import NodesOfGraph, load
+from studies.data.networks import citation_like
+from studies.data.trees import level_order
+from studies.deep import DeepNetwork
 from studies.published import CONFIGS
+from studies.schedule import Schedule
+from studies.tasks import (
+    TREES,
+    Examples,
+    GraphTask,
+    NodeTask,
+    TreeTask,
+    hide_features,
+    observe_gradients,
+)
 from studies.train import STATE_FILE, fit, seed_all
+from studies.tree_networks import TreeNetwork
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3
 )
+NODES = Schedule(epochs=5, lr=0.01)
 KILL_AFTER = 60.0  # seconds to wait for the second epoch, far more than it takes
 
 
@@ -85,40 +102,122 @@ def poisoned(splits, split, value, index=5):
     return replace(splits, **{split: graphs})
 
 
-# What training gives.
+# All tasks alike.
 
 
-def test_the_loss_falls_and_the_model_keeps_the_last_weights(splits):
-    model = network()
-    found = run(splits, SMALL.replace(max_epochs=12, lr=0.005), model=model)
-    losses = found.history["train_loss"]
-    assert losses.iloc[-1] < 0.8 * losses.iloc[0]
-    assert found.history["epoch"].tolist() == list(range(1, 13))
-    assert (found.history["lr"] == 0.005).all()
-    assert found.stop_reason == "max epochs"
-    assert same_weights(model.state_dict(), found.last_weights)
-    assert not model.training
+@pytest.fixture(scope="module")
+def trees(cache):
+    return {depth: load(f"trees-{depth}") for depth in (2, 3)}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_the_seed_fixes_the_run(splits, dropout):
-    config = SMALL.replace(dropout=dropout)
-    first, again, other = (run(splits, config, seed=seed) for seed in (0, 0, 1))
+def node_network(seed=0, layers=2, **options):
+    torch.manual_seed(seed)
+    sizes = dict(in_channels=40, out_channels=3, hidden_channels=8, heads=2)
+    return DeepNetwork("gat", layers, **sizes | options)
+
+
+def small_trees(kind="gat", depth=2, seed=0, **options):
+    torch.manual_seed(seed)
+    return TreeNetwork(kind, depth, channels=8, **options)
+
+
+@pytest.fixture(params=["graphs", "graphs without dropout", "nodes", "gradients", "trees"])
+def case(request, splits, papers, trees):
+    """What gives a network, a task, a schedule of four epochs whose rate falls, an observer."""
+    config = SMALL.replace(dropout=0.1, lr=0.02, lr_patience=0, max_epochs=4)
+    if request.param == "graphs":
+        return network, GraphTask(splits, config), Schedule.of(config), watch
+    if request.param == "graphs without dropout":
+        config = config.replace(dropout=0.0)
+        return network, GraphTask(splits, config), Schedule.of(config), None
+    if request.param == "trees":
+        schedule = replace(TREES, epochs=4, block=1, batch_size=20, lr=1e-9, lr_patience=0)
+        return small_trees, TreeTask(trees[2]), schedule, watch
+    schedule = Schedule(epochs=4, lr=0.5, lr_patience=0)
+    if request.param == "nodes":
+        return node_network, NodeTask(papers), schedule, watch
+    return node_network, NodeTask(papers, evaluate=False), schedule, observe_gradients
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(case, tmp_path, capsys):
+    make, task, schedule, observe = case
+    settings = dict(seed=3, observe=observe, progress=False)
+    torch.manual_seed(8)
+    before = torch.get_rng_state()
+    model = make()
+    torch.set_rng_state(before)
+    expected = fit(model, task, schedule, **settings)
+    assert torch.equal(torch.get_rng_state(), before), "training leaves the random state alone"
+    assert expected.stop_reason == "max epochs" and not model.training
+    assert same_weights(model.state_dict(), expected.last_weights)
+    assert expected.history["epoch"].tolist() == [1, 2, 3, 4]
+    assert expected.history["seconds"].gt(0).all()
+
+    torch.manual_seed(9)
+    settings["folder"] = tmp_path
+    fit(make(), task, replace(schedule, epochs=1), **settings)
+    assert "resumed" not in capsys.readouterr().err
+    hours = replace(schedule, max_hours=1e-12)
+    assert fit(make(), task, hours, **settings).stop_reason == "time limit"
+    fit(make(), task, replace(schedule, epochs=3), **settings)
+    other = make(seed=9)  # its weights do not matter: the state has them all
+    assert_same_fit(fit(other, task, schedule, **settings), expected)
+    assert f"resumed after epoch 3 from {tmp_path / STATE_FILE}" in capsys.readouterr().err
+    assert_same_fit(fit(make(), task, schedule, **settings), expected)
+    content = (tmp_path / STATE_FILE).read_bytes()
+    for changes, message in ((dict(seed=4), "seed: stored 3, asked for 4"), ({}, "lr: stored")):
+        with pytest.raises(ValueError, match=f"holds the state of another run: {message}"):
+            other = schedule if changes else replace(schedule, lr=schedule.lr / 2)
+            fit(make(), task, other, **settings | changes)
+    assert (tmp_path / STATE_FILE).read_bytes() == content
+
+
+def test_the_seed_fixes_the_run(case):
+    make, task, schedule, observe = case
+    first, again, other = (
+        fit(make(), task, schedule, seed=seed, observe=observe, progress=False)
+        for seed in (1, 1, 2)
+    )
     assert_same_fit(again, first)
     assert not same_weights(other.last_weights, first.last_weights)
 
 
-def test_a_run_neither_reads_nor_moves_the_global_random_state(splits):
-    torch.manual_seed(1)
-    model, state = network(), None
-    torch.manual_seed(2)
-    state = torch.random.get_rng_state()
-    first = run(splits, SMALL.replace(dropout=0.1), model=model)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    torch.manual_seed(3)
-    model = network()
-    torch.manual_seed(4)
-    assert_same_fit(run(splits, SMALL.replace(dropout=0.1), model=model), first)
+def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
+    with pytest.raises(ValueError, match=r"expected a Config, .* MOSES sample is neither nodes"):
+        fit(network(), splits, NODES)
+    for name in ("train", "val"):
+        with pytest.raises(ValueError, match=f"the {name} split is empty"):
+            run(replace(splits, **{name: []}))
+    empty = replace(papers, train=NodesOfGraph(papers.train.graph, torch.tensor([]).long()))
+    with pytest.raises(ValueError, match="train split is empty"):
+        fit(node_network(), empty, NODES)
+    with pytest.raises(ValueError, match="epochs: expected 1 or more, got 0"):
+        fit(node_network(), papers, Schedule(epochs=0))
+    with pytest.raises(ValueError, match="depth 2, with 7 nodes, got 15 nodes"):
+        fit(small_trees(), trees[3], TREES, progress=False)
+    with pytest.raises(ValueError, match=r"expected Trees, as load.* gives them, got NodesOfGraph"):
+        TreeTask(papers)
+    with pytest.raises(ValueError, match=r"sampling: expected one of .* got 'by-key'"):
+        TreeTask(trees[2], "by-key")
+    with pytest.raises(ValueError, match="only networks for graphs"):
+        fit(node_network, papers, NODES, seeds=range(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(epochs=-1), "epochs: expected 0 or more, got -1"),
+        (dict(batch_size=0), "batch_size: expected 1 or more, got 0"),
+        (dict(lr=0.0), r"lr: expected a value above 0, got 0\.0"),
+        (dict(lr_factor=1.0), r"lr_factor: expected a value in \(0, 1\), got 1\.0"),
+    ],
+)
+def test_a_schedule_that_is_none_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**options)
+
+
+# Graphs.
 
 
 def test_the_best_weights_are_those_of_the_least_validation_loss(splits):
@@ -184,15 +283,6 @@ def test_without_epochs_the_weights_are_the_initial_ones(splits):
     assert (found.best_epoch, len(found.history), len(found.observations)) == (0, 0, 1)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_an_empty_split_is_refused(splits, split):
-    with pytest.raises(ValueError, match=f"the {split} split is empty"):
-        run(replace(splits, **{split: []}))
-
-
-# Stopping.
-
-
 def test_the_rate_is_halved_after_the_patience_until_it_is_too_small(splits):
     config = SMALL.replace(lr=0.8, lr_patience=2, min_lr=0.15, max_epochs=100)
     found = run(splits, config, model=Flat())
@@ -202,52 +292,6 @@ def test_the_rate_is_halved_after_the_patience_until_it_is_too_small(splits):
     assert found.stop_reason == "min lr"
     assert found.best_epoch == 1
     assert found.history["val_loss"].nunique() == 1
-
-
-def test_a_rate_equal_to_the_least_one_still_trains(splits):
-    config = SMALL.replace(lr=0.8, lr_patience=0, lr_factor=0.25, min_lr=0.2, max_epochs=100)
-    found = run(splits, config, model=Flat())
-    assert found.history["lr"].tolist() == [0.8, 0.8, 0.2]
-    assert found.stop_reason == "min lr"
-
-
-def test_training_stops_at_the_time_limit_and_goes_on_with_a_longer_one(splits, tmp_path):
-    found = run(splits, SMALL.replace(max_hours=1e-9), folder=tmp_path)
-    assert found.stop_reason == "time limit"
-    assert len(found.history) == 1
-    found = run(splits, SMALL.replace(max_hours=1e-9), folder=tmp_path)
-    assert (found.stop_reason, len(found.history)) == ("time limit", 1)
-    assert_same_fit(run(splits, folder=tmp_path), run(splits))
-
-
-# Stopping and going on.
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(splits, tmp_path, dropout):
-    config = SMALL.replace(dropout=dropout, max_epochs=4, lr=0.02)
-    expected = run(splits, config, observe=watch)
-    run(splits, config.replace(max_epochs=2), folder=tmp_path, observe=watch)
-    other = network(config, seed=9)  # its weights do not matter: the state has them all
-    found = run(splits, config, model=other, folder=tmp_path, observe=watch)
-    assert_same_fit(found, expected)
-    assert found.history["seconds"].gt(0).all()
-    assert_same_fit(run(splits, config, folder=tmp_path, observe=watch), expected)
-
-
-def test_the_schedule_survives_a_stop(splits, tmp_path):
-    config = SMALL.replace(lr=0.8, lr_patience=2, min_lr=0.15, max_epochs=100)
-    expected = run(splits, config, model=Flat())
-    for epochs in (3, 5, 100):
-        found = run(splits, config.replace(max_epochs=epochs), model=Flat(), folder=tmp_path)
-    assert_same_fit(found, expected)
-
-
-def test_a_resumed_run_says_so(splits, tmp_path, capsys):
-    run(splits, SMALL.replace(max_epochs=1), folder=tmp_path)
-    assert "resumed" not in capsys.readouterr().err
-    run(splits, SMALL.replace(max_epochs=2), folder=str(tmp_path))
-    assert f"resumed after epoch 1 from {tmp_path / STATE_FILE}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -271,21 +315,6 @@ def test_the_state_of_another_run_is_refused_with_the_difference(
         run(less, SMALL.replace(**changes), seed=seed, folder=tmp_path)
     assert f": {difference}. Choose another folder" in str(caught.value)
     assert (tmp_path / STATE_FILE).read_bytes() == before
-
-
-def test_the_state_of_a_run_on_other_data_is_refused(splits, tmp_path):
-    run(splits, SMALL.replace(max_epochs=1), folder=tmp_path)
-    other = replace(splits, description=replace(splits.description, title="another"))
-    with pytest.raises(ValueError, match="data: stored 'MOSES sample', asked for 'another'"):
-        run(other, folder=tmp_path)
-
-
-def test_a_damaged_state_is_refused(splits, tmp_path):
-    run(splits, SMALL.replace(max_epochs=1), folder=tmp_path)
-    path = tmp_path / STATE_FILE
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"not a training state, or damaged .* start afresh"):
-        run(splits, folder=tmp_path)
 
 
 @pytest.mark.slow
@@ -349,9 +378,6 @@ def test_a_killed_process_goes_on_as_if_nothing_had_happened(tmp_path):
         pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 
-# Losses that are not finite.
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_training_loss_that_is_not_finite_names_its_step_and_keeps_the_last_epoch(
     splits, tmp_path, value
@@ -371,14 +397,6 @@ def test_a_training_loss_that_is_not_finite_names_its_step_and_keeps_the_last_ep
     assert_same_fit(run(splits, config, folder=tmp_path), run(splits, config))
 
 
-def test_a_loss_that_is_not_finite_at_once_leaves_nothing(splits, tmp_path):
-    bad = poisoned(splits, "train", float("nan"))
-    for folder in (None, tmp_path):
-        with pytest.raises(FloatingPointError, match=r"at epoch 1, step .*none is kept"):
-            run(bad, folder=folder)
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_validation_loss_that_is_not_finite_does_not_replace_the_last_good_state(
     splits, tmp_path
 ):
@@ -391,68 +409,151 @@ def test_a_validation_loss_that_is_not_finite_does_not_replace_the_last_good_sta
     assert_same_fit(run(splits, folder=tmp_path), run(splits))
 
 
-# Evaluation.
+# Nodes of a graph.
 
 
-def test_evaluation_agrees_with_a_loop_over_graphs(splits):
-    model = network().double()
-    nn.init.uniform_(model.layers[0].node_block.batch_norm1.running_var, 0.5, 2)
-    model.eval()
-    errors = [abs(model(g.x, g.edge_index, g.edge_attr).item() - g.y.item()) for g in splits.train]
-    expected = sum(errors) / len(errors)
-    for batch_size in (1, 7, 64, 1000):
-        found = evaluate(model, splits.train, batch_size=batch_size)
-        assert found == pytest.approx(expected, rel=1e-12)
+def test_nodes_take_the_steps_of_a_loop_written_out(papers):
+    found = node_network(dropout=0.0, attention_dropout=0.0)
+    expected = node_network(dropout=0.0, attention_dropout=0.0)
+    history = fit(found, papers, NODES, progress=False).history
+    graph, train = papers.train.graph, papers.train.nodes
+    optimizer = torch.optim.Adam(expected.parameters(), lr=0.01, weight_decay=5e-4)
+    for row in history.itertuples():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(
+            expected(graph.x, graph.edge_index)[train], graph.y[train]
+        )
+        assert row.train_loss == pytest.approx(loss.item(), rel=1e-5)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            right = expected(graph.x, graph.edge_index).argmax(1) == graph.y
+        assert row.test_accuracy == pytest.approx(right[papers.test.nodes].double().mean().item())
+        assert row.val_accuracy == pytest.approx(right[papers.val.nodes].double().mean().item())
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value)
 
 
-# BatchNorm calibration.
+def test_training_ends_when_the_rate_has_died_and_going_on_would_change_nothing(papers):
+    settings = dict(epochs=120, lr=0.01, lr_patience=3)
+    found, longer = node_network(seed=1), node_network(seed=1)
+    short = fit(found, papers, Schedule(**settings), progress=False)
+    long = fit(longer, papers, Schedule(**settings, min_lr=0.0), progress=False)
+    assert (short.stop_reason, long.stop_reason) == ("min lr", "max epochs")
+    ended = len(short.history)
+    assert ended < 100 and long.history["lr"].iloc[ended] < 1e-6 <= short.history["lr"].iloc[-1]
+    pd.testing.assert_frame_equal(
+        *(run.history.head(ended).drop(columns="seconds") for run in (short, long))
+    )
+    for name, value in longer.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=0, atol=1e-4)
+    assert short.history["test_accuracy"].iloc[-1] > 0.6 > short.history["test_accuracy"].iloc[0]
 
 
-@pytest.mark.parametrize("batch_size", [64, 32])
-def test_calibration_sets_the_statistics_to_those_of_the_data(splits, batch_size):
-    model = network(SMALL.replace(dropout=0.5))
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
-    assert len(norms) == 8
-    inputs = {name: [] for name in norms}
-    for name, norm in norms.items():
-        nn.init.normal_(norm.running_mean)  # statistics of before, to be forgotten
-        norm.num_batches_tracked.fill_(7)
-        norm.momentum = 0.3
-        norm.register_forward_pre_hook(lambda _, x, name=name: inputs[name].append(x[0].double()))
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    model.train()
-    found = calibrate_batch_norm(model, splits.train, batch_size=batch_size)
-    assert found is model
-    assert same_weights(dict(model.named_parameters()), before)
-    for name, norm in norms.items():
-        assert norm.momentum == 0.3
-        assert len(inputs[name]) == 64 // batch_size
-        mean = torch.stack([x.mean(dim=0) for x in inputs[name]]).mean(dim=0)
-        squares = [((x - x.mean(dim=0)) ** 2).sum(dim=0) / (len(x) - 1) for x in inputs[name]]
-        variance = torch.stack(squares).mean(dim=0)
-        close = dict(check_dtype=False, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(norm.running_mean, mean, **close)
-        torch.testing.assert_close(norm.running_var, variance, **close)
+def test_without_validation_or_patience_the_rate_stays(papers):
+    schedule = Schedule(epochs=10, lr=0.5, lr_patience=0)
+    assert fit(node_network(), papers, schedule, progress=False).history["lr"].min() < 0.1
+    found = fit(node_network(), NodeTask(papers, evaluate=False), schedule, progress=False)
+    assert set(found.history) == {"epoch", "train_loss", "lr", "seconds"}
+    constant = fit(node_network(), papers, replace(schedule, lr_patience=None), progress=False)
+    assert set(constant.history["lr"]) == set(found.history["lr"]) == {0.5}
 
 
-def test_the_first_norm_sees_what_the_embeddings_and_attention_give_it(splits):
-    # The first BatchNorm's input, from the layer's own parts in evaluation mode.
-    model = calibrate_batch_norm(network(), splits.train, batch_size=64).eval()
-    layer, rows = model.layers[0], []
+def test_gradients_are_observed_after_every_epoch_in_every_layer(papers):
+    found = fit(node_network(layers=3), papers, NODES, observe=observe_gradients, progress=False)
+    assert len(found.observations) == 5 * 3 * 2
+    by_epoch = found.observations.groupby(["epoch", "kind"])["layer"].agg(list)
+    assert by_epoch.map(len).eq(3).all()
+
+
+def test_a_loss_of_nodes_that_is_not_finite_ends_the_training_and_is_kept(papers):
+    model = node_network()
     with torch.no_grad():
-        for graph in splits.train:
-            x = model.node_embedding(graph.x)
-            attended, _ = layer.attention(
-                x, graph.edge_index, model.edge_embedding(graph.edge_attr)
-            )
-            rows.append(x + layer.node_block.project(attended))
-    rows = torch.cat(rows)
-    norm = layer.node_block.batch_norm1
-    torch.testing.assert_close(norm.running_mean, rows.mean(dim=0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(norm.running_var, rows.var(dim=0), rtol=1e-4, atol=1e-5)
+        model.head.weight.fill_(math.inf)
+    found = fit(model, papers, NODES, progress=False)
+    assert (found.stop_reason, len(found.history)) == ("not finite", 1)
+    first = (papers.train.graph.y[papers.test.nodes] == 0).double().mean().item()
+    assert found.history["test_accuracy"].item() == pytest.approx(first)
 
 
-def test_calibration_needs_no_norms(splits):
-    model = network(SMALL.replace(batch_norm=False))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert same_weights(calibrate_batch_norm(model, splits.train).state_dict(), before)
+def test_hidden_features_are_zero_outside_the_training_nodes(papers):
+    graph = papers.train.graph
+    outside = torch.ones(300, dtype=torch.bool)
+    outside[papers.train.nodes] = False
+    for rate in (0.0, 0.25, 1.0):
+        hidden = hide_features(papers, rate, seed=1)
+        changed = (hidden.train.graph.x != graph.x).any(1)
+        assert not changed[papers.train.nodes].any()
+        assert int(changed.sum()) == round(rate * int(outside.sum()))
+        assert (hidden.test.graph.x[changed] == 0).all()
+        assert f"{rate:.0%} missing" in hidden.description.title
+    assert torch.equal(graph.x, citation_like(0, **SMALL_CITATION).x), "the original is as it was"
+    one, same, other = (hide_features(papers, 0.5, seed=s).test.graph.x for s in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"rate: expected a share in \[0, 1\], got 1\.5"):
+        hide_features(papers, 1.5)
+
+
+# Trees.
+
+
+@pytest.mark.parametrize("sampling", ["shuffled", "grouped"])
+@pytest.mark.parametrize(("kind", "norm"), [("gat", "layer"), ("gin", "none"), ("gcn", "pair")])
+def test_trees_take_the_steps_of_a_loop_written_out(trees, kind, norm, sampling):
+    found, expected = (small_trees(kind, norm=norm).double() for _ in range(2))
+    schedule, task = replace(TREES, epochs=3, block=2, batch_size=20), TreeTask(trees[2], sampling)
+    run = fit(found, task, schedule, seed=5, progress=False)
+    train, examples, right = trees[2].train, Examples(trees[2].train), []
+    optimizer = torch.optim.Adam(expected.parameters(), lr=1e-3)
+    torch.manual_seed(5)
+    for _ in range(3):
+        right.append(0)
+        for chosen in examples.batches(20, sampling):
+            scores = expected.dense(train.pairs[chosen][:, level_order(2)])
+            right[-1] += int((scores.argmax(1) == train.y[chosen]).sum())
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(scores, train.y[chosen]).backward()
+            optimizer.step()
+    assert run.history["epoch"].tolist() == [2, 3]
+    accuracies = [sum(right[:2]) / 152, right[2] / 76]
+    assert run.history["train_accuracy"].tolist() == pytest.approx(accuracies)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, msg=name)
+    expected.eval()
+    for part, accuracy in task.accuracies(found).items():
+        rows = getattr(trees[2], part.removesuffix("_accuracy"))
+        scores = expected.dense(rows.pairs[:, level_order(2)])
+        assert accuracy == pytest.approx((scores.argmax(1) == rows.y).double().mean().item())
+
+
+def test_an_epoch_has_every_example_once_and_grouped_batches_few_permutations(trees):
+    examples = Examples(trees[3].train)
+    leaves = examples.pairs[:, -8:, 1]
+    for group in (0, 7, 900):
+        assert len(leaves[examples.group == group].unique(dim=0)) == 1
+    assert int(examples.group.max()) == 999
+    number = {}
+    for sampling in ("grouped", "shuffled"):
+        torch.manual_seed(0)
+        first, second = (list(examples.batches(256, sampling)) for _ in range(2))
+        for batches in (first, second):
+            assert torch.cat(batches).sort().values.tolist() == list(range(6400))
+            assert {len(batch) for batch in batches} == {256}
+        assert not torch.equal(first[0], second[0])
+        number[sampling] = len(examples.group[first[0]].unique())
+    # 6.4 keys of a permutation are for training, so that 40 of them or a few more make a batch.
+    assert 35 <= number["grouped"] <= 46 and number["shuffled"] > 200
+
+
+def test_trees_are_done_when_everything_is_right_or_nothing_more_is_gained(trees):
+    torch.manual_seed(0)
+    fast = replace(TREES, epochs=2000, batch_size=64, lr=0.01)
+    run = fit(TreeNetwork("ggnn", 2), trees[2], fast, progress=False)
+    assert run.stop_reason == "solved" and run.history["epoch"].iloc[-1] < 2000
+    assert run.history["train_accuracy"].iloc[-1] == 1
+    still = replace(TREES, epochs=2000, lr=1e-12, patience=3, block=1)
+    run = fit(small_trees(), trees[2], still, progress=False)
+    assert (run.stop_reason, len(run.history)) == ("plateau", 4)  # the first gains on nothing
+    slow = replace(TREES, epochs=6, lr=1e-12, block=1, lr_patience=1)
+    run = fit(small_trees(), trees[2], slow, progress=False)
+    assert run.history["lr"].tolist() == pytest.approx([1e-12] * 3 + [5e-13] * 2 + [2.5e-13])

@@ -17,6 +17,9 @@ from mapkg.models.laplacian_encoding import LaplacianEncoding
 SCORES = "layers.*.score"
 """The score of every layer, the tensor the massive-activations paper analyses."""
 
+CLAMPED = ("gt", "graphit", "san")
+"""Architectures that sum the score of a head and clamp the sum."""
+
 _READOUTS: dict[str, Callable] = {"mean": global_mean_pool, "sum": global_add_pool}
 
 

@@ -1,0 +1,292 @@
+"""What graphs, the nodes of a graph, and trees differ in when a network is trained on them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from mapkg.evaluation import batches, evaluate, predict, targets
+from mapkg.hooks import evaluating
+from mapkg.metrics import losses
+from mapkg.models.config import Config
+from studies.data import NodesOfGraph, Splits, Trees
+from studies.data.trees import level_order
+from studies.deep import gradient_norms
+from studies.schedule import Schedule
+from studies.tree_networks import TreeNetwork
+
+COLUMNS = ("epochs", "lr", "weight_decay", "lr_factor", "lr_patience", "min_lr")
+"""What tables of nodes say of a schedule."""
+
+SAMPLINGS = ("grouped", "shuffled")
+"""How batches are drawn, whole permutations with their keys, or examples as published."""
+
+TREES = Schedule(
+    **dict(epochs=500, batch_size=1024, lr=1e-3, weight_decay=0.0, min_lr=0.0),
+    **dict(block=10, lr_factor=0.5, lr_patience=10, patience=20),
+)
+"""The published schedule but for its length, up to 50,000 epochs in blocks of 100, with batches of
+64 up to depth 3. Progress is a gain in ``train_accuracy`` while training."""
+
+Steps = Iterator[tuple[Tensor, int, dict[str, float]]]
+"""Mean loss of each batch of an epoch, its number of targets, and sums to be averaged over them."""
+
+_EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
+
+
+class Task:
+    """What is trained on; graphs, nodes and trees differ in nothing else."""
+
+    splits: Splits
+    adam: ClassVar[dict[str, Any]] = dict(fused=True)  # settings of the optimizer
+    plateau: ClassVar[dict[str, Any]] = {}  # and of the scheduler
+    may_diverge: ClassVar[bool] = False  # a loss that is not finite ends a run, or is an error
+    solved: ClassVar[float] = -math.inf  # nothing is left to learn at this value of ``score``
+    least_epochs: ClassVar[int] = 1
+
+    def to(self, device: torch.device) -> "Task":
+        """The task with its data on a device."""
+        return self
+
+    def begin_epoch(self, seed: int, epoch: int) -> None:
+        """Called before the steps of an epoch."""
+
+    def steps(self, model: nn.Module, schedule: Schedule) -> Steps:
+        """The batches of an epoch."""
+        raise NotImplementedError
+
+    def validate(self, model: nn.Module, schedule: Schedule) -> dict[str, float]:
+        """Further values of the history."""
+        return {}
+
+    def score(self, row: dict[str, float]) -> float | None:
+        """The value of a row of the history that is to fall; None leaves the rate as it is."""
+        return row.get("val_loss")
+
+    def settings(self, schedule: Schedule, model: nn.Module) -> dict[str, Any]:
+        """What makes a run another one, but for its length and its seed."""
+        settings = asdict(schedule) | {"network": repr(model)}
+        return {k: v for k, v in settings.items() if k not in ("epochs", "max_hours")}
+
+
+@dataclass
+class GraphTask(Task):
+    """Graphs, or seed nodes with their neighborhoods, by the loss of a configuration.
+
+    Order and dropout of an epoch depend on the seed and the epoch alone.
+
+    Source: massive-activations paper, training script of its code.
+    """
+
+    splits: Splits
+    config: Config
+    device: torch.device | str = "cpu"
+    least_epochs: ClassVar[int] = 0
+
+    def to(self, device: torch.device) -> "GraphTask":
+        """Batches go to the device one by one."""
+        return GraphTask(self.splits, self.config, device)
+
+    def begin_epoch(self, seed: int, epoch: int) -> None:
+        """Seed order and dropout."""
+        torch.manual_seed(seed + _EPOCH_STRIDE * epoch)
+
+    def steps(self, model, schedule):
+        """Shuffled batches; one without a label teaches nothing."""
+        for batch in batches(self.splits.train, schedule.batch_size, self.device, shuffle=True):
+            values = losses(predict(model, batch), targets(batch), self.config.loss)
+            if values.numel():
+                yield values.mean(), values.numel(), {}
+
+    def validate(self, model, schedule):
+        """The mean loss over labelled targets."""
+        loss, size = self.config.loss, schedule.batch_size
+        return {"val_loss": evaluate(model, self.splits.val, loss=loss, batch_size=size)}
+
+    def settings(self, schedule, model):
+        """The configuration, with what the schedule says."""
+        values = asdict(schedule)
+        settings = {name: values.get(name, old) for name, old in self.config.to_dict().items()}
+        return {k: v for k, v in settings.items() if k not in ("max_epochs", "max_hours")}
+
+
+@dataclass
+class NodeTask(Task):
+    """Classes of nodes; the loss of an epoch is that before its step.
+
+    A run ends with a loss that is not finite; such a network predicts the first class everywhere.
+
+    Attributes:
+        evaluate: whether val_loss, val_accuracy and test_accuracy follow each step; without, the
+            learning rate stays.
+
+    Source: LipschitzNorm paper, training scripts of its code.
+    """
+
+    splits: Splits
+    evaluate: bool = True
+    adam: ClassVar[dict[str, Any]] = {}
+    may_diverge: ClassVar[bool] = True
+
+    def to(self, device: torch.device) -> "NodeTask":
+        """The graph goes to the device."""
+        graph = self.splits.train.graph.clone().to(device)
+        return replace(self, splits=_with_graph(self.splits, graph))
+
+    def steps(self, model, schedule):
+        """The whole graph at once."""
+        yield self._loss(self._scores(model), "train"), 1, {}
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, schedule: Schedule) -> dict[str, float]:
+        """Loss of validation nodes, and the accuracies."""
+        if not self.evaluate:
+            return {}
+        with evaluating(model):
+            scores = self._scores(model)
+        right = scores.nan_to_num().argmax(dim=1) == self.splits.train.graph.y
+        accuracies = {
+            f"{name}_accuracy": right[getattr(self.splits, name).nodes].double().mean().item()
+            for name in ("val", "test")
+        }
+        return {"val_loss": self._loss(scores, "val").item(), **accuracies}
+
+    def _scores(self, model: nn.Module) -> torch.Tensor:
+        graph = self.splits.train.graph
+        return model(graph.x, graph.edge_index)
+
+    def _loss(self, scores: torch.Tensor, name: str) -> torch.Tensor:
+        nodes = getattr(self.splits, name).nodes
+        return nn.functional.cross_entropy(scores[nodes], self.splits.train.graph.y[nodes])
+
+
+def observe_gradients(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
+    """The ``deep.gradient_norms`` of an epoch, a row per layer and kind, for ``fit``."""
+    return [
+        {"epoch": epoch, "layer": layer, "kind": kind, "norm": norm}
+        for kind, norms in (gradient_norms(model) if epoch else {}).items()
+        for layer, norm in enumerate(norms)
+    ]
+
+
+def hide_features(splits: Splits, rate: float, seed: int = 0) -> Splits:
+    """The same graph with features of zero at a share of the nodes outside the training set.
+
+    Source: PairNorm paper, missing features.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate: expected a share in [0, 1], got {rate}")
+    graph = splits.train.graph.clone()
+    is_train = torch.zeros(graph.num_nodes, dtype=torch.bool)
+    is_train[splits.train.nodes] = True
+    others = (~is_train).nonzero().flatten()
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
+    graph.x = graph.x.clone()
+    graph.x[others[order[: round(rate * len(others))]]] = 0
+    about = splits.description
+    hidden = _with_graph(splits, graph)
+    return replace(hidden, description=replace(about, title=f"{about.title}, {rate:.0%} missing"))
+
+
+def _with_graph(splits: Splits, graph: Any) -> Splits:
+    names = ("train", "val", "test")
+    return replace(splits, **{n: NodesOfGraph(graph, getattr(splits, n).nodes) for n in names})
+
+
+class TreeTask(Task):
+    """Trees, until a block of epochs is without an error.
+
+    Args:
+        sampling: ``"shuffled"`` draws examples as published. ``"grouped"`` draws permutations, and
+            takes all keys of one after another, so that a batch has few different trees.
+
+    Source: Tree-NeighborsMatch, published code ``experiment.py``.
+    """
+
+    plateau: ClassVar = dict(threshold_mode="abs")
+    may_diverge: ClassVar = True
+    solved: ClassVar = -1.0
+
+    def __init__(self, splits: Splits, sampling: str = "grouped"):
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
+        self.splits, self.sampling = splits, sampling
+        self.train, self.test = Examples(splits.train), Examples(splits.test)
+
+    def steps(self, model, schedule):
+        """Batches of examples, with how many are right."""
+        for chosen in self.train.batches(schedule.batch_size, self.sampling):
+            scores, y = self.train.scores(model, chosen), self.train.y[chosen]
+            right = int((scores.argmax(dim=1) == y).sum())
+            yield nn.functional.cross_entropy(scores, y), len(y), {"train_accuracy": right}
+
+    def score(self, row):
+        """The accuracy while training is to rise."""
+        return -row["train_accuracy"]
+
+    def settings(self, schedule, model):
+        """With how batches are drawn."""
+        return super().settings(schedule, model) | {"sampling": self.sampling}
+
+    def accuracies(self, model: TreeNetwork) -> dict[str, float]:
+        """Of the network as it is, no longer changing."""
+        parts = {"train": self.train, "test": self.test}
+        return {f"{name}_accuracy": part.accuracy(model) for name, part in parts.items()}
+
+
+class Examples:
+    """Trees as training wants them.
+
+    Attributes:
+        pairs: of every example in level order.
+        y: their classes.
+        group: the permutation of every example.
+    """
+
+    pairs: Int[Tensor, "B nodes 2"]
+    y: Int[Tensor, " B"]
+    group: Int[Tensor, " B"]
+
+    def __init__(self, trees: Trees):
+        if not isinstance(trees, Trees):
+            raise ValueError(
+                f"splits: expected Trees, as load('trees-4') gives them, got {type(trees).__name__}"
+            )
+        depth = trees.pairs.size(1).bit_length() - 1
+        self.pairs, self.y = trees.pairs[:, level_order(depth)], trees.y
+        self.group = self.pairs[:, -(2**depth) :, 1].unique(dim=0, return_inverse=True)[1]
+
+    def batches(self, batch_size: int | None, sampling: str) -> Iterator[Tensor]:
+        """Places of the examples of each batch of one epoch, drawn from torch's generator."""
+        order = torch.randperm(len(self.y))
+        if sampling == "grouped":
+            rank = torch.randperm(int(self.group.max()) + 1)
+            order = order[rank[self.group[order]].argsort(stable=True)]
+        yield from order.split(batch_size or len(order))
+
+    def scores(self, network: TreeNetwork, chosen: Tensor) -> Tensor:
+        """Scores of the classes of some examples; trees of one permutation are passed once."""
+        if self.pairs.size(1) != network.num_nodes:
+            raise ValueError(
+                f"splits: expected trees of the network's depth {network.depth}, with "
+                f"{network.num_nodes} nodes, got {self.pairs.size(1)} nodes"
+            )
+        if not network.can_share:
+            return network.dense(self.pairs[chosen])
+        groups, tree = self.group[chosen].unique(return_inverse=True)
+        first = torch.empty_like(groups).scatter_(0, tree, chosen)  # any example of each
+        return network.shared(self.pairs[first], self.pairs[chosen, 0, 0], tree)
+
+    @torch.no_grad()
+    def accuracy(self, network: TreeNetwork) -> float:
+        """Share of right answers; NaN without examples."""
+        if not len(self.y):
+            return float("nan")
+        with evaluating(network):
+            places = torch.arange(len(self.y)).split(1024)
+            right = [self.scores(network, p).argmax(dim=1) == self.y[p] for p in places]
+        return torch.cat(right).double().mean().item()
