@@ -175,6 +175,14 @@ def by_network(remedies: Remedies, metric: str) -> pd.DataFrame:
     return metrics.merge(later_epochs(remedies["epochs"]), on=keys, validate="one_to_one")
 
 
+def typical_scores(networks: pd.DataFrame) -> pd.DataFrame:
+    """Geometric means over seeds of ``by_network``, a row per architecture and arm."""
+    columns = [*LOGARITHMIC, "largest"]
+    return np.exp(
+        np.log(networks.set_index(["label", "run"])[columns]).groupby(level=[0, 1]).mean()
+    )
+
+
 def remedy_table(remedies: Remedies, metric: str) -> pd.DataFrame:
     """What remedies do and what they cost, as text, a row per architecture and arm.
 

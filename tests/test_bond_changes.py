@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import NOT_BUNDLED, few_molecules
+from scipy import stats
 from scipy.stats import chi2_contingency, chisquare
 
 from studies.__main__ import USAGE_ERROR, main
@@ -27,7 +28,7 @@ from studies.bond_changes import (
 from studies.data import ATOM_TYPES, DESCRIPTIONS, Splits, load, load_table, molecule_graph
 from studies.emergence import emergence
 from studies.published import CONFIGS
-from studies.results import read_emergence
+from studies.results import contrasts, read_emergence
 
 SPLITS = ("train", "val", "test")
 DRAWN = [name for name in CHANGES if not name.startswith(("global", "neighbour"))]
@@ -320,3 +321,20 @@ def test_late_means_are_geometric_and_leave_early_epochs_and_other_states_out():
     (line, other) = (line for line in grid.axes[0, 0].lines if len(line.get_xdata()))
     np.testing.assert_allclose(line.get_xydata(), [[10, 7], [15, 10], [20, 4000]])
     np.testing.assert_allclose(other.get_ydata(), [1, 2, 8])
+
+
+def test_a_contrast_is_a_factor_with_the_t_interval_of_its_logarithm():
+    rows = [
+        {"run": run, "label": "x", "seed": seed, "max_ratio": ratio}
+        for run, ratios in (("a", [1.0, 2.0, 5.0]), ("b", [10.0, 10.0, 125.0, 3.0]))
+        for seed, ratio in enumerate(ratios)
+    ]
+    pairs = {"b over a": (("a", "x"), ("b", "x"))}
+    found = contrasts(pd.DataFrame(rows), pairs).loc["b over a"]
+    logs = np.log([10.0, 5.0, 25.0])  # a seed that one of them lacks is left out
+    assert found["factor"] == pytest.approx(np.exp(logs.mean()))
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert [found["low"], found["high"]] == pytest.approx([np.exp(low), np.exp(high)])
+    assert [found["least"], found["greatest"]] == pytest.approx([5.0, 25.0])
+    with pytest.raises(ValueError, match="b over a: expected two common seeds or more, got 1"):
+        contrasts(pd.DataFrame([rows[0], rows[3]]), pairs)
