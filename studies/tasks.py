@@ -63,7 +63,7 @@ class Task:
         """Further values of the history."""
         return {}
 
-    def score(self, row: dict[str, float]) -> float | None:
+    def score(self, row: dict[str, float | int]) -> float | None:
         """The value of a row of the history that is to fall; None leaves the rate as it is."""
         return row.get("val_loss")
 

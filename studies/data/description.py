@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch_geometric.data import Data
 
@@ -49,7 +50,7 @@ class Splits:
     A split is a sequence of graphs, or ``NodesOfGraph`` for a node-level data set.
     """
 
-    train: Sequence[Data]
-    val: Sequence[Data]
-    test: Sequence[Data]
+    train: Any  # Sequence[Data], or NodesOfGraph, Trees
+    val: Any  # Sequence[Data], or NodesOfGraph, Trees
+    test: Any  # Sequence[Data], or NodesOfGraph, Trees
     description: Description
