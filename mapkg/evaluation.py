@@ -1,7 +1,7 @@
 """Forward passes over a data set: predictions, metrics, BatchNorm statistics."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,20 +12,8 @@ from torch_geometric.loader import DataLoader
 from mapkg.hooks import scan
 from mapkg.metrics import measure
 
-
-@runtime_checkable
-class NodeSplit(Protocol):
-    """Seed nodes of one large graph, drawn with their neighbourhoods."""
-
-    def __len__(self) -> int:
-        """Number of seed nodes."""
-
-    def loader(self, batch_size: int, shuffle: bool) -> Iterable[Data]:
-        """Sampled neighbourhoods; the first ``batch.batch_size`` nodes are the seeds."""
-
-
-Graphs = Sequence[Data] | NodeSplit
-"""What a model is run on, whole graphs or seed nodes with their neighbourhoods."""
+Graphs = Sequence[Data]
+"""What a model is run on."""
 
 
 def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128) -> float:
@@ -65,7 +53,7 @@ def joined_score(pairs: Sequence[tuple[Tensor, Tensor]], loss: str) -> dict[str,
 def predictions(
     model: nn.Module, graphs: Graphs, *, batch_size: int = 128
 ) -> tuple[Float[Tensor, "rows targets"], Float[Tensor, "rows targets"]]:
-    """Predictions and targets of all graphs or seed nodes in turn, in evaluation mode.
+    """Predictions and targets of all graphs in turn, in evaluation mode.
 
     Args:
         model: as for ``fit``.
@@ -73,7 +61,7 @@ def predictions(
         batch_size: graphs per forward pass; the result does not depend on it.
     """
     passes = scan(model, batches(graphs, batch_size), "", forward=predict)
-    return _joined([(seen[""][: _num_seeds(batch)], targets(batch)) for batch, seen in passes])
+    return _joined([(seen[""], targets(batch)) for batch, seen in passes])
 
 
 def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -118,37 +106,23 @@ def calibrate_batch_norm(model: nn.Module, graphs: Graphs, *, batch_size: int = 
 def batches(
     graphs: Graphs, batch_size: int, device: str | torch.device = "cpu", *, shuffle: bool = False
 ) -> Iterator[Any]:
-    """PyG batches of whole graphs, or of seed nodes with their sampled neighbourhoods.
+    """PyG batches of graphs.
 
     Args:
         graphs: what to pass through a model.
-        batch_size: graphs, or seed nodes, of a batch.
+        batch_size: graphs of a batch.
         device: where the batches go.
         shuffle: whether in an order drawn from torch's generator.
     """
-    loader = (
-        graphs.loader(batch_size, shuffle)
-        if isinstance(graphs, NodeSplit)
-        else DataLoader(graphs, batch_size, shuffle=shuffle)
-    )
-    for batch in loader:
+    for batch in DataLoader(graphs, batch_size, shuffle=shuffle):
         yield batch.to(device)
 
 
 def predict(model: nn.Module, batch: Any) -> Tensor:
-    """The model's predictions for a PyG batch, shape [graphs, targets] or [seeds, targets]."""
-    seeds = _num_seeds(batch)
-    if seeds is not None:
-        # Sampled neighbours are context only; the published code scored some of them too.
-        return model(batch.x, batch.edge_index, batch.edge_attr)[:seeds]
+    """The model's predictions for a PyG batch, shape [graphs, targets]."""
     return model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
 
 
 def targets(batch: Any) -> Tensor:
     """The targets of a PyG batch, in the shape of its predictions."""
-    return batch.y[: _num_seeds(batch)]
-
-
-def _num_seeds(batch: Any) -> int | None:
-    """Number of seed nodes, the first rows of a sampled batch; None for whole graphs."""
-    return batch.batch_size if "n_id" in batch else None
+    return batch.y

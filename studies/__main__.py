@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--change",
         metavar="NAME",
-        help="train on data with changed types: a name of experiments.changed_types.CHANGES",
+        help="train on data with changed types: a name of studies.bond_changes.CHANGES",
     )
     train.add_argument(
         "--keep-every", type=_positive, metavar="N", help="also keep the weights of each Nth epoch"

@@ -1,15 +1,17 @@
-"""What the massive activations of finished runs sit on: tables by type of edge."""
+"""What the massive activations of finished runs sit on: tables by type of edge, and figures."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from jaxtyping import Int
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from tqdm import tqdm
@@ -19,44 +21,39 @@ from mapkg.evaluation import predictions
 from mapkg.metrics import best_constant, each_loss, losses, pooled_mean
 from mapkg.models import build
 from mapkg.models.config import Config
-from studies import checkpoint
-from studies.changed_types import Change
+from studies import checkpoint, tables
 from studies.data import Description, Splits
 from studies.data.bond_properties import edge_labels
-from studies.emergence import fit_to_data
-from studies.first_layer import Triples, distinct_edges, first_layer_table
+from studies.first_layer import distinct_edges, first_layer_table, score_parts
 from studies.observation import edge_maxima
-from studies.results import write_table
-from studies.score_parts import score_parts
-from studies.train import fit, seed_all
+from studies.train import seed_all
+
+RUNS = {
+    f"{model.lower()}_{data}": f"{model}, {title}"
+    for data, title in (("zinc", "ZINC"), ("tox21", "TOX21"), ("proteins", "PROTEINS (TU)"))
+    for model in ("GT", "GraphiT", "SAN")
+}
+"""Runs of the emergence grid that are looked at, from names of files to titles."""
+
+ON_ZINC = {name: title for name, title in RUNS.items() if name.endswith("_zinc")}
+"""Those on ZINC, whose first layer can be read off the weights as a table of types."""
 
 STATES = ("base", "best")
 """The states of a run that are looked at, untrained and with the least validation loss."""
 
+TABLES = ("shares", "heat", "parts", "first_layer", "losses")
+"""What ``bond_types`` gives:
 
-@dataclass(frozen=True)
-class BondTypes:
-    """The tables of what massive activations sit on, each row with where it comes from.
-
-    Attributes:
-        shares: per state, layer, threshold, property of the edge (``by``) and label, the
-            columns of ``attribution.by_type.attribute``.
-        heat: per layer, threshold, label and channel of the best state, the percentage of edges;
-            zeros are left out, and so is a layer without a massive activation.
-        parts: per state, layer and label, the columns of ``attribution.parts.score_parts``.
-        first_layer: per kept epoch and label, what the first layer's weights say and what is
-            measured, the columns of ``attribution.first_layer.first_layer_table``; empty where
-            edges have more than one type id.
-        losses: per state, the mean loss on the test split (``loss``) with its bootstrap interval
-            over graphs, which loss it is (``kind``), and ``constant``, the loss of the best
-            constant prediction of the training split.
-    """
-
-    shares: pd.DataFrame
-    heat: pd.DataFrame
-    parts: pd.DataFrame
-    first_layer: pd.DataFrame
-    losses: pd.DataFrame
+- ``shares``: per state, layer, threshold, property of the edge (``by``) and label, the columns of
+  ``mapkg.attribution.attribute``;
+- ``heat``: per layer, threshold, label and channel of the best state, the percentage of massive
+  edges, zeros left out;
+- ``parts``: per state, layer and label, the columns of ``first_layer.score_parts``;
+- ``first_layer``: per kept epoch and label, the columns of ``first_layer.first_layer_table``;
+  empty where edges have more than one type id;
+- ``losses``: per state, the mean test loss with its bootstrap interval over graphs, its ``kind``,
+  and ``constant``, the loss of the best constant prediction.
+"""
 
 
 def bond_types(
@@ -66,20 +63,11 @@ def bond_types(
     properties: Sequence[str] = ("type",),
     resamples: int = 1000,
     progress: bool = True,
-) -> BondTypes:
-    """Look at what the massive activations of a finished run sit on, on the test split.
+) -> dict[str, pd.DataFrame]:
+    """Make ``TABLES`` of a finished run on the test split of the data it was trained on.
 
-    Args:
-        folder: what ``python -m studies train`` wrote.
-        splits: the data it was trained on, with the same change and seed.
-        properties: of the edges, see ``data.bond_properties.edge_labels``; of the untrained
-            network only the first one is looked at.
-        resamples: of the bootstrap, and permutations of the test.
-        progress: whether to show a progress bar on stderr.
-
-    Raises:
-        FileNotFoundError: if the run is not finished.
-        ValueError: if it was trained on other data; says on which.
+    ``properties`` of edges are those of ``bond_properties.edge_labels``; the untrained network is
+    looked at by the first one only. ``resamples`` also counts the permutations of the test.
     """
     folder = Path(folder)
     names = [*STATES, *sorted(path.stem for path in folder.glob("epoch_*.safetensors"))]
@@ -93,7 +81,7 @@ def bond_types(
         (name, *checkpoint.load(folder / name))
         for name in tqdm(names, "states", file=sys.stderr, disable=not progress)
     )
-    return _look(states, splits, properties, resamples)
+    return _tables(states, splits, properties, resamples)
 
 
 def examine_bond_types(
@@ -102,64 +90,13 @@ def examine_bond_types(
     *,
     properties: Sequence[str] = ("type",),
     resamples: int = 200,
-) -> BondTypes:
-    """The same tables of a saved network beside its untrained self, built from its seed.
-
-    Args:
-        path: a checkpoint that ``emergence`` wrote; the state ``best``.
-        splits: the data to look at, its test split.
-        properties, resamples: as for ``bond_types``.
-    """
+) -> dict[str, pd.DataFrame]:
+    """Make ``TABLES`` of a saved network and its untrained self, rebuilt from its seed."""
     model, information = checkpoint.load(path)
     seed_all(information["seed"])
     base = build(Config.from_dict(information["config"])).eval()
     states = [("base", base, {**information, "epoch": 0}), ("best", model, information)]
-    return _look(states, splits, properties, resamples)
-
-
-def retrain(
-    config: Config,
-    splits: Splits,
-    changes: Mapping[str, Change],
-    seeds: Sequence[int],
-    *,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Train a network on data with changed types, and read its first layer.
-
-    Args:
-        config: GT, GraphiT or SAN; sizes of embedding tables grow with the data's.
-        splits: the data before a change.
-        changes: from titles to changes; a change is given the seed, too.
-        seeds: of initial weights and order.
-        progress: whether to show a progress bar on stderr.
-
-    Returns:
-        A row per change (``run``), seed, state (``base`` and ``best``) and edge type, with the
-        columns of ``first_layer_table`` and the validation loss, ``val_loss``, of the best
-        epoch.
-    """
-    tables = []
-    pairs = [(title, seed) for title in changes for seed in seeds]
-    for title, seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
-        changed = changes[title](splits, seed)
-        about = changed.description
-        sized = config.replace(
-            num_node_types=about.num_node_types, num_edge_types=about.num_edge_types
-        )
-        sized = fit_to_data(sized, about)
-        triples = distinct_edges(changed.train), distinct_edges(changed.test)
-        seed_all(seed)
-        model = build(sized)
-        base = {name: value.clone() for name, value in model.state_dict().items()}
-        start = base["edge_embedding.weight"]
-        run = fit(model, changed, sized, seed=seed, progress=False)
-        for state, weights in zip(STATES, (base, run.best_weights), strict=True):
-            model.load_state_dict(weights)
-            table = first_layer_table(model, *triples, about.edge_types, start)
-            named = {"run": title, "seed": seed, "state": state}
-            tables.append(table.assign(**named, val_loss=run.history["val_loss"].min()))
-    return pd.concat(tables, ignore_index=True)
+    return _tables(states, splits, properties, resamples)
 
 
 def shares_elsewhere(
@@ -170,109 +107,60 @@ def shares_elsewhere(
     title: str,
     properties: Sequence[str] = ("type",),
     resamples: int = 200,
-) -> BondTypes:
-    """What the massive activations of a finished run sit on, on molecules of another origin.
-
-    Args:
-        folder: what ``python -m studies train`` wrote.
-        graphs: the molecules; targets are not needed.
-        description: names their edge types.
-        title: what the table calls them, in ``looked_at``.
-        properties: of the edges, see ``data.bond_properties.edge_labels``.
-        resamples: of the bootstrap, and permutations of the test.
-
-    Returns:
-        ``shares`` of the state ``best``; the other tables are empty.
-    """
+) -> dict[str, pd.DataFrame]:
+    """Make the table ``shares`` of a run's best state on other molecules, called ``title``."""
     model, information = checkpoint.load(Path(folder) / "best")
     labelled = {by: edge_labels(graphs, by, description) for by in properties}
     shares = _shares(model, graphs, labelled, resamples)
-    shares = shares.assign(**_origin(information, "best"), looked_at=title)
-    return replace(_EMPTY, shares=shares)
+    return {"shares": shares.assign(**_origin(information, "best"), looked_at=title)}
 
 
-_EMPTY = BondTypes(**{table.name: pd.DataFrame() for table in fields(BondTypes)})
+def write_bond_types(runs: Sequence[Mapping[str, pd.DataFrame]], prefix: Path | str) -> list[Path]:
+    """Write the tables of runs, joined, as ``PREFIX_TABLE.csv.gz``."""
+    paths = {name: Path(f"{prefix}_{name}.csv.gz") for name in runs[0]}
+    for name, path in paths.items():
+        tables.write(path, pd.concat([run[name] for run in runs], ignore_index=True))
+    return list(paths.values())
 
 
-def _look(
+def _tables(
     states: Iterable[tuple[str, nn.Module, Mapping[str, Any]]],
     splits: Splits,
     properties: Sequence[str],
     resamples: int,
-) -> BondTypes:
+) -> dict[str, pd.DataFrame]:
     """The tables of several states of one network; the first state is the untrained one."""
-    labelled = {by: edge_labels(splits.test, by, splits.description) for by in properties}
-    first = dict(list(labelled.items())[:1])
-    (labels, names), triples = first[properties[0]], _triples(splits)
-    tables: dict[str, list[pd.DataFrame]] = {table.name: [] for table in fields(BondTypes)}
+    about = splits.description
+    labelled = {by: edge_labels(splits.test, by, about) for by in properties}
+    first = {properties[0]: labelled[properties[0]]}
+    labels, names = first[properties[0]]
+    has_types = isinstance(about.num_edge_types, int) and isinstance(about.num_node_types, int)
+    if has_types:
+        triples = distinct_edges(splits.train), distinct_edges(splits.test)
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     start = None
     for state, model, information in states:
-        parts: dict[str, pd.DataFrame] = {}
-        if triples is not None:
+        found = {}
+        if has_types:
             start = model.edge_embedding.weight.detach() if start is None else start
-            parts["first_layer"] = first_layer_table(
-                model, *triples, splits.description.edge_types, start
-            )
+            found["first_layer"] = first_layer_table(model, *triples, about.edge_types, start)
         if state in STATES:
             looked = labelled if state == "best" else first
-            parts["shares"] = _shares(model, splits.test, looked, resamples)
-            parts["parts"] = score_parts(model, splits.test, labels, names)
+            found["shares"] = _shares(model, splits.test, looked, resamples)
+            found["parts"] = score_parts(model, splits.test, labels, names)
             kind = Config.from_dict(information["config"]).loss
-            parts["losses"] = _losses(model, splits, kind, resamples)
+            found["losses"] = _losses(model, splits, kind, resamples)
         if state == "best":
-            parts["heat"] = _heat(model, splits, labels, names)
-        for table, frame in parts.items():
-            tables[table].append(frame.assign(**_origin(information, state)))
-    return BondTypes(
-        **{
-            name: pd.concat(frames, ignore_index=True)
-            if frames
-            else pd.DataFrame(columns=["label", *_origin(information, state)])
-            for name, frames in tables.items()
-        }
-    )
-
-
-def join(runs: Sequence[BondTypes]) -> BondTypes:
-    """The tables of several runs as one set."""
-    return BondTypes(
-        **{
-            table.name: pd.concat([getattr(run, table.name) for run in runs], ignore_index=True)
-            for table in fields(BondTypes)
-        }
-    )
-
-
-def write_bond_types(tables: BondTypes, prefix: Path | str) -> list[Path]:
-    """Write the tables, each as ``PREFIX_TABLE.csv.gz``; those without columns are left out.
-
-    Args:
-        tables: of one run or several.
-        prefix: path of the files without what names the table.
-
-    Returns:
-        The files written.
-    """
-    paths = []
-    for table in fields(tables):
-        frame = getattr(tables, table.name)
-        if len(frame.columns):
-            paths.append(Path(f"{prefix}_{table.name}.csv.gz"))
-            write_table(paths[-1], frame)
-    return paths
+            found["heat"] = _heat(model, splits, labels, names)
+        for name, table in found.items():
+            parts[name].append(table.assign(**_origin(information, state)))
+    empty = pd.DataFrame(columns=["label", *_origin(information, state)])
+    return {name: pd.concat(p, ignore_index=True) if p else empty for name, p in parts.items()}
 
 
 def _origin(information: Mapping[str, Any], state: str) -> dict[str, Any]:
     origin = {key: information[key] for key in ("seed", "dataset", "epoch", "versions", "commit")}
     return {"config": information["name"], "state": state, **origin}
-
-
-def _triples(splits: Splits) -> tuple[Triples, Triples] | None:
-    """Distinct edges of training and test split, where an edge has one type id and no more."""
-    about = splits.description
-    if not (isinstance(about.num_edge_types, int) and isinstance(about.num_node_types, int)):
-        return None
-    return distinct_edges(splits.train), distinct_edges(splits.test)
 
 
 def _shares(
@@ -286,13 +174,13 @@ def _shares(
     columns = pd.MultiIndex.from_product(
         [THRESHOLDS, range(len(maxima))], names=["threshold", "layer"]
     ).to_frame(index=False)
-    tables = []
+    parts = []
     for by, (labels, names) in labelled.items():
         edges = Edges.of(graphs, labels, names)
         table = attribute(edges, massive, resamples=resamples, permutations=resamples)
         named = columns.loc[table.pop("column")].reset_index(drop=True)
-        tables.append(pd.concat([named, table], axis=1).assign(by=by))
-    return pd.concat(tables, ignore_index=True)
+        parts.append(pd.concat([named, table], axis=1).assign(by=by))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _losses(model: nn.Module, splits: Splits, kind: str, resamples: int) -> pd.DataFrame:
@@ -320,3 +208,148 @@ def _heat(
             "percent": 100 * shares[layer, threshold, label, channel],
         }
     )
+
+
+# Tables to read.
+
+
+def edge_counts(shares: pd.DataFrame) -> dict[str, int]:
+    """Number of edges of each label, in the order of ``shares``, a table of one property."""
+    if shares.empty:
+        raise ValueError(
+            "expected rows of a table of shares, got none; there are tables of the thresholds "
+            + ", ".join(f"{threshold:g}" for threshold in THRESHOLDS)
+        )
+    return shares.groupby("label", sort=False)["edges"].first().to_dict()
+
+
+def share_table(
+    shares: pd.DataFrame, value: str = "share", *, columns: Sequence[str] = ("run", "seed")
+) -> pd.DataFrame:
+    """A value as text with its interval, ``VALUE_low`` to ``VALUE_high``; labels down."""
+    texts = shares.apply(
+        lambda row: (
+            "none"
+            if np.isnan(row[value])
+            else f"{row[value]:.3f} [{row[f'{value}_low']:.3f}, {row[f'{value}_high']:.3f}]"
+        ),
+        axis=1,
+    )
+    wide = shares.assign(text=texts).pivot(index="label", columns=list(columns), values="text")
+    order = shares[list(columns)].drop_duplicates()
+    wide = wide.reindex(index=shares["label"].unique())
+    return wide[[tuple(row) if len(row) > 1 else row[0] for row in order.to_numpy()]]
+
+
+def range_table(
+    table: pd.DataFrame,
+    values: Mapping[str, str],
+    *,
+    rows: Sequence[str] = ("run", "label"),
+    digits: int = 3,
+) -> pd.DataFrame:
+    """Least and greatest of each value over seeds, as text; ``values`` gives the headings."""
+
+    def text(group: pd.Series) -> str:
+        low, high = group.min(), group.max()
+        ends = [f"{end:,.0f}" if abs(end) >= 1000 else f"{end:.{digits}g}" for end in (low, high)]
+        return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+    return table.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
+
+
+# Figures.
+
+
+def heat_maps(
+    heat: pd.DataFrame,
+    edges: Mapping[str, int],
+    *,
+    heads: int,
+    channels: int,
+    layer: int = 0,
+    threshold: float = 1000.0,
+) -> Figure:
+    """Percentage of edges that are massive in each channel, a panel for each type of edge.
+
+    ``edges`` counts the edges of each type, in the order of the panels; ``heads`` are the rows of
+    a panel and ``channels`` (of a head) its columns.
+
+    Source: massive-activations paper, its bond-type heat map. differs: the labels of its two
+    axes are swapped.
+    """
+    chosen = heat.query("layer == @layer and threshold == @threshold")
+    vmax = max(chosen["percent"].max(), 1.0) if len(chosen) else 1.0
+    figure, axes = plt.subplots(
+        1, len(edges), figsize=(3.1 * len(edges) + 0.6, 3.4), layout="constrained", squeeze=False
+    )
+    for ax, (label, number) in zip(axes.flat, edges.items(), strict=True):
+        values = np.zeros(heads * channels)
+        rows = chosen[chosen["label"] == label]
+        values[rows["channel"].to_numpy(int)] = rows["percent"].to_numpy(float)
+        values = values.reshape(heads, channels)
+        image = ax.imshow(values, cmap="rocket_r", vmin=0, vmax=vmax, aspect="auto")
+        ax.set(xlabel="channel of the head", ylabel="head" if ax is axes.flat[0] else None)
+        ax.set(xticks=range(channels), yticks=range(heads))
+        ax.set_title(f"{label}: {number / sum(edges.values()):.2%} of edges")
+        if not values.any():
+            note = "no such edge" if number == 0 else "nothing above the threshold"
+            ax.text(0.5, 0.5, note, transform=ax.transAxes, ha="center", va="center")
+    figure.colorbar(image, ax=axes, label="% of edges of the type", pad=0.01)
+    figure.suptitle(f"layer {layer}, ratio above {threshold:g}")
+    return figure
+
+
+def by_label(
+    rows: pd.DataFrame,
+    *,
+    value: str = "share",
+    panel: str = "run",
+    columns: int = 3,
+    log: bool = False,
+    line: float | None = None,
+    axis: str = "share of edges with an MA",
+) -> sns.FacetGrid:
+    """A dot for each seed and label, a panel for each run.
+
+    If there are columns ``VALUE_low`` and ``VALUE_high``, a dot has an interval. ``line`` is where
+    a dotted line is drawn across, ``axis`` the label of the value's axis.
+    """
+    columns = min(columns, rows[panel].nunique())
+    most = rows.groupby(panel)["label"].nunique().max()
+    width = 3.0 if columns > 2 else max(3.6, 0.35 * most)
+    letters = rows.groupby(panel)["label"].agg(lambda labels: sum(map(len, labels.unique())))
+    crowded = letters.max() > 9 * width
+    height = 3.2 if crowded else 2.5
+    look = dict(height=height, aspect=width / height, col_wrap=columns, sharex=False)
+    grid = sns.FacetGrid(rows, col=panel, **look)
+    seeds = sorted(rows["seed"].unique())
+    grid.map_dataframe(_dots, value=value, seeds=seeds, turn=crowded)
+    grid.set_titles("{col_name}").set_axis_labels("", axis)
+    if log:
+        grid.set(yscale="log")
+    if value == "share":
+        grid.set(ylim=(-0.03, 1.03))
+    if line is not None:
+        grid.refline(y=line, color="black", lw=0.8, ls=":")
+    if len(seeds) > 1:
+        grid.add_legend(title="seed")
+    grid.tight_layout()
+    return grid
+
+
+def _dots(data: pd.DataFrame, *, value: str, seeds: Sequence[Any], turn: bool, **_: object) -> None:
+    """A dot for each seed at each label of one panel, with its interval if there is one."""
+    ax, labels = plt.gca(), list(data["label"].unique())
+    colors = sns.color_palette("colorblind", len(seeds))
+    offsets = np.linspace(-0.22, 0.22, len(seeds)) if len(seeds) > 1 else [0.0]
+    for seed, color, offset in zip(seeds, colors, offsets, strict=True):
+        points = data[data["seed"] == seed].set_index("label").reindex(labels)
+        middle, place = points[value].to_numpy(float), np.arange(len(labels)) + offset
+        ends = None
+        if f"{value}_low" in points:
+            ends = np.abs(points[[f"{value}_low", f"{value}_high"]].to_numpy(float).T - middle)
+        ax.errorbar(place, middle, ends, fmt="o", ms=4.5, color=color, lw=1.2, label=str(seed))
+    turned = {"rotation": 90} if len(labels) > 9 else {"rotation": 30, "ha": "right"}
+    ax.set_xticks(range(len(labels)), labels, fontsize="small", **turned if turn else {})
+    ax.set_xlim(-0.5, len(labels) - 0.5)

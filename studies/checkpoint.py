@@ -22,15 +22,7 @@ def save(
     config: Config,
     **information: Any,
 ) -> None:
-    """Save weights as ``PATH.safetensors`` and what is known of them as ``PATH.json``.
-
-    Args:
-        path: without suffix.
-        weights: a state dict.
-        config: what ``build`` makes the model from.
-        **information: further plain values for the JSON file: seed, epoch, history, versions,
-            commit.
-    """
+    """Save weights as ``PATH.safetensors`` and what is known of them as ``PATH.json``."""
     content = safetensors.torch.save({k: v.contiguous().cpu() for k, v in weights.items()})
     described = {
         "config": config.to_dict(),
@@ -42,19 +34,9 @@ def save(
 
 
 def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a saved model.
+    """A saved model in evaluation mode, and the content of its JSON file.
 
-    Args:
-        path: as given to ``save``, with or without the suffix.
-        config: what the model is expected to be; None takes whatever was saved.
-
-    Returns:
-        The model in evaluation mode, and the content of the JSON file.
-
-    Raises:
-        FileNotFoundError: if one of the two files is missing.
-        ValueError: if the checksum is wrong, the weights do not fit the configuration, or it
-            is not the expected one.
+    Raises unless checksum and weights fit, and the configuration is the expected one, if given.
     """
     weights_path, json_path = _with_suffix(path, ".safetensors"), _with_suffix(path, ".json")
     for file in (weights_path, json_path):
@@ -97,11 +79,7 @@ def write_state(path: Path, tensors: dict[str, dict[str, Tensor]], values: dict[
 
 
 def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read what ``write_state`` wrote.
-
-    Raises:
-        ValueError: if the file is damaged or of another kind.
-    """
+    """Read what ``write_state`` wrote; raises if it is damaged or of another kind."""
     groups: dict[str, dict[str, Tensor]] = {}
     try:
         with safetensors.safe_open(path, framework="pt") as file:

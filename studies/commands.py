@@ -61,7 +61,7 @@ def train(parsed: argparse.Namespace) -> int:
 
 def attribute(parsed: argparse.Namespace) -> int:
     """Count massive activations of finished runs by type of edge."""
-    from studies.bond_types import bond_types, join, shares_elsewhere, write_bond_types
+    from studies.bond_types import bond_types, shares_elsewhere, write_bond_types
     from studies.data import read_smiles
 
     if parsed.smiles is not None and parsed.change is not None:
@@ -78,7 +78,7 @@ def attribute(parsed: argparse.Namespace) -> int:
         return shares_elsewhere(folder, elsewhere, splits.description, **named)
 
     runs = _of_each_run(parsed, attributed)
-    for path in write_bond_types(join(runs), parsed.output):
+    for path in write_bond_types(runs, parsed.output):
         print(path)
     return 0
 
@@ -103,7 +103,7 @@ def remedy(parsed: argparse.Namespace) -> int:
     from studies.remedies import join_compact
     from studies.results import write_table
 
-    for name, table in vars(join_compact(parsed.folders)).items():
+    for name, table in join_compact(parsed.folders).items():
         path = Path(f"{parsed.output}_{name}.csv.gz")
         write_table(path, table, digits=4 if name == "epochs" else 6)  # for the repository's size
         print(path)
@@ -210,7 +210,7 @@ def _network(parsed: argparse.Namespace) -> tuple[Config, Any, Any]:
 
 def _change(name: str | None) -> Any:
     """The change of data of that name, called with splits and a seed; None changes nothing."""
-    from studies.changed_types import CHANGES
+    from studies.bond_changes import CHANGES
 
     if name is None:
         return lambda splits, seed: splits
@@ -230,8 +230,7 @@ def collect(parsed: argparse.Namespace) -> int:
 
 def data(parsed: argparse.Namespace) -> int:
     """Load a data set and say what it is."""
-    from mapkg.evaluation import NodeSplit
-    from studies.data import load
+    from studies.data import NodesOfGraph, load
 
     splits = load(parsed.dataset)
     for name, value in vars(splits.description).items():
@@ -239,8 +238,8 @@ def data(parsed: argparse.Namespace) -> int:
             print(f"{name}: {line}")
     for name in ("train", "val", "test"):
         graphs = getattr(splits, name)
-        if isinstance(graphs, NodeSplit):
-            print(f"{name}: {len(graphs):,} seed nodes of one graph")
+        if isinstance(graphs, NodesOfGraph):
+            print(f"{name}: {len(graphs):,} nodes of one graph")
             continue
         nodes, edges = (sum(getattr(g, key) for g in graphs) for key in ("num_nodes", "num_edges"))
         print(f"{name}: {len(graphs):,} graphs, {nodes:,} nodes, {edges:,} directed edges")

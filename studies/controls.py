@@ -10,10 +10,10 @@ import torch
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from mapkg.evaluation import NodeSplit, calibrate_batch_norm
+from mapkg.evaluation import calibrate_batch_norm
 from mapkg.models import build
 from mapkg.models.config import Config
-from studies.data import Splits
+from studies.data import NodesOfGraph, Splits
 from studies.emergence import fit_to_data
 from studies.observation import summarise_scores
 from studies.provenance import commit, versions
@@ -35,12 +35,12 @@ def permute_targets(splits: Splits, seed: int) -> Splits:
         seed: of the permutations.
 
     Raises:
-        ValueError: if the splits are seed nodes of one graph.
+        ValueError: if the splits are nodes of one graph.
     """
-    if isinstance(splits.train, NodeSplit):
+    if isinstance(splits.train, NodesOfGraph):
         raise ValueError(
             "expected whole graphs, whose targets can change places, but "
-            f"{splits.description.title} has seed nodes of one graph; use a data set of graphs"
+            f"{splits.description.title} has nodes of one graph; use a data set of graphs"
         )
     generator = torch.Generator().manual_seed(seed)
 

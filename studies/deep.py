@@ -36,7 +36,7 @@ LAYERS = {
     # A narrower input is filled with zeros.
     "ggnn": lambda _size, hidden, heads, _dropout: GatedGraphConv(hidden * heads, num_layers=1),
 }
-"""By architecture: GAT with self-loops; the Graph Transformer with a root weight and no loops."""
+"""GAT has self-loops; the Graph Transformer has a root weight and no loops."""
 
 ACTIVATIONS = {"gcn": nn.functional.relu, "ggnn": lambda x: x}
 """Of architectures that have another one than ELU."""
@@ -140,7 +140,7 @@ PARAMETERS = {
     "weights": ("lin", "weight", "rnn"),
     "attention": ("att", "lin_query", "lin_key"),
 }
-"""What the names of a layer's parameters begin with, by kind: all matrices, and those of scores."""
+"""What the names of a layer's parameters begin with, by kind; all matrices, and those of scores."""
 
 
 def gradient_norms(network: DeepNetwork) -> dict[str, list[float]]:

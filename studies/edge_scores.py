@@ -71,49 +71,26 @@ def edge_importance(
     *,
     layer: int = 0,
     target: int = 0,
-    signed: bool = False,
     seed: int = 0,
     batch_size: int = 32,
     progress: bool = True,
 ) -> list[Float[Tensor, " _"]]:
-    """How important each directed edge is to a network's prediction, in evaluation mode.
+    """How important each directed edge is to a prediction for its graph, in evaluation mode.
 
-    The model is left as it is: the methods work on a copy.
-
-    Args:
-        model: a network with a prediction per graph; edges with type ids for the two methods on
-            types, a PyG ``MessagePassing`` in each layer for those of PyG.
-        graphs: the graphs; they do not influence each other.
-        method: one of ``METHODS``, described in this module.
-        layer: whose ratio is meant.
-        target: which of several predictions of a graph is explained.
-        signed: whether ``"gradient x input"``, ``"integrated gradients"`` and ``"edge mask"``
-            keep their sign, positive for an edge that raises the prediction; else, and for all
-            others, magnitudes.
-        seed: of ``"random"`` and ``"GNNExplainer"``, whose draws go on from graph to graph.
-        batch_size: graphs per forward pass; the result does not depend on it. GNNExplainer
-            always takes one, since its penalties are means over all edges it is given.
-        progress: whether to show a progress bar on stderr.
-
-    Returns:
-        One tensor per graph, a number per edge; NaN where a ratio is undefined.
-
-    Raises:
-        ValueError: if the method is unknown, there is no graph or no such layer, edges have no
-            type ids where they are needed, or attention is over more than the data's edges.
-        KeyError: if the ratio is asked for and the network has no score.
+    A tensor per graph, a magnitude per edge, NaN where a ratio is undefined. ``method`` is one of
+    ``METHODS``, ``layer`` says whose ratio is meant, ``target`` which of several predictions is
+    explained. ``seed`` is that of ``"random"`` and ``"GNNExplainer"``, whose draws go on from
+    graph to graph. The result does not depend on the batch size, and the model stays as it is.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    if len(graphs) == 0:
-        raise ValueError("expected at least one graph, got none")
     if getattr(model, "edge_factor", None) is not None:
         raise ValueError(
             "expected attention over the edges of the data only, got full-graph attention, whose "
             "other pairs of nodes have no place in the result"
         )
     # On a copy: PyG's explainers leave attributes behind, and gradients in weights.
-    network = _OneTarget(deepcopy(model), target).eval().requires_grad_(False)
+    network = OneTarget(deepcopy(model), target).eval().requires_grad_(False)
     size = 1 if method == "GNNExplainer" else batch_size
     parts = []
     with (
@@ -125,7 +102,7 @@ def edge_importance(
         for batch in batches(graphs, size):
             # An explainer takes means over edges, which there must be.
             found = METHODS[method](network, batch, layer) if batch.num_edges else torch.empty(0)
-            parts.append(found.detach() if signed else found.detach().abs())
+            parts.append(found.detach().abs())
             bar.update(batch.num_graphs)
     return list(torch.cat(parts).split([graph.num_edges for graph in graphs]))
 
@@ -143,23 +120,7 @@ def bond_of_edge(graph: Data) -> Int[Tensor, " edges"]:
 
 
 def bond_importance(graph: Data, importance: Shaped[Tensor, " edges"]) -> Shaped[Tensor, " bonds"]:
-    """The importance of a bond: the larger one of its directions.
-
-    Args:
-        graph: a graph with both directions of each bond, as undirected graphs have in PyG.
-        importance: of each directed edge.
-
-    Returns:
-        One number per bond, in the order of ``bond_of_edge``, which for molecules is RDKit's;
-        NaN if a direction is NaN.
-
-    Raises:
-        ValueError: if there is not one number per edge.
-    """
-    if len(importance) != graph.num_edges:
-        raise ValueError(
-            f"expected an importance for each of {graph.num_edges} edges, got {len(importance)}"
-        )
+    """The larger importance of a bond's two directions, in the order of ``bond_of_edge``."""
     bond = bond_of_edge(graph)
     number = int(bond.max()) + 1 if len(bond) else 0
     largest = importance.new_full((number,), -torch.inf)
@@ -171,16 +132,9 @@ def rank_correlation(
     b: Sequence[Float[Tensor, " _"]],
     graphs: Sequence[Data],
 ) -> Float[np.ndarray, " graphs"]:
-    """Spearman's rank correlation of two importances over the bonds of each graph.
+    """Spearman's rank correlation of two importances of edges over the bonds of each graph.
 
-    Args:
-        a: of each graph, a number per edge, as ``edge_importance`` gives it.
-        b: the other one.
-        graphs: the graphs.
-
-    Returns:
-        A number in [-1, 1] per graph; NaN where a side is the same for all bonds or has a NaN,
-        and with fewer than two bonds.
+    NaN where a side is the same for all bonds or has a NaN, and with fewer than two bonds.
     """
     correlation = np.full(len(graphs), np.nan)
     for index, (graph, *sides) in enumerate(zip(graphs, a, b, strict=True)):
@@ -190,7 +144,7 @@ def rank_correlation(
     return correlation
 
 
-class _OneTarget(nn.Module):
+class OneTarget(nn.Module):
     """A network with one of its targets, called as PyG's explainers call a model."""
 
     def __init__(self, model: nn.Module, target: int) -> None:
@@ -201,10 +155,11 @@ class _OneTarget(nn.Module):
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor, batch_size: int
     ) -> Float[Tensor, " graphs"]:
+        """The predictions of that target."""
         return self.model(x, edge_index, edge_attr, batch, batch_size)[:, self.target]
 
 
-def _ratio(network: _OneTarget, batch: Any, layer: int) -> Float[Tensor, " E"]:
+def _ratio(network: OneTarget, batch: Any, layer: int) -> Float[Tensor, " E"]:
     names = list(hooks.resolve(network.model, SCORES))
     if layer not in range(len(names)):
         raise ValueError(f"layer: expected 0 to {len(names) - 1}, got {layer}")
@@ -213,7 +168,7 @@ def _ratio(network: _OneTarget, batch: Any, layer: int) -> Float[Tensor, " E"]:
 
 
 def _of_types(
-    network: _OneTarget, batch: Any, method: Callable[..., Any], **settings: Any
+    network: OneTarget, batch: Any, method: Callable[..., Any], **settings: Any
 ) -> Float[Tensor, " E"]:
     """A Captum method on the one-hot rows of edge types, summed over the columns."""
 
@@ -244,7 +199,7 @@ def _one_hot(model: nn.Module, types: Tensor) -> Float[Tensor, "E types"]:
 
 
 def _explained(
-    network: _OneTarget, batch: Any, algorithm: ExplainerAlgorithm
+    network: OneTarget, batch: Any, algorithm: ExplainerAlgorithm
 ) -> Float[Tensor, " E"]:
     """The edge mask that an algorithm of PyG finds."""
     explainer = Explainer(

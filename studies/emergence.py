@@ -12,7 +12,7 @@ from torch import nn
 from mapkg.models import build
 from mapkg.models.config import Config
 from studies import checkpoint
-from studies.data import Description, Splits, check_fan_outs
+from studies.data import Description, Splits
 from studies.observation import observe_states, summarise_scores
 from studies.provenance import commit, versions
 from studies.published import CONFIGS
@@ -67,8 +67,6 @@ def emergence(
     device = torch.device(device)
     observed = None if observe_epochs is None else {0, *observe_epochs}
     config = fit_to_data(config, splits.description)
-    if hasattr(splits.train, "fan_outs"):
-        check_fan_outs(splits.train.fan_outs, config.num_layers)
 
     origin = {"name": name, "dataset": splits.description.title, "seed": seed}
     origin |= {"versions": versions(), "commit": commit()}

@@ -5,18 +5,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+import seaborn as sns
 import torch
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
 from mapkg import hooks
 from mapkg.evaluation import batches, predict, predictions
-from mapkg.measures import ActivationSummary
+from mapkg.measures import MASSIVE_RATIO, ActivationSummary
 from mapkg.models import EdgeAttention, GraphNetwork, build
 from mapkg.models.config import Config
 from mapkg.models.edge_attention import SCORE_CLAMP
 from studies.data import Splits
+from studies.figures import THRESHOLD_LOOK
 from studies.observation import summarise_scores
 from studies.results import read_network
 
@@ -31,57 +34,36 @@ def readings(
 ) -> pd.DataFrame:
     """What a fresh term does to each layer of a trained network, in double precision.
 
-    Every layer is given what it is given in the network, and a term as it is drawn at the start
-    of a training, k', e' and v' standard normal; its own weights stay as they are.
+    Every layer is given what it is given in the network, all ``graphs`` as one batch, and a term
+    as at the start of a training: k', e' and v' standard normal, times ``scale``. Its own weights
+    stay as they are.
 
-    Args:
-        model: with layers of ``EdgeAttention`` and no term.
-        graphs: what it is given, as one batch.
-        seed: of the term.
-        scale: factor of the term's vectors.
+    A row per layer and reading, see ``READINGS``. Columns are
 
-    Returns:
-        A row per layer and reading, see ``READINGS``. Columns are
-
-        - ``to_plain``: root mean square, over nodes with neighbours and channels, of o - (o of
-          the layer without the term), over that of o without it;
-        - ``to_shifted``: the same for o - (o without the term + v');
-        - ``to_mean``: the same for o - (mean of the neighbours' V + v');
-        - ``key_gradient``, ``edge_gradient``: largest magnitude of the gradient of the sum of o
-          with respect to the weights of the key and edge projections;
-        - ``max_ratio``, ``share_rows_with_massive``, ``max_abs``, ``row_median_q50`` and
-          ``share_saturated`` of the recorded score, as ``ActivationSummary`` has them; and
-        - ``max_abs_sum``, the largest magnitude of the summed score of a head, before the clamp.
-
-    Raises:
-        ValueError: if there is no graph, or a layer has a term or none of these attentions.
+    - ``to_plain``: root mean square, over nodes with neighbors and channels, of o - (o of the
+      layer without the term), over that of o without it;
+    - ``to_shifted``: the same for o - (o without the term + v');
+    - ``to_mean``: the same for o - (mean of the neighbors' V + v');
+    - ``key_gradient``, ``edge_gradient``: largest magnitude of the gradient of the sum of o with
+      respect to the weights of the key and edge projections;
+    - statistics of the recorded score as in ``ActivationSummary``, and ``max_abs_sum``, the
+      largest magnitude of the summed score of a head, before the clamp.
     """
     attentions = [getattr(layer, "attention", None) for layer in model.layers]
-    for number, attention in enumerate(attentions):
-        if not isinstance(attention, EdgeAttention) or attention.explicit_bias != "none":
-            raise ValueError(
-                "model: expected layers of EdgeAttention without an Explicit Bias Term, but layer "
-                f"{number} is {type(attention).__name__}"
-                + (f" with {attention.explicit_bias!r}" * isinstance(attention, EdgeAttention))
-            )
-    if len(graphs) == 0:
-        raise ValueError("graphs: expected one or more to look at, got none")
     rows = []
     for layer, inputs in enumerate(_inputs(model, graphs)):
         plain = copy.deepcopy(attentions[layer]).double().eval()
         generator = torch.Generator().manual_seed(seed)
+        size = plain.heads, plain.head_channels
         vectors = {
-            name: scale
-            * torch.randn(
-                plain.heads, plain.head_channels, generator=generator, dtype=torch.float64
-            )
+            name: scale * torch.randn(size, generator=generator, dtype=torch.float64)
             for name in ("key_term", "edge_term", "value_term")
         }
         without, _ = plain(*inputs)
         mean = _mean_value(plain, inputs)
         shift = vectors["value_term"].flatten()
         neighbours = torch.isin(torch.arange(len(mean)), inputs[1][1])
-        size = without[neighbours].square().mean().sqrt()
+        scale_of_output = without[neighbours].square().mean().sqrt()
         for reading in READINGS:
             attention = _with_term(plain, reading.partition(",")[0], vectors)
             edits = {"coefficient": lambda beta: torch.full_like(beta, -torch.inf)}
@@ -90,7 +72,7 @@ def readings(
             others = {"plain": without, "shifted": without + shift, "mean": mean + shift}
             row = {"layer": layer, "reading": reading}
             for name, other in others.items():
-                off = (found - other)[neighbours].square().mean().sqrt() / size
+                off = (found - other)[neighbours].square().mean().sqrt() / scale_of_output
                 row[f"to_{name}"] = off.item()
             rows.append(row | _gradients(attention, found) | _of_score(attention, score))
     return pd.DataFrame(rows)
@@ -104,13 +86,6 @@ def with_idle_term(model: GraphNetwork, config: Config, *, seed: int = 0) -> Gra
     recorded score differs. (The edge stream of GT is fed by the score, so there the next layers
     do differ.)
 
-    Args:
-        model: what ``build(config)`` gave, trained or not, without a term.
-        config: its configuration.
-        seed: of the term.
-
-    Raises:
-        ValueError: if the configuration has a term, or its layers can have none.
     """
     if config.explicit_bias != "none":
         raise ValueError(f"config: expected no Explicit Bias Term, got {config.explicit_bias!r}")
@@ -132,16 +107,9 @@ def idle_term(
 ) -> pd.DataFrame:
     """What ``with_idle_term`` does to what is recorded, and to what is predicted.
 
-    Args:
-        model: trained, without a term.
-        config: its configuration.
-        graphs: what to look at.
-        seed: of the term.
-
-    Returns:
-        A row per layer, and for ``term`` being False and True, with the statistics of
-        ``ActivationSummary``, and ``largest_change``, the largest magnitude of the change of a
-        prediction by the term, over the standard deviation of the predictions.
+    A row per layer, and for ``term`` being False and True, with the statistics of
+    ``ActivationSummary`` and ``largest_change``, the largest magnitude of the change of a
+    prediction by the term, over the standard deviation of the predictions.
     """
     changed = with_idle_term(model, config, seed=seed)
     before, after = (
@@ -157,20 +125,7 @@ def idle_term(
 
 
 def idle_term_of_run(folder: Path | str, splits: Splits, *, seed: int = 0) -> pd.DataFrame:
-    """``idle_term`` of the best weights of a finished run, on the test split.
-
-    Args:
-        folder: what ``emergence`` wrote.
-        splits: the data it was trained on.
-        seed: of the term.
-
-    Returns:
-        The rows with where they come from; ``seed`` is that of the training.
-
-    Raises:
-        FileNotFoundError: if the run is not finished.
-        ValueError: if the network was trained on other data.
-    """
+    """``idle_term`` of a finished run's best weights on the test split."""
     model, config, origin = read_network(folder, splits)
     return idle_term(model, config, splits.test, seed=seed).assign(**origin)
 
@@ -184,25 +139,14 @@ def weight_on_sink(
     so that what the neighbours lack is the sink's. A softmax without a sink cannot tell one
     neighbour from two alike; with one, two take more from the sink.
 
-    Args:
-        model: with layers of ``EdgeAttention`` that have a sink.
-        graphs: what it is given.
-        batch_size: graphs per forward pass.
-
-    Returns:
-        A row per layer and number of ``neighbours`` (1 or more). Columns are ``nodes``, how many
-        have so many; ``share``, the weight of the sink, mean over these nodes and over heads; and
-        ``least_head`` and ``most_head``, the mean over nodes of the heads that have least and most.
-
-    Raises:
-        ValueError: if there is no graph, or a layer has no sink.
+    A row per layer and number of ``neighbours`` (1 or more): how many ``nodes`` have so many;
+    ``share``, the weight of the sink, mean over these nodes and over heads; and ``least_head`` and
+    ``most_head``, the mean over nodes of the heads that have least and most.
     """
     for number, layer in enumerate(model.layers):
         attention = getattr(layer, "attention", None)
         if getattr(attention, "explicit_bias", None) != "sink":
             raise ValueError(f"model: expected layers with a sink, but layer {number} has none")
-    if len(graphs) == 0:
-        raise ValueError("graphs: expected one or more to look at, got none")
     found = []
     name = "layers.*.attention.attention_weight"
     for batch, seen in hooks.scan(model, batches(graphs, batch_size), name, forward=predict):
@@ -225,19 +169,7 @@ def weight_on_sink(
 
 
 def weight_on_sink_of_run(folder: Path | str, splits: Splits) -> pd.DataFrame:
-    """``weight_on_sink`` of the best weights of a finished run, on the test split.
-
-    Args:
-        folder: what ``emergence`` wrote.
-        splits: the data it was trained on.
-
-    Returns:
-        The rows with where they come from; ``seed`` is that of the training.
-
-    Raises:
-        FileNotFoundError: if the run is not finished.
-        ValueError: if the network was trained on other data, or has no sink.
-    """
+    """``weight_on_sink`` of a finished run's best weights on the test split."""
     model, config, origin = read_network(folder, splits)
     return weight_on_sink(model, splits.test, batch_size=config.batch_size).assign(**origin)
 
@@ -295,3 +227,42 @@ def _of_score(attention: EdgeAttention, score: Tensor) -> dict[str, float]:
     names = ("max_ratio", "share_rows_with_massive", "max_abs", "row_median_q50", "share_saturated")
     sums = attention.split_heads(score.detach()).sum(dim=-1)
     return {name: statistics[name] for name in names} | {"max_abs_sum": sums.abs().max().item()}
+
+
+def with_and_without_term(table: pd.DataFrame) -> sns.FacetGrid:
+    """Ratio, magnitude and median of each layer's scores, from ``idle_term`` of networks.
+
+    A row of panels per network, ``label``, and a line for each ``seed``.
+    """
+    names = {
+        "max_ratio": "largest ratio",
+        "max_abs": "largest |s|",
+        "row_median_q50": "typical median |s|",
+    }
+    shown = table.rename(columns=names).replace(
+        {"term": {False: "without the term", True: "with it"}}
+    )
+    long = shown.melt(["label", "seed", "layer", "term"], list(names.values()))
+    grid = sns.relplot(
+        long,
+        kind="line",
+        x="layer",
+        y="value",
+        hue="term",
+        palette=["#264653", "#E76F51"],
+        units="seed",
+        estimator=None,
+        row="label",
+        col="variable",
+        marker=".",
+        height=1.9,
+        aspect=1.35,
+        facet_kws=dict(sharey="col", margin_titles=True),
+    )
+    grid.set(yscale="log", ylabel="")
+    grid.set_titles(col_template="{col_name}", row_template="{row_name}")
+    for ax in grid.axes[:, 0]:
+        ax.axhline(MASSIVE_RATIO, **THRESHOLD_LOOK)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid.legend.set_title(None)
+    return grid

@@ -13,15 +13,7 @@ def sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part.
-
-    Args:
-        path: where; missing folders are made.
-        content: the whole content.
-
-    Raises:
-        OSError: if it cannot be written; no temporary file stays behind.
-    """
+    """Write a file, and its folders, so that a reader sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

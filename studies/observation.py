@@ -22,14 +22,10 @@ _ADVICE = "name a submodule that works on edges, or use mapkg.report, which take
 
 
 def looked_at(architecture: str) -> str:
-    """What is recorded of a network to look for massive activations, a name or pattern.
+    """Name or pattern of what is recorded of an architecture to look for massive activations.
 
-    The score of every layer; of PyG's layers, the score before the softmax where a layer shows
-    one (gatv2, transformer), else what attention sends along an edge (gat) or gives a node
-    (gps).
-
-    Args:
-        architecture: of a configuration.
+    The score of every layer; of PyG's layers, the score before the softmax where a layer shows one
+    (gatv2, transformer), else what attention sends along an edge (gat) or gives a node (gps).
     """
     if architecture not in standard.ARCHITECTURES:
         return SCORES
@@ -38,20 +34,15 @@ def looked_at(architecture: str) -> str:
 
 
 def summarise_scores(model: nn.Module, config: Config, graphs: Graphs) -> list[ActivationSummary]:
-    """A summary per layer of what a configuration's network is looked at for.
-
-    Args:
-        model: what ``build(config)`` gave.
-        config: names the architecture, the heads and the batch size.
-        graphs: the graphs to look at.
-    """
-    return list(_look(model, graphs, *_choice(config)).values())
+    """A summary per layer of what a configuration's network is looked at for."""
+    return list(summarise(model, graphs, **_choice(config)).values())
 
 
-def _choice(config: Config) -> tuple[str, int | None, int]:
+def _choice(config: Config) -> dict[str, Any]:
     """What of a configuration's network is looked at, with how many heads and graphs at a time."""
     heads = config.heads if config.architecture in CLAMPED else None
-    return looked_at(config.architecture), heads, config.batch_size
+    names = looked_at(config.architecture)
+    return {"names": names, "heads": heads, "batch_size": config.batch_size}
 
 
 def summarise(
@@ -61,38 +52,19 @@ def summarise(
     names: str | Sequence[str] = SCORES,
     heads: int | None = None,
     batch_size: int = 128,
+    predicted: list[tuple[Tensor, Tensor]] | None = None,
 ) -> dict[str, ActivationSummary]:
     """Summaries of what submodules return for the edges of graphs, in evaluation mode.
 
     Args:
         model: as for ``train.fit``.
-        graphs: the graphs to look at; or seed nodes, whose batches count as one graph each.
-        names: what to look at, names or patterns for ``hooks.record``: outputs with one row
-            per edge, [E, channels] or [E, heads, channels of a head], or any of
-            ``standard.recorded_names``. Of full-graph attention, only the edges of the data
-            count.
-        heads: number of attention heads if the outputs are scores, for the share of saturated
-            sums; None leaves that out.
+        graphs: to look at; or seed nodes, whose batches count as one graph each.
+        names: names or patterns of submodules whose output has one row per edge, or any of
+            ``standard.recorded_names``. Of full-graph attention, the edges of the data count.
+        heads: of scores, for the share of saturated sums; None leaves that out.
         batch_size: graphs per forward pass; the result does not depend on it.
-
-    Returns:
-        A summary per submodule, in the model's order.
-
-    Raises:
-        ValueError: if an output has not one row per edge; names the submodule.
+        predicted: gets predictions and targets of each batch.
     """
-    return _look(model, graphs, names, heads, batch_size)
-
-
-def _look(
-    model: nn.Module,
-    graphs: Graphs,
-    names: str | Sequence[str],
-    heads: int | None,
-    batch_size: int,
-    predicted: list[tuple[Tensor, Tensor]] | None = None,
-) -> dict[str, ActivationSummary]:
-    """What ``summarise`` says; predictions and targets of each batch are added to a list."""
     modules = hooks.resolve(model, names)
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
     # On a full graph the rows of the data's edges come first; the others are left out.
@@ -123,17 +95,7 @@ def edge_maxima(
     names: str | Sequence[str] = SCORES,
     batch_size: int = 128,
 ) -> Float[Tensor, "layers E"]:
-    """The largest activation ratio of every edge in every layer, in evaluation mode.
-
-    Args:
-        model: as for ``train.fit``.
-        graphs: the graphs to look at.
-        names: submodules whose output has one row per edge, names or patterns.
-        batch_size: graphs per forward pass.
-
-    Returns:
-        Shape [layers, E], edges in the order of the graphs; NaN where a row has no ratio.
-    """
+    """The largest activation ratio of every edge in every layer, NaN where a row has none."""
     passes = hooks.scan(model, batches(graphs, batch_size), names, forward=predict)
     maxima = [
         torch.stack([activation_ratio(score).amax(dim=-1) for score in seen.values()])
@@ -145,17 +107,10 @@ def edge_maxima(
 def bond_ratios(
     model: nn.Module, graphs: Sequence[Data], *, heads: int, names: str | Sequence[str] = SCORES
 ) -> list[Float[Tensor, "layers heads bonds"]]:
-    """The largest activation ratio of every bond in every layer and head, for pictures.
+    """The largest activation ratio of every bond of molecules in every layer and head.
 
-    Args:
-        model: as for ``train.fit``.
-        graphs: molecules, both directions of a bond next to each other.
-        heads: number of heads; channels are head-major.
-        names: submodules whose output has one row per edge, names or patterns.
-
-    Returns:
-        A tensor per graph, bonds in the order of ``edge_index``, the larger one of their two
-        directions; the median is that of the whole row, over all heads.
+    Of its two directions, next to each other in ``edge_index``, the larger one; over the median of
+    the whole row, of all heads.
     """
     found = []
     for _, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
@@ -190,18 +145,10 @@ def observe_states(
     *,
     device: str | torch.device = "cpu",
 ) -> dict[str, pd.DataFrame]:
-    """What the scores of one network look like on the test split, with several weights.
+    """Tables of the scores of one network on the test split, with several weights.
 
-    Args:
-        weights: from state to state dict; the state ``base_calibrated`` has its BatchNorm
-            statistics set to those of the training split first.
-        config: what the weights belong to.
-        splits: the data.
-        device: where to compute.
-
-    Returns:
-        The tables ``summary``, ``graph_maxima`` and ``histogram`` of ``Emergence``, without
-        the columns that say where they come from.
+    ``summary``, ``graph_maxima`` and ``histogram`` as of ``Emergence``, without their origin. The
+    state ``base_calibrated`` has its BatchNorm statistics set to those of the training split first.
     """
     model = build(config).to(device)
     tables: dict[str, list[pd.DataFrame]] = {"summary": [], "graph_maxima": [], "histogram": []}
@@ -211,7 +158,7 @@ def observe_states(
             calibrate_batch_norm(model, splits.train, batch_size=config.batch_size)
         # One pass for predictions and scores.
         pairs: list[tuple[Tensor, Tensor]] = []
-        summaries = _look(model, splits.test, *_choice(config), pairs)
+        summaries = summarise(model, splits.test, **_choice(config), predicted=pairs)
         metrics = joined_score(pairs, config.loss)
         for layer, summary in enumerate(summaries.values()):
             row = {"state": state, "layer": layer}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from scipy import stats
 from torch import nn
 from torch_geometric.data import Data
@@ -13,6 +14,7 @@ from torch_geometric.data import Data
 from mapkg.attack import SIGMAS, Ascent, TooFewEntries, attack, where_massive
 from mapkg.measures import MASSIVE_RATIO
 from mapkg.models.config import Config
+from studies import tables
 from studies.data import Splits
 from studies.grid import MODELS
 from studies.remedies import ARMS, COUNTED
@@ -92,25 +94,12 @@ def attack_network(
 ) -> pd.DataFrame:
     """Attacks of several kinds on one network, and on places where it has massive activations.
 
-    Args:
-        model: as for ``attack.attack``.
-        config: names its loss and batch size.
-        graphs: whose embeddings are disturbed.
-        sigmas: standard deviations; attacks on places, and published ones, have the last alone.
-        restarts: seeds of the noise.
-        kinds: of ``KINDS``.
-        places: of ``PLACES``.
-        threshold: ratio above which an activation is massive.
-        ascent: how noise is optimised.
-        progress: whether to show progress bars on stderr.
+    ``config`` names the loss and the batch size. Attacks on places, and published ones, have the
+    last of ``sigmas`` alone; ``restarts`` are seeds of the noise.
 
-    Returns:
-        The rows of ``attack.attack`` with a column ``kind``, one of ``kinds`` or ``places``; none
-        of a place that these graphs do not have, where nothing, or everything, is massive, or a
-        single entry, which has no standard deviation.
-
-    Raises:
-        ValueError: if a kind or place is unknown, or nothing is left to attack.
+    The rows of ``attack.attack`` with a column ``kind``, one of ``kinds`` or ``places``; none of a
+    place that these graphs do not have, where nothing, or everything, is massive, or a single
+    entry, which has no standard deviation.
     """
     sigmas, kinds, places = tuple(sigmas), tuple(kinds), tuple(places)
     for what, named, known in (("kinds", kinds, KINDS), ("places", places, PLACES)):
@@ -144,22 +133,8 @@ def attack_run(
 ) -> pd.DataFrame:
     """Attacks on the best weights of a finished run, on the first graphs of the validation split.
 
-    The validation split of a data set is the same for all networks, so that all are attacked on
-    the same molecules.
-
-    Args:
-        folder: what ``emergence`` wrote.
-        splits: the data it was trained on.
-        graphs: how many graphs.
-        places: whether noise also attacks each of ``PLACES`` alone.
-        **settings: further arguments of ``attack_network``, for example ``kinds``.
-
-    Returns:
-        Rows of ``attack_network`` with where they come from; ``seed`` is that of the training.
-
-    Raises:
-        FileNotFoundError: if the run is not finished.
-        ValueError: if the network was trained on other data.
+    So all networks on one data set are attacked on the same molecules. ``places`` says whether
+    noise also attacks each of ``PLACES`` alone, ``settings`` are those of ``attack_network``.
     """
     model, config, origin = read_network(folder, splits)
     chosen = list(splits.val[:graphs])
@@ -168,39 +143,20 @@ def attack_run(
 
 
 def read_attacks(folder: Path | str, runs: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
-    """The tracked tables of several networks.
-
-    Args:
-        folder: where ``python -m studies attack`` wrote ``attack_NAME.csv.gz``.
-        runs: from names of files to a pair of labels, network and arm.
-
-    Returns:
-        The rows with the columns ``label`` and ``run``.
-
-    Raises:
-        FileNotFoundError: if a table is missing.
-    """
-    found = []
-    for name, (label, arm) in runs.items():
-        path = Path(folder) / f"attack_{name}.csv.gz"
-        if not path.is_file():
-            raise FileNotFoundError(f"no table at {path}; write it with python -m studies attack")
-        found.append(pd.read_csv(path).assign(label=label, run=arm))
-    return pd.concat(found, ignore_index=True)
+    """The tracked tables of several networks, from names of files to ``label`` and ``run``."""
+    rows = tables.read(folder, "attack", list(runs)).rename(columns={"run": "file"})
+    rows["label"] = rows["file"].map({name: label for name, (label, _) in runs.items()})
+    rows["run"] = rows.pop("file").map({name: arm for name, (_, arm) in runs.items()})
+    return rows
 
 
 def damage(attacks: pd.DataFrame) -> pd.DataFrame:
     """What attacks do to the loss of each network, means over restarts.
 
-    Args:
-        attacks: of ``read_attacks``.
-
-    Returns:
-        A row per ``label``, ``run``, ``kind``, ``sigma`` and training ``seed``. Columns are the
-        losses ``none``, ``random`` and ``optimised``, geometric means over restarts, and how many
-        times the first the others are, ``random_factor`` and ``optimised_factor``, and
-        ``gain_factor``, how many times the random one the optimised one is (the published gain
-        and 1).
+    A row per ``label``, ``run``, ``kind``, ``sigma`` and training ``seed``. Columns are the losses
+    ``none``, ``random`` and ``optimised``, geometric means over restarts, and how many times the
+    first the others are, ``random_factor`` and ``optimised_factor``, and ``gain_factor``, how many
+    times the random one the optimised one is (the published gain and 1).
     """
     keys = ["label", "run", "kind", "sigma", "seed"]
     logs = attacks.assign(loss=np.log(attacks["loss"]))
@@ -218,13 +174,7 @@ def damage_table(
 ) -> pd.DataFrame:
     """Geometric means over training seeds with 95 % t intervals of the logarithms, as text.
 
-    What a single seed has is given without an interval.
-
-    Args:
-        damages: of ``damage``.
-        values: positive columns, with their headings.
-        rows: what the rows of the result are told apart by.
-        form: of a number.
+    What a single seed has is given without an interval. ``values`` are columns with headings.
     """
 
     def text(values: pd.Series) -> str:
@@ -236,3 +186,38 @@ def damage_table(
         return f"{form} [{form}, {form}]".format(*np.exp([mean, low, high]))
 
     return damages.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
+
+
+def losses_under_attack(
+    damage: pd.DataFrame, *, runs: Sequence[str] = (), columns: int = 3
+) -> sns.FacetGrid:
+    """The loss under noise of each size, a panel per network, a color per remedy.
+
+    A line is the geometric mean over seeds, in a band from the least to the greatest. The remedies
+    of ``runs`` come first.
+    """
+    present = damage["run"].unique()
+    order = [*dict.fromkeys(run for run in (*runs, *present) if run in present)]
+    names = {"optimised": "optimised noise", "random": "random noise", "none": "no noise"}
+    keys = ["label", "run", "sigma", "seed"]
+    long = damage.rename(columns=names).melt(keys, list(names.values()), "noise", "loss")
+    grid = sns.relplot(
+        long,
+        kind="line",
+        x="sigma",
+        y="loss",
+        hue="run",
+        hue_order=order,
+        palette="colorblind",
+        style="noise",
+        dashes=["", (4, 1.5), (1, 1)],
+        estimator=lambda losses: np.exp(np.log(losses).mean()),
+        errorbar=("pi", 100),
+        err_kws=dict(alpha=0.12),
+        col="label",
+        col_wrap=columns,
+        height=2.9,
+        aspect=0.9,
+    )
+    grid.set(xscale="log", yscale="log").set_titles("{col_name}")
+    return grid.set_axis_labels(r"$\sigma$", "loss")

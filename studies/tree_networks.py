@@ -114,7 +114,7 @@ class TreeNetwork(nn.Module):
 
     @property
     def can_share(self) -> bool:
-        """Whether nodes below the root do not see its key: no norm is over nodes."""
+        """Whether nodes below the root do not see its key, since no norm is over nodes."""
         return self.norm != "pair" and self.architecture != "gin"
 
     def shared(

@@ -86,14 +86,6 @@ def test_a_flipped_bit_is_refused(tmp_path, position):
         load(tmp_path / "best")
 
 
-def test_weights_of_another_checkpoint_are_refused(tmp_path):
-    save(tmp_path / "one", trained_weights(1), SMALL)
-    save(tmp_path / "two", trained_weights(2), SMALL)
-    os.replace(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
-    with pytest.raises(ValueError, match="do not belong together"):
-        load(tmp_path / "two")
-
-
 @pytest.mark.parametrize("missing", ["best.json", "best.safetensors"])
 def test_a_missing_file_is_an_error_that_names_both(tmp_path, missing):
     save(tmp_path / "best", trained_weights(), SMALL)
@@ -107,16 +99,6 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path, changes
     save(tmp_path / "best", trained_weights(), SMALL.replace(**changes))
     with pytest.raises(ValueError, match="weights do not fit the configuration"):
         load(tmp_path / "best")
-
-
-def test_tensors_that_are_not_contiguous_are_saved_too(tmp_path):
-    weights = trained_weights()
-    name = "layers.0.attention.query.weight"
-    transposed = weights[name].T.contiguous().T
-    assert not transposed.is_contiguous()
-    save(tmp_path / "best", weights | {name: transposed}, SMALL)
-    model, _ = load(tmp_path / "best")
-    assert torch.equal(model.state_dict()[name], weights[name])
 
 
 # The state of a training run.
@@ -139,24 +121,11 @@ def test_a_state_comes_back_exactly(tmp_path):
     [
         lambda content: b"",
         lambda content: content[:-1],
-        lambda content: content[: len(content) // 2],
         lambda content: content[1:],
-        lambda content: b"not a state at all",
         lambda content: content.replace(b'"values"', b'"volues"'),
         lambda content: safetensors.torch.save(TENSORS["model"]),
         lambda content: safetensors.torch.save({"a": torch.ones(1)}, {"values": "{}"}),
         lambda content: safetensors.torch.save({"a/b": torch.ones(1)}, {"values": "{"}),
-    ],
-    ids=[
-        "empty",
-        "last byte missing",
-        "half",
-        "first byte missing",
-        "text",
-        "no values",
-        "no metadata",
-        "no groups",
-        "half JSON",
     ],
 )
 def test_a_damaged_state_is_refused_with_what_to_do(tmp_path, damage):
@@ -178,14 +147,6 @@ def test_differences_name_every_entry_that_differs_or_is_only_on_one_side():
 # Writing whole or not at all.
 
 
-def test_writing_replaces_the_whole_content_and_makes_the_folders(tmp_path):
-    path = tmp_path / "a" / "b" / "file"
-    write_atomically(path, b"a longer old content")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert files(path.parent) == ["file"]
-
-
 def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, b"old")
@@ -193,16 +154,6 @@ def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path):
         write_atomically(path, ["not bytes"])
     assert path.read_bytes() == b"old"
     assert files(tmp_path) == ["file"]
-
-
-def test_a_failed_replacement_leaves_no_temporary_file(tmp_path):
-    path = tmp_path / "file"
-    path.mkdir()
-    (path / "inside").write_bytes(b"old")
-    with pytest.raises(OSError, match="file"):
-        write_atomically(path, b"new")
-    assert files(tmp_path) == ["file"]
-    assert (path / "inside").read_bytes() == b"old"
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -214,16 +165,6 @@ def test_a_file_has_the_mode_that_the_umask_gives(tmp_path, umask, mode):
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == mode
-
-
-def test_a_state_that_json_cannot_hold_leaves_the_old_one(tmp_path):
-    path = tmp_path / "state"
-    write_state(path, TENSORS, VALUES)
-    before = path.read_bytes()
-    with pytest.raises(TypeError):
-        write_state(path, TENSORS, {"tensor": torch.ones(1)})
-    assert path.read_bytes() == before
-    assert files(tmp_path) == ["state"]
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "not json", '{"sha256": "", "config": {"x": 1}}'])

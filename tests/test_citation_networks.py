@@ -1,28 +1,19 @@
 """Citation networks: Planetoid's files with their counts, and the synthetic one with its mixing."""
 
-import pickle
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from conftest import NOT_BUNDLED, planetoid
+from torch_geometric.datasets import Planetoid
 
-from mapkg.evaluation import NodeSplit
-from studies.data import NodesOfGraph, load
-from studies.data.networks import (
-    PARTS,
-    PER_CLASS,
-    _check_part,
-    citation_like,
-    load_planetoid,
-    planetoid_folder,
-    read_planetoid,
-)
+from studies.data import load
+from studies.data.networks import PER_CLASS, citation_like, planetoid_folder
 
 COUNTS = {
     "cora": (2708, 10556, 1433, 7, 140),
     "citeseer": (3327, 9104, 3703, 6, 120),
+    "pubmed": (19717, 88648, 500, 3, 60),
     "pubmed-missing": (19717, 88648, 500, 3, 60),
 }
 
@@ -59,22 +50,29 @@ def test_a_file_that_is_not_the_published_one_is_not_read(tmp_path):
         load("cora", tmp_path)
 
 
-def test_a_network_that_is_nowhere_says_what_helps(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"'cora' not found.*Planetoid/Cora/raw"):
-        load("cora", tmp_path, download=False)
-    with pytest.raises(FileNotFoundError, match="not fetched here"):
-        load("pubmed-missing", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no ind\.cora\.x"):
-        read_planetoid(tmp_path, "cora")
-    assert load_planetoid("cora", [tmp_path], download=False) is None
+def test_pubmed_is_complete():
+    graph = planetoid("pubmed").train.graph
+    assert int((graph.x != 0).sum()) == 988_031
+    assert graph.y.bincount().tolist() == [4_103, 7_739, 7_875]
+    missing = planetoid("pubmed-missing").train.graph
+    assert torch.equal(missing.x, graph.x * graph.train_mask[:, None])
 
 
-def test_a_pickle_without_a_checksum_is_read_only_if_it_holds_arrays(tmp_path):
-    _check_part("pubmed", "allx", pickle.dumps(np.eye(2), protocol=2), "file")
-    for evil in (pickle.dumps(print, protocol=2), pickle.dumps(print, protocol=4)):
-        with pytest.raises(ValueError, match="expected a pickle of arrays alone, found"):
-            _check_part("pubmed", "allx", evil, "file")
-    assert set(PARTS) > {"allx"}
+@pytest.mark.parametrize("cut", [0, 9])
+def test_a_network_is_fetched_and_kept_if_it_is_whole(cut, tmp_path, fresh_cache, monkeypatch):
+    planetoid("cora")
+    mirror = tmp_path / "mirror"
+    shutil.copytree(NOT_BUNDLED / planetoid_folder("cora"), mirror, copy_function=shutil.copyfile)
+    file = mirror / "ind.cora.allx"
+    file.write_bytes(file.read_bytes()[: -cut or None])
+    monkeypatch.setattr(Planetoid, "url", mirror.as_uri())
+    if cut:
+        with pytest.raises(ValueError, match=r"ind\.cora\.allx, as fetched: expected sha256"):
+            load("cora", tmp_path)
+        assert not fresh_cache.exists()
+    else:
+        assert len(load("cora", tmp_path).train) == 140
+        assert len(list((fresh_cache / planetoid_folder("cora")).iterdir())) == 8
 
 
 # ------------------------------------------------------------------------------
@@ -155,23 +153,4 @@ def test_it_is_loaded_by_name_and_says_that_it_is_synthetic():
     splits = load("citation")
     assert "synthetic" in splits.description.title
     assert any("Synthetic" in text for text in splits.description.deviations)
-    assert isinstance(splits.train, NodeSplit)
     assert splits.val.graph is splits.test.graph
-
-
-def test_a_batch_is_the_whole_graph_with_its_seeds_first():
-    graph = citation_like(0, num_nodes=300, num_edges=500, num_words=40)
-    part = NodesOfGraph(graph, torch.tensor([5, 17, 40, 100, 2]))
-    batches = list(part.loader(2, shuffle=False))
-    assert [batch.batch_size for batch in batches] == [2, 2, 1]
-    for batch, seeds in zip(batches, part.nodes.split(2), strict=True):
-        assert batch.num_nodes == 300
-        assert torch.equal(batch.x[: len(seeds)], graph.x[seeds])
-        assert torch.equal(batch.y, graph.y[seeds])
-        order = torch.cat(
-            [seeds, torch.tensor([i for i in range(300) if i not in set(seeds.tolist())])]
-        )
-        assert torch.equal(order[batch.edge_index], graph.edge_index)
-    torch.manual_seed(0)
-    shuffled = torch.cat([batch.x[: batch.batch_size] for batch in part.loader(2, shuffle=True)])
-    assert sorted(shuffled.sum(1).tolist()) == sorted(graph.x[part.nodes].sum(1).tolist())

@@ -249,3 +249,10 @@ def test_tuples_of_sizes_survive_json_which_has_none():
 def test_arguments_are_given_by_name_only():
     with pytest.raises(TypeError, match="positional"):
         Config("gt", "zinc")
+
+
+def test_a_configuration_written_before_a_switch_went_is_read_if_it_was_off():
+    config = CONFIGS["GT-ZINC"]
+    assert Config.from_dict({**config.to_dict(), "unread_node_type": None}) == config
+    with pytest.raises(ValueError, match="unread_node_type: expected None, the switch is gone"):
+        Config.from_dict({**config.to_dict(), "unread_node_type": 28})

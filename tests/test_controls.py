@@ -15,7 +15,6 @@ from studies import controls
 from studies.controls import permute_targets, untrained
 from studies.data import DESCRIPTIONS, Splits
 from studies.emergence import emergence
-from studies.extras.neighbours import ALL, InEdges, SeedNodes
 from studies.observation import summarise
 from studies.provenance import commit, versions
 from studies.published import CONFIGS
@@ -126,17 +125,9 @@ def test_training_on_permuted_targets_is_another_run_from_the_same_start(splits)
     assert set(permuted["dataset"]) == {"MOSES sample, targets permuted"}
 
 
-def test_seed_nodes_cannot_be_permuted_and_the_error_says_what_can(whole):
-    nodes = SeedNodes(
-        seeds=torch.arange(3),
-        edges=InEdges.of_undirected(torch.tensor([[0, 1], [1, 2]]), 3),
-        x=torch.zeros(3, dtype=torch.long),
-        edge_attr=torch.ones(2, 8),
-        y=torch.zeros(3, 1),
-        fan_outs=(ALL,),
-    )
-    with pytest.raises(ValueError, match=r"expected whole graphs, .* seed nodes of one graph"):
-        permute_targets(Splits(nodes, nodes, nodes, whole.description), 0)
+def test_nodes_cannot_be_permuted_and_the_error_says_what_can(papers):
+    with pytest.raises(ValueError, match=r"expected whole graphs, .* nodes of one graph"):
+        permute_targets(papers, 0)
 
 
 # Networks without training.

@@ -1,13 +1,13 @@
 """Importance of edges: hand values, finite differences, what a batch and a model are left as."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
 from rdkit import Chem
-from scipy import stats
 from torch import nn
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 from torch_geometric.nn import MessagePassing, global_add_pool
 from torch_geometric.utils import scatter
 
@@ -17,6 +17,7 @@ from mapkg.models.network import ARCHITECTURES, TypeEmbedding
 from studies.data import molecule_graph
 from studies.edge_scores import (
     METHODS,
+    OneTarget,
     bond_importance,
     bond_of_edge,
     edge_importance,
@@ -108,6 +109,12 @@ def one_hot(graph, number=4):
     return nn.functional.one_hot(graph.edge_attr, number).double()
 
 
+def with_sign(model, graph, method):
+    """What a method gives for one graph before the magnitude is taken."""
+    batch, network = Batch.from_data_list([graph]), OneTarget(deepcopy(model), 0)
+    return METHODS[method](network, batch, 0).detach()
+
+
 # What each method gives.
 
 
@@ -129,10 +136,8 @@ def test_the_ratio_of_an_edge_is_its_largest_magnitude_over_the_lower_median(
 @pytest.mark.parametrize("method", ["gradient x input", "integrated gradients"])
 def test_in_an_additive_model_an_edge_is_worth_the_weight_of_its_type(method):
     model, graphs = Additive(7.0, 2.0, -5.0, 0.5), [path(1, 2), path(3)]
-    signed = edge_importance(model, graphs, method, signed=True)
-    torch.testing.assert_close(signed, [torch.tensor([2, 2, -5.0, -5]), torch.tensor([0.5, 0.5])])
-    magnitudes = edge_importance(model, graphs, method)
-    torch.testing.assert_close(magnitudes, [of_edges.abs() for of_edges in signed])
+    found = edge_importance(model, graphs, method)
+    torch.testing.assert_close(found, [torch.tensor([2, 2, 5.0, 5]), torch.tensor([0.5, 0.5])])
 
 
 def test_an_edge_with_several_type_ids_is_worth_the_sum_of_their_weights():
@@ -148,7 +153,7 @@ def test_gradient_times_input_is_the_derivative_by_a_scale_of_the_type_of_an_edg
 ):
     model = network(architecture, out_channels=2)
     for target in (0, 1):
-        found = edge_importance(model, graphs[:2], "gradient x input", target=target, signed=True)
+        found = edge_importance(model, graphs[:2], "gradient x input", target=target)
         graph, step, expected = graphs[1], 1e-5, []
         for edge in range(graph.num_edges):
             scale = torch.ones(graph.num_edges, 1).double()
@@ -157,13 +162,13 @@ def test_gradient_times_input_is_the_derivative_by_a_scale_of_the_type_of_an_edg
                 scale[edge] = 1 + sign * step
                 sides.append(alone(model, graph, one_hot(graph) * scale)[target])
             expected.append((sides[0] - sides[1]) / (2 * step))
-        torch.testing.assert_close(found[1], torch.stack(expected), rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(found[1], torch.stack(expected).abs(), rtol=1e-4, atol=1e-9)
 
 
 @each_network
 def test_integrated_gradients_sum_to_the_change_from_edges_without_a_type(architecture, graphs):
     model = network(architecture)
-    found = edge_importance(model, graphs, "integrated gradients", signed=True)
+    found = [with_sign(model, graph, "integrated gradients") for graph in graphs]
     for graph, of_edges in zip(graphs, found, strict=True):
         rows = one_hot(graph)
         change = alone(model, graph, rows) - alone(model, graph, 0 * rows)
@@ -174,7 +179,7 @@ def test_integrated_gradients_sum_to_the_change_from_edges_without_a_type(archit
 @each_network
 def test_the_edge_mask_sums_to_the_change_from_a_network_without_messages(architecture, graphs):
     model = network(architecture)
-    found = edge_importance(model, graphs, "edge mask", signed=True)
+    found = [with_sign(model, graph, "edge mask") for graph in graphs]
     for graph, of_edges in zip(graphs, found, strict=True):
         change = alone(model, graph, graph.edge_attr)
         with hooks.edit(model, {"layers.*.attention:message": torch.zeros_like}):
@@ -184,8 +189,8 @@ def test_the_edge_mask_sums_to_the_change_from_a_network_without_messages(archit
 
 
 def test_the_edge_mask_of_an_additive_model_is_the_weight_of_the_message():
-    (found,) = edge_importance(Messages(0.0, 2.0, -5.0), [path(1, 2)], "edge mask", signed=True)
-    torch.testing.assert_close(found, torch.tensor([2.0, 2, -5, -5]))
+    (found,) = edge_importance(Messages(0.0, 2.0, -5.0), [path(1, 2)], "edge mask")
+    torch.testing.assert_close(found, torch.tensor([2.0, 2, 5, 5]))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -213,15 +218,6 @@ def test_attention_explainer_gives_the_mean_weight_of_all_layers_and_heads(archi
             rtol=0,
             atol=1e-5,
         )
-
-
-def test_random_importance_is_uniform_over_edges(graphs):
-    found = torch.cat(edge_importance(network("gt"), 100 * graphs, "random"))
-    assert stats.kstest(found.numpy(), "uniform").pvalue > 0.01
-    assert found.unique().numel() > 0.99 * found.numel()
-
-
-# Batches, draws, and the model.
 
 
 @each_network
@@ -335,11 +331,6 @@ def test_an_unknown_method_is_an_error_that_lists_those_known(graphs):
         edge_importance(network("gt"), graphs, "saliency")
 
 
-def test_no_graph_is_an_error():
-    with pytest.raises(ValueError, match="at least one graph, got none"):
-        edge_importance(network("gt"), [], "ratio")
-
-
 @pytest.mark.parametrize("layer", [-1, 2])
 def test_a_layer_that_is_not_there_is_an_error(layer, graphs):
     with pytest.raises(ValueError, match=f"layer: expected 0 to 1, got {layer}"):
@@ -361,8 +352,3 @@ def test_edges_with_float_features_have_no_types_to_explain():
 def test_full_graph_attention_is_refused(graphs):
     with pytest.raises(ValueError, match="got full-graph attention"):
         edge_importance(network("graphit", full_graph=True), graphs, "edge mask")
-
-
-def test_an_importance_of_another_length_is_an_error():
-    with pytest.raises(ValueError, match="importance for each of 4 edges, got 3"):
-        bond_importance(path(1, 2), torch.rand(3))

@@ -1,6 +1,4 @@
-"""Scores of models against scikit-learn and by hand, on whole graphs and on seed nodes."""
-
-from dataclasses import replace
+"""Scores of models against scikit-learn and by hand."""
 
 import pytest
 import torch
@@ -9,21 +7,17 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_a
 from torch import nn
 from torch_geometric.data import Data
 
-from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, predict, score, targets
+from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, score
 from mapkg.models import build
-from studies.extras.neighbours import ALL, InEdges, SeedNodes
 from studies.published import CONFIGS
-from studies.train import seed_all
 
 NAN = float("nan")
 
 
 class Sums(nn.Module):
-    """Predicts for each graph the sum of its rows, or each row itself for a sample of nodes."""
+    """Predicts for each graph the sum of its rows."""
 
-    def forward(self, x, edge_index, edge_attr, batch=None, batch_size=None):
-        if batch is None:
-            return x
+    def forward(self, x, edge_index, edge_attr, batch, batch_size):
         return x.new_zeros(batch_size, x.size(1)).index_add_(0, batch, x)
 
 
@@ -50,33 +44,6 @@ def graphs():
             Data(x=x, edge_index=torch.zeros(2, 1, dtype=torch.long), edge_attr=x[:1], y=y)
         )
     return found
-
-
-@pytest.fixture(scope="module")
-def nodes():
-    """Seven seed nodes of a random graph of twenty whose features tell the nodes apart."""
-    generator = torch.Generator().manual_seed(1)
-    pairs = torch.triu(torch.ones(20, 20), 1).nonzero()
-    pairs = pairs[torch.randperm(len(pairs), generator=generator)[:50]]
-    y = (torch.rand(20, 3, generator=generator) < 0.5).float()
-    y[torch.rand(20, 3, generator=generator) < 0.2] = NAN
-    return SeedNodes(
-        seeds=torch.tensor([13, 2, 0, 19, 7, 5, 11]),
-        edges=InEdges.of_undirected(pairs, 20),
-        x=torch.arange(20) % 8,
-        edge_attr=torch.rand(50, 8, generator=generator),
-        y=y,
-        fan_outs=(2, 3),
-    )
-
-
-def small_network(readout=None):
-    """A network for the nodes above."""
-    seed_all(0)
-    config = CONFIGS["GT-PROTEINS"].replace(
-        hidden_channels=8, heads=2, num_layers=2, out_channels=3, batch_size=3, readout=readout
-    )
-    return build(config)
 
 
 # Metrics of whole graphs.
@@ -172,72 +139,6 @@ def test_shuffled_batches_hold_every_graph_once_in_an_order_of_torchs_generator(
     assert sorted(first) == sorted(float(one.x[0, 0]) for one in graphs)
 
 
-def test_batches_of_seed_nodes_have_every_seed_once_and_first(nodes):
-    found = list(batches(nodes, 3))
-    assert [batch.batch_size for batch in found] == [3, 3, 1]
-    seeds = torch.cat([batch.n_id[: batch.batch_size] for batch in found])
-    assert torch.equal(seeds, nodes.seeds)
-    assert all(batch.num_nodes > batch.batch_size for batch in found), "context is drawn too"
-
-
-# Seed nodes.
-
-
-def test_only_the_seeds_of_a_neighbourhood_are_predicted_and_have_targets(nodes):
-    class Types(Sums):
-        def forward(self, x, edge_index, edge_attr, batch=None, batch_size=None):
-            assert (batch, batch_size) == (None, None), "a neighbourhood is no batch of graphs"
-            return x.unsqueeze(1).float()
-
-    for batch in batches(nodes, 3):
-        seeds = batch.n_id[: batch.batch_size]
-        assert predict(Types(), batch).tolist() == [[float(seed % 8)] for seed in seeds]
-        assert torch.equal(targets(batch).nan_to_num(9), nodes.y[seeds].nan_to_num(9))
-
-
-def test_a_sample_whose_targets_are_those_of_all_nodes_is_cut_to_the_seeds(nodes):
-    """PyG's own NeighborLoader gives the targets of the context, too."""
-    batch = next(iter(batches(nodes, 3)))
-    batch.y = nodes.y[batch.n_id]
-    assert len(batch.y) > 3
-    assert torch.equal(targets(batch).nan_to_num(9), nodes.y[nodes.seeds[:3]].nan_to_num(9))
-
-
-def test_the_metrics_of_seed_nodes_are_those_of_their_own_rows(nodes):
-    model = small_network().eval()
-    logits = []
-    with torch.no_grad():
-        for batch in nodes.loader(3, shuffle=False):
-            logits.append(model(batch.x, batch.edge_index, batch.edge_attr)[: batch.batch_size])
-    logits, target = torch.cat(logits), nodes.y[nodes.seeds]
-    assert logits.shape == target.shape == (7, 3)
-    labelled = ~target.isnan()
-    found = score(model, nodes, loss="bce", batch_size=3)
-    probability = logits[labelled].double().sigmoid()
-    assert found["bce"] == pytest.approx(log_loss(target[labelled], probability), rel=1e-5)
-    assert found["accuracy"] == accuracy_score(target[labelled], probability > 0.5)
-    assert evaluate(model, nodes, loss="bce", batch_size=3) == found["bce"]
-
-
-def test_labels_of_context_nodes_have_no_say(nodes):
-    model = small_network()
-    expected = score(model, nodes, loss="bce", batch_size=3)
-    others = torch.ones(20, dtype=torch.bool)
-    others[nodes.seeds] = False
-    y = nodes.y.clone()
-    y[others] = 1 - y[others]
-    assert score(model, replace(nodes, y=y), loss="bce", batch_size=3) == expected
-
-
-def test_with_all_neighbours_the_batch_size_of_seeds_makes_no_difference(nodes):
-    whole = replace(nodes, fan_outs=(ALL, ALL))
-    model = small_network().double().eval()
-    whole = replace(whole, edge_attr=whole.edge_attr.double())
-    expected = score(model, whole, loss="bce", batch_size=7)
-    for batch_size in (1, 3):
-        assert score(model, whole, loss="bce", batch_size=batch_size) == pytest.approx(expected)
-
-
 # BatchNorm.
 
 
@@ -267,17 +168,3 @@ def test_calibration_sets_the_statistics_to_those_of_the_data(batch_size):
         close = dict(check_dtype=False, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(norm.running_mean, mean, **close)
         torch.testing.assert_close(norm.running_var, variance, **close)
-
-
-def test_seed_nodes_calibrate_with_their_neighbourhoods(nodes):
-    model = small_network()
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
-    first = next(iter(norms))
-    inputs = []
-    handle = norms[first].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    calibrate_batch_norm(model, nodes, batch_size=3)
-    handle.remove()
-    assert len(inputs) == 3
-    expected = torch.stack([x.mean(0) for x in inputs]).mean(0)
-    torch.testing.assert_close(norms[first].running_mean, expected)
-    assert all(int(norm.num_batches_tracked) == 3 for norm in norms.values())

@@ -15,8 +15,7 @@ from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, prediction
 from mapkg.hooks import evaluating
 from mapkg.models import build
 from mapkg.reporting import report
-from studies import edge_scores, faithfulness, first_layer
-from studies import score_parts as parts
+from studies import edge_scores, explanations, first_layer
 from studies.explicit_bias import idle_term, readings
 from studies.observation import bond_ratios, edge_maxima, summarise, summarise_scores
 from studies.published import CONFIGS
@@ -105,12 +104,14 @@ LOOKING = {
     "evaluate": lambda model, graphs: evaluate(model, graphs),
     "calibrate_batch_norm": lambda model, graphs: calibrate_batch_norm(model, graphs),
     "heat_map": lambda model, graphs: by_type.heat_map(model, graphs, labels(graphs), 4),
-    "score_parts": lambda model, graphs: parts.score_parts(model, graphs, labels(graphs), "abcd"),
+    "score_parts": lambda model, graphs: first_layer.score_parts(
+        model, graphs, labels(graphs), "abcd"
+    ),
     "intervene": lambda model, graphs: interventions.intervene(model, graphs, reference=graphs),
     "first_layer": lambda model, graphs: first_layer.first_layer(
         model, first_layer.distinct_edges(graphs)
     ),
-    "curve": lambda model, graphs: faithfulness.curve(model, graphs, some_importance(graphs)),
+    "curve": lambda model, graphs: explanations.curve(model, graphs, some_importance(graphs)),
     "edge_importance": lambda model, graphs: edge_scores.edge_importance(model, graphs, "ratio"),
     "attack": lambda model, graphs: attack(
         model, graphs, [0.1], restarts=[0], ascent=Ascent(passes=1), progress=False

@@ -9,20 +9,22 @@ import torch
 from torch_geometric.data import Data
 
 from mapkg.attribution import heat_map
-from mapkg.hooks import edit, record
-from mapkg.measures import activation_ratio
+from mapkg.hooks import record
 from mapkg.models import build
 from studies import checkpoint
 from studies.data import BUNDLED, load
+from studies.data.bond_properties import edge_labels
 from studies.first_layer import (
     distinct_edges,
     first_layer,
+    first_layer_table,
+    log_ratios,
     mean_log_ratio,
+    predicted_heat,
+    score_parts,
     separable_log_ratio,
-    shares_above,
 )
 from studies.published import CONFIGS
-from studies.score_parts import score_parts
 from studies.train import seed_all
 
 SMALL = {
@@ -56,7 +58,7 @@ def test_distinct_edges_are_counted_and_found_again(graphs):
                 int(part[index]) for part in (triples.source, triples.target, triples.edge)
             )
             position += 1
-    assert len(triples) == len(found)
+    assert len(triples.count) == len(found)
     assert sorted(triples.count.tolist()) == sorted(found.values())
 
 
@@ -83,16 +85,42 @@ def test_scores_from_weights_are_those_of_the_network_on_molecules(name, use_bia
     torch.testing.assert_close(found.gate[index], gate.detach())
 
 
-def test_shares_from_weights_are_the_heat_map_of_the_molecules(graphs):
-    model = network()
+def test_predictions_from_weights_are_the_heat_map_and_ratios_of_the_molecules(graphs):
+    model, about = network(), load("moses").description
+    labels, names = edge_labels(graphs, "type", about)
+    measured = heat_map(model, graphs, labels, len(names), thresholds=(3.0,))[0, 0].nan_to_num()
+    found = np.zeros(measured.shape)
+    table = predicted_heat(model, graphs, about.edge_types, threshold=3.0)
+    for row in table.itertuples():
+        found[names.index(row.label), row.channel] = row.percent / 100
+    assert 0.05 < found[0].mean() < 0.9
+    np.testing.assert_allclose(found, measured, atol=1e-9)
+    assert (table["percent"] > 0).all() and set(table["layer"]) == {0}
+    assert predicted_heat(model, graphs, about.edge_types, threshold=1e9).empty
+    logs = log_ratios(model, graphs, graphs, {1: "single", 2: "double", 9: "absent"})
+    assert list(logs["label"].unique()) == ["single", "double"]
     triples = distinct_edges(graphs)
-    layer = first_layer(model, triples)
-    labels = [graph.edge_attr for graph in graphs]
-    expected = heat_map(model, graphs, labels, 4, thresholds=(3.0,))[0, 0]
-    found = shares_above(layer, triples.edge, triples.count, 3.0, 4)
-    torch.testing.assert_close(found, expected, equal_nan=True)
-    assert 0.05 < found[1].mean() < 0.9
-    assert found[0].isnan().all()  # id 0, no edge
+    ratio = first_layer(model, triples).ratio[triples.index]  # of every edge
+    expected = ratio[torch.cat(labels) == names.index("double")].double().log10().mean(dim=0)
+    np.testing.assert_allclose(logs.query("label == 'double'")["measured"], expected, rtol=1e-5)
+
+
+def test_the_crossed_prediction_gives_every_type_the_same_atoms(graphs):
+    model, _ = checkpoint.load(BUNDLED / "checkpoints" / "gt_moses_seed0")
+    triples, names = distinct_edges(graphs), {1: "single", 2: "double", 3: "triple"}
+    start = model.edge_embedding.weight.detach()
+    found = first_layer_table(model, triples, triples, names, start).set_index("label")
+    pairs = {}
+    for *pair, count in zip(triples.source, triples.target, triples.count, strict=True):
+        key = tuple(map(int, pair))
+        pairs[key] = pairs.get(key, 0) + int(count)
+    for edge_type, name in names.items():
+        share = 0
+        for (source, target), count in pairs.items():
+            one = [torch.tensor([i]) for i in (source, target, edge_type, 1, 0)]
+            share += count * bool((first_layer(model, type(triples)(*one)).ratio > 1000).any())
+        expected = share / sum(pairs.values())
+        assert found.loc[name, "common_pairs"] == pytest.approx(expected)
 
 
 def test_the_separable_prediction_is_exact_if_atoms_do_not_depend_on_the_bond():
@@ -103,7 +131,7 @@ def test_the_separable_prediction_is_exact_if_atoms_do_not_depend_on_the_bond():
     ]
     triples = distinct_edges(graphs)
     layer = first_layer(network(), triples)
-    arguments = (layer, triples.edge, triples.count, 4)
+    arguments = (layer, triples, 4)
     measured, predicted = mean_log_ratio(*arguments), separable_log_ratio(*arguments)
     torch.testing.assert_close(predicted, measured, equal_nan=True, rtol=1e-4, atol=1e-5)
     expected = layer.ratio[triples.edge == 2].double().log10().mean(dim=0)
@@ -113,7 +141,7 @@ def test_the_separable_prediction_is_exact_if_atoms_do_not_depend_on_the_bond():
 def test_the_separable_prediction_is_not_exact_if_they_do(graphs):
     triples = distinct_edges(graphs)
     layer = first_layer(network(), triples)
-    arguments = (layer, triples.edge, triples.count, 4)
+    arguments = (layer, triples, 4)
     difference = (mean_log_ratio(*arguments) - separable_log_ratio(*arguments))[1:3].abs()
     assert 0.001 < difference.max() < 1
 
@@ -123,9 +151,6 @@ def test_what_is_no_table_of_types_is_refused(graphs):
         distinct_edges([Data(x=torch.zeros(2, dtype=torch.long), edge_attr=torch.rand(1, 8))])
     with pytest.raises(ValueError, match=r"x: expected one type id per row"):
         distinct_edges([Data(x=torch.zeros(2, 9, dtype=torch.long))])
-    empty = torch.empty(0, dtype=torch.long)
-    with pytest.raises(ValueError, match="there is no edge"):
-        distinct_edges([Data(x=empty, edge_index=empty.view(2, 0), edge_attr=empty)])
     triples = distinct_edges(graphs)
     encoded = SMALL["SAN"].replace(laplacian_encoding=True)
     with pytest.raises(ValueError, match="the first layer sees more than the types"):
@@ -143,7 +168,7 @@ def test_the_shipped_network_has_its_massive_activations_in_a_few_triples(cache)
     triples = distinct_edges(graphs)
     massive = first_layer(model, triples).ratio.amax(dim=1) > 1000
     on_edges = massive[triples.index].float().mean()
-    assert len(triples) == 31
+    assert len(triples.count) == 31
     assert massive.sum() < 20
     assert on_edges > 0.8
 
@@ -184,22 +209,3 @@ def test_parts_are_means_over_the_edges_of_a_label(graphs):
         assert found.loc[index, "max_ratio"] == pytest.approx(ratio, rel=1e-6)
     assert found.loc[(0, "none"), "edges"] == 0
     assert np.isnan(found.loc[(0, "none"), ["match", "median"]].astype(float)).all()
-
-
-def test_rows_without_a_ratio_do_not_enter_the_medians(graphs):
-    graphs = graphs[:2]
-    model = network()
-
-    def spoil(score):
-        score = score.clone()
-        score[0] = torch.tensor([0.0] * 12 + [1.0] * 4)
-        return score
-
-    labels, names = [graph.edge_attr for graph in graphs], ("none", "single", "double", "triple")
-    clean = score_parts(model, graphs, labels, names).query("layer == 0")
-    with edit(model, {"layers.0.attention.score": spoil}):
-        found = score_parts(model, graphs, labels, names).query("layer == 0")
-    assert (clean["usable"] == clean["edges"]).all()
-    assert (found["edges"] - found["usable"]).sum() == 1
-    assert activation_ratio(torch.tensor([[0.0] * 12 + [1.0] * 4])).isnan().all()
-    assert np.isfinite(found.loc[found["edges"] > 0, "median"]).all()

@@ -22,8 +22,8 @@ SMALL = {"hidden_channels": 8, "heads": 2, "num_layers": LAYERS}
 
 UNKNOWN_DATA_SET = (
     "error: unknown data set 'qm9'; known: citation, citeseer, cora, moses, moses-triple, "
-    "ogbn-proteins, proteins, pubmed, pubmed-missing, tox21, tox21-random, trees-2, trees-3, "
-    "trees-4, trees-5, trees-6, trees-7, trees-8, zinc\n"
+    "proteins, pubmed, pubmed-missing, tox21, tox21-random, trees-2, trees-3, trees-4, trees-5, "
+    "zinc, zinc-substitute\n"
 )
 
 pytestmark = pytest.mark.usefixtures("cache", "same_number_of_threads")

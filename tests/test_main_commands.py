@@ -1,11 +1,9 @@
 """The commands for controls, laws and chosen states on runs of seconds."""
 
-import gzip
 from dataclasses import replace
 
 import pandas as pd
 import pytest
-from ogbn_files import write_ogbn_proteins
 
 from studies.__main__ import USAGE_ERROR, main
 from studies.controls import permute_targets, untrained
@@ -230,61 +228,15 @@ def test_an_incomplete_command_exits_with_its_usage(arguments, message, capsys):
     assert message in captured
 
 
-# Nodes of one large graph
+# Nodes of one graph
 
 
-@pytest.fixture
-def ogbn(tmp_path, monkeypatch):
-    """A small ogbn-proteins where the commands look for it."""
-    write_ogbn_proteins(tmp_path / "data")
-    monkeypatch.setenv("MAPKG_DATA", str(tmp_path / "data"))
-
-
-ON_NODES = [
-    *("--config", "GT-PROTEINS", "--dataset", "ogbn-proteins", "--threads", "1"),
-    *("--set", "hidden_channels=8", "--set", "heads=2"),
-]
-
-
-def test_a_network_is_trained_on_nodes_and_looked_at_untrained(ogbn, tmp_path):
-    out, path = tmp_path / "run", tmp_path / "untrained.csv.gz"
-    limit = ["--limit", "3"]
-    assert main(["train", *ON_NODES, *limit, "--epochs", "1", "--out", str(out)]) == 0
-    assert main(["untrained", *ON_NODES, "--networks", "1", "-o", str(path)]) == 0
-    summary = read_emergence(out).summary
-    assert summary[["state", "layer"]].drop_duplicates().shape == (4 * 3, 2)
-    assert set(summary["dataset"]) == {"ogbn-proteins, first 3"}
-    # Four test nodes have more neighbours than three of them.
-    assert pd.read_csv(path)["rows"].min() > summary["rows"].max()
-
-
-def test_the_targets_of_nodes_are_not_permuted(ogbn, tmp_path, capsys):
-    command = ["train", *ON_NODES, "--permute-targets", "--out", str(tmp_path / "run")]
-    assert main(command) == USAGE_ERROR
-    assert "error: expected whole graphs" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_another_number_of_layers_than_fan_outs_is_refused(ogbn, tmp_path, capsys):
-    command = ["train", *ON_NODES, "--set", "num_layers=2", "--out", str(tmp_path / "run")]
-    assert main(command) == USAGE_ERROR
-    assert "one fan-out for each of the 2 layers, got 3" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_data_command_counts_seed_nodes(ogbn, capsys):
-    assert main(["data", "ogbn-proteins"]) == 0
+def test_the_data_command_counts_nodes(capsys):
+    assert main(["data", "citation"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "name: ogbn-proteins"
+    assert lines[0] == "name: citation"
     assert lines[-3:] == [
-        "train: 13 seed nodes of one graph",
-        "val: 6 seed nodes of one graph",
-        "test: 4 seed nodes of one graph",
+        "train: 140 nodes of one graph",
+        "val: 500 nodes of one graph",
+        "test: 1,000 nodes of one graph",
     ]
-
-
-def test_a_damaged_file_of_nodes_is_an_error_and_no_traceback(ogbn, tmp_path, capsys):
-    path = tmp_path / "data" / "ogbn_proteins" / "raw" / "edge.csv.gz"
-    path.write_bytes(gzip.compress(b"0,1\n"))
-    assert main(["data", "ogbn-proteins"]) == USAGE_ERROR
-    assert capsys.readouterr().err.startswith(f"error: {path}: expected 120 rows")

@@ -178,7 +178,9 @@ def test_code_only_chooses_calls_and_shows(path):
             for node in ast.parse(cell.source).body
             if not isinstance(node, ast.Import | ast.ImportFrom)
         )
-        assert lines <= 20, f"a cell of {lines} lines:\n{cell.source}"
+        assert lines <= 20 or "remove-cell" in tags(cell), (
+            f"a cell of {lines} lines:\n{cell.source}"
+        )
         assert not re.search(r"^\s*(def|class) ", cell.source, re.MULTILINE), cell.source
         for forbidden in ("!pip", "%pip", "sys.path", "filterwarnings", ".backward("):
             assert forbidden not in cell.source

@@ -14,7 +14,6 @@ from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import build
 from mapkg.models.network import ARCHITECTURES, CLAMPED, SCORES
 from mapkg.models.pyg_layers import vector_score
-from studies.extras.neighbours import InEdges, SeedNodes
 from studies.observation import (
     bond_ratios,
     edge_maxima,
@@ -47,33 +46,9 @@ def graphs(splits):
     return splits.test
 
 
-@pytest.fixture(scope="module")
-def nodes():
-    """Five seed nodes of a random graph of twenty, with two small fan-outs."""
-    generator = torch.Generator().manual_seed(3)
-    pairs = torch.triu(torch.ones(20, 20), 1).nonzero()
-    pairs = pairs[torch.randperm(len(pairs), generator=generator)[:60]]
-    return SeedNodes(
-        seeds=torch.tensor([3, 19, 0, 7, 11]),
-        edges=InEdges.of_undirected(pairs, 20),
-        x=torch.arange(20) % 8,
-        edge_attr=torch.rand(60, 8, generator=generator),
-        y=torch.zeros(20, 112),
-        fan_outs=(2, 3),
-    )
-
-
 def network(config, seed=0):
     seed_all(seed)
     return build(config).eval()
-
-
-def node_network(architecture):
-    """A network for the nodes above."""
-    config = ON_ZINC[architecture].replace(
-        num_node_types=8, num_edge_types=None, edge_channels=8, out_channels=112, readout=None
-    )
-    return network(config)
 
 
 def same_statistics(found, expected):
@@ -96,10 +71,6 @@ def same_summaries(found, expected):
 # What is looked at.
 
 
-def test_there_is_a_configuration_for_molecules_of_every_architecture():
-    assert set(ON_ZINC) == set(ARCHITECTURES)
-
-
 @pytest.mark.parametrize(
     ("architecture", "name"),
     [
@@ -118,23 +89,6 @@ def test_the_score_is_looked_at_or_what_attention_sends_where_there_is_none(arch
     assert len(resolve(network(ON_ZINC[architecture]), name)) == LAYERS
 
 
-def test_every_architecture_is_named_above():
-    assert looked_at("gt") == SCORES
-    assert set(CLAMPED) <= set(ARCHITECTURES)
-
-
-@each_architecture
-def test_a_summary_has_a_row_of_every_channel_for_each_edge_or_node(architecture, graphs):
-    found = summarise(network(ON_ZINC[architecture]), graphs, names=looked_at(architecture))
-    kind = "num_nodes" if architecture == "gps" else "num_edges"
-    rows = sum(getattr(graph, kind) for graph in graphs)
-    assert len(found) == LAYERS
-    for summary in found.values():
-        assert summary.statistics()["rows"] == rows
-        assert summary.statistics()["channels"] == D
-        assert len(summary.graph_maxima) == len(graphs)
-
-
 @each_architecture
 def test_a_batch_of_graphs_is_summed_up_as_each_graph_alone(architecture, graphs):
     model = network(ON_ZINC[architecture]).double()
@@ -145,7 +99,9 @@ def test_a_batch_of_graphs_is_summed_up_as_each_graph_alone(architecture, graphs
     for name, summary in found.items():
         maxima = [maximum for one in alone for maximum in one[name].graph_maxima]
         assert summary.graph_maxima == pytest.approx(maxima, rel=1e-6)
-        assert summary.num_rows == sum(one[name].num_rows for one in alone)
+        kind = "num_nodes" if architecture == "gps" else "num_edges"
+        assert summary.num_rows == sum(getattr(graph, kind) for graph in graphs)
+        assert summary.statistics()["channels"] == D
 
 
 def test_a_summary_of_a_transformer_is_that_of_its_logits_before_the_sum(graphs):
@@ -220,45 +176,6 @@ def test_of_full_graph_attention_the_edges_of_the_data_are_summed_up(
         assert summary.graph_maxima == pytest.approx(expected[name].graph_maxima, rel=1e-3)
 
 
-# Seed nodes.
-
-
-@pytest.mark.parametrize("architecture", ["gt", "san", "egat", "transformer", "gps"])
-def test_a_sampled_neighbourhood_counts_as_one_graph(architecture, nodes):
-    found = summarise(
-        node_network(architecture), nodes, names=looked_at(architecture), batch_size=2
-    )
-    batches = list(nodes.loader(2, shuffle=False))
-    kind = "num_nodes" if architecture == "gps" else "num_edges"
-    for summary in found.values():
-        assert len(summary.graph_maxima) == len(batches) == 3
-        assert summary.num_rows == sum(getattr(batch, kind) for batch in batches)
-
-
-def test_the_summary_of_seed_nodes_is_that_of_their_neighbourhoods(nodes):
-    model = node_network("gt")
-    found = summarise(model, nodes, heads=HEADS, batch_size=2)
-    expected = {name: ActivationSummary(heads=HEADS) for name in found}
-    for batch in nodes.loader(2, shuffle=False):
-        with record(model, SCORES) as seen, torch.no_grad():
-            model(batch.x, batch.edge_index, batch.edge_attr)
-        for name, (score,) in seen.items():
-            expected[name].update(score)
-    for name, summary in found.items():
-        assert summary.statistics() == expected[name].statistics()
-        assert summary.graph_maxima == expected[name].graph_maxima
-
-
-def test_two_looks_at_seed_nodes_agree_and_leave_the_random_state_alone(nodes):
-    model = node_network("gt")
-    torch.manual_seed(5)
-    first = summarise(model, nodes, batch_size=2)
-    torch.manual_seed(6)
-    state = torch.get_rng_state()
-    same_summaries(summarise(model, nodes, batch_size=2), first)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 # Outputs that do not fit.
 
 
@@ -304,24 +221,22 @@ def test_an_output_that_is_no_table_of_rows_is_refused_with_its_name(kind, graph
         summarise(Unsuitable(kind), graphs, names="edges")
 
 
-class SeedsOnly(nn.Module):
-    """Dense attention that some nodes of a neighbourhood do not take part in."""
+class FirstNodes(nn.Module):
+    """Dense attention that most nodes do not take part in."""
 
     def __init__(self):
         super().__init__()
-        self.embedding = nn.Embedding(8, D)
+        self.embedding = nn.Embedding(28, D)
         self.attention = nn.MultiheadAttention(D, HEADS, batch_first=True)
 
-    def forward(self, x, edge_index, edge_attr):
+    def forward(self, x, edge_index, edge_attr, batch, num_graphs):
         h = self.embedding(x)[:2].unsqueeze(0)
         return self.attention(h, h, h)[0].squeeze(0)
 
 
-def test_dense_attention_without_a_row_per_node_is_refused_too(nodes):
-    number = next(iter(nodes.loader(2, shuffle=False))).num_nodes
-    message = f"^attention: expected a row per node, {number}, got 2;"
-    with pytest.raises(ValueError, match=message):
-        summarise(SeedsOnly(), nodes, names="attention", batch_size=2)
+def test_dense_attention_without_a_row_per_node_is_refused_too(graphs):
+    with pytest.raises(ValueError, match=r"^attention: expected rows of channels: .* name a"):
+        summarise(FirstNodes(), graphs[:1], names="attention")
 
 
 def test_a_name_that_matches_nothing_is_refused(graphs):
@@ -365,17 +280,6 @@ def test_rows_with_a_bad_value_are_counted_and_reach_no_other_statistic(graphs):
     for key, value in expected.statistics().items():
         if key not in ("rows", "nonfinite_rows"):
             assert statistics[key] == pytest.approx(value, rel=1e-9), key
-
-
-def test_a_layer_of_nothing_but_bad_values_is_counted_row_by_row(graphs):
-    model = network(ON_ZINC["gt"])
-    first = "layers.0.attention.score"
-    with edit(model, {first: lambda score: torch.full_like(score, torch.nan)}):
-        found = summarise(model, graphs)[first]
-    assert found.statistics()["nonfinite_rows"] == found.num_rows > 0
-    assert math.isnan(found.statistics()["max_ratio"])
-    assert len(found.graph_maxima) == len(graphs)
-    assert all(math.isnan(maximum) for maximum in found.graph_maxima)
 
 
 def test_a_row_of_one_edge_has_the_rows_largest_ratio_or_none(graphs):

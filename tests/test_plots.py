@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from studies import plots
-from studies.data import molecule_graph, to_molecule
 
 
 @pytest.fixture(autouse=True)
@@ -97,25 +96,6 @@ def test_row_maxima_show_the_share_of_rows_above_each_value():
     _, ax = plt.subplots()
     plots.row_maxima({"sample": torch.tensor([4.0, 1.0, 2.0, 3.0])}, ax)
     assert curves(ax)["sample"].tolist() == [[1, 1], [2, 0.75], [3, 0.5], [4, 0.25]]
-
-
-def test_type_counts_are_labelled_with_their_numbers():
-    _, ax = plt.subplots()
-    plots.type_counts(pd.DataFrame({"type": ["a", "b"], "count": [1234, 7]}), ax, x="type")
-    assert {text.get_text() for text in ax.texts} == {"1,234", "7"}
-
-
-def test_a_molecule_is_drawn_with_its_notes_and_is_not_changed():
-    molecule = to_molecule(molecule_graph("CC#N"))
-    _, (plain, noted) = plt.subplots(1, 2)
-    plots.molecule(molecule, plain)
-    plots.molecule(molecule, noted, atom_notes=["0", "1", "2"], bond_notes=["1", "3"])
-    images = [ax.images[0].get_array() for ax in (plain, noted)]
-    assert images[0].min() < 0.5 < images[0].max()
-    assert (np.asarray(images[0]) != np.asarray(images[1])).any()
-    assert not molecule.GetAtomWithIdx(0).HasProp("atomNote")
-    with pytest.raises(ValueError, match="argument"):
-        plots.molecule(molecule, plain, atom_notes=["too few"])
 
 
 def test_the_diagram_names_what_hooks_can_read():

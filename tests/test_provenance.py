@@ -65,62 +65,30 @@ def test_versions_name_the_interpreter_and_the_packages_that_numbers_depend_on()
 
 
 @needs_git
-def test_a_clean_work_tree_gives_its_commit(repository):
+@pytest.mark.parametrize(
+    ("changed", "is_dirty"),
+    [(None, False), ("README", False), ("studies/model.py", True), ("studies/new.py", True)],
+)
+def test_a_change_of_the_code_is_marked_dirty_and_no_other(repository, changed, is_dirty):
     module = copied_to(repository / "studies")
+    for name in ("README", "studies/model.py"):
+        (repository / name).write_text("one\n")
     head = commit_all(repository)
     assert re.fullmatch("[0-9a-f]{40}", head)
-    assert module.commit() == head
+    if changed:
+        (repository / changed).write_text("two\n")
+    assert module.commit() == head + "-dirty" * is_dirty
 
 
 @needs_git
-def test_changed_code_is_marked_dirty(repository):
-    module = copied_to(repository / "studies")
-    (repository / "studies" / "model.py").write_text("width = 8\n")
-    head = commit_all(repository)
-    (repository / "studies" / "model.py").write_text("width = 9\n")
-    assert module.commit() == f"{head}-dirty"
-
-
-@needs_git
-def test_a_new_file_of_code_is_marked_dirty(repository):
-    module = copied_to(repository / "studies")
-    head = commit_all(repository)
-    (repository / "studies" / "new.py").touch()
-    assert module.commit() == f"{head}-dirty"
-
-
-@needs_git
-def test_a_change_outside_the_package_is_not_a_change_of_the_code(repository):
-    module = copied_to(repository / "studies")
-    (repository / "README").write_text("one\n")
-    head = commit_all(repository)
-    (repository / "README").write_text("two\n")
-    (repository / "result.csv").touch()
-    assert module.commit() == head
-
-
-@needs_git
-def test_a_package_installed_inside_another_project_does_not_take_its_commit(repository):
-    (repository / ".gitignore").write_text(".venv\n")
-    commit_all(repository)
-    module = copied_to(repository / ".venv" / "studies")
-    assert module.commit() == provenance.NOT_AVAILABLE == "not available"
-
-
-@needs_git
-def test_a_repository_without_a_commit_gives_none(repository):
+def test_code_that_no_commit_holds_has_none(repository, tmp_path, monkeypatch):
     module = copied_to(repository / "studies")
     git(repository, "add", "--all")
-    assert module.commit() == "not available"
-
-
-@needs_git
-def test_a_package_outside_any_repository_has_no_commit(tmp_path, monkeypatch):
+    assert module.commit() == provenance.NOT_AVAILABLE == "not available"
+    (repository / ".gitignore").write_text(".venv\n")
+    commit_all(repository)  # an installed copy does not take another project's commit
+    assert copied_to(repository / ".venv" / "studies").commit() == "not available"
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert copied_to(tmp_path / "studies").commit() == "not available"
-
-
-def test_a_machine_without_git_has_no_commit(tmp_path, monkeypatch):
-    module = copied_to(tmp_path / "studies")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert module.commit() == "not available"
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git at all
+    assert copied_to(repository / "studies").commit() == "not available"

@@ -10,8 +10,7 @@ from studies.emergence import emergence
 from studies.laws import compare_laws
 from studies.published import CONFIGS
 from studies.remedies import (
-    Remedies,
-    compact,
+    arms,
     join_compact,
     later_epochs,
     read_remedies,
@@ -39,7 +38,7 @@ def runs(cache, tmp_path_factory):
 
 def test_a_compact_table_has_the_scores_and_the_gamma_law_of_each_layer(runs):
     folder, run = next(iter(runs.items()))
-    found = join_compact([folder]).layers.set_index(["state", "layer"]).sort_index()
+    found = join_compact([folder])["layers"].set_index(["state", "layer"]).sort_index()
     assert len(found) == 4
     expected = run.summary.set_index(["state", "layer"]).sort_index()
     for state in ("base", "best"):
@@ -52,13 +51,6 @@ def test_a_compact_table_has_the_scores_and_the_gamma_law_of_each_layer(runs):
     gamma = laws[laws["law"] == "gamma"].set_index(["state", "layer"]).sort_index()
     for column in ("ks_own", "ks_two_sample"):
         assert found[column].to_numpy() == pytest.approx(gamma[column].to_numpy(), abs=1e-4)
-
-
-def test_laws_that_are_there_are_not_fitted_again(runs):
-    run = next(iter(runs.values()))
-    rows = run.summary.query("state in ('base', 'best')")[["seed", "layer", "state"]]
-    laws = rows.assign(law="gamma", ks_own=0.5, ks_base=0.25, ks_two_sample=0.125)
-    assert (compact(run, laws).layers["ks_own"] == 0.5).all()
 
 
 def test_the_command_joins_runs(runs, tmp_path):
@@ -111,7 +103,7 @@ def test_the_table_has_the_metric_with_its_interval_over_seeds():
         for seed, mae in enumerate((0.4, 0.5, 0.6))
         for layer in (0, 1)
     ]
-    found = remedy_table(Remedies(pd.DataFrame(rows), epochs), "mae").loc[("SAN", "sink")]
+    found = remedy_table(dict(layers=pd.DataFrame(rows), epochs=epochs), "mae").loc[("SAN", "sink")]
     half = 4.302653 * 0.1 / np.sqrt(3)  # of Student's t with two degrees of freedom
     assert found["test mae"] == f"0.500 [{0.5 - half:.3f}, {0.5 + half:.3f}]"
     assert found["edges"] == "0.0%-50.0%"
@@ -119,22 +111,32 @@ def test_the_table_has_the_metric_with_its_interval_over_seeds():
     assert found["epochs"] == "0%-100%"
     assert found["KS gamma"] == "0.020"
     assert found["largest |s|"] == "0.316-14.1"
-    large = Remedies(pd.DataFrame(rows), epochs.assign(max_abs=1099.4))
+    large = dict(layers=pd.DataFrame(rows), epochs=epochs.assign(max_abs=1099.4))
     assert remedy_table(large, "mae").loc[("SAN", "sink"), "largest |s|"] == "1,100"
 
 
 def test_networks_without_a_remedy_are_those_of_the_grid():
     found = read_remedies(RESULTS, "tox21", {"none": "none"}, ["GT"])
-    assert set(found.layers["seed"]) == {0, 1, 2}
-    assert set(found.layers["label"]) == {"GT"}
+    assert set(found["layers"]["seed"]) == {0, 1, 2}
+    assert set(found["layers"]["label"]) == {"GT"}
     summary = pd.read_csv(RESULTS / "emergence_gt_tox21_summary.csv.gz").query("state == 'best'")
-    best = found.layers.query("state == 'best'")
+    best = found["layers"].query("state == 'best'")
     assert best["max_ratio"].tolist() == summary["max_ratio"].tolist()
     laws = pd.read_csv(RESULTS / "laws.csv.gz").query("run == 'gt_tox21' and law == 'gamma'")
     laws = laws.set_index(["state", "seed", "layer"])["ks_own"].sort_index()
-    assert found.layers.set_index(["state", "seed", "layer"])["ks_own"].sort_index().equals(laws)
+    assert found["layers"].set_index(["state", "seed", "layer"])["ks_own"].sort_index().equals(laws)
 
 
 def test_a_table_that_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"remedy_gt_zinc_none_layers.*studies remedy"):
+    with pytest.raises(FileNotFoundError, match=r"remedy_gt_zinc_none_layers"):
         read_remedies(tmp_path, "zinc")
+
+
+def test_the_figure_has_a_dot_for_each_seed_and_a_line_at_the_geometric_mean():
+    late = pd.DataFrame(
+        {"label": "GT", "run": ["a", "a", "b"], "seed": [0, 1, 0], "largest": [10.0, 1000.0, 5.0]}
+    )
+    (ax,) = arms(late, {"largest": "largest ratio"}, logarithmic=["largest"]).axes.flat
+    dots = np.concatenate([points.get_offsets().data[:, 0] for points in ax.collections])
+    assert sorted(dots) == [5, 10, 1000] and ax.get_xscale() == "log"
+    assert [line.get_xdata()[0] for line in ax.lines] == pytest.approx([100, 5, 1000])

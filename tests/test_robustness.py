@@ -13,18 +13,18 @@ from mapkg.measures import activation_ratio
 from mapkg.models import build
 from studies import checkpoint
 from studies.__main__ import main
-from studies.changed_types import count_neighbours
+from studies.bond_changes import count_neighbors
 from studies.data import molecule_graph
 from studies.emergence import emergence
 from studies.published import CONFIGS
 from studies.robustness import (
-    KINDS,
     PLACES,
     USUAL,
     attack_network,
     attack_run,
     damage,
     damage_table,
+    losses_under_attack,
     read_attacks,
 )
 
@@ -55,17 +55,6 @@ def test_every_kind_is_the_attack_of_that_name(network, molecules):
         expected = attack(model, molecules.val, [0.1], centred=True, **options, **settings)
         losses = found.query("kind == @kind")["loss"]
         assert losses.to_numpy() == pytest.approx(expected["loss"].to_numpy(), rel=1e-6)
-
-
-def test_the_published_kind_is_the_published_attack(network, molecules, monkeypatch):
-    model, config = network
-    monkeypatch.setitem(KINDS, "published", KINDS["published"] | {"ascent": SHORT})
-    found = attack_network(
-        model, config, molecules.val, sigmas=[0.01, 0.1], kinds=["published"], progress=False
-    )
-    expected = attack(model, molecules.val, [0.1], restarts=[0], ascent=SHORT, progress=False)
-    assert found["loss"].to_numpy() == pytest.approx(expected["loss"].to_numpy(), rel=1e-6)
-    assert Ascent() == Ascent(lr=7e-4, passes=1000, patience=15, min_lr=1e-6)
 
 
 def test_a_place_and_its_control_are_equally_large(network, molecules):
@@ -135,7 +124,7 @@ def test_a_finished_run_is_attacked_on_the_first_validation_graphs(molecules, tm
 
 
 def test_a_run_on_changed_data_is_attacked_on_such_data(molecules, tmp_path, capsys, monkeypatch):
-    changed = count_neighbours(molecules)
+    changed = count_neighbors(molecules)
     types = changed.description.num_node_types
     config = CONFIGS["SAN-ZINC"].replace(max_epochs=1, num_node_types=types, **SMALL)
     emergence(config, changed, name="SAN-ZINC", folder=tmp_path, progress=False)
@@ -187,7 +176,7 @@ def test_the_table_has_geometric_means_with_intervals_over_seeds():
 
 
 def test_tables_are_read_with_their_labels(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"attack_gt\.csv\.gz.*studies attack"):
+    with pytest.raises(FileNotFoundError, match=r"attack_gt\.csv\.gz"):
         read_attacks(tmp_path, {"gt": ("GT", "none")})
     pd.DataFrame(rows("none", 0, (1, 2, 3))).drop(columns=["label", "run"]).to_csv(
         tmp_path / "attack_gt.csv.gz", index=False
@@ -202,3 +191,14 @@ def test_a_single_seed_has_no_interval(recwarn):
     table = damage_table(damages, {"factor": "times"}, rows=["run"])
     assert table.loc["a", "times"] == "2" and table.loc["b", "times"].startswith("4 [")
     assert not recwarn.list
+
+
+def test_the_figure_has_geometric_means_of_each_network_with_named_remedies_first():
+    table = [r for seed, loss in enumerate((1, 100)) for r in rows("none", seed, (1, 2, loss))]
+    grid = losses_under_attack(
+        damage(pd.DataFrame(table + rows("sink", 0, (1, 1, 3)))), runs=["sink"]
+    )
+    values = sorted(line.get_ydata()[0] for line in grid.axes[0].lines if len(line.get_ydata()))
+    assert values == pytest.approx([1, 1, 1, 2, 3, 10])
+    texts = [text.get_text() for text in grid.legend.get_texts()]
+    assert texts.index("sink") < texts.index("none")

@@ -547,7 +547,7 @@ def test_an_epoch_has_every_example_once_and_grouped_batches_few_permutations(tr
 
 def test_trees_are_done_when_everything_is_right_or_nothing_more_is_gained(trees):
     torch.manual_seed(0)
-    fast = replace(TREES, epochs=2000, batch_size=64, lr=0.01)
+    fast = replace(TREES, epochs=2000, batch_size=64, lr=0.005, patience=400)
     run = fit(TreeNetwork("ggnn", 2), trees[2], fast, progress=False)
     assert run.stop_reason == "solved" and run.history["epoch"].iloc[-1] < 2000
     assert run.history["train_accuracy"].iloc[-1] == 1

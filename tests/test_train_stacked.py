@@ -107,7 +107,6 @@ GRID = [
             {"score_bound": "clip", "residual": False},
             {"weight_decay": 0.01},
             {"recompute_edges": True},
-            {"unread_node_type": 0},
         )
     ),
 ]

@@ -15,7 +15,7 @@ import yaml
 from conftest import REPOSITORY
 
 from studies.__main__ import _parser
-from studies.changed_types import CHANGES
+from studies.bond_changes import CHANGES
 from studies.commands import overrides
 from studies.data import load
 from studies.deep import NORMS
@@ -188,10 +188,11 @@ def test_networks_with_a_remedy_become_compact_tables(planned):
         for name, pair in REMEDIES.items()
     }
     assert {(str(run.output), run.dataset) for run in planned["idle"]} == {
-        (f"data/results/idle_{model}_zinc.csv.gz", "zinc") for model in ("gt", "graphit", "san")
+        (f"data/results/idle_{model}_zinc.csv.gz", "zinc-substitute")
+        for model in ("gt", "graphit", "san")
     }
     assert {(str(run.output), run.dataset) for run in planned["sink"]} == {
-        (f"data/results/sink_{model}_zinc_sink.csv.gz", "zinc")
+        (f"data/results/sink_{model}_zinc_sink.csv.gz", "zinc-substitute")
         for model in ("gt", "graphit", "san")
     }
     attacked = {

@@ -28,6 +28,9 @@ _POSITIVE = (
 )
 
 
+_GONE = ("unread_node_type",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A model, its training schedule, and where both are stated.
@@ -70,7 +73,6 @@ class Config:
     explicit_bias: str = _stated("scripts/explicit_bias of the published code", default="none")
     score_bound: str = _stated("our remedies; the published score has no bound", default="none")
     score_dropout: float = _stated("our remedies; the published score has none", default=0.0)
-    unread_node_type: int | None = _stated("our ablations; all nodes are read", default=None)
     full_graph: bool = _stated(_OFF, default=False)
     gamma: float | None = _stated("SAN code, full graph; None: learned, as in LSPE", default=None)
     laplacian_encoding: bool = _stated(_OFF, default=False)
@@ -109,14 +111,6 @@ class Config:
         if self.loss not in LOSSES:
             raise ValueError(f"loss: expected one of {LOSSES}, got {self.loss!r}")
         self._check_mechanisms()
-        if self.unread_node_type is not None and (
-            self.readout is None or isinstance(self.num_node_types, tuple)
-        ):
-            raise ValueError(
-                "unread_node_type: expected None for a node-level task (readout None), which has "
-                "no readout, and for nodes with several type ids, got "
-                f"{self.unread_node_type!r}"
-            )
 
     def _check_mechanisms(self) -> None:
         """Whether the mechanisms of GraphiT and SAN that can be switched on fit the rest."""
@@ -163,5 +157,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
-        """The configuration of ``to_dict``."""
+        """The configuration of ``to_dict``; switches of old ones that are gone must be off."""
+        values = dict(values)
+        for name in _GONE:
+            if values.pop(name, None) is not None:
+                raise ValueError(f"{name}: expected None, the switch is gone")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

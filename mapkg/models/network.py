@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch_geometric.nn import global_add_pool, global_mean_pool
 
@@ -86,8 +86,6 @@ class GraphNetwork(nn.Module):
             set where id 0 is a type of edge, that one's embedding), or float features of 0.
         encoding: the learned place of a node in its graph; the node embedding is narrower by
             its channels, which follow it.
-        unread_node_type: nodes of this type take part in the layers but not in the readout, as
-            a node that was joined to all others may; None reads all nodes.
     """
 
     def __init__(
@@ -103,7 +101,6 @@ class GraphNetwork(nn.Module):
         recompute_edges: bool = False,
         edge_factor: DiffusionKernel | FakeEdgeShare | None = None,
         encoding: LaplacianEncoding | None = None,
-        unread_node_type: int | None = None,
     ) -> None:
         super().__init__()
         if readout is not None and readout not in _READOUTS:
@@ -134,7 +131,6 @@ class GraphNetwork(nn.Module):
         )
         self.edge_factor = edge_factor
         self.encoding = encoding
-        self.unread_node_type = unread_node_type
 
     def forward(
         self,
@@ -158,7 +154,7 @@ class GraphNetwork(nn.Module):
         Returns:
             Predictions, shape [graphs, targets]; [N, targets] without a readout.
         """
-        types, x = x, self.node_embedding(x)
+        x = self.node_embedding(x)
         graph = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
         if self.encoding is not None:
             x = torch.cat([x, self.encoding(edge_index, graph)], dim=1)
@@ -171,16 +167,8 @@ class GraphNetwork(nn.Module):
             edge_input = embedded if self.recompute_edges else edge_attr
             x, edge_attr = layer(x, edge_index, edge_input, **of_layer, **of_all)
         if self.readout is not None:
-            if self.unread_node_type is not None:
-                read = self._is_read(types)
-                x, batch = x[read], graph[read]
             x = _READOUTS[self.readout](x, batch, batch_size)
         return self.head(x)
-
-    def _is_read(self, types: Shaped[Tensor, "N ..."]) -> Bool[Tensor, " N"]:
-        """Which nodes the readout counts, from their type ids or one-hot rows."""
-        ids = types.argmax(dim=1) if types.is_floating_point() else types.flatten()
-        return ids != self.unread_node_type
 
     def _no_edge(self) -> Float[Tensor, "1 D"]:
         """The embedding of an edge that is not there."""
@@ -238,7 +226,6 @@ def build(config: Config) -> GraphNetwork:
         out_channels=config.out_channels,
         readout=config.readout,
         recompute_edges=config.recompute_edges,
-        unread_node_type=config.unread_node_type,
         **mechanisms,
     )
 

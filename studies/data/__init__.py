@@ -6,8 +6,6 @@ is read, and processed graphs are cached.
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,24 +14,23 @@ import platformdirs
 from studies.data.bond_properties import edge_labels
 from studies.data.description import Description, Splits
 from studies.data.molecules import ATOM_TYPES, BOND_TYPES, molecule_graph, to_molecule
-from studies.data.networks import NETWORKS, NodesOfGraph, planetoid_folder
+from studies.data.networks import (
+    NodesOfGraph,
+    load_citation_like,
+    load_planetoid,
+    planetoid_folder,
+)
 from studies.data.proteins import PROTEINS_FOLDER, load_proteins
 from studies.data.smiles_tables import (
     DESCRIPTIONS,
-    MOSES_FILE,
-    MOSES_TRIPLE_FILE,
-    ZINC_FILE,
-    load_bundled,
+    FILES,
+    load_named,
     load_table,
-    load_zinc,
     read_smiles,
     read_table,
 )
 from studies.data.tox21 import TOX21_FILE, load_tox21
-from studies.data.trees import TREES, Trees
-from studies.extras.neighbours import check_fan_outs
-from studies.extras.ogbn_proteins import FOLDER as OGBN_PROTEINS_FOLDER
-from studies.extras.ogbn_proteins import load_ogbn_proteins
+from studies.data.trees import Trees, load_trees
 
 __all__ = [
     "ATOM_TYPES",
@@ -44,7 +41,6 @@ __all__ = [
     "NodesOfGraph",
     "Splits",
     "Trees",
-    "check_fan_outs",
     "edge_labels",
     "load",
     "load_table",
@@ -60,11 +56,39 @@ BUNDLED = Path(__file__).parents[2] / "data"
 :meta hide-value:
 """
 
+_PLANETOID = ("cora", "citeseer", "pubmed", "pubmed-missing")
 
-_FROM_REPOSITORY = (
-    ". It comes with the repository as data/{place}: work in a clone, or point root or MAPKG_DATA "
-    "at its data folder"
-)
+# What reads each data set: gives its splits, or None if it is not to be had.
+_READERS = {
+    **{name: partial(load_named, name) for name in FILES},
+    "tox21": load_tox21,
+    "tox21-random": partial(load_tox21, split="random"),
+    "proteins": load_proteins,
+    **{name: partial(load_planetoid, name) for name in _PLANETOID},
+    "citation": load_citation_like,
+    **{f"trees-{d}": lambda roots, download, d=d: load_trees(d) for d in range(2, 6)},
+}
+
+# The file or folder under a root of each data set that needs one.
+_PLACES = {
+    **FILES,
+    "tox21": TOX21_FILE,
+    "tox21-random": TOX21_FILE,
+    "proteins": PROTEINS_FOLDER,
+    **{name: planetoid_folder(name) for name in _PLANETOID},
+}
+
+_ADVICE = {
+    **dict.fromkeys(
+        ("moses", "moses-triple"),
+        ". It comes with the repository as data/{place}: work in a clone, or point root or "
+        "MAPKG_DATA at its data folder",
+    ),
+    "zinc-substitute": ". It is not fetched here: tracked results of ZINC were made with it, and "
+    "new ones are better made with 'zinc'",
+    "pubmed-missing": ". It is not fetched here: it is the raw files of PubMed with features of "
+    "zero outside the training nodes",
+}
 _FROM_NETWORK = (
     ", and {tried}. Either put it there or set MAPKG_DATA to the folder that holds {place}; or, "
     "with a network, run: python -c \"import studies.data; studies.data.load('{name}')\"; or use "
@@ -72,61 +96,16 @@ _FROM_NETWORK = (
 )
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A data set that ``load`` knows.
-
-    Attributes:
-        read: gives it, or None if it is not to be had.
-        place: its file or folder under a root.
-        advice: how the error goes on if it is in none of the places.
-    """
-
-    read: Callable[..., Splits | None]
-    place: str
-    advice: str = _FROM_NETWORK
-
-
-_KNOWN = {
-    "moses": _Known(partial(load_bundled, "moses"), MOSES_FILE, _FROM_REPOSITORY),
-    "moses-triple": _Known(
-        partial(load_bundled, "moses-triple"), MOSES_TRIPLE_FILE, _FROM_REPOSITORY
-    ),
-    "zinc": _Known(load_zinc, ZINC_FILE),
-    "tox21": _Known(load_tox21, TOX21_FILE),
-    "tox21-random": _Known(partial(load_tox21, split="random"), TOX21_FILE),
-    "proteins": _Known(load_proteins, PROTEINS_FOLDER),
-    "ogbn-proteins": _Known(
-        lambda roots, *, download: load_ogbn_proteins(roots),
-        OGBN_PROTEINS_FOLDER,
-        ". It is not fetched here: unpack proteins.zip of Open Graph Benchmark as {place} in the "
-        "folder that MAPKG_DATA names",
-    ),
-    "citation": _Known(NETWORKS["citation"], "nothing"),
-    **{name: _Known(read, "nothing") for name, read in TREES.items()},
-    **{
-        name: _Known(NETWORKS[name], planetoid_folder(name))
-        for name in ("cora", "citeseer", "pubmed")
-    },
-    "pubmed-missing": _Known(
-        NETWORKS["pubmed-missing"],
-        planetoid_folder("pubmed-missing"),
-        ". It is not fetched here: it is the raw files of PubMed with features of zero outside the "
-        "training nodes",
-    ),
-}
-
-
 def load(name: str, root: Path | str | None = None, *, download: bool = True) -> Splits:
     """A data set by name.
 
     Args:
-        name: ``"moses"``, ``"moses-triple"`` (both bundled), ``"zinc"``, ``"tox21"``
-            (scaffold split), ``"tox21-random"`` (random split), ``"proteins"`` (whole graphs),
-            ``"ogbn-proteins"`` (nodes of one large graph); and the citation networks
-            ``"citation"`` (synthetic, needs no file), ``"cora"``, ``"citeseer"``, ``"pubmed"`` and
-            ``"pubmed-missing"``; and Tree-NeighborsMatch of depth 2 to 8, ``"trees-2"`` to
-            ``"trees-8"`` (generated, need no file).
+        name: ``"moses"``, ``"moses-triple"`` (both bundled), ``"zinc"`` (the benchmark's own),
+            ``"zinc-substitute"`` (another training split, which tracked results were made with),
+            ``"tox21"`` (scaffold split), ``"tox21-random"`` (random split), ``"proteins"``; the
+            citation networks ``"citation"`` (synthetic, needs no file), ``"cora"``,
+            ``"citeseer"``, ``"pubmed"`` and ``"pubmed-missing"``; Tree-NeighborsMatch of depth 2
+            to 5, ``"trees-2"`` to ``"trees-5"`` (generated, need no file).
         root: the only folder to look in; None means ``MAPKG_DATA``, then the user's cache
             folder, then the bundled data.
         download: whether to fetch a data set that is not there and can be fetched.
@@ -136,37 +115,25 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
         graph has node type ids ``x`` and edge type ids ``edge_attr`` ([N] and [E], or one
         column for each kind of id), ``edge_index`` [2, E], the ids ``edge_type`` [E] that the
         description names, and targets ``y`` [1, targets], NaN where unknown; molecules have
-        ``smiles``. The splits of ``"ogbn-proteins"`` are ``NodeSplit`` instead, those of citation
-        networks ``NodesOfGraph``: nodes of one ``graph`` with features ``x`` [N, words]. Those of
-        trees are ``Trees``, whose graphs have key and value of every node in ``x`` [N, 2].
+        ``smiles``. The splits of citation networks are ``NodesOfGraph`` instead: nodes of one
+        ``graph`` with features ``x`` [N, words]. Those of trees are ``Trees``, whose graphs have
+        key and value of every node in ``x`` [N, 2].
 
     Raises:
         ValueError: if the name is unknown, or a file's checksum or content is wrong.
         FileNotFoundError: if the data set is nowhere; the message says what would help.
     """
-    if name not in _KNOWN:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(sorted(_KNOWN))}")
-    roots = _roots(root)
-    splits = _KNOWN[name].read(roots, download=download)
-    if splits is None:
-        raise FileNotFoundError(_absent(name, roots, download))
-    return splits
-
-
-def _roots(root: Path | str | None) -> list[Path]:
-    if root is not None:
-        return [Path(root).expanduser()]
+    if name not in _READERS:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(sorted(_READERS))}")
     named = os.environ.get("MAPKG_DATA")
-    return [
-        *([Path(named).expanduser()] if named else []),
-        platformdirs.user_cache_path("mapkg"),
-        BUNDLED,
-    ]
-
-
-def _absent(name: str, roots: list[Path], download: bool) -> str:
-    known = _KNOWN[name]
-    looked = ", ".join(str(folder / known.place) for folder in roots)
-    tried = "the download failed" if download else "download=False"
-    advice = known.advice.format(name=name, place=known.place, tried=tried)
-    return f"data set {name!r} not found; looked for {looked}{advice}"
+    roots = [Path(named)] if named else []
+    roots += [platformdirs.user_cache_path("mapkg"), BUNDLED]
+    roots = [folder.expanduser() for folder in (roots if root is None else [Path(root)])]
+    splits = _READERS[name](roots, download=download)
+    if splits is None:
+        place = _PLACES[name]
+        looked = ", ".join(str(folder / place) for folder in roots)
+        tried = "the download failed" if download else "download=False"
+        advice = _ADVICE.get(name, _FROM_NETWORK).format(name=name, place=place, tried=tried)
+        raise FileNotFoundError(f"data set {name!r} not found; looked for {looked}{advice}")
+    return splits

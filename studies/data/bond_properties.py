@@ -5,8 +5,7 @@ activations can be counted by any of these properties as they are by type.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Int
@@ -31,7 +30,6 @@ CONJUGATION = ("not conjugated", "conjugated")
 """As RDKit finds it; aromatic bonds and those next to a double bond are."""
 
 _OF_COLUMNS = tuple(map(len, x_map.values()))  # atoms as PyG's from_smiles describes them
-_RING_LABEL = {0: 0, 5: 1, 6: 2}
 
 Labels = tuple[list[Int[Tensor, " E"]], tuple[str, ...]]
 """A label per edge of each graph, and what the labels 0, 1, ... are called."""
@@ -44,11 +42,10 @@ def edge_labels(
 
     Args:
         graphs: of one data set. For rings and conjugation each has ``smiles``.
-        by: ``"type"``, the edge types that the description names; ``"role"``, the same with the
-            edges of a global node that has an atom type of its own apart from bonds that share
-            their type; ``"atom pair"``, the
-            two elements in either order, the most frequent pair first; ``"ring"``, the smallest
-            ring the bond is part of; ``"conjugation"``.
+        by: ``"type"``, the edge types that the description names; ``"role"``, the same, but edges
+            of a global node are apart from bonds that share their type; ``"atom pair"``, the two
+            elements in either order, the most frequent pair first; ``"ring"``, the smallest ring
+            the bond is part of; ``"conjugation"``.
         description: of the data set.
         rare: pairs of elements with a smaller share of all edges of ``graphs`` are put
             together as ``OTHER``, in [0, 1].
@@ -126,24 +123,22 @@ def _pair_name(one: str, other: str) -> str:
 def _by_ring(graphs: Sequence[Data], description: Description, rare: float) -> Labels:
     def ring(bond: Chem.Bond) -> int:
         size = bond.GetOwningMol().GetRingInfo().MinBondRingSize(bond.GetIdx())
-        return _RING_LABEL.get(size, len(RINGS) - 1)
+        return {0: 0, 5: 1, 6: 2}.get(size, 3)
 
     return _of_bonds(graphs, description, ring), RINGS
 
 
 def _by_conjugation(graphs: Sequence[Data], description: Description, rare: float) -> Labels:
-    return _of_bonds(graphs, description, lambda bond: int(bond.GetIsConjugated())), CONJUGATION
+    return _of_bonds(graphs, description, Chem.Bond.GetIsConjugated), CONJUGATION
 
 
-PROPERTIES: Mapping[str, Callable[[Sequence[Data], Description, float], Labels]] = MappingProxyType(
-    {
-        "type": _by_type,
-        "role": _by_role,
-        "atom pair": _by_atom_pair,
-        "ring": _by_ring,
-        "conjugation": _by_conjugation,
-    }
-)
+PROPERTIES = {
+    "type": _by_type,
+    "role": _by_role,
+    "atom pair": _by_atom_pair,
+    "ring": _by_ring,
+    "conjugation": _by_conjugation,
+}
 """What edges can be told apart by.
 
 :meta hide-value:

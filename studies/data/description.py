@@ -1,9 +1,9 @@
 """What a loaded data set is: its splits and its description."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mapkg.evaluation import Graphs
+from torch_geometric.data import Data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,12 @@ class Description:
 
 @dataclass(frozen=True)
 class Splits:
-    """The graphs of a data set in three splits, and its description.
+    """A data set in three splits, and its description.
 
-    For a node-level data set a split is a ``NodeSplit`` instead of a list of graphs.
+    A split is a sequence of graphs, or ``NodesOfGraph`` for a node-level data set.
     """
 
-    train: Graphs
-    val: Graphs
-    test: Graphs
+    train: Sequence[Data]
+    val: Sequence[Data]
+    test: Sequence[Data]
     description: Description

@@ -1,16 +1,13 @@
 """PROTEINS of the TUDataset collection: is a protein an enzyme?
 
-One node per secondary-structure element, labelled helix, sheet or turn. Edges join neighbours
+One node per secondary-structure element, labelled helix, sheet or turn. Edges join neighbors
 along the chain or in space; the type of an edge is the unordered pair of its two labels.
 """
 
-import io
-import zipfile
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
 
-import platformdirs
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -20,9 +17,8 @@ from torch_geometric.io import read_tu_data
 
 from studies.data.description import Description, Splits
 from studies.data.graph_cache import cached_graphs
-from studies.data.raw_files import check, fetch, root_with
+from studies.data.raw_files import read_url, root_with, unzipped
 from studies.data.splitting import random_split
-from studies.files import write_atomically
 
 PROTEINS_FOLDER = "TUDataset/PROTEINS/raw"
 """Folder of the raw files under a data root."""
@@ -38,37 +34,21 @@ PAIR_TYPES = {i: f"{STRUCTURES[a]}-{STRUCTURES[b]}" for i, (a, b) in enumerate(_
 SEED = 0
 """Of the split."""
 
-_SHA256 = {
-    "PROTEINS_A.txt": "4c4b33e272fc95cac6d27ed6d5d12b9a852c8610e91fff59f8f0dbdd5a20df67",
-    "PROTEINS_graph_indicator.txt": (
-        "8d4ff1e852a5c28561e9bffb44cf9490bc552b13a3b6156dd12dc7f44e9afc4a"
-    ),
-    "PROTEINS_graph_labels.txt": "c0ef9810c440775252872318d0c8adc385588e14bc4c47a2c34aa96ee3c7cdcd",
-    "PROTEINS_node_labels.txt": "f758e8ad3d6e3c026b50833d75f6f90735b94eb3345e4243707f495ca8afea8d",
-}
-_OWN = "studies.data.proteins.read_proteins(folder)"
+_FILES = [
+    f"PROTEINS_{part}.txt" for part in ("A", "graph_indicator", "graph_labels", "node_labels")
+]
 
 
 def load_proteins(roots: Sequence[Path], *, download: bool) -> Splits | None:
-    """TU PROTEINS from the first root that has it, or None if it cannot be had.
-
-    Args:
-        roots: folders that may hold ``TUDataset/PROTEINS/raw``.
-        download: whether to fetch it to the user's cache folder if none does.
-
-    Raises:
-        ValueError: if a file is not the published one.
-    """
-    root = root_with(roots, [f"{PROTEINS_FOLDER}/{name}" for name in _SHA256])
-    if root is None and download:
-        root = _fetch()
+    """TU PROTEINS from the first root that has it, or None if it cannot be had."""
+    files = [f"{PROTEINS_FOLDER}/{name}" for name in _FILES]
+    root = root_with(roots, files, _fetch if download else None)
     if root is None:
         return None
-    folder = root / PROTEINS_FOLDER
-    for name, digest in _SHA256.items():
-        check((folder / name).read_bytes(), digest, str(folder / name), _OWN)
-    graphs = cached_graphs(list(_SHA256.values()), __file__, lambda: read_proteins(folder))
-    return split_proteins(graphs)
+    raw = [root / file for file in files]
+    return split_proteins(
+        cached_graphs(raw, __file__, lambda: read_proteins(root / PROTEINS_FOLDER))
+    )
 
 
 def read_proteins(folder: Path | str) -> list[Data]:
@@ -87,7 +67,7 @@ def read_proteins(folder: Path | str) -> list[Data]:
         FileNotFoundError: if a file is missing.
         ValueError: if there are other than three node labels or two graph labels.
     """
-    missing = [name for name in _SHA256 if not (Path(folder) / name).is_file()]
+    missing = [name for name in _FILES if not (Path(folder) / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{folder}: expected the raw files of PROTEINS, no {missing[0]}")
     data, slices, sizes = read_tu_data(str(folder), "PROTEINS")
@@ -105,24 +85,13 @@ def read_proteins(folder: Path | str) -> list[Data]:
     for x, edge_index, y in zip(
         labels.split(nodes), data.edge_index.split(edges, dim=1), data.y.tolist(), strict=True
     ):
-        types = pair_type(x, edge_index)
+        types = _pair_type(x, edge_index)
         y = torch.tensor([[y]], dtype=torch.float)
         graphs.append(Data(x=x, edge_index=edge_index, edge_attr=types, edge_type=types, y=y))
     return graphs
 
 
-def pair_type(
-    x: Int[Tensor, " nodes"], edge_index: Int[Tensor, "2 edges"]
-) -> Int[Tensor, " edges"]:
-    """The type of each edge: which two secondary structures it joins, in either order.
-
-    Args:
-        x: secondary structure of each node, 0 to 2, shape [N].
-        edge_index: edges, shape [2, E].
-
-    Returns:
-        Ids of ``PAIR_TYPES``, shape [E].
-    """
+def _pair_type(x: Int[Tensor, " N"], edge_index: Int[Tensor, "2 E"]) -> Int[Tensor, " E"]:
     ids = torch.empty(len(STRUCTURES), len(STRUCTURES), dtype=torch.long)
     for i, (a, b) in enumerate(_PAIRS):
         ids[a, b] = ids[b, a] = i
@@ -130,11 +99,7 @@ def pair_type(
 
 
 def split_proteins(graphs: Sequence[Data]) -> Splits:
-    """The stratified split of the graphs that have an edge; the description counts the others.
-
-    Args:
-        graphs: as ``read_proteins`` returns them.
-    """
+    """The stratified split of the graphs that have an edge; the description counts the others."""
     kept = [graph for graph in graphs if graph.num_edges]
     deviations = [
         "Not the PROTEINS of the paper, which is ogbn-proteins: one graph per protein here, one "
@@ -165,20 +130,6 @@ def split_proteins(graphs: Sequence[Data]) -> Splits:
     )
 
 
-def _fetch() -> Path | None:
-    """Downloads the raw files to the user's cache folder; the root, or None without a network."""
-    url = f"{TUDataset.url}/PROTEINS.zip"
-    content = fetch(url)
-    if content is None:
-        return None
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            files = {name: archive.read(f"PROTEINS/{name}") for name in _SHA256}
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise ValueError(f"{url}: expected a zip file of PROTEINS: {error}") from error
-    for name, file in files.items():
-        check(file, _SHA256[name], f"{url}, {name}", _OWN)
-    root = platformdirs.user_cache_path("mapkg")
-    for name, file in files.items():
-        write_atomically(root / PROTEINS_FOLDER / name, file)
-    return root
+def _fetch() -> dict[str, bytes]:
+    members = {f"{PROTEINS_FOLDER}/{name}": f"PROTEINS/{name}" for name in _FILES}
+    return unzipped(read_url(f"{TUDataset.url}/PROTEINS.zip"), members)

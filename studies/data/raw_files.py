@@ -1,85 +1,89 @@
-"""Raw files of published data sets: found under a root, fetched, checked and read."""
+"""Raw files of published data sets: found under a root or fetched, checked, and read."""
 
-import gzip
 import hashlib
 import sys
-import tempfile
+import urllib.request
+import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
-from torch_geometric.data import download_url
+import platformdirs
 
-_DAMAGED_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
+from studies.files import write_atomically
+
+SHA256 = dict(
+    reversed(line.split(maxsplit=1))
+    for line in Path(__file__).with_name("registry.txt").read_text().splitlines()
+)
+"""Checksum of each published file, by its path under a data root.
+
+``sha256sum --check registry.txt`` in a data root checks them as well.
+
+:meta hide-value:
+"""
+
+Download = Callable[[], Mapping[str, bytes]]
+"""Gives the contents of files by their paths under a root."""
 
 
-def root_with(roots: Iterable[Path], names: Sequence[str]) -> Path | None:
-    """The first root that has all files of those names, or None.
+def root_with(roots: Sequence[Path], files: Sequence[str], fetch: Download | None) -> Path | None:
+    """The first root that has all files, else the user's cache after a download.
 
     Args:
         roots: folders, the preferred one first.
-        names: paths relative to a root.
+        files: paths relative to a root. Those in ``SHA256`` are checked before they are kept.
+        fetch: downloads them; None if that is not wanted.
+
+    Returns:
+        The root, or None if no root has the files and they cannot be fetched.
+
+    Raises:
+        ValueError: if a checksum is wrong. Nothing that was fetched is kept then.
     """
     for root in roots:
-        if all((root / name).is_file() for name in names):
+        if all((root / file).is_file() for file in files):
+            for file in files:
+                _check((root / file).read_bytes(), file, str(root / file))
             return root
-    return None
-
-
-def decompressed(content: bytes, source: str) -> bytes:
-    """What is in a gzip file.
-
-    Raises:
-        ValueError: if it is damaged; the message names ``source``.
-    """
+    if fetch is None:
+        return None
     try:
-        return gzip.decompress(content)
-    except _DAMAGED_GZIP as error:
-        raise ValueError(f"{source}: damaged gzip file, restore it: {error}") from error
+        contents = fetch()
+    except (OSError, HTTPException, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        print(f"could not fetch {files[0]}: {error}", file=sys.stderr)
+        return None
+    for file in files:
+        _check(contents[file], file, f"{file}, as fetched")
+    cache = platformdirs.user_cache_path("mapkg")
+    for file in files:
+        write_atomically(cache / file, contents[file])
+    return cache
 
 
-def check(content: bytes, digest: str, source: str, own: str) -> None:
-    """Refuse a content that is not the published one.
-
-    Args:
-        content: what was read or fetched.
-        digest: its expected SHA-256, as hexadecimal digits.
-        source: where it comes from, for the error.
-        own: the function that reads data of one's own, for the error.
-
-    Raises:
-        ValueError: if the checksum is another one.
-    """
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
+def _check(content: bytes, file: str, source: str) -> None:
+    digest, found = SHA256.get(file), hashlib.sha256(content).hexdigest()
+    if digest not in (None, found):
         raise ValueError(
             f"{source}: expected sha256 {digest}, found {found}. The file is damaged or another "
-            f"one: restore it, or read data of your own with {own}"
+            "one: restore it, or read data of your own with the functions of studies.data"
         )
 
 
-def fetch(url: str) -> bytes | None:
-    """What a URL holds, or None (and a line on stderr) if it cannot be had.
-
-    PyG's download verifies no certificate: check the content before it is used or kept.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return Path(download_url(url, folder, log=False)).read_bytes()
-        except (OSError, HTTPException) as error:
-            print(f"could not fetch {url}: {error}", file=sys.stderr)
-            return None
+def read_url(url: str) -> bytes:
+    """What a URL holds; an error if it cannot be had, or ends before its stated length."""
+    with urllib.request.urlopen(url, timeout=60) as response:
+        return response.read()
 
 
-def read_rows(file: Path | BytesIO, source: str, columns: Sequence[str]) -> pd.DataFrame:
+def read_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """The rows of a CSV file, every value as the text that is there.
 
     Args:
-        file: a path (compressed or not) or an open content.
-        source: what to call it in errors, for example its path.
+        path: a file, compressed or not.
         columns: columns that it must have.
 
     Returns:
@@ -91,19 +95,27 @@ def read_rows(file: Path | BytesIO, source: str, columns: Sequence[str]) -> pd.D
     """
     try:
         # Blank lines are dropped below, so that the others keep their line numbers.
-        rows = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False)
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except pd.errors.EmptyDataError:
         rows = pd.DataFrame(columns=list(columns))
-    except (UnicodeDecodeError, pd.errors.ParserError, *_DAMAGED_GZIP) as error:
-        raise ValueError(f"{source}: expected a CSV table, could not read it: {error}") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise ValueError(f"{path}: expected a CSV table, could not read it: {error}") from error
     missing = [name for name in columns if name not in rows.columns]
     if missing:
         raise ValueError(
-            f"{source}: missing column {', '.join(missing)}; expected {', '.join(columns)}, "
+            f"{path}: missing column {', '.join(missing)}; expected {', '.join(columns)}, "
             f"found {', '.join(map(str, rows.columns))}"
         )
     rows.index = pd.RangeIndex(2, len(rows) + 2, name="line")
     rows = rows[(rows != "").any(axis="columns")]
     if rows.empty:
-        raise ValueError(f"{source}: the table has no rows; expected at least one molecule")
+        raise ValueError(f"{path}: the table has no rows; expected at least one molecule")
     return rows
+
+
+def unzipped(content: bytes, members: Mapping[str, str]) -> dict[str, bytes]:
+    """Members of a zip file, from their new names to their names in the archive."""
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        return {new: archive.read(name) for new, name in members.items()}

@@ -33,16 +33,7 @@ class RegularTask:
 def regular_task(
     num_nodes: int = 200, degree: int = 20, *, channels: int = 16, seed: int = 0
 ) -> RegularTask:
-    """A connected random regular graph with features and a target.
-
-    Args:
-        num_nodes: N; N times the degree is even.
-        degree: neighbours of each node, from 3 to N - 1.
-        channels: D.
-        seed: of graph, features and target.
-
-    Raises:
-        ValueError: if there is no such graph, or the one drawn is not connected.
+    """A connected random regular graph with features [N, channels] and a target.
 
     Source: ours, after the backward-oversmoothing paper, whose settings are not known to us.
     """

@@ -11,18 +11,9 @@ SPLITS = ("train", "val", "test")
 def random_split(
     number: int, *, seed: int, labels: Sequence[Hashable] | None = None
 ) -> dict[str, list[int]]:
-    """A random split of ``number`` things.
+    """Ascending indices below ``number`` by split; with labels, each split holds each class alike.
 
-    Args:
-        number: how many there are.
-        seed: of the draw.
-        labels: a class of each; every split then holds each class in the same proportion.
-
-    Returns:
-        Ascending indices by split.
-
-    Raises:
-        ValueError: if there are too few things, or too few of a class (scikit-learn's error).
+    Raises scikit-learn's ValueError if there are too few, or too few of a class.
     """
     train, rest = train_test_split(range(number), test_size=0.2, random_state=seed, stratify=labels)
     rest_labels = None if labels is None else [labels[i] for i in rest]
@@ -36,12 +27,6 @@ def scaffold_split(scaffolds: Sequence[Hashable]) -> dict[str, list[int]]:
     Groups of one scaffold are taken from the largest to the smallest (of equals, the one that
     appears last comes first). A group goes to training if training then holds at most 80 per
     cent; else to validation if both then hold at most 90 per cent; else to testing.
-
-    Args:
-        scaffolds: the scaffold of each molecule.
-
-    Returns:
-        Ascending indices by split.
 
     Source: MoleculeNet (Wu et al., 2018) and its code in DeepChem.
     """

@@ -8,10 +8,8 @@ has to pass through every node, whose features are of a fixed size (Alon and Yah
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import permutations
 from math import factorial
-from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -22,14 +20,10 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from studies.data.description import Description, Splits
-from studies.data.graph_cache import cached_graphs
 
 MOST_PERMUTATIONS = 1000
 MOST_EXAMPLES = 32_000
 TRAIN_SHARE = 0.8
-DEPTHS = range(2, 9)
-"""The depths of the published figure."""
-
 PUBLISHED_SEED = 11
 """The seed of the published code."""
 
@@ -76,12 +70,6 @@ def tree_edges(depth: int) -> Int[Tensor, "2 E"]:
 
     Nodes are numbered in pre-order: the root is 0, then come the left half and the right half.
 
-    Args:
-        depth: edges from the root to a leaf, 1 or more.
-
-    Raises:
-        ValueError: if the depth is below 1.
-
     Source: Tree-NeighborsMatch, published code ``tasks/tree_dataset.py``.
     """
     level_order = _pre_order(depth)  # node of each place in level order
@@ -93,14 +81,7 @@ def tree_edges(depth: int) -> Int[Tensor, "2 E"]:
 
 
 def level_order(depth: int) -> Int[Tensor, " nodes"]:
-    """Pre-order numbers of the nodes level by level; the children of place p are 2p + 1, 2p + 2.
-
-    Args:
-        depth: edges from the root to a leaf, 1 or more.
-
-    Raises:
-        ValueError: if the depth is below 1.
-    """
+    """Pre-order numbers of the nodes level by level; the children of place p are 2p + 1, 2p + 2."""
     return torch.from_numpy(_pre_order(depth))
 
 
@@ -109,13 +90,6 @@ def neighbors_match(depth: int, seed: int = PUBLISHED_SEED) -> Trees:
 
     Up to depth 3, 1,000 different permutations of the leaves' values, or all if there are fewer;
     from depth 4 on, as many independent draws, but no more than give 32,000 examples.
-
-    Args:
-        depth: edges from the root to a leaf, 1 or more.
-        seed: of the draw.
-
-    Raises:
-        ValueError: if the depth is below 1.
 
     Source: Tree-NeighborsMatch, published code ``tasks/dictionary_lookup.py``.
     """
@@ -131,56 +105,32 @@ def neighbors_match(depth: int, seed: int = PUBLISHED_SEED) -> Trees:
     return Trees(pairs.flatten(0, 1), y, tree_edges(depth))
 
 
-def load_trees(
-    depth: int, roots: Sequence[Path] = (), *, download: bool = False, seed: int = PUBLISHED_SEED
-) -> Splits:
-    """The examples of a depth, four fifths to train on and the rest in ``test``.
+def load_trees(depth: int, seed: int = PUBLISHED_SEED) -> Splits:
+    """The examples of a depth, 2 or more, four fifths to train on and the rest in ``test``.
 
     Both parts have the same share of each class; a permutation may be in both, with other keys.
-    There is no validation part: ``val`` is empty. Nothing is read; examples are kept in the user's
-    cache folder.
-
-    Args:
-        depth: edges from the root to a leaf, 2 or more; depth 1 has four examples.
-        roots, download: not used; there to be called as other data sets are.
-        seed: of permutations and parts.
-
-    Raises:
-        ValueError: if the depth is below 2.
+    There is no validation part: ``val`` is empty.
     """
-    if depth < 2:
-        raise ValueError(f"depth: expected 2 or more to split the examples, got {depth}")
-    edge_index = tree_edges(depth)
-
-    def build() -> list[Data]:
-        trees = neighbors_match(depth, seed)
-        places = np.arange(len(trees))
-        train, _ = train_test_split(
-            places, train_size=TRAIN_SHARE, stratify=trees.y.numpy(), random_state=seed
-        )
-        is_train = torch.zeros(len(trees), dtype=torch.bool)
-        is_train[torch.from_numpy(train)] = True
-        return [Data(pairs=trees.pairs, y=trees.y.short(), is_train=is_train)]
-
-    (kept,) = cached_graphs([f"trees {depth} {seed}"], __file__, build)
-    trees = Trees(kept.pairs, kept.y.long(), edge_index)
-    size = 2**depth + 1
-    about = Description(
-        name=f"trees-{depth}",
-        title=f"trees of depth {depth}",
-        task="graph classification",
-        target="value of the leaf whose key the root has",
-        num_node_types=(size, size),
-        num_edge_types=None,
-        num_targets=size,
-        source="drawn by studies.data.trees.neighbors_match (Alon and Yahav, 2021)",
-        licence="none needed: synthetic",
+    trees = neighbors_match(depth, seed)
+    train, test = train_test_split(
+        np.arange(len(trees)), train_size=TRAIN_SHARE, stratify=trees.y.numpy(), random_state=seed
     )
+    size = 2**depth + 1
     return Splits(
-        train=trees.at(kept.is_train),
+        train=trees.at(torch.from_numpy(train).sort().values),
         val=trees[:0],
-        test=trees.at(~kept.is_train),
-        description=about,
+        test=trees.at(torch.from_numpy(test).sort().values),
+        description=Description(
+            name=f"trees-{depth}",
+            title=f"trees of depth {depth}",
+            task="graph classification",
+            target="value of the leaf whose key the root has",
+            num_node_types=(size, size),
+            num_edge_types=None,
+            num_targets=size,
+            source="drawn by studies.data.trees.neighbors_match (Alon and Yahav, 2021)",
+            licence="none needed: synthetic",
+        ),
     )
 
 
@@ -205,7 +155,3 @@ def _draw_permutations(leaves: int, seed: int) -> Int[Tensor, "P leaves"]:
         return torch.tensor(drawn)
     generator = np.random.default_rng(seed)
     return torch.from_numpy(np.stack([generator.permutation(leaves) + 1 for _ in range(number)]))
-
-
-TREES = {f"trees-{depth}": partial(load_trees, depth) for depth in DEPTHS}
-"""How each depth is loaded, by the name that ``load`` knows."""

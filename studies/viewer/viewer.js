@@ -6,7 +6,7 @@
   function start(viewer) {
     const find = (selector) => viewer.querySelector(selector);
     const data = JSON.parse(find("script[type='application/json']").textContent);
-    const colours = data.colours.match(/.{6}/g).map((digits) => "#" + digits);
+    const colors = data.colors.match(/.{6}/g).map((digits) => "#" + digits);
     const figures = [...viewer.querySelectorAll("figure")];
     const [molecule, layer, head, threshold] = ["molecule", "layer", "head", "threshold"].map(
       (name) => find(`[name=${name}]`),
@@ -15,7 +15,7 @@
     const markText = mark.appendChild(mark.querySelector("text").cloneNode());
     markText.classList.add("now");
 
-    // Three characters per bond, see _packed in viewer.py.
+    // Three characters per bond, see _packed in __init__.py.
     function unpacked(codes, bond) {
       const n = parseInt(codes.slice(3 * bond, 3 * bond + 3), 36);
       return Number.isNaN(n) ? null : Number(`${100 + (n % 900)}e${Math.floor(n / 900) - 12}`);
@@ -28,10 +28,10 @@
       return ratios.length ? Math.max(...ratios) : null;
     }
 
-    function colour(ratio) {
+    function color(ratio) {
       return ratio === null
         ? data.none
-        : colours[data.bounds.filter((bound) => bound <= ratio).length];
+        : colors[data.bounds.filter((bound) => bound <= ratio).length];
     }
 
     function number(ratio) {
@@ -43,7 +43,7 @@
     function paint(band, limit) {
       const ratio = largest(band.dataset.bond);
       const isOutlined = ratio !== null && ratio >= limit;
-      band.style.setProperty("--colour", colour(ratio));
+      band.style.setProperty("--color", color(ratio));
       band.dataset.now = ratio === null ? "none" : isOutlined ? "outlined" : "";
       const title = band.querySelector("title") ?? band.appendChild(newTitle());
       title.textContent = `bond ${band.dataset.bond}: ${ratio === null ? "no ratio" : number(ratio)}`;

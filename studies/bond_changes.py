@@ -1,40 +1,52 @@
-"""Data sets whose types, or what depends on them, are changed before training.
+"""Networks trained on molecules whose bond types, or what depends on them, were changed.
 
-Each function gives new splits and leaves its argument as it is; an edge type is drawn once for a
+Each change gives new splits and leaves its argument as it is; an edge type is drawn once for a
 bond, both directions alike, from the seed. ``CHANGES`` has them by name, as the command line does.
 """
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from types import MappingProxyType
 
+import numpy as np
+import pandas as pd
+import seaborn as sns
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch_geometric.data import Data
+from tqdm import tqdm
 
-from mapkg.evaluation import NodeSplit
+from mapkg.models import build
+from mapkg.models.config import Config
 from studies.data import ATOM_TYPES, Description, Splits
 from studies.data.bond_properties import GLOBAL
 from studies.data.splitting import SPLITS
+from studies.emergence import fit_to_data
+from studies.first_layer import distinct_edges, first_layer_table
+from studies.train import fit, seed_all
+
+EXPERIMENTS = {
+    "original": "as they are",
+    "shuffled": "types shuffled",
+    "uniform": "types drawn uniformly",
+    "frequent": "frequent type informative",
+    "rare": "rare type informative",
+    "triple": "many triple bonds",
+    "equal": "equally frequent types",
+    "global": "global node, new types",
+    "global_triple": "global node, id of triple",
+}
+"""Retrained networks on data with changed types, from names of files to titles."""
 
 SHARES = (0.70, 0.25, 0.05)
 """Shares of the three types where the target is made to depend on one of them."""
 
 
 def shuffle_types(splits: Splits, seed: int) -> Splits:
-    """The same graphs, the types of all bonds of a split permuted among them.
-
-    Types are as frequent as before, to the bond, and say nothing about the molecule.
-
-    Args:
-        splits: molecules.
-        seed: of the permutation.
-
-    Raises:
-        ValueError: if the splits are not molecules with both directions of a bond side by side.
-    """
+    """The same graphs, the types of all bonds of a split permuted among them."""
     return _retyped(
         splits,
         seed,
@@ -45,9 +57,6 @@ def shuffle_types(splits: Splits, seed: int) -> Splits:
 
 def uniform_types(splits: Splits, seed: int) -> Splits:
     """The same graphs, each bond with one of the data set's types, all equally likely.
-
-    Args, Raises:
-        As ``shuffle_types``.
 
     Source: massive-activations paper, its "random edges" ablation. differs: its code draws once
     for each direction of a bond, without a seed.
@@ -67,11 +76,7 @@ def split_types(splits: Splits, seed: int) -> Splits:
     """The same graphs, each type divided at random into so many that all are equally frequent.
 
     A type that is n times as frequent as the rarest one becomes n types, n rounded; each of its
-    bonds has one of them, drawn uniformly. So no type is seen more often than another by much,
-    and each says as much about its bond as the type it comes from.
-
-    Args, Raises:
-        As ``shuffle_types``; also a ValueError if a type never occurs in the training split.
+    bonds has one of them, drawn uniformly.
     """
     _whole_graphs(splits)
     about = splits.description
@@ -95,10 +100,8 @@ def split_types(splits: Splits, seed: int) -> Splits:
         drawn = torch.empty_like(types)
         for i, number in parts.items():
             of_type = types == i
-            number_of_bonds = int(of_type.sum())
-            drawn[of_type] = first[i] + torch.randint(
-                number, (number_of_bonds,), generator=generator
-            )
+            bonds = int(of_type.sum())
+            drawn[of_type] = first[i] + torch.randint(number, (bonds,), generator=generator)
         return drawn
 
     return _retyped(splits, seed, draw, "types divided until equally frequent", names)
@@ -115,17 +118,7 @@ def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
     the number of edges of the informative type t that start at a heteroatom, less what is
     expected of the molecule; over the training split its standard deviation is 1. The other two
     types can change places without a change of the target.
-
-    Args:
-        splits: molecules.
-        seed: of the draw.
-        informative: the type the target depends on, 1 (the most frequent), 2 or 3 (the rarest).
-
-    Raises:
-        ValueError: if the type is none of these, or as ``shuffle_types``.
     """
-    if informative not in (1, 2, 3):
-        raise ValueError(f"informative: expected the type 1, 2 or 3, got {informative!r}")
     shares = torch.tensor(SHARES)
     names = {i + 1: f"type {i + 1} ({share:.0%})" for i, share in enumerate(SHARES)}
     names[informative] += ", informative"
@@ -148,45 +141,24 @@ def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
     for name in SPLITS:
         for graph in getattr(changed, name):
             graph.y = (raw(graph) / scale).reshape(1, 1)
-    about = changed.description
     target = "edges of the informative type from heteroatoms, less the expected number"
-    return replace(changed, description=replace(about, target=target))
+    return replace(changed, description=replace(changed.description, target=target))
 
 
 def join_global_node(
-    splits: Splits,
-    seed: int = 0,
-    *,
-    edge_types: tuple[int, int] = (4, 5),
-    node_type: int | None = None,
+    splits: Splits, seed: int = 0, *, edge_types: tuple[int, int] = (4, 5)
 ) -> Splits:
     """The same graphs, each with one more node that has an edge from and to every atom.
 
-    The node is the last of its graph.
-
-    Args:
-        splits: molecules.
-        seed: not used; nothing is drawn here.
-        edge_types: ids of the edges from an atom to the global node, and from it to an atom;
-            new ones, or an id that is in use. One id may stand for both.
-        node_type: atom type of the node; None gives it one of its own, the first free id.
-
-    Raises:
-        ValueError: if an edge type is below 1, or the atom type below 0.
+    The node is the last of its graph, of an atom type of its own. ``edge_types`` are the ids of
+    edges from an atom to it, and from it to an atom; one id may stand for both.
 
     Source: massive-activations paper, its edge ablation, whose printed counts have as many edges
     of two new types as there are atoms. Our reading: the code that adds the node is not
-    published, so its atom type, and whether the readout counts it, are ours to choose; see
-    ``Config.unread_node_type``.
+    published, so its atom type, and that the readout counts it, are our choice.
     """
     _whole_graphs(splits)
-    to_global, from_global = edge_types
-    if min(edge_types) < 1:
-        raise ValueError(f"edge_types: expected ids of 1 or more, got {edge_types}")
     about = splits.description
-    node_type = about.num_node_types if node_type is None else node_type
-    if node_type < 0:
-        raise ValueError(f"node_type: expected an id of 0 or more, got {node_type}")
 
     def joined(graph: Data) -> Data:
         changed = copy(graph)
@@ -194,7 +166,7 @@ def join_global_node(
         hub = torch.full_like(atoms, graph.num_nodes)
         edges = torch.cat([torch.stack([atoms, hub]), torch.stack([hub, atoms])], dim=1)
         types = torch.tensor(edge_types).repeat_interleave(graph.num_nodes)
-        changed.x = torch.cat([graph.x, graph.x.new_tensor([node_type])])
+        changed.x = torch.cat([graph.x, graph.x.new_tensor([about.num_node_types])])
         changed.edge_index = torch.cat([graph.edge_index, edges], dim=1)
         changed.edge_attr = changed.edge_type = torch.cat([graph.edge_type, types])
         return changed
@@ -202,49 +174,38 @@ def join_global_node(
     names = dict(about.edge_types)
     for i, name in zip(edge_types, GLOBAL, strict=True):
         names[i] = f"{names[i]} / {name}" if i in names else name
+    what = "global node, edge types {} and {}".format(*edge_types)
     return Splits(
         **{name: [joined(graph) for graph in getattr(splits, name)] for name in SPLITS},
-        description=_described(
-            about,
-            f"global node, edge types {to_global} and {from_global}",
-            names,
-            num_node_types=max(about.num_node_types, node_type + 1),
-        ),
+        description=_described(about, what, names, num_node_types=about.num_node_types + 1),
     )
 
 
-def count_neighbours(splits: Splits, seed: int = 0) -> Splits:
-    """The same graphs, with node types that also say how many neighbours a node has.
+def count_neighbors(splits: Splits, seed: int = 0) -> Splits:
+    """The same graphs, with node types that also say how many neighbors a node has.
 
-    The new id is the old one plus the number of old ids times the number of neighbours. A mean
-    over neighbours, whatever its weights, cannot tell how many they are; here each node is told.
-
-    Args:
-        splits: molecules.
-        seed: not used; nothing is drawn here.
-
-    Raises:
-        ValueError: as ``join_global_node`` for data that are no molecules.
+    The new id is the old one plus the number of old ids times the number of neighbors. A mean
+    over neighbors, whatever its weights, cannot tell how many they are; here each node is told.
     """
     _whole_graphs(splits)
     about = splits.description
 
-    def neighbours(graph: Data) -> Int[Tensor, " N"]:
+    def neighbors(graph: Data) -> Int[Tensor, " N"]:
         return graph.edge_index[1].bincount(minlength=graph.num_nodes)
 
     def counted(graph: Data) -> Data:
         changed = copy(graph)
-        changed.x = graph.x + about.num_node_types * neighbours(graph)
+        changed.x = graph.x + about.num_node_types * neighbors(graph)
         changed.edge_attr = changed.edge_type = graph.edge_type.clone()
         return changed
 
     every = [graph for name in SPLITS for graph in getattr(splits, name)]
-    most = max((int(neighbours(graph).max()) for graph in every), default=0)
+    most = max((int(neighbors(graph).max()) for graph in every), default=0)
     return Splits(
         **{name: [counted(graph) for graph in getattr(splits, name)] for name in SPLITS},
         description=_described(
             about,
-            "node types with the number of neighbours",
+            "node types with the number of neighbours",  # as checkpoints and tables have it
             about.edge_types,
             num_node_types=about.num_node_types * (most + 1),
         ),
@@ -265,7 +226,7 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
         "global-node-triple": lambda splits, seed: join_global_node(
             splits, seed, edge_types=(3, 3)
         ),
-        "neighbour-count": count_neighbours,
+        "neighbour-count": count_neighbors,
     }
 )
 """The changes by name; ``global-node-triple`` uses the id of triple bonds again."""
@@ -316,8 +277,102 @@ def _described(about: Description, what: str, names: Mapping[int, str], **sizes)
 
 def _whole_graphs(splits: Splits) -> None:
     about = splits.description
-    if isinstance(splits.train, NodeSplit) or not isinstance(about.num_edge_types, int):
+    if not isinstance(about.num_edge_types, int):
         raise ValueError(
             f"expected whole graphs with one type id per edge, but {about.title} has not; use a "
             "data set of molecules, as zinc or moses"
         )
+
+
+def type_shares(data: Mapping[str, Splits]) -> pd.DataFrame:
+    """Share of the training edges of each type as text, a row per title."""
+    rows = {}
+    for title, splits in data.items():
+        ids = torch.cat([graph.edge_type for graph in splits.train])
+        counts = ids.bincount(minlength=max(splits.description.edge_types) + 1)
+        names = splits.description.edge_types
+        rows[title] = {f"type {i}": f"{float(counts[i] / len(ids)):.2%}" for i in names}
+    return pd.DataFrame(rows).T.fillna("")
+
+
+def retrain(
+    config: Config,
+    splits: Splits,
+    changes: Mapping[str, Change],
+    seeds: Sequence[int],
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train a network on data with changed types, and read its first layer.
+
+    A row per title of ``changes`` (``run``), seed, state (``base`` and ``best``) and edge type,
+    with the columns of ``first_layer_table`` and the least validation loss, ``val_loss``.
+    """
+    parts = []
+    pairs = [(title, seed) for title in changes for seed in seeds]
+    for title, seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
+        changed = changes[title](splits, seed)
+        about = changed.description
+        sizes = {"num_node_types": about.num_node_types, "num_edge_types": about.num_edge_types}
+        sized = fit_to_data(config.replace(**sizes), about)
+        triples = distinct_edges(changed.train), distinct_edges(changed.test)
+        seed_all(seed)
+        model = build(sized)
+        base = {name: value.clone() for name, value in model.state_dict().items()}
+        run = fit(model, changed, sized, seed=seed, progress=False)
+        for state, weights in (("base", base), ("best", run.best_weights)):
+            model.load_state_dict(weights)
+            start = base["edge_embedding.weight"]
+            table = first_layer_table(model, *triples, about.edge_types, start)
+            named = {"run": title, "seed": seed, "state": state}
+            parts.append(table.assign(**named, val_loss=run.history["val_loss"].min()))
+    return pd.concat(parts, ignore_index=True)
+
+
+def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
+    """Means over the states ``epoch_...`` from epoch ``since`` on, per run, label and seed.
+
+    Geometric means of ``max_ratio`` and ``gate_median``, the mean of ``measured``; ``epochs``,
+    how many they are, and in how many an edge is massive, ``epochs_with``.
+    """
+    late = first_layer[first_layer["state"].str.startswith("epoch_")]
+    late = late[late["epoch"] >= since]
+    logarithmic = ["max_ratio", "gate_median"]
+    late = late.assign(**np.log(late[logarithmic]), epochs_with=late["measured"] > 0, epochs=1)
+    names = [*logarithmic, "measured"]
+    how = dict.fromkeys(names, "mean") | {"epochs": "sum", "epochs_with": "sum"}
+    means = late.groupby(["run", "label", "seed"], sort=False).agg(how)
+    means[logarithmic] = np.exp(means[logarithmic])
+    return means.reset_index()
+
+
+def types_through_training(
+    first_layer: pd.DataFrame, values: Mapping[str, str], *, logarithmic: Sequence[str]
+) -> sns.FacetGrid:
+    """Lines of each seed and edge type over epochs: a column of panels per run, a row per value.
+
+    ``values`` are columns with the labels of their axes; ``logarithmic`` names some of them.
+    """
+    long = first_layer.melt(["run", "label", "seed", "epoch"], list(values), var_name="quantity")
+    grid = sns.relplot(
+        long,
+        kind="line",
+        x="epoch",
+        y="value",
+        hue="label",
+        units="seed",
+        estimator=None,
+        col="run",
+        row="quantity",
+        palette="colorblind",
+        marker=".",
+        height=2.2,
+        aspect=1.25,
+        facet_kws=dict(sharey="row", margin_titles=True),
+    )
+    grid.set_titles(col_template="{col_name}", row_template="")
+    for (value, text), row in zip(values.items(), grid.axes, strict=True):
+        row[0].set_ylabel(text)
+        row[0].set_yscale("log" if value in logarithmic else "linear")
+    grid.legend.set_title(None)
+    return grid

@@ -1,6 +1,7 @@
-"""Molecules whose bonds are coloured by a ratio, as HTML with nothing to load."""
+"""Drawings of molecules, also with bonds colored by a ratio, as HTML with nothing to load."""
 
 import html
+import io
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,22 +11,21 @@ from importlib.resources import files
 from xml.etree import ElementTree
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from rdkit import Chem
 from rdkit.Chem.Draw import rdMolDraw2D
-from torch import Tensor
-
-from mapkg.measures import MASSIVE_RATIO
 
 LEVELS = 64
 # The light part of a perceptually uniform map: the dark lines of a bond are legible on all of
 # it, and small ratios are nearly as pale as the paper.
-COLOURS = tuple(map(to_hex, matplotlib.colormaps["inferno_r"](np.linspace(0.02, 0.58, LEVELS))))
-"""The colours of ratios, from small to large."""
+COLORS = tuple(map(to_hex, matplotlib.colormaps["inferno_r"](np.linspace(0.02, 0.58, LEVELS))))
+"""The colors of ratios, from small to large."""
 
 NO_RATIO = "#c4c7cc"
-"""The colour of a bond without a ratio."""
+"""The color of a bond without a ratio."""
 
 LABEL = "largest activation ratio of the bond"
 
@@ -36,133 +36,25 @@ _BAND = "#FF00FF"  # tells the bands of bonds from RDKit's other shapes, which a
 
 @dataclass(frozen=True)
 class Scale:
-    """Colours for ratios, in ``LEVELS`` steps of equal size on a logarithmic axis.
-
-    Attributes:
-        low: ratios up to here have the first colour.
-        high: ratios from here on have the last colour.
-
-    Raises:
-        ValueError: if not 0 < low < high, both finite.
-    """
+    """Colors for ratios from ``low`` to ``high``, in equal steps on a logarithmic axis."""
 
     low: float
     high: float
 
-    def __post_init__(self) -> None:
-        if not 0 < self.low < self.high < np.inf:
-            raise ValueError(
-                f"expected limits of the colours 0 < low < high, got {self.low} and {self.high}"
-            )
-
     @cached_property
     def bounds(self) -> list[float]:
-        """The first ratio of each colour but the first."""
+        """The first ratio of each color but the first."""
         return np.geomspace(self.low, self.high, LEVELS + 1)[1:-1].tolist()
 
-    def colour(self, ratio: float) -> str:
-        """The colour of a ratio, as ``#rrggbb``; ``NO_RATIO`` if it is NaN."""
+    def color(self, ratio: float) -> str:
+        """The color of a ratio, as ``#rrggbb``; ``NO_RATIO`` if it is NaN."""
         if np.isnan(ratio):
             return NO_RATIO
-        return COLOURS[np.searchsorted(self.bounds, ratio, side="right")]
+        return COLORS[np.searchsorted(self.bounds, ratio, side="right")]
 
     def position(self, ratio: float) -> float:
         """Where a positive ratio is on the axis, from 0 at ``low`` to 1 at ``high``."""
         return float(np.clip(np.log(ratio / self.low) / np.log(self.high / self.low), 0, 1))
-
-
-def gallery(
-    molecules: Sequence[Chem.Mol | None],
-    values: Sequence[np.ndarray | Tensor],
-    *,
-    threshold: float = MASSIVE_RATIO,
-    captions: Sequence[str] | None = None,
-    columns: int = 4,
-    limits: tuple[float, float] | None = None,
-    label: str = LABEL,
-) -> str:
-    """Molecules beside each other, their bonds coloured by a ratio on one logarithmic scale.
-
-    Bonds at or above the threshold are outlined, bonds without a ratio are grey with a dashed
-    outline. Molecules are drawn kekulised, without stereochemistry, dark on light also where
-    the page is dark, so that a colour looks the same everywhere.
-
-    Args:
-        molecules: as ``data.to_molecule`` returns them.
-        values: per molecule one ratio per bond, in RDKit's order of bonds, not negative; NaN
-            for none. In a graph of ``data``, bond i is the edges 2i and 2i + 1.
-        threshold: where bonds are outlined, above 0.
-        captions: one text per molecule; None numbers them from 0.
-        columns: molecules in a row, fewer where the page is narrow.
-        limits: the ratios of the first and the last colour. None takes 1, the median of a row,
-            or a threshold below it, and the largest value, the threshold or a decade on.
-        label: what the ratio is, written at the colour bar.
-
-    Returns:
-        HTML for ``IPython.display.HTML``.
-
-    Raises:
-        ValueError: if the numbers of molecules, values, bonds or captions do not agree, a
-            value is negative or infinite, or RDKit cannot draw a molecule; says which.
-    """
-    captions = check_counts(molecules, values, captions, columns)
-    ratios = [check_ratios(value, i, dimensions=1) for i, value in enumerate(values)]
-    scale = scale_for(ratios, threshold, limits)
-    return "\n".join(
-        [
-            f'<div class="mapkg-bonds mathjax_ignore tex2jax_ignore" style="--columns:{columns}">',
-            f"<style>\n{asset('bonds.css')}</style>",
-            figures(molecules, ratios, captions, scale, threshold),
-            colour_bar(scale, threshold, label, any(np.isnan(ratio).any() for ratio in ratios)),
-            "</div>",
-        ]
-    )
-
-
-def check_counts(
-    molecules: Sequence[Chem.Mol | None],
-    values: Sequence[np.ndarray | Tensor],
-    captions: Sequence[str] | None,
-    columns: int,
-) -> Sequence[str]:
-    """The captions, "molecule i" if there are none, if all are as many as the molecules."""
-    if columns < 1:
-        raise ValueError(f"expected at least one column, got {columns}")
-    if captions is None:
-        captions = [f"molecule {i}" for i in range(len(molecules))]
-    if not 0 < len(molecules) == len(values) == len(captions):
-        raise ValueError(
-            "expected at least one molecule, and values and a caption for each; got "
-            f"{len(molecules)} molecules, {len(values)} values and {len(captions)} captions"
-        )
-    return captions
-
-
-def check_ratios(values: np.ndarray | Tensor, index: int, *, dimensions: int) -> np.ndarray:
-    """The ratios of a molecule as an array, if they can be ratios."""
-    ratios = np.asarray(values, dtype=float)
-    if ratios.ndim != dimensions:
-        shape = "[bonds]" if dimensions == 1 else "[layers, heads, bonds]"
-        raise ValueError(f"molecule {index}: expected ratios {shape}, got shape {ratios.shape}")
-    if (ratios < 0).any() or np.isinf(ratios).any():
-        raise ValueError(
-            f"molecule {index}: expected finite ratios from 0 on, or NaN for none, got values "
-            f"from {np.nanmin(ratios)} to {np.nanmax(ratios)}"
-        )
-    return ratios
-
-
-def scale_for(
-    ratios: Sequence[np.ndarray], threshold: float, limits: tuple[float, float] | None
-) -> Scale:
-    """The scale of all ratios, see ``gallery``."""
-    if not 0 < threshold < np.inf:
-        raise ValueError(f"expected a threshold above 0, got {threshold}")
-    if limits is None:
-        low = min(1.0, threshold)
-        all_ratios = np.concatenate([ratio.ravel() for ratio in ratios])
-        limits = (low, float(np.fmax.reduce(all_ratios, initial=max(10 * low, threshold))))
-    return Scale(*limits)
 
 
 def figures(
@@ -172,7 +64,13 @@ def figures(
     scale: Scale,
     threshold: float,
 ) -> str:
-    """A ``figure`` per molecule, see ``gallery``. Each bond's band is a ``path[data-bond]``."""
+    """A ``figure`` per molecule, in a grid, each bond's band a ``path[data-bond]``.
+
+    ``ratios`` has a number per bond in RDKit's order (bond i is the edges 2i and 2i + 1 of a
+    graph), NaN for none. Bonds at or above the threshold are outlined, bonds without a ratio are
+    gray with a dashed outline. Molecules are drawn kekulized, without stereochemistry, dark on
+    light also where the page is dark, so that a color looks the same everywhere.
+    """
     drawn = [
         _figure(molecule, i, ratio, caption, scale, threshold)
         for i, (molecule, ratio, caption) in enumerate(
@@ -204,7 +102,7 @@ def _figure(
         if np.isnan(ratio[bond]):
             look = ' class="none"'
         paths.append(
-            f'<path data-bond="{bond}"{look} fill="{scale.colour(ratio[bond])}" d="{bands[bond]}"/>'
+            f'<path data-bond="{bond}"{look} fill="{scale.color(ratio[bond])}" d="{bands[bond]}"/>'
         )
     name = html.escape(caption)
     count = f"{outlined.sum()} of {len(ratio)} bonds ≥ {number(threshold)}"
@@ -280,21 +178,14 @@ def _read_svg(svg: str, bonds: int) -> tuple[list[str], str]:
     return bands, f'<g class="ink">{ink}{letters}</g>'
 
 
-def colour_bar(scale: Scale, threshold: float, label: str, has_gaps: bool) -> str:
-    """A colour bar with decades and the threshold, as SVG.
-
-    Args:
-        scale: of the colours.
-        threshold: where the mark is.
-        label: what the ratio is.
-        has_gaps: whether to explain the colour of bonds without a ratio.
-    """
+def color_bar(scale: Scale, threshold: float, has_gaps: bool) -> str:
+    """A color bar with decades and the threshold, as SVG; ``has_gaps`` explains ``NO_RATIO``."""
     step, bottom = BAR_WIDTH / LEVELS, BAR_TOP + BAR_HEIGHT
     # Each step is drawn as far as the end, the next one on top: no gaps between them.
     steps = "".join(
-        f'<path fill="{colour}" d="M{BAR_START + i * step:g} {BAR_TOP}'
+        f'<path fill="{color}" d="M{BAR_START + i * step:g} {BAR_TOP}'
         f'H{BAR_START + BAR_WIDTH}v{BAR_HEIGHT}H{BAR_START + i * step:g}z"/>'
-        for i, colour in enumerate(COLOURS)
+        for i, color in enumerate(COLORS)
     )
     ticks = ""
     decades = range(int(np.ceil(np.log10(scale.low))), int(np.floor(np.log10(scale.high))) + 1)
@@ -313,13 +204,13 @@ def colour_bar(scale: Scale, threshold: float, label: str, has_gaps: bool) -> st
         if has_gaps
         else ""
     )
-    name, middle = html.escape(label), BAR_START + BAR_WIDTH / 2
+    middle = BAR_START + BAR_WIDTH / 2
     height = bottom + (58 if has_gaps else 38)
     return "\n".join(
         [
-            f'<svg class="mapkg-bar" role="img" aria-label="colour bar: {name}" '
+            f'<svg class="mapkg-bar" role="img" aria-label="color bar: {LABEL}" '
             f'viewBox="0 0 {BAR_WIDTH + 2 * BAR_START} {height}">',
-            f'{steps}{ticks}<text x="{middle:g}" y="{bottom + 33}">{name}</text>',
+            f'{steps}{ticks}<text x="{middle:g}" y="{bottom + 33}">{LABEL}</text>',
             f'<g class="threshold" transform="translate({mark:.1f})">'
             f'<path class="line" d="M0 {BAR_TOP - 4}V{bottom}"/>'
             f'<text y="{BAR_TOP - 8}" style="text-anchor:{anchor}">'
@@ -334,5 +225,33 @@ def number(ratio: float) -> str:
 
 
 def asset(name: str) -> str:
-    """The text of a style sheet or script of this folder."""
-    return files("studies.plots").joinpath("assets", name).read_text(encoding="utf-8")
+    """The text of a style sheet or script of this package."""
+    return files("studies.viewer").joinpath(name).read_text(encoding="utf-8")
+
+
+def draw_molecule(
+    graph_molecule: Chem.Mol,
+    ax: Axes,
+    *,
+    atom_notes: Sequence[str] | None = None,
+    bond_notes: Sequence[str] | None = None,
+) -> Axes:
+    """Draw a molecule, kekulized, with a note at each atom and bond if given."""
+    drawn = Chem.Mol(graph_molecule)
+    Chem.Kekulize(drawn, clearAromaticFlags=True)
+    noted = (("atomNote", atom_notes, drawn.GetAtoms()), ("bondNote", bond_notes, drawn.GetBonds()))
+    for key, notes, parts in noted:
+        for note, part in zip(notes or (), parts, strict=notes is not None):
+            part.SetProp(key, note)
+    canvas = rdMolDraw2D.MolDraw2DCairo(900, 600)
+    options = canvas.drawOptions()
+    options.annotationFontScale = 0.7
+    if atom_notes is not None:
+        options.useBWAtomPalette()
+    options.prepareMolsBeforeDrawing = False
+    rdMolDraw2D.PrepareMolForDrawing(drawn, kekulize=True)
+    canvas.DrawMolecule(drawn)
+    canvas.FinishDrawing()
+    ax.imshow(plt.imread(io.BytesIO(canvas.GetDrawingText())))
+    ax.set_axis_off()
+    return ax
