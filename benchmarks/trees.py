@@ -3,9 +3,9 @@
     python benchmarks/trees.py --depth 5
 
 By PyG's layers, level by level without scatter, and with what keys of one permutation share
-computed once (not with PairNorm, whose nodes see the whole tree). One thread; the batch is the
-published one of 1,024 examples, all keys of one permutation after another. A ratio is the median
-over rounds of times that were taken one after the other.
+computed once (not with PairNorm or in GIN, whose norms see other nodes). One thread; the batch is
+the published one of 1,024 examples, all keys of one permutation after another. A ratio is the
+median over rounds of times that were taken one after the other.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Studies of many short trainings: a row and a curve for each, kept as they come."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,24 +73,6 @@ def run_study(
         for name, path in paths.items():
             write_table(path, getattr(study, name), digits=4 if name == "curves" else 6)
     return study
-
-
-def read_tables(folder: Path | str, studies: Iterable[str], name: str) -> pd.DataFrame:
-    """A table of several tracked studies as one, with ``study``, the prefix of its files.
-
-    Args:
-        folder: where the tables are.
-        studies: prefixes of their files.
-        name: ``"runs"`` or ``"curves"``.
-
-    Raises:
-        FileNotFoundError: if a table is missing.
-    """
-    tables = []
-    for prefix in studies:
-        path = Path(folder) / f"{prefix}_{name}.csv.gz"
-        tables.append(pd.read_csv(path, keep_default_na=False).assign(study=prefix))
-    return pd.concat(tables, ignore_index=True)
 
 
 def _is_same(about: Mapping[str, Any], row: Mapping[str, Any]) -> bool:

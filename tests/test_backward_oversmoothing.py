@@ -113,44 +113,6 @@ def test_far_from_both_ends_errors_follow_their_mean(usual):
     )
 
 
-@pytest.fixture(scope="module")
-def sparse():
-    """Of 40 layers of tanh with normal weights on a 6-regular graph, by gain."""
-    return {
-        gain: smoothing(
-            Vanilla(activation="tanh", gain=gain, draw="normal"), num_layers=40, degree=6
-        )
-        for gain in (1.0, 1.5, 3.0, 6.0, 12.0, 24.0)
-    }
-
-
-@pytest.mark.slow
-def test_large_weights_keep_features_apart(sparse):
-    last = {gain: table[table["layer"] == 39]["features"] for gain, table in sparse.items()}
-    assert last[1.0].max() < 1e-4 and last[1.5].max() < 1e-3
-    assert last[3.0].between(0.03, 0.2).all()
-    assert all((last[gain] > 0.3).all() for gain in (6.0, 12.0, 24.0))
-
-
-@pytest.mark.slow
-def test_large_weights_keep_errors_apart_but_next_to_the_output(sparse):
-    hidden = {gain: table[table["layer"].between(2, 34)] for gain, table in sparse.items()}
-    least = {gain: rows.groupby("seed")["errors"].min() for gain, rows in hidden.items()}
-    assert (least[1.0] < 1e-3).all() and (least[1.5] < 5e-3).all()
-    assert (least[6.0] > 0.65).all()
-    assert (least[12.0] > 0.9).all() and (least[24.0] > 0.95).all()
-
-
-def test_with_few_neighbours_features_smooth_slowly():
-    table = smoothing(Vanilla(activation="tanh", draw="normal"), num_layers=40, degree=3)
-    assert all(
-        limits(regular_task(degree=3, seed=seed).operator).contraction > 0.94 for seed in range(3)
-    )
-    assert table.loc[table["layer"] == 39, "features"].between(0.005, 0.1).all()
-    assert table.loc[table["layer"] == 20, "features"].between(0.05, 0.25).all()
-    assert table.loc[table["layer"].between(2, 35), "errors"].min() > 0.05
-
-
 def test_limit_errors_of_a_network_written_out():
     task = regular_task(20, 4, channels=3, seed=0)
     network = Vanilla(activation="tanh", hidden_channels=4).build(task, 1, 0)
