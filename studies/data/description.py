@@ -1,10 +1,8 @@
 """What a loaded data set is: its splits and its description."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch_geometric.data import Data
 
 
 @dataclass(frozen=True, kw_only=True)
