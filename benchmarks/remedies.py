@@ -25,7 +25,7 @@ from studies.grid import MODELS
 from studies.provenance import commit, versions
 from studies.published import CONFIGS
 from studies.remedies import ARMS, OTHERS, SETTINGS
-from studies.results import write_table
+from studies.tables import write as write_table
 
 STEPS = 3
 

@@ -12,7 +12,7 @@ import torch
 
 from studies import converged
 from studies.data import load_table
-from studies.results import write_table
+from studies.tables import write as write_table
 
 
 def main() -> None:

@@ -26,19 +26,10 @@ from studies.data.bond_properties import GLOBAL
 from studies.data.splitting import SPLITS
 from studies.emergence import fit_to_data
 from studies.first_layer import distinct_edges, first_layer_table
+from studies.runs import titles
 from studies.train import fit, seed_all
 
-EXPERIMENTS = {
-    "original": "as they are",
-    "shuffled": "types shuffled",
-    "uniform": "types drawn uniformly",
-    "frequent": "frequent type informative",
-    "rare": "rare type informative",
-    "triple": "many triple bonds",
-    "equal": "equally frequent types",
-    "global": "global node, new types",
-    "global_triple": "global node, id of triple",
-}
+EXPERIMENTS = titles("changes")
 """Retrained networks on data with changed types, from names of files to titles."""
 
 SHARES = (0.70, 0.25, 0.05)

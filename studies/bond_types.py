@@ -21,18 +21,15 @@ from mapkg.evaluation import predictions
 from mapkg.metrics import best_constant, each_loss, losses, pooled_mean
 from mapkg.models import build
 from mapkg.models.config import Config
-from studies import checkpoint, tables
-from studies.data import Description, Splits
+from studies import checkpoint
+from studies.data import Splits, read_smiles
 from studies.data.bond_properties import edge_labels
 from studies.first_layer import distinct_edges, first_layer_table, score_parts
 from studies.observation import edge_maxima
+from studies.runs import titles
 from studies.train import seed_all
 
-RUNS = {
-    f"{model.lower()}_{data}": f"{model}, {title}"
-    for data, title in (("zinc", "ZINC"), ("tox21", "TOX21"), ("proteins", "PROTEINS (TU)"))
-    for model in ("GT", "GraphiT", "SAN")
-}
+RUNS = titles("grid")
 """Runs of the emergence grid that are looked at, from names of files to titles."""
 
 ON_ZINC = {name: title for name, title in RUNS.items() if name.endswith("_zinc")}
@@ -60,14 +57,14 @@ def bond_types(
     folder: Path | str,
     splits: Splits,
     *,
-    properties: Sequence[str] = ("type",),
-    resamples: int = 1000,
+    by: Sequence[str] = ("type",),  # properties of edges: type, atom pair, ring, conjugation, role
+    resamples: int = 1000,  # of bootstraps, and permutations of tests
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """Make ``TABLES`` of a finished run on the test split of the data it was trained on.
 
-    ``properties`` of edges are those of ``bond_properties.edge_labels``; the untrained network is
-    looked at by the first one only. ``resamples`` also counts the permutations of the test.
+    Properties of edges are those of ``bond_properties.edge_labels``; the untrained network is
+    looked at by the first one only.
     """
     folder = Path(folder)
     names = [*STATES, *sorted(path.stem for path in folder.glob("epoch_*.safetensors"))]
@@ -81,7 +78,7 @@ def bond_types(
         (name, *checkpoint.load(folder / name))
         for name in tqdm(names, "states", file=sys.stderr, disable=not progress)
     )
-    return _tables(states, splits, properties, resamples)
+    return _tables(states, splits, by, resamples)
 
 
 def examine_bond_types(
@@ -101,26 +98,18 @@ def examine_bond_types(
 
 def shares_elsewhere(
     folder: Path | str,
-    graphs: Sequence[Data],
-    description: Description,
+    splits: Splits,
     *,
-    title: str,
-    properties: Sequence[str] = ("type",),
-    resamples: int = 200,
+    smiles: Path,  # a file of molecules, a SMILES per line
+    by: Sequence[str] = ("type",),  # properties of edges: type, atom pair, ring, conjugation, role
+    resamples: int = 200,  # of bootstraps, and permutations of tests
 ) -> dict[str, pd.DataFrame]:
-    """Make the table ``shares`` of a run's best state on other molecules, called ``title``."""
+    """Make the table ``shares`` of a run's best state on other molecules than it was trained on."""
     model, information = checkpoint.load(Path(folder) / "best")
-    labelled = {by: edge_labels(graphs, by, description) for by in properties}
+    graphs = read_smiles(smiles)
+    labelled = {name: edge_labels(graphs, name, splits.description) for name in by}
     shares = _shares(model, graphs, labelled, resamples)
-    return {"shares": shares.assign(**_origin(information, "best"), looked_at=title)}
-
-
-def write_bond_types(runs: Sequence[Mapping[str, pd.DataFrame]], prefix: Path | str) -> list[Path]:
-    """Write the tables of runs, joined, as ``PREFIX_TABLE.csv.gz``."""
-    paths = {name: Path(f"{prefix}_{name}.csv.gz") for name in runs[0]}
-    for name, path in paths.items():
-        tables.write(path, pd.concat([run[name] for run in runs], ignore_index=True))
-    return list(paths.values())
+    return {"shares": shares.assign(**_origin(information, "best"), looked_at=smiles.name)}
 
 
 def _tables(

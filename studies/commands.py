@@ -1,238 +1,89 @@
-"""What the subcommands of ``python -m studies`` do, each with the options its parser gives it.
+"""What the commands of ``python -m studies`` do; their options are the parameters."""
 
-They import what they need when they are called, so that ``--help`` and a misspelt option are
-answered at once.
-"""
-
-import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+import pandas as pd
+import torch
+
 from mapkg.models.config import Config
+from studies import checkpoint, controls, tables
+from studies.bond_changes import CHANGES
+from studies.data import NodesOfGraph, Splits, load
+from studies.emergence import emergence, observation_epochs
 from studies.published import CONFIGS
+from studies.runs import known
+
+DIGITS: Mapping[str, Mapping[str, int]] = {
+    "remedy": {"epochs": 4},
+    "gradients": {"heat": 3, "largest": 3},
+    "smoothing": {"deep": 4, "training": 4},
+}
+"""Digits of tables that would be too large for the repository with six."""
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Run a notebook strictly, or list its parameters."""
-    from studies import notebook
-
-    if parsed.list:
-        print(notebook.describe(notebook.parameters(parsed.notebook)))
-        return 0
-    values = notebook.parse(parsed.notebook, map(tuple, parsed.parameter))
-    if parsed.output is None:
-        raise ValueError("nowhere to write to; name the executed notebook with -o OUT.ipynb")
-    try:
-        print(notebook.run(parsed.notebook, parsed.output, values))
-    except notebook.NotebookFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def train(parsed: argparse.Namespace) -> int:
+def train(
+    *,
+    config: str,  # a network of studies/published.toml, for example GT-ZINC
+    dataset: str,  # a data set, for example moses
+    out: Path,  # the folder of the run; one that was stopped goes on
+    seed: int = 0,  # of initial weights, order of the data and dropout
+    epochs: int | None = None,  # at most so many, if not as many as the configuration has
+    set: Sequence[str] = (),  # values of the configuration to change, for example heads=4 lr=0.001
+    change: str | None = None,  # change the data first, for example shuffled-types
+    permute_targets: bool = False,  # a null: targets that have nothing to do with the graphs
+    keep_every: int | None = None,  # also keep the weights of each Nth epoch
+    limit: int | None = None,  # only so many graphs of each split, to try out
+    device: str = "cpu",  # for example cuda
+    threads: int | None = None,  # CPU threads, if not as many as torch takes
+) -> int:
     """Train a network and write what emerges."""
-    from studies.controls import permute_targets
-    from studies.emergence import emergence, observation_epochs
-
-    _change(parsed.change)  # a misspelt name is refused before data are read
-    config, splits, device = _network(parsed)
-    if parsed.epochs is not None:
-        config = config.replace(max_epochs=parsed.epochs)
-    splits = _change(parsed.change)(splits, parsed.seed)
-    if parsed.permute_targets:
-        splits = permute_targets(splits, parsed.seed)
+    changed = _change(change)  # a misspelt name is refused before data are read
+    settings, splits, where = _network(config, dataset, set, limit, device)
+    _use(threads)
+    if epochs is not None:
+        settings = settings.replace(max_epochs=epochs)
+    splits = changed(splits, seed)
+    if permute_targets:
+        splits = controls.permute_targets(splits, seed)
     emergence(
-        config,
+        settings,
         splits,
-        seed=parsed.seed,
-        name=parsed.config,
-        folder=parsed.out,
-        device=device,
-        observe_epochs=observation_epochs(config.max_epochs),
-        keep_every=parsed.keep_every,
+        seed=seed,
+        name=config,
+        folder=out,
+        device=where,
+        observe_epochs=observation_epochs(settings.max_epochs),
+        keep_every=keep_every,
     )
     return 0
 
 
-def attribute(parsed: argparse.Namespace) -> int:
-    """Count massive activations of finished runs by type of edge."""
-    from studies.bond_types import bond_types, shares_elsewhere, write_bond_types
-    from studies.data import read_smiles
-
-    if parsed.smiles is not None and parsed.change is not None:
-        raise ValueError(
-            f"--smiles, --change {parsed.change}: expected one of them; the molecules of a file "
-            "are not changed, so give --smiles alone, for networks trained on unchanged data"
-        )
-    elsewhere = None if parsed.smiles is None else read_smiles(parsed.smiles)
-
-    def attributed(folder: Path, splits: Any) -> Any:
-        if elsewhere is None:
-            return bond_types(folder, splits, properties=parsed.by)
-        named = dict(properties=parsed.by, title=parsed.smiles.name)
-        return shares_elsewhere(folder, elsewhere, splits.description, **named)
-
-    runs = _of_each_run(parsed, attributed)
-    for path in write_bond_types(runs, parsed.output):
-        print(path)
-    return 0
+def untrained(
+    *,
+    config: str,  # a network of studies/published.toml, for example GT-ZINC
+    dataset: str,  # a data set, for example moses
+    networks: int = 20,  # how many, with seeds one after the other
+    first_seed: int = 1000,  # of initial weights; other ones than those of trained networks
+    set: Sequence[str] = (),  # values of the configuration to change, for example heads=4
+    limit: int | None = None,  # only so many graphs of each split, to try out
+    device: str = "cpu",  # for example cuda
+) -> pd.DataFrame:
+    """``controls.untrained`` of a configuration and a data set by name."""
+    settings, splits, where = _network(config, dataset, set, limit, device)
+    seeds = range(first_seed, first_seed + networks)
+    return controls.untrained(settings, splits, seeds, name=config, device=where)
 
 
-def explain(parsed: argparse.Namespace) -> int:
-    """Compare ratios with other attributions, and remove massive activations."""
-    import pandas as pd
-
-    from studies.explanations import explain_run
-    from studies.results import write_table
-
-    runs = _of_each_run(parsed, explain_run, graphs=parsed.graphs)
-    for name in runs[0]:
-        path = Path(f"{parsed.output}_{name}.csv.gz")
-        write_table(path, pd.concat([run[name] for run in runs], ignore_index=True))
-        print(path)
-    return 0
-
-
-def remedy(parsed: argparse.Namespace) -> int:
-    """Write the compact tables of finished runs."""
-    from studies.remedies import join_compact
-    from studies.results import write_table
-
-    for name, table in join_compact(parsed.folders).items():
-        path = Path(f"{parsed.output}_{name}.csv.gz")
-        write_table(path, table, digits=4 if name == "epochs" else 6)  # for the repository's size
-        print(path)
-    return 0
-
-
-def idle(parsed: argparse.Namespace) -> int:
-    """Give finished runs a term that nothing but the record feels."""
-    from studies.explicit_bias import idle_term_of_run
-
-    return _join(_of_each_run(parsed, idle_term_of_run), parsed.output)
-
-
-def sink(parsed: argparse.Namespace) -> int:
-    """See how much attention finished runs give to their sink."""
-    from studies.explicit_bias import weight_on_sink_of_run
-
-    return _join(_of_each_run(parsed, weight_on_sink_of_run), parsed.output)
-
-
-def attack(parsed: argparse.Namespace) -> int:
-    """Disturb the embeddings of finished runs."""
-    from studies.robustness import USUAL, attack_run
-
-    settings = dict(graphs=parsed.graphs, places=parsed.places, kinds=parsed.kinds or USUAL)
-    return _join(_of_each_run(parsed, attack_run, **settings), parsed.output)
-
-
-def untrained(parsed: argparse.Namespace) -> int:
-    """Look at networks without training."""
-    from studies.controls import untrained
-    from studies.results import write_table
-
-    config, splits, device = _network(parsed)
-    seeds = range(parsed.first_seed, parsed.first_seed + parsed.networks)
-    table = untrained(config, splits, seeds, name=parsed.config, device=device)
-    write_table(parsed.output, table)
-    print(parsed.output)
-    return 0
-
-
-def laws(parsed: argparse.Namespace) -> int:
-    """Fit laws to the ratios of collected runs."""
-    from studies.grid import laws, read_runs
-    from studies.results import write_table
-
-    write_table(parsed.output, laws(read_runs(parsed.results, parsed.runs).histogram))
-    print(parsed.output)
-    return 0
-
-
-def _of_each_run(
-    parsed: argparse.Namespace, function: Callable[..., Any], **settings: Any
-) -> list[Any]:
-    """What a function of a finished run and its data gives, for each folder.
-
-    The data are changed as in training where the command has ``--change``.
-    """
-    import torch
-
-    from studies import checkpoint
-    from studies.data import load
-
-    name = getattr(parsed, "change", None)
-    change = _change(name)  # a misspelt name is refused before data are read
-    if parsed.threads is not None:
-        torch.set_num_threads(parsed.threads)
-    splits = load(parsed.dataset)
-    found = []
-    for folder in parsed.folders:
-        print(folder, file=sys.stderr)
-        seed = None if name is None else checkpoint.load(folder / "best")[1]["seed"]
-        found.append(function(folder, change(splits, seed), **settings))
-    return found
-
-
-def _join(tables: Sequence[Any], path: Path) -> int:
-    import pandas as pd
-
-    from studies.results import write_table
-
-    write_table(path, pd.concat(tables, ignore_index=True))
-    print(path)
-    return 0
-
-
-def _network(parsed: argparse.Namespace) -> tuple[Config, Any, Any]:
-    """Configuration, data and device, as the options of ``_add_network`` say."""
-    import torch
-
-    from studies.data import load
-
-    config = CONFIGS[parsed.config].replace(**overrides(parsed.set))
-    device = _device(parsed.device)
-    if parsed.threads is not None:
-        torch.set_num_threads(parsed.threads)
-    splits = load(parsed.dataset)
-    if parsed.limit is not None:
-        limited = {name: getattr(splits, name)[: parsed.limit] for name in ("train", "val", "test")}
-        title = f"{splits.description.title}, first {parsed.limit}"
-        splits = replace(splits, description=replace(splits.description, title=title), **limited)
-    return config, splits, device
-
-
-def _change(name: str | None) -> Any:
-    """The change of data of that name, called with splits and a seed; None changes nothing."""
-    from studies.bond_changes import CHANGES
-
-    if name is None:
-        return lambda splits, seed: splits
-    if name not in CHANGES:
-        raise ValueError(f"--change {name}: expected one of {', '.join(CHANGES)}")
-    return CHANGES[name]
-
-
-def collect(parsed: argparse.Namespace) -> int:
-    """Join the tables of finished runs."""
-    from studies.results import collect
-
-    for path in collect(parsed.folders, parsed.output, parsed.states):
-        print(path)
-    return 0
-
-
-def data(parsed: argparse.Namespace) -> int:
+def data(
+    dataset: str,  # for example moses
+) -> int:
     """Load a data set and say what it is."""
-    from studies.data import NodesOfGraph, load
-
-    splits = load(parsed.dataset)
+    splits = load(dataset)
     for name, value in vars(splits.description).items():
         for line in value if name == "deviations" else (value,):
             print(f"{name}: {line}")
@@ -246,19 +97,69 @@ def data(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _device(name: str) -> Any:
-    """The torch device of that name, if this machine has it."""
-    import torch
+def make(
+    study: str,
+    function: Callable[..., Any],
+    *,
+    output: str,
+    folders: Sequence[Path] = (),
+    dataset: str | None = None,
+    change: str | None = None,
+    threads: int | None = None,
+    **settings: Any,
+) -> int:
+    """Make a study's tables, of every run joined, as ``OUTPUT_TABLE.csv.gz``.
 
+    A function of a run takes its folder, and its data if a data set is given; those with a
+    ``prefix`` write their tables themselves. A single table is called ``OUTPUT.csv.gz``.
+    """
+    changed = _change(change)  # a misspelt name is refused before data are read
+    seeds = [checkpoint.load(folder / "best")[1]["seed"] for folder in folders if dataset]
+    _use(threads)
+    splits = () if dataset is None else (load(dataset),)
+    if "prefix" in function.__annotations__:
+        function(*splits, prefix=output, **settings)
+        return 0
+    parts = [] if folders else [function(*splits, **settings)]
+    for number, folder in enumerate(folders):
+        print(folder, file=sys.stderr)
+        own = [changed(each, seeds[number]) for each in splits]
+        parts.append(function(folder, *own, **settings))
+    parts = [{"": part} if isinstance(part, pd.DataFrame) else part for part in parts]
+    joined = {name: pd.concat([p[name] for p in parts], ignore_index=True) for name in parts[0]}
+    for path in tables.write_all(output, joined, DIGITS.get(study, {})):
+        print(path)
+    return 0
+
+
+def _network(
+    config: str, dataset: str, set: Sequence[str], limit: int | None, device: str
+) -> tuple[Config, Splits, torch.device]:
+    """Configuration, data and device of these names; those that are wrong are refused first."""
+    settings = known("--config", config, CONFIGS).replace(**overrides(set))
     try:
-        torch.empty(0, device=name)
-        return torch.device(name)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name}: cannot be used here: {reason}") from None
+        raise ValueError(f"--device {device}: cannot be used here: {reason}") from None
+    splits = load(dataset)
+    if limit is not None:
+        limited = {name: getattr(splits, name)[:limit] for name in ("train", "val", "test")}
+        title = f"{splits.description.title}, first {limit}"
+        splits = replace(splits, description=replace(splits.description, title=title), **limited)
+    return settings, splits, torch.device(device)
 
 
-def overrides(assignments: Sequence[str]) -> dict[str, Any]:
+def _change(name: str | None) -> Callable[[Splits, int], Splits]:
+    return (lambda splits, seed: splits) if name is None else known("--change", name, CHANGES)
+
+
+def _use(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Values of ``NAME=VALUE``, converted to the type of the configuration's field."""
     types = get_type_hints(Config)
     values = {}

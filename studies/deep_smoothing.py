@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mapkg.oversmoothing import smoothing_by_layer, uniform_attention_limits
 from studies import tables
+from studies.backward_oversmoothing import OPTIMIZERS, Vanilla, full_training
 from studies.data import Description, NodesOfGraph, Splits
 from studies.data.regular import regular_task
 from studies.deep import gradient_norms
@@ -142,6 +143,40 @@ def deep_smoothing(
             about |= {"epochs": schedule.epochs * (state == "trained")}
             parts.append(table.assign(**about, **origin))
     return pd.concat(parts, ignore_index=True)
+
+
+def smoothing(
+    splits: Splits,
+    *,
+    layers: Sequence[int] = (2, 16),  # of attention networks
+    epochs: int = 200,  # of attention networks
+    depths: Sequence[int] = (1, 2, 4, 8, 16, 32),  # layers of vanilla networks on regular graphs
+    steps: int = 1000,  # of vanilla networks
+    seeds: Sequence[int] = (0, 1, 2),  # of both, a training for each
+) -> dict[str, pd.DataFrame]:
+    """``deep`` attention on a graph and on regular ones, and ``training`` of vanilla networks."""
+    schedule = Schedule(epochs=epochs, lr_patience=None)
+    cases = [(splits, seeds), *((regular_splits(seed=seed), [seed]) for seed in seeds)]
+    deep = [
+        deep_smoothing(case, num_layers=num_layers, seeds=of_case, schedule=schedule)
+        for case, of_case in cases
+        for num_layers in layers
+    ]
+    variants = {
+        f"{name}, {activation}": Vanilla(
+            activation=activation, gain=gain, hidden_channels=32, is_graph=name == "GNN"
+        )
+        for activation, gain in (("relu", None), ("tanh", 1.2))
+        for name in ("GNN", "MLP")
+    }
+    sizes = dict(depths=depths, seeds=seeds, steps=steps)
+    trained = [
+        full_training(variants, optimizer=name, **sizes).assign(optimiser=name)
+        for name in OPTIMIZERS
+    ]
+    training = pd.concat(trained, ignore_index=True)
+    training = training.assign(versions=versions(), commit=commit())
+    return {"deep": pd.concat(deep, ignore_index=True), "training": training}
 
 
 def smoothing_table(smoothness: pd.DataFrame) -> pd.DataFrame:

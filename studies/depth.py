@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from studies import tables
 from studies.data import Splits
-from studies.deep import DeepNetwork
+from studies.deep import NORMS, DeepNetwork
 from studies.figures import layer_colors, over_seeds, whole_ticks
 from studies.provenance import commit, versions
+from studies.runs import known, titles
 from studies.schedule import Fit, Schedule
 from studies.study import Result, Study, run_study
 from studies.tasks import COLUMNS, NodeTask, observe_gradients
@@ -121,6 +122,23 @@ def compact_gradients(gradients: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"heat": heat.assign(**origin), "largest": largest.reset_index().assign(**origin)}
 
 
+def gradients(
+    splits: Splits,
+    *,
+    layers: int = 25,  # of every network
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),  # of weights and dropout, a training for each
+    epochs: int = 60,  # of each training, at a constant rate
+    hidden: int = 16,  # channels of a head
+    heads: int = 4,  # of attention
+) -> dict[str, pd.DataFrame]:
+    """``compact_gradients`` of all ``gradient_variants``."""
+    variants = gradient_variants(hidden_channels=hidden, heads=heads)
+    schedule = Schedule(epochs=epochs, lr_patience=None)
+    whole = gradient_evolution(splits, variants, num_layers=layers, seeds=seeds, schedule=schedule)
+    sizes = dict(heads=heads, hidden=hidden)
+    return {name: table.assign(**sizes) for name, table in compact_gradients(whole).items()}
+
+
 def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
     """The largest gradient of whole trainings, the last loss, and how many seeds overflowed."""
     keys = ["heads", "variant"]
@@ -183,6 +201,35 @@ def depth_study(
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
+def depth(
+    splits: Splits,
+    *,
+    architecture: str,  # gat or gt
+    norms: Sequence[str],  # names of studies.deep.NORMS; lipschitz=4 sets the scale, too
+    layers: Sequence[int] = DEPTHS,  # numbers of layers
+    seeds: Sequence[int] = (0, 1, 2),  # of weights and dropout, a training for each
+    constant_rate: bool = False,  # a learning rate that does not fall
+    epochs: int = 200,  # of each training
+    hidden: int = 16,  # channels of a head
+    heads: int = 4,  # of attention
+    prefix: Path | str,
+) -> None:
+    """``depth_study`` of one architecture and norms by name."""
+    known("--architecture", architecture, dict.fromkeys(("gat", "gt")))
+    variants = []
+    for text in norms:
+        norm, is_scaled, scale = text.partition("=")
+        known("--norms", norm, dict.fromkeys(NORMS))
+        try:
+            number = float(scale) if is_scaled else None
+        except ValueError:
+            raise ValueError(f"--norms {text}: expected NORM or NORM=SCALE") from None
+        sizes = dict(hidden_channels=hidden, heads=heads)
+        variants.append(Variant(architecture=architecture, norm=norm, scale=number, **sizes))
+    schedule = Schedule(epochs=epochs, lr_patience=None if constant_rate else Schedule.lr_patience)
+    depth_study(splits, variants, depths=layers, seeds=seeds, schedule=schedule, prefix=prefix)
+
+
 def fit_summary(training: Fit) -> dict[str, Any]:
     """What a row says of a training: accuracies, losses, convergence.
 
@@ -217,13 +264,8 @@ TITLES = {
 }
 """Of norms, in tables and figures."""
 
-STUDIES = {
-    "depth_cora_gat": "GAT, Cora",
-    "depth_cora_gt": "Graph Transformer, Cora",
-    "depth_citeseer_gat": "GAT, CiteSeer",
-    "depth_citeseer_gt": "Graph Transformer, CiteSeer",
-}
-CONSTANT_RATE = {"depth_cora_gat_constant": "GAT, Cora, constant rate"}
+STUDIES = titles("depth")
+CONSTANT_RATE = titles("constant depth")
 """Tracked depth studies, from their files to their titles; that at a constant rate is a control."""
 
 

@@ -16,7 +16,8 @@ from studies.data import Description, Splits
 from studies.observation import observe_states, summarise_scores
 from studies.provenance import commit, versions
 from studies.published import CONFIGS
-from studies.results import Emergence, write_table
+from studies.results import Emergence
+from studies.tables import write as write_table
 from studies.train import Fit, fit, seed_all
 
 _SIZES = ("num_node_types", "num_edge_types", "edge_channels")

@@ -63,8 +63,8 @@ def explain_run(
     folder: Path | str,
     splits: Splits,
     *,
-    graphs: int = 100,
-    resamples: int = 2000,
+    graphs: int = 100,  # test graphs, the first ones
+    resamples: int = 2000,  # of bootstraps
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """The tables of ``explain`` of a finished run on its first test graphs, and ``interventions``.

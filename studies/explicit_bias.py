@@ -124,7 +124,12 @@ def idle_term(
     )
 
 
-def idle_term_of_run(folder: Path | str, splits: Splits, *, seed: int = 0) -> pd.DataFrame:
+def idle_term_of_run(
+    folder: Path | str,
+    splits: Splits,
+    *,
+    seed: int = 0,  # of the term
+) -> pd.DataFrame:
     """``idle_term`` of a finished run's best weights on the test split."""
     model, config, origin = read_network(folder, splits)
     return idle_term(model, config, splits.test, seed=seed).assign(**origin)

@@ -10,6 +10,7 @@ from mapkg.measures import MASSIVE_RATIO
 from mapkg.nulls import ProductNull, p_value
 from studies.laws import compare_laws
 from studies.results import TABLES, Emergence, read_emergence
+from studies.runs import titles
 
 MODELS = ("GT", "GraphiT", "SAN")
 """The paper's networks, rows of its figure."""
@@ -18,25 +19,17 @@ DATA_SETS = {"zinc": "ZINC", "tox21": "TOX21", "proteins": "PROTEINS (TU)"}
 """Columns of the figure, from what result files call them to what figures do."""
 
 GRID = {
-    f"{model.lower()}_{data}": f"{model}, {title}"
+    name: title
     for model in MODELS
-    for data, title in DATA_SETS.items()
+    for name, title in titles("grid").items()
+    if title.startswith(f"{model}, ")
 }
-"""All pairs, from names of result files to titles of figures."""
+"""All pairs, from names of result files to titles of figures, those of a model together."""
 
-VARIANTS = {
-    "gt_zinc": "GT",
-    "gt_zinc_uniform": "GT, uniform attention",
-    "gt_zinc_no_edge": "GT, no edge features",
-    "egat_zinc": "EGAT",
-    "gat_zinc": "GATConv",
-    "gatv2_zinc": "GATv2Conv",
-    "transformer_zinc": "TransformerConv",
-    "gps_zinc": "GPSConv",
-}
+VARIANTS = titles("variants")
 """Networks on ZINC that differ in their attention, from result files to titles of figures."""
 
-PERMUTED = {f"{pair}_permuted": pair for pair in ("gt_zinc", "gt_proteins", "graphit_proteins")}
+PERMUTED = {name: name.removesuffix("_permuted") for name in titles("permuted")}
 """Runs on permuted targets, from their result files to the pair they are a control of."""
 
 METRICS = ("mae", "roc_auc", "bce")
@@ -47,7 +40,7 @@ def read_runs(folder: Path | str, names: Iterable[str]) -> Emergence:
     """The tables of several pairs as one set, with a column ``run`` that tells them apart.
 
     Args:
-        folder: where ``collect`` wrote them.
+        folder: where ``python -m studies study emergence`` wrote them.
         names: for example ``GRID``; ``emergence_NAME_`` is what the files' names begin with.
 
     Raises:
@@ -69,7 +62,7 @@ def read_untrained(folder: Path | str, names: Iterable[str]) -> pd.DataFrame:
     """The tables of untrained networks of several pairs, with a column ``run``.
 
     Args:
-        folder: where ``python -m studies untrained`` wrote ``untrained_NAME.csv.gz``.
+        folder: where ``python -m studies study untrained`` wrote ``untrained_NAME.csv.gz``.
         names: of the pairs.
     """
     return pd.concat(
@@ -105,7 +98,7 @@ def how_unlikely(
     if missing:
         raise ValueError(
             f"no untrained networks of {', '.join(missing)}: write their tables with "
-            "python -m studies untrained"
+            "python -m studies study untrained"
         )
     null = null.groupby(["run", "layer"])["max_ratio"].agg(list)
     of_layer = [np.array(null[key]) for key in zip(rows["run"], rows["layer"], strict=True)]
@@ -241,6 +234,15 @@ def laws(tables: pd.DataFrame, states: Sequence[str] = ("base", "best")) -> pd.D
     chosen = tables[tables["state"].isin(states)]
     fitted = compare_laws(chosen[[*keys, "bin", "low", "count"]], base=states[0])
     return fitted.merge(chosen[[*keys, *origin]].drop_duplicates(), on=keys, validate="many_to_one")
+
+
+def laws_of_runs(
+    runs: Sequence[str],  # names of runs whose tables study emergence wrote, for example gt_zinc
+    *,
+    results: Path,  # the folder of these tables
+) -> pd.DataFrame:
+    """``laws`` of collected runs."""
+    return laws(read_runs(results, runs).histogram)
 
 
 def _span(values: pd.Series, form: str) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from studies import tables
 from studies.data import Splits
 from studies.depth import Variant, fit_summary
+from studies.runs import known, titles
 from studies.schedule import Schedule
 from studies.study import Result, Study, run_study
 from studies.tasks import COLUMNS, hide_features
@@ -109,10 +110,28 @@ def missing_study(
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
-STUDIES = ("missing_cora", "missing_citeseer", "missing_pubmed")
+def missing(
+    splits: Splits,
+    *,
+    rates: Sequence[float] = (0.0, 1.0),  # shares of nodes whose features are hidden, in [0, 1]
+    models: Sequence[str] = ("GCN", "GGNN", "GAT", "GAT-Pn", "GAT-Lip"),  # names in the table
+    layers: Sequence[int] = LAYERS,  # numbers of layers
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),  # of weights, dropout and of what is hidden
+    constant_rate: bool = False,  # a learning rate that does not fall
+    epochs: int = 200,  # of each training
+    prefix: Path | str,
+) -> None:
+    """``missing_study`` of models by name."""
+    chosen = {name: known("--models", name, MODELS) for name in models}
+    schedule = Schedule(epochs=epochs, lr_patience=None if constant_rate else Schedule.lr_patience)
+    settings = dict(rates=rates, layers=layers, seeds=seeds, schedule=schedule)
+    missing_study(splits, chosen, prefix=prefix, **settings)
+
+
+STUDIES = tuple(titles("missing"))
 """Tracked studies, by the prefix of their files."""
 
-CONSTANT = ("missing_cora_constant", "missing_pubmed_constant")
+CONSTANT = tuple(titles("constant missing"))
 """Those at a rate that does not fall, of some networks and layers."""
 
 

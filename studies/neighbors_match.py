@@ -18,9 +18,10 @@ from studies import tables
 from studies.data import Splits
 from studies.depth import named
 from studies.figures import over_seeds
+from studies.runs import known, titles
 from studies.schedule import Schedule
 from studies.study import Result, Study, run_study
-from studies.tasks import TREES, TreeTask
+from studies.tasks import SAMPLINGS, TREES, TreeTask
 from studies.train import fit
 from studies.tree_networks import TreeNetwork
 
@@ -144,7 +145,30 @@ def tree_study(
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
-STUDIES = ("trees_2", *(f"trees_{depth}{end}" for depth in (3, 4, 5) for end in ("", "_ggnn")))
+def trees(
+    splits: Splits,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),  # of weights and of the order of examples
+    architectures: Sequence[str] = ("gcn", "gin", "ggnn", "gat"),  # each with all its norms
+    passes: int = 500,  # over the training examples
+    passes_apart: int | None = None,  # of networks with PairNorm, which take longer
+    batch_size: int = 1024,  # examples of a step
+    lr: float = 0.001,  # learning rate at the start
+    block: int = 10,  # passes after which progress is judged
+    sampling: str = "grouped",  # or shuffled
+    prefix: Path | str,
+) -> None:
+    """``tree_study`` of all variants of architectures by name."""
+    for name in architectures:
+        known("--architectures", name, TITLES)
+    known("--sampling", sampling, dict.fromkeys(SAMPLINGS))
+    chosen = [variant for variant in VARIANTS.values() if variant.architecture in architectures]
+    schedule = replace(TREES, epochs=passes, batch_size=batch_size, lr=lr, block=block)
+    settings = dict(seeds=seeds, schedule=schedule, sampling=sampling, passes_apart=passes_apart)
+    tree_study(splits, chosen, prefix=prefix, **settings)
+
+
+STUDIES = tuple(titles("trees"))
 """Tracked studies, by the prefix of their files. From depth 3 on GGNN has its own learning rate."""
 
 

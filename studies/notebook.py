@@ -7,7 +7,8 @@ does not know is an error before anything runs.
 import contextlib
 import json
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,30 @@ class Parameter:
     help: str
 
 
+def command(
+    notebook: Path,  # for example notebooks/04_emergence.ipynb
+    *,
+    parameter: Sequence[tuple[str, str]] = (),  # a parameter and its value; may be repeated
+    output: Path | None = None,  # where the executed notebook goes
+    list: bool = False,  # list the parameters and stop
+) -> int:
+    """What ``python -m studies run`` does; returns the exit status."""
+    if list:
+        print(describe(parameters(notebook)))
+        return 0
+    values = parse(notebook, parameter)
+    if output is None:
+        raise ValueError("nowhere to write to; name the executed notebook with -o OUT.ipynb")
+    try:
+        print(run(notebook, output, values))
+    except NotebookFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def parameters(path: Path | str) -> dict[str, Parameter]:
-    """What the cell tagged ``parameters`` of a notebook declares.
-
-    Args:
-        path: a notebook.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a notebook, or declares no parameters.
-    """
+    """What the cell tagged ``parameters`` of a notebook declares."""
     path = Path(path)
     if not path.is_file():
         siblings = sorted(p.name for p in path.parent.glob("*.ipynb")) or ["none"]
@@ -59,16 +74,7 @@ def parameters(path: Path | str) -> dict[str, Parameter]:
 
 
 def parse(path: Path | str, assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Values of parameters from text, each checked against the notebook.
-
-    Args:
-        path: a notebook.
-        assignments: pairs of name and value, as typed.
-
-    Raises:
-        ValueError: if a name is unknown or a value is not of the parameter's type; the message
-            lists what the notebook knows.
-    """
+    """Values of parameters from pairs of name and text, each checked against the notebook."""
     known = parameters(path)
     values = {}
     for name, text in assignments:
@@ -100,21 +106,10 @@ def run(
     progress: bool = True,
     **engine: Any,
 ) -> Path:
-    """Execute a notebook in its own folder.
+    """Execute a notebook in its own folder; the copy is written whole or not at all.
 
-    Args:
-        path: the notebook.
-        output: where the executed copy goes, whole or not at all.
-        values: parameters, as ``parse`` returns them.
-        progress: whether to show a progress bar on stderr.
-        **engine: options of nbclient, for example ``kernel_manager_class``.
-
-    Returns:
-        ``output``.
-
-    Raises:
-        NotebookFailed: if a cell raises; the copy up to it stays beside ``output`` with
-            ``.failed`` in its name.
+    If a cell raises, the copy up to it stays beside ``output`` with ``.failed`` in its name.
+    ``engine`` are options of nbclient, for example ``kernel_manager_class``.
     """
     path, output = Path(path).resolve(), Path(output).resolve()
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -105,9 +105,9 @@ def compact(run: Emergence, fits: pd.DataFrame | None = None) -> Remedies:
     return {"layers": layers.merge(gamma, on=keys, validate="one_to_one"), "epochs": epochs}
 
 
-def join_compact(folders: Sequence[Path | str]) -> Remedies:
-    """The compact tables of finished runs, joined."""
-    return _joined([compact(read_emergence(folder)) for folder in folders])
+def compact_run(folder: Path | str) -> Remedies:
+    """The compact tables of a finished run."""
+    return compact(read_emergence(folder))
 
 
 def _joined(runs: Sequence[Remedies]) -> Remedies:

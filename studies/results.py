@@ -15,7 +15,6 @@ from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import ATOM_TYPES, BOND_TYPES, Splits
 from studies.provenance import commit, versions
-from studies.tables import write as write_table
 from studies.train import Fit
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
@@ -47,39 +46,38 @@ class Emergence:
 
 
 def read_emergence(folder: Path | str, prefix: str = "") -> Emergence:
-    """Read the tables that ``emergence`` or ``collect`` wrote.
-
-    Args:
-        folder: where they are.
-        prefix: what their file names begin with.
-
-    Raises:
-        FileNotFoundError: if a table is missing.
-    """
+    """Read the tables that ``emergence`` wrote to a folder, or ``of_run`` with a prefix."""
     paths = {table: Path(folder) / f"{prefix}{table}.csv.gz" for table in TABLES}
     for path in paths.values():
         if not path.is_file():
             raise FileNotFoundError(
-                f"no table at {path}; write it with python -m studies train and collect"
+                f"no table at {path}; write it with python -m studies train, or join those of "
+                "finished runs with python -m studies study emergence"
             )
     return Emergence(**{table: pd.read_csv(path) for table, path in paths.items()})
 
 
+def of_run(
+    folder: Path,
+    *,
+    states: Sequence[str] = (),  # keep only these states in the two large tables, not all
+) -> dict[str, pd.DataFrame]:
+    """The tables of a finished run."""
+    run = read_emergence(folder)
+    there = run.summary["state"].unique().tolist()
+    if unknown := sorted({*states} - {*there}):
+        raise ValueError(f"no state {', '.join(unknown)} in {folder}; there are {', '.join(there)}")
+    made = {name: getattr(run, name) for name in TABLES}
+    for name in ("graph_maxima", "histogram") if states else ():
+        made[name] = made[name][made[name]["state"].isin(states)]
+    return made
+
+
 def read_network(folder: Path | str, splits: Splits) -> tuple[GraphNetwork, Config, dict[str, Any]]:
-    """The best network of a finished run, in evaluation mode, and what its tables say of it.
+    """The best network of a finished run, in evaluation mode, and its configuration.
 
-    Args:
-        folder: what ``emergence`` wrote.
-        splits: the data it was trained on.
-
-    Returns:
-        The network, its configuration, and for the columns of a table its ``seed``, ``config``,
-        ``explicit_bias``, ``use_bias``, ``dataset`` and ``epochs``, with the versions and the
-        commit that are at work now.
-
-    Raises:
-        FileNotFoundError: if the run is not finished.
-        ValueError: if the network was trained on other data.
+    And for the columns of a table its ``seed``, ``config``, ``explicit_bias``, ``use_bias``,
+    ``dataset`` and ``epochs``, with the versions and the commit that are at work now.
     """
     model, information = checkpoint.load(Path(folder) / "best")
     title = splits.description.title
@@ -95,54 +93,11 @@ def read_network(folder: Path | str, splits: Splits) -> tuple[GraphNetwork, Conf
     return model.eval(), config, origin | {"versions": versions(), "commit": commit()}
 
 
-def collect(
-    folders: Sequence[Path | str], output: Path | str, states: Sequence[str] | None = None
-) -> list[Path]:
-    """Join the tables of several runs into one set, for ``data/results``.
-
-    Args:
-        folders: run folders, as ``emergence`` wrote them.
-        output: path prefix of the joined tables, for example ``data/results/emergence_gt_zinc_``.
-        states: which states the two large tables, ``graph_maxima`` and ``histogram``, keep;
-            None keeps all.
-
-    Returns:
-        The files written.
-
-    Raises:
-        FileNotFoundError: if a run is not finished.
-        ValueError: if a run has no such state.
-    """
-    runs = [read_emergence(folder) for folder in folders]
-    for folder, run in zip(folders, runs, strict=True):  # before the first file is written
-        known = run.summary["state"].unique().tolist()
-        unknown = sorted({*(states or ())} - {*known})
-        if unknown:
-            raise ValueError(
-                f"no state {', '.join(unknown)} in {folder}; there are {', '.join(known)}"
-            )
-    paths = []
-    for name in TABLES:
-        table = pd.concat([getattr(run, name) for run in runs], ignore_index=True)
-        if states is not None and name in ("graph_maxima", "histogram"):
-            table = table[table["state"].isin(states)]
-        path = Path(f"{output}{name}.csv.gz")
-        write_table(path, table)
-        paths.append(path)
-    return paths
-
-
 def emergence_table(summary: pd.DataFrame, states: Sequence[str]) -> pd.DataFrame:
-    """A summary as a table to read: a row per layer, columns by statistic and state.
+    """The summary of one seed as text: a row per layer, columns by statistic and state.
 
-    Args:
-        summary: rows of one seed of the summary of ``Emergence``.
-        states: which states, in order; ``base_calibrated`` is called calibrated.
-
-    Returns:
-        Texts of three digits, or whole numbers. An edge with an MA has a massive activation in
-        at least one channel; the share of such edges is given. The typical median is the
-        median over edges of the row's median magnitude.
+    An edge with an MA has a massive activation in at least one channel; the share of such edges is
+    given. The typical median is the median over edges of the row's median magnitude.
     """
     columns = {
         "max_ratio": "largest ratio",
@@ -159,24 +114,14 @@ def emergence_table(summary: pd.DataFrame, states: Sequence[str]) -> pd.DataFram
 
 
 def range_over_seeds(summary: pd.DataFrame, statistic: str) -> pd.DataFrame:
-    """Least and greatest value of a statistic over seeds, a row per layer, a column per state.
-
-    Args:
-        summary: the summary of ``Emergence``, of several seeds.
-        statistic: one of its columns; values are rounded to whole numbers.
-    """
+    """Least and greatest value of a statistic over seeds, a row per layer, a column per state."""
     values = summary.groupby(["layer", "state"], sort=False)[statistic].agg(["min", "max"])
     texts = values.apply(lambda row: f"{row['min']:,.0f} to {row['max']:,.0f}", axis=1)
     return texts.unstack("state")
 
 
 def count_types(splits: Splits) -> pd.DataFrame:
-    """How often each atom type and bond type occurs in each split.
-
-    Returns:
-        Columns ``split``, ``kind`` (atom or bond), ``id``, ``type`` and ``count``. Bonds are
-        counted once per direction.
-    """
+    """How often each type of atom and, once per direction, of bond occurs in each split."""
     rows = []
     for split in ("train", "val", "test"):
         graphs = getattr(splits, split)
@@ -199,19 +144,10 @@ def contrasts(
 ) -> pd.DataFrame:
     """By which factor a value differs between two kinds of rows, with intervals over seeds.
 
-    Args:
-        table: a row per ``run``, ``label`` (as a type of edge) and ``seed``.
-        pairs: from titles to two pairs of run and label; the factor is that of the second over
-            the first, in networks of the same seed.
-        value: a positive column.
-        confidence: of the intervals, Student's t for the logarithms.
-
-    Returns:
-        A row per title. Columns are ``factor``, the geometric mean over seeds, ``low``, ``high``,
-        and ``least`` and ``greatest`` of a seed.
-
-    Raises:
-        ValueError: if two runs have not two seeds or more in common.
+    ``table`` has a row per ``run``, ``label`` and ``seed``. ``pairs`` are two pairs of run and
+    label by title; the factor is that of the second over the first in networks of the same seed.
+    A row per title: ``factor``, the geometric mean over seeds, ``low`` and ``high``, Student's t
+    interval for the logarithms, and ``least`` and ``greatest`` of a seed.
     """
     logs = np.log(table.set_index(["run", "label", "seed"])[value]).sort_index()
     rows = {}

@@ -16,9 +16,9 @@ from mapkg.measures import MASSIVE_RATIO
 from mapkg.models.config import Config
 from studies import tables
 from studies.data import Splits
-from studies.grid import MODELS
 from studies.remedies import ARMS, COUNTED
 from studies.results import read_network
+from studies.runs import titles
 
 ASCENT = Ascent(lr=0.1, passes=40)
 """How noise is optimised here, with fewer passes than the published 1000, and longer steps."""
@@ -49,33 +49,22 @@ PLACES = {
 ``attack.where_massive``; every mask is as large as its control."""
 
 
-ATTACKED = {
-    f"{name}_{arm}": (title, ARMS[arm])
-    for name, title, arms in (
-        ("gt_zinc", "GT, ZINC", ("none", "published", "sink")),
-        ("graphit_zinc", "GraphiT, ZINC", ("none", "published", "intended", "sink")),
-        ("san_zinc", "SAN, ZINC", ("none", "published", "intended", "sink")),
-        ("gt_proteins", "GT, PROTEINS", ("bias", "intended")),
-        ("gt_tox21", "GT, TOX21", ("bias", "intended")),
-    )
-    for arm in arms
-}
+def _attacks(group: str) -> dict[str, tuple[str, str]]:
+    arms = ARMS | COUNTED
+    return {name: (title, arms[name.split("_")[-1]]) for name, title in titles(group).items()}
+
+
+ATTACKED = _attacks("attacks")
 """Tracked attacks everywhere, from names of files to network and arm. GT's published term is the
 intended one. On PROTEINS and TOX21 the two arms differ in the term alone."""
 
-MORE = {f"gt_tox21_more_{arm}": ("GT, TOX21", ARMS[arm]) for arm in ("bias", "intended")}
+MORE = _attacks("further seeds")
 """Tracked attacks on further seeds of GT on TOX21, with noise of each node's and edge's own."""
 
-TOLD = {
-    f"san_zinc_{arm}": ("SAN, ZINC", title)
-    for arm, title in {"none": ARMS["none"], "sink": ARMS["sink"], **COUNTED}.items()
-}
+TOLD = _attacks("counted")
 """Tracked attacks that tell a sink from what it lets a node know, its number of neighbours."""
 
-PLACED = {
-    **{f"{model.lower()}_zinc_none": (f"{model}, ZINC", ARMS["none"]) for model in MODELS},
-    "gt_proteins_bias": ("GT, PROTEINS", ARMS["bias"]),
-}
+PLACED = _attacks("places")
 """Tracked attacks on ``PLACES``, too."""
 
 
@@ -129,15 +118,20 @@ def attack_network(
 
 
 def attack_run(
-    folder: Path | str, splits: Splits, *, graphs: int, places: bool = False, **settings: Any
+    folder: Path | str,
+    splits: Splits,
+    *,
+    graphs: int = 64,  # validation graphs, the first ones
+    kinds: Sequence[str] = USUAL,  # of noise; published takes many passes
+    places: bool = False,  # also noise where massive activations are, and controls
+    **settings: Any,
 ) -> pd.DataFrame:
-    """Attacks on the best weights of a finished run, on the first graphs of the validation split.
+    """Attacks on the best weights of a finished run, ``settings`` as of ``attack_network``.
 
-    So all networks on one data set are attacked on the same molecules. ``places`` says whether
-    noise also attacks each of ``PLACES`` alone, ``settings`` are those of ``attack_network``.
+    All networks on one data set are attacked on the same molecules.
     """
     model, config, origin = read_network(folder, splits)
-    chosen = list(splits.val[:graphs])
+    chosen, settings = list(splits.val[:graphs]), settings | {"kinds": kinds}
     table = attack_network(model, config, chosen, places=PLACES if places else (), **settings)
     return table.assign(graphs=len(chosen), **origin)
 

@@ -1,5 +1,7 @@
-"""What pages call the runs and studies of workflow/grid.yaml."""
+"""The runs and studies of workflow/grid.yaml: what pages call them; and errors of wrong names."""
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,17 @@ def titles(group: str) -> dict[str, str]:
 
     Groups are the keys of ``titles`` in the grid, for example ``"grid"`` or ``"depth"``.
     """
-    found = {name: run["titles"][group] for name, run in grid().items() if group in run["titles"]}
-    if not found:
-        known = sorted({name for run in grid().values() for name in run["titles"]})
-        raise ValueError(f"no run of the grid is in {group!r}; groups are {', '.join(known)}")
-    return found
+    groups: dict[str, dict[str, str]] = {}
+    for name, run in grid().items():
+        for each, title in run["titles"].items():
+            groups.setdefault(each, {})[name] = title
+    return known("group", group, groups)
+
+
+def known(what: str, name: str, among: Mapping[str, Any]) -> Any:
+    """The value of a name, or an error that says which names there are."""
+    if name not in among:
+        close = get_close_matches(name, among, 1)
+        hint = f"did you mean {close[0]}? Known are" if close else "expected one of"
+        raise ValueError(f"{what} {name}: {hint} {', '.join(among)}")
+    return among[name]

@@ -1,16 +1,18 @@
 """Studies of many short trainings: a row and a curve for each, kept as they come."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from studies import tables
 from studies.provenance import commit, versions
-from studies.results import write_table
 
 Result = tuple[Mapping[str, Any], pd.DataFrame]
 """What a training gives, values of its row and its curve."""
@@ -45,34 +47,56 @@ def run_study(
             ``PREFIX_curves.csv.gz``; what is there already is not done again. None keeps all in
             memory.
         progress: whether to show a progress bar on stderr.
-
-    Raises:
-        ValueError: if one of both tables is there and the other is not.
     """
-    study = Study()
-    paths = {} if prefix is None else {n: Path(f"{prefix}_{n}.csv.gz") for n in vars(study)}
+    paths = {n: Path(f"{prefix}_{n}.csv.gz") for n in ("runs", "curves") if prefix is not None}
+    with _alone(prefix):
+        study = _read(paths, {name for about, _ in trainings for name in about})
+        rows = study.runs.to_dict("records")
+        origin = {"versions": versions(), "commit": commit()}
+        for about, train in tqdm(trainings, "trainings", file=sys.stderr, disable=not progress):
+            if any(_is_same(about, row) for row in rows):
+                continue
+            values, curve = train()
+            row = {**about, **values, **origin}
+            rows.append(row)
+            curve = curve.assign(**{name: about[name] for name in labels})
+            study.runs = pd.concat([study.runs, pd.DataFrame([row])], ignore_index=True)
+            study.curves = pd.concat([study.curves, curve], ignore_index=True)
+            for name, path in paths.items():
+                tables.write(path, getattr(study, name), digits=4 if name == "curves" else 6)
+    return study
+
+
+@contextmanager
+def _alone(prefix: Path | str | None) -> Iterator[None]:
+    """Keep other processes from writing tables of that prefix, each over what the other wrote."""
+    if prefix is None:
+        yield
+        return
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{prefix}.lock", timeout=0) as lock:
+            yield
+            Path(lock.lock_file).unlink()
+    except Timeout:
+        raise ValueError(
+            f"another study is writing to {prefix} now; wait for it, or name another prefix"
+        ) from None
+
+
+def _read(paths: Mapping[str, Path], settings: Collection[str]) -> Study:
+    """What was done before of a study with these settings."""
     there = [path for path in paths.values() if path.is_file()]
+    if not there:
+        return Study()
     if len(there) == 1:
         raise ValueError(
-            f"expected both tables of {prefix} or none, found {there[0]} alone: restore the other, "
-            "or remove it to train again"
+            f"expected {' and '.join(map(str, paths.values()))} or none of both, found {there[0]} "
+            "alone: restore the other, or remove it to train again"
         )
-    if there:
-        study = Study(**{name: pd.read_csv(path) for name, path in paths.items()})
-    rows = study.runs.to_dict("records")
-    origin = {"versions": versions(), "commit": commit()}
-    for about, train in tqdm(trainings, "trainings", file=sys.stderr, disable=not progress):
-        if any(_is_same(about, row) for row in rows):
-            continue
-        values, curve = train()
-        row = {**about, **values, **origin}
-        rows.append(row)
-        curve = curve.assign(**{name: about[name] for name in labels})
-        study.runs = pd.concat([study.runs, pd.DataFrame([row])], ignore_index=True)
-        study.curves = pd.concat([study.curves, curve], ignore_index=True)
-        for name, path in paths.items():
-            write_table(path, getattr(study, name), digits=4 if name == "curves" else 6)
-    return study
+    done = Study(**{name: pd.read_csv(path) for name, path in paths.items()})
+    tables.refuse_another_study(paths["runs"], {*settings} <= {*done.runs})
+    return done
 
 
 def _is_same(about: Mapping[str, Any], row: Mapping[str, Any]) -> bool:

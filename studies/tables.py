@@ -24,6 +24,37 @@ def write(path: Path | str, table: pd.DataFrame, *, digits: int = 6) -> None:
     write_atomically(Path(path), gzip.compress(text, mtime=0))
 
 
+def write_all(
+    prefix: Path | str, made: Mapping[str, pd.DataFrame], digits: Mapping[str, int]
+) -> list[Path]:
+    """Write tables as ``PREFIX_NAME.csv.gz``, one without a name as ``PREFIX.csv.gz``.
+
+    Nothing is written if a file of another study, with other columns, would be replaced. Tables
+    that ``digits`` does not name have six.
+    """
+    base = str(prefix).removesuffix(".csv.gz")
+    paths = {name: Path("_".join(filter(None, (base, name))) + ".csv.gz") for name in made}
+    for name, path in paths.items():
+        if path.is_file():
+            refuse_another_study(path, read_columns(path) == list(made[name]))
+    for name, path in paths.items():
+        write(path, made[name], digits=digits.get(name, 6))
+    return list(paths.values())
+
+
+def read_columns(path: Path) -> list[str]:
+    """The columns of a table that was written."""
+    return list(pd.read_csv(path, nrows=0).columns)
+
+
+def refuse_another_study(path: Path, is_same: bool) -> None:
+    """Raise unless a table that is there is of the same study."""
+    if not is_same:
+        raise ValueError(
+            f"{path} holds the table of another study; name another prefix, or remove the file"
+        )
+
+
 def read(
     folder: Path | str,
     kind: str,

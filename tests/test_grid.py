@@ -21,7 +21,8 @@ from studies.grid import (
     read_untrained,
 )
 from studies.laws import LAWS
-from studies.results import TABLES, Emergence, write_table
+from studies.results import TABLES, Emergence
+from studies.tables import write as write_table
 
 ORIGIN = {
     "config": "GT-ZINC",
