@@ -103,28 +103,29 @@ def make(
     *,
     output: str,
     folders: Sequence[Path] = (),
-    dataset: str | None = None,
     change: str | None = None,
     threads: int | None = None,
     **settings: Any,
 ) -> int:
-    """Make a study's tables, of every run joined, as ``OUTPUT_TABLE.csv.gz``.
+    """Make a study's tables, of all runs joined, as ``OUTPUT_TABLE.csv.gz``.
 
-    A function of a run takes its folder, and its data if a data set is given; those with a
-    ``prefix`` write their tables themselves. A single table is called ``OUTPUT.csv.gz``.
+    ``function`` takes the ``folder`` of a run, or ``splits``, or both, and its settings. With a
+    ``prefix`` it writes its tables itself. A single table is called ``OUTPUT.csv.gz``.
     """
-    changed = _change(change)  # a misspelt name is refused before data are read
-    seeds = [checkpoint.load(folder / "best")[1]["seed"] for folder in folders if dataset]
+    changed, takes = _change(change), function.__annotations__  # wrong names are refused first
+    data: tuple[Splits, ...] = ()
+    if "splits" in takes:
+        seeds = [checkpoint.load(folder / "best")[1]["seed"] for folder in folders]
+        data = (load(settings.pop("dataset")),)
     _use(threads)
-    splits = () if dataset is None else (load(dataset),)
-    if "prefix" in function.__annotations__:
-        function(*splits, prefix=output, **settings)
+    if "prefix" in takes:
+        function(*data, prefix=output, **settings)
         return 0
-    parts = [] if folders else [function(*splits, **settings)]
+    parts = [] if folders else [function(*data, **settings)]
     for number, folder in enumerate(folders):
         print(folder, file=sys.stderr)
-        own = [changed(each, seeds[number]) for each in splits]
-        parts.append(function(folder, *own, **settings))
+        of_run = [changed(splits, seeds[number]) for splits in data]
+        parts.append(function(folder, *of_run, **settings))
     parts = [{"": part} if isinstance(part, pd.DataFrame) else part for part in parts]
     joined = {name: pd.concat([p[name] for p in parts], ignore_index=True) for name in parts[0]}
     for path in tables.write_all(output, joined, DIGITS.get(study, {})):

@@ -76,8 +76,10 @@ def _alone(prefix: Path | str | None) -> Iterator[None]:
     Path(prefix).parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{prefix}.lock", timeout=0) as lock:
-            yield
-            Path(lock.lock_file).unlink()
+            try:
+                yield
+            finally:
+                Path(lock.lock_file).unlink()
     except Timeout:
         raise ValueError(
             f"another study is writing to {prefix} now; wait for it, or name another prefix"
@@ -91,8 +93,8 @@ def _read(paths: Mapping[str, Path], settings: Collection[str]) -> Study:
         return Study()
     if len(there) == 1:
         raise ValueError(
-            f"expected {' and '.join(map(str, paths.values()))} or none of both, found {there[0]} "
-            "alone: restore the other, or remove it to train again"
+            f"expected both tables or none, found {there[0]} alone: restore the other, or remove "
+            "it to train again"
         )
     done = Study(**{name: pd.read_csv(path) for name, path in paths.items()})
     tables.refuse_another_study(paths["runs"], {*settings} <= {*done.runs})

@@ -132,7 +132,7 @@ def test_edges_of_a_global_node_that_share_an_id_are_told_apart_by_what_they_joi
     config = TINY.replace(**sizes, max_epochs=1)
     emergence(config, joined, name="GT-ZINC", folder=tmp_path, progress=False)
     by = ("type", "role")
-    shares = bond_types(tmp_path, joined, properties=by, resamples=5, progress=False)["shares"]
+    shares = bond_types(tmp_path, joined, by=by, resamples=5, progress=False)["shares"]
     best = shares.query("state == 'best' and layer == 0 and threshold == 1000")
     roles = best.query("by == 'role'").set_index("label")["edges"]
     assert list(roles.index) == ["single", "double", "triple", "atom to global", "global to atom"]
@@ -141,11 +141,11 @@ def test_edges_of_a_global_node_that_share_an_id_are_told_apart_by_what_they_joi
     assert roles.sum() == best.query("by == 'type'")["edges"].sum()
 
 
-def test_molecules_of_a_file_are_looked_at_like_a_test_split(folder, splits, tmp_path, capsys):
+def test_molecules_of_a_file_are_looked_at_like_a_test_split(folder, splits, tmp_path):
     path = tmp_path / "molecules.smi"
     path.write_text("\n".join(graph.smiles for graph in splits.test) + "\n\n")
     arguments = ["--dataset", "moses", "--smiles", str(path), "-o", str(tmp_path / "bonds")]
-    assert main(["attribute", str(folder), *arguments]) == 0
+    assert main(["study", "shares", str(folder), *arguments]) == 0
     assert [file.name for file in tmp_path.glob("bonds*")] == ["bonds_shares.csv.gz"]
     found = pd.read_csv(tmp_path / "bonds_shares.csv.gz")
     assert set(found["looked_at"]) == {"molecules.smi"}
@@ -153,10 +153,6 @@ def test_molecules_of_a_file_are_looked_at_like_a_test_split(folder, splits, tmp
     expected = expected.query("state == 'best'").reset_index(drop=True)
     columns = ["layer", "threshold", "label", "edges", "massive_edges"]
     pd.testing.assert_frame_equal(found[columns], expected[columns], check_dtype=False)
-    assert main(["attribute", str(folder), *arguments, "--change", "shuffled-types"]) == 2
-    assert "expected one of them" in capsys.readouterr().err
-    assert main(["attribute", str(tmp_path / "no"), "--dataset", "moses", *arguments[-2:]]) == 2
-    assert "no checkpoint" in capsys.readouterr().err
 
 
 ROWS = pd.DataFrame(

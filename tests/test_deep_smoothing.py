@@ -130,7 +130,7 @@ def test_the_command_writes_deep_attention_and_vanilla_training(tmp_path, same_n
     prefix = tmp_path / "smoothing"
     settings = ["--dataset", "citation", "--layers", "1", "2", "--epochs", "1", "--seeds", "0"]
     vanilla = ["--depths", "1", "2", "--steps", "20", "--threads", "1"]
-    assert main(["smoothing", *settings, *vanilla, "-o", str(prefix)]) == 0
+    assert main(["study", "smoothing", *settings, *vanilla, "-o", str(prefix)]) == 0
     deep = pd.read_csv(f"{prefix}_deep.csv.gz")
     assert len(deep) == 2 * 5 * 2 * (1 + 2)  # data sets, variants, states, layers
     assert list(deep["dataset"].unique()) == [

@@ -89,8 +89,8 @@ def test_the_same_seed_gives_every_norm_the_same_initial_weights(papers):
 
 
 def test_the_command_watches_every_variant(papers, tmp_path, monkeypatch):
-    monkeypatch.setattr("studies.data.load", lambda name: papers)
-    options = ["gradients", "--dataset", "citation", "--layers", "2", "--seeds", "1", "2"]
+    monkeypatch.setattr("studies.commands.load", lambda name: papers)
+    options = ["study", "gradients", "--dataset", "citation", "--layers", "2", "--seeds", "1", "2"]
     options += ["--epochs", "2", "--hidden", "4", "--heads", "2", "-o", str(tmp_path / "g")]
     assert main(options) == 0
     largest = pd.read_csv(tmp_path / "g_largest.csv.gz")
@@ -100,9 +100,9 @@ def test_the_command_watches_every_variant(papers, tmp_path, monkeypatch):
 
 
 def test_the_command_trains_what_it_is_told(papers, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("studies.data.load", lambda name: papers)
+    monkeypatch.setattr("studies.commands.load", lambda name: papers)
     prefix = tmp_path / "depth"
-    options = ["depth", "--dataset", "citation", "--architecture", "gt", "-o", str(prefix)]
+    options = ["study", "depth", "--dataset", "citation", "--architecture", "gt", "-o", str(prefix)]
     options += ["--layers", "1", "2", "--seeds", "3", "--epochs", "2", "--hidden", "4"]
     assert main([*options, "--heads", "2", "--norms", "none", "lipschitz=4"]) == 0
     found = pd.read_csv(f"{prefix}_runs.csv.gz")
@@ -118,7 +118,7 @@ def test_the_command_trains_what_it_is_told(papers, tmp_path, monkeypatch, capsy
     assert main([*options, "--norms", "lipschitz=much"]) == 2
     assert "expected NORM or NORM=SCALE" in capsys.readouterr().err
     assert main([*options, "--norms", "maxnorm"]) == 2
-    assert "norm: expected one of none, layer" in capsys.readouterr().err
+    assert "--norms maxnorm: expected one of none, layer" in capsys.readouterr().err
 
 
 def test_of_gradients_the_largest_and_one_seed_are_kept(papers):
@@ -298,15 +298,18 @@ def test_a_rate_that_is_no_share_is_refused(papers, rate):
 def test_the_command_takes_rates_and_layers(tmp_path, capsys, same_number_of_threads):
     prefix = tmp_path / "missing"
     settings = ["--dataset", "citation", "--rates", "1", "--layers", "1", "--seeds", "0"]
-    assert main(["missing", *settings, "--epochs", "1", "--threads", "1", "-o", str(prefix)]) == 0
+    assert (
+        main(["study", "missing", *settings, "--epochs", "1", "--threads", "1", "-o", str(prefix)])
+        == 0
+    )
     runs = pd.read_csv(f"{prefix}_runs.csv.gz")
     assert runs["model"].tolist() == list(MODELS)
     assert set(runs["rate"]) == {1.0} and set(runs["num_layers"]) == {1}
     some = [*settings, "--epochs", "1", "--models", "GCN", "GAT", "--constant-rate"]
-    assert main(["missing", *some, "-o", str(tmp_path / "some")]) == 0
+    assert main(["study", "missing", *some, "-o", str(tmp_path / "some")]) == 0
     runs = pd.read_csv(tmp_path / "some_runs.csv.gz")
     assert runs["model"].tolist() == ["GCN", "GAT"] and runs["lr_patience"].isna().all()
-    assert main(["missing", *settings, "--models", "MLP", "-o", str(prefix)]) != 0
-    assert "--models: expected some of GCN, GGNN," in capsys.readouterr().err
-    assert main(["missing", *settings, "--rates", "2", "-o", str(prefix)]) != 0
+    assert main(["study", "missing", *settings, "--models", "MLP", "-o", str(prefix)]) != 0
+    assert "--models MLP: expected one of GCN, GGNN," in capsys.readouterr().err
+    assert main(["study", "missing", *settings, "--rates", "2", "-o", str(prefix)]) != 0
     assert "rate: expected a share in [0, 1], got 2" in capsys.readouterr().err

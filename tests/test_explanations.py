@@ -264,9 +264,19 @@ def test_a_run_is_explained_by_the_command(splits, tmp_path, monkeypatch):
     for table in found.values():
         assert (table["seed"] == 2).all() and (table["config"] == "SAN-ZINC").all()
     assert {"GNNExplainer", "frequency"} <= {*found["correlation"]["method"]}
-    monkeypatch.setattr("studies.data.load", lambda name: splits)
+    monkeypatch.setattr("studies.commands.load", lambda name: splits)
     output = tmp_path / "explain_x"
-    arguments = ["explain", str(folder), "--dataset", "moses", "--graphs", "4", "-o", str(output)]
+    arguments = [
+        "study",
+        "explain",
+        str(folder),
+        "--dataset",
+        "moses",
+        "--graphs",
+        "4",
+        "-o",
+        str(output),
+    ]
     assert main(arguments) == 0
     written = pd.read_csv(f"{output}_areas.csv.gz")["area"]
     assert written.to_list() == pytest.approx(found["areas"]["area"].to_list(), rel=1e-4)

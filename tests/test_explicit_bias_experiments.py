@@ -134,7 +134,7 @@ def test_a_finished_run_is_given_an_idle_term(molecules, tmp_path, capsys):
     with pytest.raises(ValueError, match="expected a network trained on others, got one trained"):
         idle_term_of_run(tmp_path, other)
     path = tmp_path / "idle.csv.gz"
-    assert main(["idle", str(tmp_path), "--dataset", "moses", "-o", str(path)]) == 0
+    assert main(["study", "idle", str(tmp_path), "--dataset", "moses", "-o", str(path)]) == 0
     assert path.is_file()
 
 
@@ -173,7 +173,7 @@ def test_a_finished_run_with_a_sink_shows_its_weight(molecules, tmp_path, capsys
     found = weight_on_sink_of_run(tmp_path, molecules)
     assert set(found["seed"]) == {4} and set(found["explicit_bias"]) == {"sink"}
     path = tmp_path / "sink.csv.gz"
-    assert main(["sink", str(tmp_path), "--dataset", "moses", "-o", str(path)]) == 0
+    assert main(["study", "sink", str(tmp_path), "--dataset", "moses", "-o", str(path)]) == 0
     assert path.is_file()
 
 

@@ -61,7 +61,7 @@ def test_the_command_writes_what_the_study_gives(trees, tmp_path, same_number_of
     prefix = tmp_path / "trees"
     settings = ["--dataset", "trees-2", "--seeds", "0", "--passes", "2", "--batch-size", "64"]
     settings += ["--block", "1", "--lr", "0.01", "--architectures", "ggnn", "gat"]
-    assert main(["trees", *settings, "--threads", "1", "-o", str(prefix)]) == 0
+    assert main(["study", "trees", *settings, "--threads", "1", "-o", str(prefix)]) == 0
     runs = pd.read_csv(f"{prefix}_runs.csv.gz")
     schedule = replace(TREES, epochs=2, batch_size=64, block=1, lr=0.01)
     chosen = [v for v in VARIANTS.values() if v.architecture in ("ggnn", "gat")]

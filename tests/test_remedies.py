@@ -11,7 +11,7 @@ from studies.laws import compare_laws
 from studies.published import CONFIGS
 from studies.remedies import (
     arms,
-    join_compact,
+    compact_run,
     later_epochs,
     read_remedies,
     remedy_table,
@@ -38,7 +38,7 @@ def runs(cache, tmp_path_factory):
 
 def test_a_compact_table_has_the_scores_and_the_gamma_law_of_each_layer(runs):
     folder, run = next(iter(runs.items()))
-    found = join_compact([folder])["layers"].set_index(["state", "layer"]).sort_index()
+    found = compact_run(folder)["layers"].set_index(["state", "layer"]).sort_index()
     assert len(found) == 4
     expected = run.summary.set_index(["state", "layer"]).sort_index()
     for state in ("base", "best"):
@@ -55,7 +55,7 @@ def test_a_compact_table_has_the_scores_and_the_gamma_law_of_each_layer(runs):
 
 def test_the_command_joins_runs(runs, tmp_path):
     prefix = tmp_path / "remedy_san"
-    assert main(["remedy", *map(str, runs), "-o", str(prefix)]) == 0
+    assert main(["study", "remedy", *map(str, runs), "-o", str(prefix)]) == 0
     layers = pd.read_csv(f"{prefix}_layers.csv.gz")
     assert layers["seed"].unique().tolist() == [0, 1]
     epochs = pd.read_csv(f"{prefix}_epochs.csv.gz")
@@ -65,7 +65,7 @@ def test_the_command_joins_runs(runs, tmp_path):
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path, capsys):
-    assert main(["remedy", str(tmp_path / "none"), "-o", str(tmp_path / "x")]) == 2
+    assert main(["study", "remedy", str(tmp_path / "none"), "-o", str(tmp_path / "x")]) == 2
     assert "no table at" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

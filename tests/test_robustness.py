@@ -118,7 +118,7 @@ def test_a_finished_run_is_attacked_on_the_first_validation_graphs(molecules, tm
     assert found["loss"].to_numpy() == pytest.approx(expected["loss"].to_numpy(), rel=1e-6)
     # The command reads the data itself: another title is other data.
     path = tmp_path / "attack.csv.gz"
-    arguments = ["attack", str(tmp_path / "none"), "--dataset", "moses", "-o", str(path)]
+    arguments = ["study", "attack", str(tmp_path / "none"), "--dataset", "moses", "-o", str(path)]
     assert main(arguments) == 2
     assert not path.exists()
 
@@ -128,9 +128,19 @@ def test_a_run_on_changed_data_is_attacked_on_such_data(molecules, tmp_path, cap
     types = changed.description.num_node_types
     config = CONFIGS["SAN-ZINC"].replace(max_epochs=1, num_node_types=types, **SMALL)
     emergence(config, changed, name="SAN-ZINC", folder=tmp_path, progress=False)
-    monkeypatch.setattr("studies.data.load", lambda name: molecules)
+    monkeypatch.setattr("studies.commands.load", lambda name: molecules)
     path = tmp_path / "attack.csv.gz"
-    arguments = ["attack", str(tmp_path), "--dataset", "moses", "--graphs", "3", "-o", str(path)]
+    arguments = [
+        "study",
+        "attack",
+        str(tmp_path),
+        "--dataset",
+        "moses",
+        "--graphs",
+        "3",
+        "-o",
+        str(path),
+    ]
     arguments += ["--kinds", "own"]
     assert main(arguments) == 2
     assert "neighbours" in capsys.readouterr().err and not path.exists()

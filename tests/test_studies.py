@@ -53,11 +53,33 @@ def test_a_training_that_fails_leaves_what_was_done(tmp_path):
     assert pd.read_csv(f"{prefix}_runs.csv.gz")["seed"].tolist() == [0]
 
 
-def test_half_a_pair_of_tables_is_refused(tmp_path):
+def test_half_a_pair_of_tables_and_those_of_another_study_are_refused(tmp_path):
     prefix = tmp_path / "study"
-    run_study(trainings([], [0]), labels=["seed"], prefix=prefix, progress=False)
+    settings = dict(labels=["seed"], prefix=prefix, progress=False)
+    run_study(trainings([], [0]), **settings)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    others = [({"model": "GCN", "seed": 0}, train) for _, train in trainings([])]
+    with pytest.raises(ValueError, match=r"study_runs.csv.gz holds the table of another study"):
+        run_study(others, **settings)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     (tmp_path / "study_curves.csv.gz").unlink()
-    with pytest.raises(
-        ValueError, match=r"expected both tables .* found .*study_runs.csv.gz alone"
-    ):
-        run_study(trainings([], [0]), labels=["seed"], prefix=prefix, progress=False)
+    with pytest.raises(ValueError, match=r"expected both tables .* found .*runs.csv.gz alone"):
+        run_study(trainings([], [0]), **settings)
+
+
+def test_two_studies_at_a_time_do_not_write_over_each_other(tmp_path):
+    prefix, log = tmp_path / "study", []
+    settings = dict(labels=["seed"], prefix=prefix, progress=False)
+
+    def meanwhile():
+        with pytest.raises(ValueError, match=r"another study is writing to .*study now"):
+            run_study(trainings(log, [0]), **settings)
+        return {"loss": 0.5}, pd.DataFrame({"epoch": [1]})
+
+    run_study([({"norm": "none", "scale": None, "seed": 9}, meanwhile)], **settings)
+    assert log == []
+    run_study(trainings(log, [0]), **settings)
+    assert log == [0]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("study_runs.csv.gz", "study_curves.csv.gz")
+    }
