@@ -1,6 +1,6 @@
 r"""How alike features become on their way forward, and errors on their way back.
 
-A layer that averages over neighbours draws the features of all nodes together, and the errors that
+A layer that averages over neighbors draws the features of all nodes together, and the errors that
 training sends back through it, too. Features X are [N, D], one row per node, and the errors
 :math:`B = \partial L / \partial H` of what a layer returns have the shape of H.
 
@@ -33,13 +33,8 @@ def relative_spread(
     with the unit vector u along ``direction``; for the constant direction
     :math:`u u^\top X` has the mean of all rows in every row. It does not depend on the scale of X.
 
-    Args:
-        x: features or errors, shape [N, D].
-        direction: to which columns are drawn, shape [N]; None means a constant. See
-            ``limits``.
-
-    Returns:
-        0 if all rows are alike (in the ratio of ``direction``), and 0 for a matrix of zeros.
+    It is 0 if all rows are alike (in the ratio of ``direction``, see ``limits``; None means a
+    constant), and 0 for a matrix of zeros.
     """
     size = torch.linalg.matrix_norm(x)
     if size == 0:
@@ -84,30 +79,24 @@ def _apart(x: Tensor, direction: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Limits:
-    """Where repeated averaging over neighbours leads.
-
-    Attributes:
-        features: the direction to which columns of features are drawn, the right eigenvector of
-            the largest eigenvalue, shape [N].
-        errors: the same for errors, the left one, shape [N].
-        contraction: the second largest modulus of an eigenvalue over the largest; differences
-            shrink by this much in each layer of linear averaging.
-    """
+    """Where repeated averaging over neighbors leads."""
 
     features: Float[Tensor, " N"]
+    """The direction to which columns of features are drawn, the right eigenvector of the largest
+    eigenvalue."""
     errors: Float[Tensor, " N"]
+    """The same for errors, the left eigenvector."""
     contraction: float
+    """The second largest modulus of an eigenvalue over the largest; differences shrink by this
+    much in each layer of linear averaging."""
 
 
 def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
     """Eigenvectors and contraction of the matrix P with which a layer averages, X -> P X W.
 
-    Args:
-        operator: P, with entries of zero or more; row i has what node i takes from each node.
-
-    Raises:
-        ValueError: if P is no square matrix of such entries, its graph is not connected (strongly,
-            if it is directed), or it alternates, so that nothing converges.
+    Entries of P are zero or more; row i has what node i takes from each node. Raises
+    ``ValueError`` if P is no square matrix of such entries, its graph is not connected (strongly,
+    if it is directed), or it alternates, so that nothing converges.
     """
     matrix = operator.detach().double().numpy()
     if matrix.ndim != 2 or len(matrix) != matrix.shape[1] or (matrix < 0).any():
@@ -136,18 +125,12 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
 
 
 def uniform_attention_limits(edge_index: Int[Tensor, "2 E"], num_nodes: int) -> Limits:
-    r"""Where attention leads that weighs a node and its neighbours alike.
+    r"""Where attention leads that weighs a node and its neighbors alike.
 
     Softmax does so once features are alike. It then averages with :math:`P = D^{-1} (A + I)`:
     features become constant, and errors gather in proportion to :math:`D`. As ``limits`` of P, but
-    sparse, for graphs of thousands of nodes.
-
-    Args:
-        edge_index: both directions of each edge, shape [2, E]; self-loops do not count.
-        num_nodes: N, 3 or more.
-
-    Raises:
-        ValueError: if an edge has one direction only, or the graph is not connected.
+    sparse, for graphs of thousands of nodes (3 or more). Self-loops do not count. Raises
+    ``ValueError`` if an edge has one direction only, or the graph is not connected.
     """
     adjacency = to_scipy_sparse_matrix(
         remove_self_loops(edge_index)[0], num_nodes=num_nodes

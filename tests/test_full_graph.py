@@ -1,19 +1,18 @@
 """Fake edges, GraphiT's kernel and SAN's gamma: dense references, limits and invariances."""
 
 import math
-from dataclasses import replace
 
 import networkx as nx
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Batch, Data
+from test_layers import molecule
+from torch_geometric.data import Batch
 
 from mapkg.hooks import record
-from mapkg.models import build
-from mapkg.models.config import Config
 from mapkg.models.edge_attention import NodeStreamLayer
-from mapkg.models.full_graph import (
+from studies.extras import build
+from studies.extras.full_graph import (
     Completion,
     DiffusionKernel,
     FakeEdgeShare,
@@ -22,8 +21,6 @@ from mapkg.models.full_graph import (
     complete,
     fake_edges,
 )
-from studies.checkpoint import load as load_checkpoint
-from studies.checkpoint import save as save_checkpoint
 from studies.published import CONFIGS
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -38,21 +35,6 @@ MECHANISMS = {
     "gamma and encoding": SAN.replace(full_graph=True, laplacian_encoding=True),
 }
 each_mechanism = pytest.mark.parametrize("config", MECHANISMS.values(), ids=MECHANISMS)
-
-
-def molecule(seed, nodes):
-    """A random tree with two rings more and without symmetries that would repeat eigenvalues."""
-    generator = torch.Generator().manual_seed(seed)
-    graph = nx.random_labeled_tree(nodes, seed=seed)
-    graph.add_edges_from([(0, nodes // 2), (1, nodes - 1)])
-    graph.remove_edges_from(list(nx.selfloop_edges(graph)))
-    pairs = torch.tensor(list(graph.edges)).T
-    types = torch.randint(1, 4, (pairs.size(1),), generator=generator)
-    return Data(
-        x=torch.randint(28, (nodes,), generator=generator),
-        edge_index=torch.cat([pairs, pairs.flip(0)], dim=1),
-        edge_attr=torch.cat([types, types]),
-    )
 
 
 def three():
@@ -266,16 +248,6 @@ def test_the_equations_agree_with_a_loop_over_pairs(factor, bias):
     assert len(score) == batch.num_edges + fakes
 
 
-def test_one_row_for_all_fake_edges_is_the_same_row_for_each():
-    layer, graph = random_layer(), molecule(0, 9)
-    x, edge_attr, no_edge = random_features(graph)
-    batch = torch.zeros(9, dtype=torch.long)
-    one = complete(graph.edge_index, batch, no_edge, DiffusionKernel())
-    each = replace(one, edge_attr=no_edge.expand(one.edge_index.size(1), -1))
-    found, expected = (layer(x, graph.edge_index, edge_attr, c)[0] for c in (one, each))
-    torch.testing.assert_close(found, expected, **EXACT)
-
-
 def test_fake_edges_of_no_weight_leave_the_sparse_layer():
     full, sparse = random_layer(), random_layer(1, layer=NodeStreamLayer)
     sparse.load_state_dict({k: v for k, v in full.state_dict().items() if "fake" not in k})
@@ -360,75 +332,6 @@ def test_the_published_gamma_leaves_san_next_to_its_sparse_graph():
     torch.testing.assert_close(full(*inputs(batch)), sparse(*inputs(batch)), rtol=1e-2, atol=1e-2)
 
 
-@each_mechanism
-def test_a_batch_gives_what_each_molecule_gives_alone(config):
-    model, graphs = network(config), three()
-    batch = Batch.from_data_list(graphs)
-    alone = torch.cat([model(*inputs(graph)) for graph in graphs])
-    assert alone.unique().numel() == 3  # not three times what a dead head gives
-    torch.testing.assert_close(model(*inputs(batch), 3), alone, **EXACT)
-
-
-@each_mechanism
-def test_relabelling_nodes_and_edges_changes_no_prediction(config):
-    model, graph = network(config), molecule(3, 11)
-    assert not torch.equal(model(*inputs(graph)), model(*inputs(molecule(4, 11))))
-    generator = torch.Generator().manual_seed(1)
-    order, edges = (torch.randperm(n, generator=generator) for n in (11, graph.num_edges))
-    permuted = model(
-        graph.x[order], order.argsort()[graph.edge_index[:, edges]], graph.edge_attr[edges]
-    )
-    torch.testing.assert_close(permuted, model(*inputs(graph)), **EXACT)
-
-
-@each_mechanism
-def test_a_gradient_reaches_every_parameter(config):
-    model = network(config).train()
-    batch = Batch.from_data_list(three())
-    model(*inputs(batch)).square().sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.any(), name
-    learned = {name for name, _ in model.named_parameters() if "gamma" in name}
-    assert learned == ({"edge_factor.gamma"} if config.full_graph and _learns(config) else set())
-
-
-def _learns(config):
-    return config.architecture == "san" and config.gamma is None
-
-
-@each_mechanism
-def test_a_checkpoint_brings_the_mechanism_back(config, tmp_path):
-    model, batch = network(config).float(), Batch.from_data_list(three())
-    save_checkpoint(tmp_path / "full", model.state_dict(), config)
-    loaded, _ = load_checkpoint(tmp_path / "full", config)
-    assert torch.equal(loaded(*inputs(batch)), model(*inputs(batch)))
-
-
-def test_scores_have_a_row_per_pair_the_edges_of_the_data_first():
-    model = network(MECHANISMS["kernel"])
-    batch = Batch.from_data_list(three())
-    with record(model, "layers.*.attention.score") as seen:
-        model(*inputs(batch))
-    x = model.node_embedding(batch.x)
-    attention = model.layers[0].attention
-    edges = model.edge_embedding(batch.edge_attr)
-    query = attention.query(x) / attention.head_channels**0.5
-    own = attention.edge_score(query, attention.key(x), batch.edge_index, attention.edge(edges))
-    (score,) = seen["layers.0.attention.score"]
-    assert torch.equal(score[: batch.num_edges], own)
-    assert len(score) == 9 * 8 + 5 * 4 + 12 * 11
-
-
-def test_a_fake_edge_has_the_embedding_of_type_zero():
-    model = network(MECHANISMS["kernel"])
-    batch = Batch.from_data_list(three())
-    before = model(*inputs(batch))
-    with torch.no_grad():  # no bond of these molecules has type 0
-        model.edge_embedding.weight[0] += 1
-    assert not torch.allclose(model(*inputs(batch)), before)
-
-
 def no_edge_of(model, *arguments):
     """What a network gives its layers as the features of a fake edge."""
     with record(model, "edge_embedding") as seen:
@@ -450,29 +353,7 @@ def test_edges_of_several_columns_or_of_floats_have_an_edge_that_is_not_there():
     assert torch.equal(found[0], model.edge_embedding.bias)  # the map of zeros
 
 
-def test_ids_and_one_hot_rows_give_the_same_prediction():
-    model, graph = network(MECHANISMS["learned gamma"]), molecule(0, 9)
-    rows = [
-        torch.nn.functional.one_hot(types, number).double()
-        for types, number in ((graph.x, 28), (graph.edge_attr, 4))
-    ]
-    found = model(rows[0], graph.edge_index, rows[1])
-    torch.testing.assert_close(found, model(*inputs(graph)), **EXACT)
-
-
 # Configurations.
-
-
-def test_no_configuration_has_a_mechanism_switched_on():
-    for config in CONFIGS.values():
-        assert not config.full_graph
-        assert not config.laplacian_encoding
-        assert config.gamma is None
-
-
-@each_mechanism
-def test_mechanisms_survive_plain_values(config):
-    assert Config.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
@@ -491,4 +372,4 @@ def test_mechanisms_survive_plain_values(config):
 )
 def test_a_mechanism_that_does_not_fit_is_an_error(name, changes, message):
     with pytest.raises(ValueError, match=message):
-        CONFIGS[name].replace(**changes)
+        build(CONFIGS[name].replace(**changes))
