@@ -1,11 +1,11 @@
 """What every layer has to do, whatever it computes: one contract for all networks."""
 
-import networkx as nx
 import pytest
 import torch
+from random_graphs import molecule
 from torch import nn
 from torch.nn.functional import one_hot
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Batch
 
 from mapkg.hooks import edit, record, resolve
 from mapkg.models import EdgeAttention, EdgeGATLayer
@@ -34,21 +34,6 @@ NETWORKS = OF | {
     "gamma and encoding": OF["san"].replace(full_graph=True, laplacian_encoding=True),
 }
 each = pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
-
-
-def molecule(seed, nodes):
-    """A random tree with two rings more and without symmetries that would repeat eigenvalues."""
-    generator = torch.Generator().manual_seed(seed)
-    graph = nx.random_labeled_tree(nodes, seed=seed)
-    graph.add_edges_from([(0, nodes // 2), (1, nodes - 1)])
-    graph.remove_edges_from(list(nx.selfloop_edges(graph)))
-    pairs = torch.tensor(list(graph.edges)).T
-    types = torch.randint(1, 4, (pairs.size(1),), generator=generator)
-    return Data(
-        x=torch.randint(28, (nodes,), generator=generator),
-        edge_index=torch.cat([pairs, pairs.flip(0)], dim=1),
-        edge_attr=torch.cat([types, types]),
-    )
 
 
 def network(config, **changes):
