@@ -176,13 +176,6 @@ def test_the_equations_agree_with_a_loop_over_edges(options, scale):
         assert (attended[-1] == 0).all()
 
 
-def test_no_edges_at_all_give_zeros_and_an_empty_score():
-    attention, (x, _, _) = random_attention(bias=True), random_graph(1)
-    attended, score = attention(x, torch.empty(2, 0, dtype=torch.long), x.new_empty(0, 12))
-    assert torch.equal(attended, torch.zeros_like(x))
-    assert score.shape == (0, 12)
-
-
 @pytest.mark.parametrize("term", ["none", *TERMS])
 def test_gradients_agree_with_finite_differences(term):
     attention = random_attention(channels=4, heads=2, bias=True, explicit_bias=term)

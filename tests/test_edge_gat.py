@@ -108,20 +108,6 @@ def test_all_heads_share_one_scoring_vector():
     torch.testing.assert_close(attention(*graph)[0], expected, **EXACT)
 
 
-@pytest.mark.parametrize(
-    ("use_bias", "expected"),
-    [
-        # W_n 64 x 64 + 64, W_e 64 x 192, F 8 x 8.
-        (False, 4096 + 64 + 12288 + 64),
-        # and 64 for W_e, 8 for F.
-        (True, 4096 + 64 + 12288 + 64 + 64 + 8),
-    ],
-)
-def test_the_number_of_parameters_is_that_of_three_maps(use_bias, expected):
-    layer = EdgeGATLayer(64, 8, use_bias=use_bias)
-    assert sum(parameter.numel() for parameter in layer.parameters()) == expected
-
-
 def test_weights_are_drawn_normal_with_the_gain_of_relu():
     torch.manual_seed(0)
     attention = EdgeGATAttention(256, 4)
@@ -160,12 +146,3 @@ def test_a_layer_is_the_attention_alone_and_gives_its_score_to_the_next():
     for name, values in zip(SEEN, expected, strict=True):
         found = seen[f"layers.1.attention.{name}"][0]
         torch.testing.assert_close(found, torch.from_numpy(values), **EXACT)
-
-
-def test_a_graph_without_edges_attends_to_nothing():
-    layer = EdgeGATLayer(12, 3)
-    attended, score = layer(
-        torch.randn(4, 12), torch.empty(2, 0, dtype=torch.long), torch.empty(0, 12)
-    )
-    assert torch.equal(attended, torch.zeros(4, 12))
-    assert score.shape == (0, 12)

@@ -5,7 +5,7 @@ import torch
 from random_graphs import molecule
 from torch import nn
 from torch.nn.functional import one_hot
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
 
 from mapkg.hooks import edit, record, resolve
 from mapkg.models import EdgeAttention, EdgeGATLayer
@@ -57,11 +57,14 @@ BATCH = Batch.from_data_list(THREE)
 
 @each
 def test_a_batch_gives_what_each_graph_gives_alone(config):
-    model = network(config)
-    alone = torch.cat([model(*inputs(graph)) for graph in THREE])
-    assert alone.std(dim=0).min() > 1e-3, "the three graphs are the same"
-    torch.testing.assert_close(model(*inputs(BATCH)), alone, **EXACT)
-    torch.testing.assert_close(model(*inputs(BATCH), 3), alone, **EXACT)
+    none = torch.empty(0, dtype=torch.long)
+    lonely = Data(x=torch.tensor([3]), edge_index=torch.stack([none, none]), edge_attr=none)
+    model, graphs = network(config), [*THREE, lonely]
+    batch = Batch.from_data_list(graphs)
+    alone = torch.cat([model(*inputs(graph)) for graph in graphs])
+    assert alone.std(dim=0).min() > 1e-3, "the graphs are the same"
+    torch.testing.assert_close(model(*inputs(batch)), alone, **EXACT)
+    torch.testing.assert_close(model(*inputs(batch), 4), alone, **EXACT)
 
 
 @each

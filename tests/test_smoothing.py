@@ -191,12 +191,6 @@ def test_pyg_layers_on_a_graph_that_is_not_regular():
     assert smoothing_by_layer(network, loss, "convs.*")["features"].iloc[-1] > 0.1  # no constant
 
 
-def test_the_vanilla_network_is_gcn_on_a_regular_graph():
-    task = regular_task(30, 4, channels=3, seed=2)
-    edge_index = (task.operator - torch.diag(task.operator.diag())).nonzero().t()
-    torch.testing.assert_close(gcn_operator(edge_index, 30), task.operator)
-
-
 def test_what_cannot_be_measured_is_refused():
     torch.manual_seed(0)
     network = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
