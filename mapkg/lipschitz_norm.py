@@ -129,9 +129,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         value: Float[Tensor, "E H C"],
         target: Int[Tensor, " E"],
     ) -> Float[Tensor, "E H"]:
-        """The divisor of every edge and head, from the target's query, and the source's key and
-        value, of every edge.
-        """
+        """The divisor of every edge and head, from its query, key and value."""
         nodes = int(target.max()) + 1 if len(target) else 0
         query, key, value = _wide(query), _wide(key), _wide(value)
 
@@ -170,7 +168,8 @@ def lipschitz_normalise(
     found = {
         name: (layer, hooks)
         for name, layer in model.named_modules()
-        if (hooks := _hooks_for(layer)) is not None
+        for kind, hooks in _HOOKS.items()
+        if isinstance(layer, kind)
     }
     if not found:
         raise ValueError(
@@ -254,10 +253,15 @@ class _OfGAT(_ScoreHooks):
 
     def _divide(self, layer: GATConv, inputs: tuple) -> tuple:
         edge_index, size, arguments = inputs
+        if not isinstance(edge_index, Tensor) or edge_index.is_sparse:
+            raise ValueError(
+                "GATConv with a normalised score: expected edge_index as a tensor of shape [2, E], "
+                f"got {type(edge_index).__name__}"
+            )
         (z,) = self._taken("z")
         z = z.view(-1, layer.heads, layer.out_channels)
         att = torch.cat([layer.att_src, layer.att_dst], dim=-1).squeeze(0)
-        divisor = self.norm(z, att, directed(layer, _plain(layer, edge_index)))
+        divisor = self.norm(z, att, directed(layer, edge_index))
         for name in ("alpha_j", "alpha_i"):
             divided = (arguments[name] / divisor).to(arguments[name].dtype)
             arguments = arguments | {name: divided}
@@ -329,22 +333,9 @@ class _OfEdgeAttention(_ScoreHooks):
 _HOOKS = {GATConv: _OfGAT, TransformerConv: _OfTransformer, EdgeAttention: _OfEdgeAttention}
 
 
-def _hooks_for(layer: nn.Module) -> type[_ScoreHooks] | None:
-    return next((hooks for kind, hooks in _HOOKS.items() if isinstance(layer, kind)), None)
-
-
 def directed(layer: nn.Module, edge_index: Int[Tensor, "2 E"]) -> Int[Tensor, "2 E"]:
     """Sources in row 0 and targets in row 1, whichever way the layer's messages flow."""
     return edge_index if layer.flow == "source_to_target" else edge_index.flip(0)
-
-
-def _plain(layer: nn.Module, edge_index: Any) -> Tensor:
-    if not isinstance(edge_index, Tensor) or edge_index.is_sparse:
-        raise ValueError(
-            f"{type(layer).__name__} with a normalised score: expected edge_index as a tensor of "
-            f"shape [2, E], got {type(edge_index).__name__}"
-        )
-    return edge_index
 
 
 def _wide(x: Tensor) -> Tensor:

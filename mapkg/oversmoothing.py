@@ -169,8 +169,7 @@ def smoothing_by_layer(
             layer, in the model's order, for example ``"convs.*"``; what is inside a submodule
             that matches does not count.
         errors: of those at whose outputs the errors are taken; None means the same.
-        direction: of ``relative_spread`` for features; None means a constant.
-        errors_direction: the same for errors.
+        direction, errors_direction: of ``relative_spread``; None means a constant.
 
     Returns:
         A row per layer, ``layer`` from 0. ``features`` and ``errors`` are the relative spreads,
@@ -179,9 +178,8 @@ def smoothing_by_layer(
         If there are fewer layers with features than with errors, as where the last has no
         activation, the others are NaN.
 
-    Raises:
-        KeyError: if a name matches nothing.
-        ValueError: if a layer is run more than once, or the loss does not depend on it.
+    Raises ``KeyError`` if a name matches nothing, and ``ValueError`` if a layer is run more than
+    once, or the loss does not depend on it.
     """
     patterns = {"features": features, "errors": features if errors is None else errors}
     seen: dict[str, dict[str, Tensor]] = {
@@ -233,10 +231,8 @@ def smoothing_by_layer(
 def _outermost(names: Iterable[str]) -> list[str]:
     """Those names of submodules that are not inside another one of them."""
     every = set(names)
-    parents = {name: name.split(".")[:-1] for name in every}
-    inside = {
-        name
-        for name, parts in parents.items()
-        if any(".".join(parts[:count]) in every for count in range(1, len(parts) + 1))
-    }
-    return [name for name in names if name not in inside]
+
+    def is_inside(name: str) -> bool:
+        return any(name[:end] in every for end, letter in enumerate(name) if letter == ".")
+
+    return [name for name in names if not is_inside(name)]

@@ -222,6 +222,9 @@ def test_the_lemma_in_numbers():
     value = torch.tensor([[3.0, 4.0], [0.0, 1.0]])  # the larger one of norm 5
     assert lemma_bound(scores, value, 2.0) == pytest.approx(11 * math.sqrt(2))
     assert lemma_bound(scores, value, 2.0, tight=True) == pytest.approx(11)
+    # Both attend to the first key: S has a column of ones.
+    together = torch.tensor([[1000.0, 0.0], [1000.0, 0.0]])
+    assert lemma_bound(together, value, 2.0, tight=True) == pytest.approx(math.sqrt(2) + 10)
 
 
 def test_the_theorem_in_numbers():

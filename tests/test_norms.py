@@ -13,7 +13,8 @@ from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from mapkg.hooks import record
-from mapkg.lipschitz_norm import MODES, LipschitzNorm, QuadraticLipschitzNorm, lipschitz_normalise
+from mapkg.lipschitz_norm import MODES, LipschitzNorm, lipschitz_normalise
+from mapkg.lipschitz_norm import QuadraticLipschitzNorm as Quadratic
 from mapkg.models import EdgeAttention
 from studies.extras.full_graph import FullGraphAttention
 
@@ -143,6 +144,15 @@ def test_a_normalised_score_is_at_most_one_over_the_scale(scale):
         score = (z * left).sum(-1)[loops[0]] + (z * right).sum(-1)[loops[1]]
         divided = score / LipschitzNorm(scale=scale)(z, att, loops)
         assert divided.abs().max() <= 1 / scale + 1e-9
+
+
+def test_eps_is_added_to_the_divisor():
+    x, edge_index, _ = graph(4)
+    z = x.view(-1, HEADS, CHANNELS)
+    rows = z[edge_index[1]], z[edge_index[0]], z[edge_index[0]], edge_index[1]
+    for norm, inputs in ((LipschitzNorm, (z, z[0].repeat(1, 2), edge_index)), (Quadratic, rows)):
+        with_half, without = norm(eps=0.5)(*inputs), norm()(*inputs)
+        torch.testing.assert_close(with_half, without + 0.5, **EXACT)
 
 
 def test_published_lets_weights_of_a_neighborhood_differ_by_little():
@@ -277,8 +287,8 @@ def test_one_line_normalises_every_layer_of_a_model():
     model = nn.ModuleList([gat(), nn.ModuleList([transformer()]), EdgeAttention(12, 3)])
     assert lipschitz_normalise(model) is model
     assert isinstance(model[0].score_norm.norm, LipschitzNorm)
-    assert isinstance(model[1][0].score_norm.norm, QuadraticLipschitzNorm)
-    assert isinstance(model[2].score_norm.norm, QuadraticLipschitzNorm)
+    assert isinstance(model[1][0].score_norm.norm, Quadratic)
+    assert isinstance(model[2].score_norm.norm, Quadratic)
 
 
 def test_what_cannot_be_normalised_is_refused():

@@ -65,6 +65,7 @@ def test_limits_of_a_regular_graph_are_constant_and_its_contraction_the_second_e
     values = np.sort(np.abs(np.linalg.eigvalsh(task.operator.numpy())))
     assert values[-1] == pytest.approx(1)
     assert found.contraction == pytest.approx(values[-2])
+    assert limits(3 * task.operator).contraction == pytest.approx(values[-2])
 
 
 def test_limits_of_a_graph_that_is_not_regular():
