@@ -21,7 +21,7 @@ OWN_TESTS = {
     "mapkg/measures.py": "detection laws",
     "mapkg/hooks.py": "hooks scan",
     "mapkg/lipschitz.py": "lipschitz",
-    "mapkg/models/edge_attention.py": "edge_attention explicit_bias",
+    "mapkg/models/edge_attention.py": "edge_attention layers",
     "mapkg/lipschitz_norm.py": "norms lipschitz",
     "mapkg/oversmoothing.py": "smoothing backward_smoothing",
 }

@@ -44,8 +44,7 @@ def local_constant(
             ones is found by Lanczos iterations (``scipy.sparse.linalg.svds``), to a relative
             1e-6, from products with vectors alone.
 
-    Raises:
-        ValueError: if there is no input, or a value or a derivative is not finite.
+    Raises ``ValueError`` if there is no input, or a value or a derivative is not finite.
     """
     if not inputs:
         raise ValueError("expected one input or more, got none")
@@ -122,9 +121,7 @@ def slope(score: Score, x: Float[Tensor, "..."]) -> float:
     For the linear score without normalisation this is the Frobenius norm of Q, where the slope
     is its spectral norm.
 
-    Args:
-        score: from x to scores [m, n].
-        x: the point.
+    ``score`` maps x, the point, to scores [m, n].
     """
     gradients = jacrev(score)(x).flatten(start_dim=2)  # [m, n, entries of x]
     return gradients.norm(dim=-1).amax(dim=-1).norm().item()
@@ -161,14 +158,8 @@ def theorem_bound(alpha: float, queries: int, keys: int, *, tight: bool = False)
 
     .. math:: e^\alpha \sqrt{m / n} + \alpha \sqrt 8
 
-    Args:
-        alpha: of the conditions, see ``ALPHA``.
-        queries: m, above 0.
-        keys: n, above 0.
-        tight: with the sharper lemma, 2 in place of the root of 8.
-
-    Raises:
-        ValueError: if alpha is below 0, or there are no queries or keys.
+    ``alpha`` is that of the conditions, see ``ALPHA``, for m queries and n keys; ``tight`` has 2 in
+    place of the root of 8, from the sharper lemma.
 
     Source: LipschitzNorm paper, theorem.
     """
@@ -188,14 +179,7 @@ def tied_keys(
     With u a random unit vector orthogonal to the direction q of the query, the keys are
     s (q + u), s (q - u), and -s q.
 
-    Args:
-        query: the one that ties, not zero.
-        keys: how many, 2 or more.
-        scale: s.
-        generator: of u; torch's global one if None.
-
-    Raises:
-        ValueError: if there are fewer than two keys, or the query is zero or has one dimension.
+    ``keys`` is their number, 2 or more; ``generator`` draws u, torch's global one if None.
     """
     if keys < 2 or len(query) < 2 or not query.any():
         raise ValueError(
@@ -206,15 +190,14 @@ def tied_keys(
     across = torch.randn(len(query), generator=generator, dtype=query.dtype)
     across = across - (across @ direction) * direction
     across = across / across.norm()
-    found = -direction.repeat(keys, 1)
-    found[0], found[1] = direction + across, direction - across
-    return scale * found
+    below = -direction.expand(keys - 2, -1)
+    return scale * torch.cat([(direction + across)[None], (direction - across)[None], below])
 
 
 def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) -> float:
     r"""A bound of a normalised GAT layer's constant on a graph, the same for all features.
 
-    With :math:`n_i` neighbours of node i, itself included, and the scale f,
+    With :math:`n_i` neighbors of node i, itself included, and the scale f,
 
     .. math::
         L_i &= \frac{e^{1/f}}{\sqrt{n_i}} + \frac{4}{f} \\
@@ -225,14 +208,8 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
     mean of the spectral norms. The last term is there with ``residual=True``, see PyG. The weights
     W are not normalised: the bound of a deep network still contains their product.
 
-    Args:
-        layer: with ``lipschitz_norm.lipschitz_normalise`` in its mode ``"paper"``.
-        edge_index: the graph, shape [2, E].
-        num_nodes: N.
-
-    Raises:
-        ValueError: if the layer is not normalised as the paper says, or a node is not its own
-            neighbour, without which scores have no bound.
+    Raises ``ValueError`` unless the layer is normalised by ``lipschitz_normalise(layer)``, mode
+    ``"paper"``, and every node is its own neighbor, without which scores have no bound.
 
     Source: derived from the theorem of the LipschitzNorm paper, on the page.
     """
@@ -249,7 +226,7 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
     has_loop[source[source == target]] = True
     if not has_loop.all():
         raise ValueError(
-            "edge_index: expected every node among its own neighbours, but "
+            "edge_index: expected every node among its own neighbors, but "
             f"{int((~has_loop).sum())} of {num_nodes} have no self-loop; the bound needs them: use "
             "add_self_loops=True"
         )
@@ -259,11 +236,11 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
     weights = layer.lin.weight.detach().double().view(layer.heads, layer.out_channels, -1)
     spectral = torch.linalg.matrix_norm(weights, ord=2)  # of each head
     heads = spectral.square().sum().sqrt() if layer.concat else spectral.mean()
-    bound_of_attention = heads * sums.max().sqrt()
+    bound_of_attention = (heads * sums.max().sqrt()).item()
     if layer.res is None:
-        return bound_of_attention.item()
+        return bound_of_attention
     residual = torch.linalg.matrix_norm(layer.res.weight.detach().double(), ord=2)
-    return (bound_of_attention + residual).item()
+    return bound_of_attention + residual.item()
 
 
 def _largest_row(x: Tensor) -> Tensor:

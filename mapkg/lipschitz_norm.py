@@ -22,9 +22,6 @@ from mapkg.models.edge_attention import EdgeAttention
 MODES = ("paper", "published", "published-si")
 """What a Lipschitz normalisation divides by, see ``LipschitzNorm``."""
 
-PUBLISHED_SCALE = 4.0
-"""The factor of the published code; its origin is not known."""
-
 EPS = 1e-12
 
 
@@ -54,11 +51,11 @@ class LipschitzNorm(nn.Module):
         scale: f, above 0; None means 1 for ``"paper"`` and 4 for the others.
         eps: what is added to c, above 0.
 
-    Raises:
-        ValueError: if the mode is unknown, or scale or eps is not above 0.
-
     Source: LipschitzNorm paper, linear scores; published code ``normalizations/lipschitznorm.py``.
     """
+
+    published_scale = 4.0
+    """The factor of the published code; its origin is not known."""
 
     def __init__(
         self, mode: str = "paper", *, scale: float | None = None, eps: float = EPS
@@ -66,10 +63,8 @@ class LipschitzNorm(nn.Module):
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
-        self.mode = mode
-        default = 1.0 if mode == "paper" else PUBLISHED_SCALE
-        self.scale = default if scale is None else scale
-        self.eps = eps
+        default = 1.0 if mode == "paper" else self.published_scale
+        self.mode, self.scale, self.eps = mode, default if scale is None else scale, eps
         for name, value in (("scale", self.scale), ("eps", eps)):
             if not value > 0:
                 raise ValueError(f"{name}: expected a value above 0, got {value!r}")
@@ -109,7 +104,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
     r"""What the quadratic score :math:`q_i \cdot k_j` of a transformer is divided by.
 
     Mode ``"paper"``, per target i and head, with :math:`u = \lVert q_i \rVert`,
-    :math:`v = \max_j \lVert k_j \rVert`, :math:`w = \max_j \lVert v_j \rVert` over its neighbours:
+    :math:`v = \max_j \lVert k_j \rVert`, :math:`w = \max_j \lVert v_j \rVert` over its neighbors:
 
     .. math:: c_i = f \, \max(u v, \; u w, \; v w)
 
@@ -122,13 +117,10 @@ class QuadraticLipschitzNorm(LipschitzNorm):
 
     Source: LipschitzNorm paper, quadratic scores; published code
     ``normalizations/quadratic_lipschitznorm.py``. differs: maxima of keys and values are over the
-    neighbours of a target in all modes.
+    neighbors of a target in all modes.
     """
 
-    def __init__(
-        self, mode: str = "paper", *, scale: float | None = None, eps: float = EPS
-    ) -> None:
-        super().__init__(mode, scale=1.0 if scale is None else scale, eps=eps)
+    published_scale = 1.0
 
     def forward(
         self,
@@ -137,14 +129,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         value: Float[Tensor, "E H C"],
         target: Int[Tensor, " E"],
     ) -> Float[Tensor, "E H"]:
-        """The divisor of every edge and head.
-
-        Args:
-            query: the target's query, for every edge, shape [E, H, C].
-            key: the source's key, shape [E, H, C].
-            value: the source's value, shape [E, H, C].
-            target: of every edge, shape [E].
-        """
+        """The divisor of every edge and head, from its query, key and value."""
         nodes = int(target.max()) + 1 if len(target) else 0
         query, key, value = _wide(query), _wide(key), _wide(value)
 
@@ -175,18 +160,16 @@ def lipschitz_normalise(
             ``EdgeAttention`` without an Explicit Bias Term, whose key is gated by the edge.
         mode, scale, eps: as for ``LipschitzNorm`` and ``QuadraticLipschitzNorm``.
 
-    Returns:
-        The model.
-
     Raises:
         ValueError: if there is no such layer, or one that cannot be normalised or is already.
         TypeError: if a part of the model is compiled.
     """
     refuse_compiled(model)
     found = {
-        name: (layer, _hooks_for(layer))
+        name: (layer, hooks)
         for name, layer in model.named_modules()
-        if _hooks_for(layer) is not None
+        for kind, hooks in _HOOKS.items()
+        if isinstance(layer, kind)
     }
     if not found:
         raise ValueError(
@@ -211,9 +194,11 @@ class _ScoreHooks(nn.Module):
     the pass failed, until the next one begins.
     """
 
-    def __init__(self, layer: nn.Module, norm: LipschitzNorm) -> None:
+    norm_type: type[LipschitzNorm] = QuadraticLipschitzNorm
+
+    def __init__(self, layer: nn.Module, mode: str, scale: float | None, eps: float) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm = self.norm_type(mode, scale=scale, eps=eps)
         self._passes: dict[int, dict[str, Any]] = {}
         self.register(layer)
 
@@ -237,8 +222,7 @@ class _ScoreHooks(nn.Module):
 
 
 class _OfGAT(_ScoreHooks):
-    def __init__(self, layer: GATConv, mode: str, scale: float | None, eps: float) -> None:
-        super().__init__(layer, LipschitzNorm(mode, scale=scale, eps=eps))
+    norm_type = LipschitzNorm
 
     @staticmethod
     def refused(layer: GATConv) -> str | None:
@@ -269,21 +253,22 @@ class _OfGAT(_ScoreHooks):
 
     def _divide(self, layer: GATConv, inputs: tuple) -> tuple:
         edge_index, size, arguments = inputs
+        if not isinstance(edge_index, Tensor) or edge_index.is_sparse:
+            raise ValueError(
+                "GATConv with a normalised score: expected edge_index as a tensor of shape [2, E], "
+                f"got {type(edge_index).__name__}"
+            )
         (z,) = self._taken("z")
         z = z.view(-1, layer.heads, layer.out_channels)
         att = torch.cat([layer.att_src, layer.att_dst], dim=-1).squeeze(0)
-        divisor = self.norm(z, att, directed(layer, _plain(layer, edge_index)))
-        divided = {
-            name: (arguments[name] / divisor).to(arguments[name].dtype)
-            for name in ("alpha_j", "alpha_i")
-        }
-        return edge_index, size, arguments | divided
+        divisor = self.norm(z, att, directed(layer, edge_index))
+        for name in ("alpha_j", "alpha_i"):
+            divided = (arguments[name] / divisor).to(arguments[name].dtype)
+            arguments = arguments | {name: divided}
+        return edge_index, size, arguments
 
 
 class _OfTransformer(_ScoreHooks):
-    def __init__(self, layer: TransformerConv, mode: str, scale: float | None, eps: float) -> None:
-        super().__init__(layer, QuadraticLipschitzNorm(mode, scale=scale, eps=eps))
-
     @staticmethod
     def refused(layer: TransformerConv) -> str | None:
         return None if layer.lin_edge is None else "has edge features; expected edge_dim=None"
@@ -307,10 +292,6 @@ class _OfTransformer(_ScoreHooks):
 
 
 class _OfEdgeAttention(_ScoreHooks):
-    def __init__(self, layer: EdgeAttention, mode: str, scale: float | None, eps: float) -> None:
-        super().__init__(layer, QuadraticLipschitzNorm(mode, scale=scale, eps=eps))
-        self.heads, self.channels = layer.heads, layer.head_channels
-
     @staticmethod
     def refused(layer: EdgeAttention) -> str | None:
         if type(layer) is not EdgeAttention:
@@ -320,6 +301,7 @@ class _OfEdgeAttention(_ScoreHooks):
         return None if layer.attention != "uniform" else "attends to all alike, without its score"
 
     def register(self, layer: EdgeAttention) -> None:
+        self.heads, self.channels = layer.heads, layer.head_channels
         layer.register_forward_pre_hook(self._begin)
         for name in ("query", "key", "edge"):
             if (projection := getattr(layer, name)) is not None:
@@ -351,25 +333,9 @@ class _OfEdgeAttention(_ScoreHooks):
 _HOOKS = {GATConv: _OfGAT, TransformerConv: _OfTransformer, EdgeAttention: _OfEdgeAttention}
 
 
-def _hooks_for(layer: nn.Module) -> type[_ScoreHooks] | None:
-    return next((hooks for kind, hooks in _HOOKS.items() if isinstance(layer, kind)), None)
-
-
 def directed(layer: nn.Module, edge_index: Int[Tensor, "2 E"]) -> Int[Tensor, "2 E"]:
-    """Sources in row 0 and targets in row 1, whichever way the layer's messages flow.
-
-    With ``flow="target_to_source"`` row 0 of what the layer is given, [2, E], has the targets.
-    """
+    """Sources in row 0 and targets in row 1, whichever way the layer's messages flow."""
     return edge_index if layer.flow == "source_to_target" else edge_index.flip(0)
-
-
-def _plain(layer: nn.Module, edge_index: Any) -> Tensor:
-    if not isinstance(edge_index, Tensor) or edge_index.is_sparse:
-        raise ValueError(
-            f"{type(layer).__name__} with a normalised score: expected edge_index as a tensor of "
-            f"shape [2, E], got {type(edge_index).__name__}"
-        )
-    return edge_index
 
 
 def _wide(x: Tensor) -> Tensor:

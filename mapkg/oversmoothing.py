@@ -1,6 +1,6 @@
 r"""How alike features become on their way forward, and errors on their way back.
 
-A layer that averages over neighbours draws the features of all nodes together, and the errors that
+A layer that averages over neighbors draws the features of all nodes together, and the errors that
 training sends back through it, too. Features X are [N, D], one row per node, and the errors
 :math:`B = \partial L / \partial H` of what a layer returns have the shape of H.
 
@@ -33,13 +33,8 @@ def relative_spread(
     with the unit vector u along ``direction``; for the constant direction
     :math:`u u^\top X` has the mean of all rows in every row. It does not depend on the scale of X.
 
-    Args:
-        x: features or errors, shape [N, D].
-        direction: to which columns are drawn, shape [N]; None means a constant. See
-            ``limits``.
-
-    Returns:
-        0 if all rows are alike (in the ratio of ``direction``), and 0 for a matrix of zeros.
+    It is 0 if all rows are alike (in the ratio of ``direction``, see ``limits``; None means a
+    constant), and 0 for a matrix of zeros.
     """
     size = torch.linalg.matrix_norm(x)
     if size == 0:
@@ -84,30 +79,24 @@ def _apart(x: Tensor, direction: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Limits:
-    """Where repeated averaging over neighbours leads.
-
-    Attributes:
-        features: the direction to which columns of features are drawn, the right eigenvector of
-            the largest eigenvalue, shape [N].
-        errors: the same for errors, the left one, shape [N].
-        contraction: the second largest modulus of an eigenvalue over the largest; differences
-            shrink by this much in each layer of linear averaging.
-    """
+    """Where repeated averaging over neighbors leads."""
 
     features: Float[Tensor, " N"]
+    """The direction to which columns of features are drawn, the right eigenvector of the largest
+    eigenvalue."""
     errors: Float[Tensor, " N"]
+    """The same for errors, the left eigenvector."""
     contraction: float
+    """The second largest modulus of an eigenvalue over the largest; differences shrink by this
+    much in each layer of linear averaging."""
 
 
 def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
     """Eigenvectors and contraction of the matrix P with which a layer averages, X -> P X W.
 
-    Args:
-        operator: P, with entries of zero or more; row i has what node i takes from each node.
-
-    Raises:
-        ValueError: if P is no square matrix of such entries, its graph is not connected (strongly,
-            if it is directed), or it alternates, so that nothing converges.
+    Entries of P are zero or more; row i has what node i takes from each node. Raises
+    ``ValueError`` if P is no square matrix of such entries, its graph is not connected (strongly,
+    if it is directed), or it alternates, so that nothing converges.
     """
     matrix = operator.detach().double().numpy()
     if matrix.ndim != 2 or len(matrix) != matrix.shape[1] or (matrix < 0).any():
@@ -136,18 +125,12 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
 
 
 def uniform_attention_limits(edge_index: Int[Tensor, "2 E"], num_nodes: int) -> Limits:
-    r"""Where attention leads that weighs a node and its neighbours alike.
+    r"""Where attention leads that weighs a node and its neighbors alike.
 
     Softmax does so once features are alike. It then averages with :math:`P = D^{-1} (A + I)`:
     features become constant, and errors gather in proportion to :math:`D`. As ``limits`` of P, but
-    sparse, for graphs of thousands of nodes.
-
-    Args:
-        edge_index: both directions of each edge, shape [2, E]; self-loops do not count.
-        num_nodes: N, 3 or more.
-
-    Raises:
-        ValueError: if an edge has one direction only, or the graph is not connected.
+    sparse, for graphs of thousands of nodes (3 or more). Self-loops do not count. Raises
+    ``ValueError`` if an edge has one direction only, or the graph is not connected.
     """
     adjacency = to_scipy_sparse_matrix(
         remove_self_loops(edge_index)[0], num_nodes=num_nodes
@@ -186,8 +169,7 @@ def smoothing_by_layer(
             layer, in the model's order, for example ``"convs.*"``; what is inside a submodule
             that matches does not count.
         errors: of those at whose outputs the errors are taken; None means the same.
-        direction: of ``relative_spread`` for features; None means a constant.
-        errors_direction: the same for errors.
+        direction, errors_direction: of ``relative_spread``; None means a constant.
 
     Returns:
         A row per layer, ``layer`` from 0. ``features`` and ``errors`` are the relative spreads,
@@ -196,9 +178,8 @@ def smoothing_by_layer(
         If there are fewer layers with features than with errors, as where the last has no
         activation, the others are NaN.
 
-    Raises:
-        KeyError: if a name matches nothing.
-        ValueError: if a layer is run more than once, or the loss does not depend on it.
+    Raises ``KeyError`` if a name matches nothing, and ``ValueError`` if a layer is run more than
+    once, or the loss does not depend on it.
     """
     patterns = {"features": features, "errors": features if errors is None else errors}
     seen: dict[str, dict[str, Tensor]] = {
@@ -250,10 +231,8 @@ def smoothing_by_layer(
 def _outermost(names: Iterable[str]) -> list[str]:
     """Those names of submodules that are not inside another one of them."""
     every = set(names)
-    parents = {name: name.split(".")[:-1] for name in every}
-    inside = {
-        name
-        for name, parts in parents.items()
-        if any(".".join(parts[:count]) in every for count in range(1, len(parts) + 1))
-    }
-    return [name for name in names if name not in inside]
+
+    def is_inside(name: str) -> bool:
+        return any(name[:end] in every for end, letter in enumerate(name) if letter == ".")
+
+    return [name for name in names if not is_inside(name)]

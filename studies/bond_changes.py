@@ -19,12 +19,12 @@ from torch import Tensor
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from mapkg.models import build
 from mapkg.models.config import Config
 from studies.data import ATOM_TYPES, Description, Splits
 from studies.data.bond_properties import GLOBAL
 from studies.data.splitting import SPLITS
 from studies.emergence import fit_to_data
+from studies.extras import build
 from studies.first_layer import distinct_edges, first_layer_table
 from studies.runs import titles
 from studies.train import fit, seed_all

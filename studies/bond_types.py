@@ -19,11 +19,11 @@ from tqdm import tqdm
 from mapkg.attribution import THRESHOLDS, Edges, attribute, heat_map
 from mapkg.evaluation import predictions
 from mapkg.metrics import best_constant, each_loss, losses, pooled_mean
-from mapkg.models import build
 from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import Splits, read_smiles
 from studies.data.bond_properties import edge_labels
+from studies.extras import build
 from studies.first_layer import distinct_edges, first_layer_table, score_parts
 from studies.observation import edge_maxima
 from studies.runs import titles

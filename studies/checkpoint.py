@@ -9,8 +9,8 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from mapkg.models import build
 from mapkg.models.config import Config
+from studies.extras import build
 from studies.files import write_atomically
 
 _VALUES = "values"  # key of the JSON text in a state file's own header

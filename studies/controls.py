@@ -11,10 +11,10 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg.evaluation import calibrate_batch_norm
-from mapkg.models import build
 from mapkg.models.config import Config
 from studies.data import NodesOfGraph, Splits
 from studies.emergence import fit_to_data
+from studies.extras import build
 from studies.observation import summarise_scores
 from studies.provenance import commit, versions
 from studies.train import seed_all

@@ -15,9 +15,9 @@ from scipy import stats
 
 from mapkg.evaluation import predictions
 from mapkg.measures import MASSIVE_RATIO
-from mapkg.models import build
 from mapkg.models.config import Config
 from studies.data import Splits
+from studies.extras import build
 from studies.provenance import commit, versions
 
 MEASURES = {

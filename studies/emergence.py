@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 from torch import nn
 
-from mapkg.models import build
 from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import Description, Splits
+from studies.extras import build
 from studies.observation import observe_states, summarise_scores
 from studies.provenance import commit, versions
 from studies.published import CONFIGS

@@ -12,11 +12,11 @@ from torch_geometric.data import Data
 from mapkg import hooks
 from mapkg.evaluation import Graphs, batches, calibrate_batch_norm, joined_score, predict, targets
 from mapkg.measures import ActivationSummary, activation_ratio
-from mapkg.models import build
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
 from studies.data import Splits
+from studies.extras import build
 
 _ADVICE = "name a submodule that works on edges, or use mapkg.report, which takes any rows"
 

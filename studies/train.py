@@ -267,10 +267,7 @@ class _Run:
 
     def _resume(self) -> _Progress:
         tensors, values = read_state(self.path)
-        stored, asked = (
-            {**{f"config.{k}" if k == "seed" else k: v for k, v in run["config"].items()}, **run}
-            for run in (values["identity"], self.identity)
-        )
+        stored, asked = ({**run["config"], **run} for run in (values["identity"], self.identity))
         refuse_another_run(self.path, stored | {"config": None}, asked | {"config": None})
         self.model.load_state_dict(tensors["model"])
         state: dict[int, dict[str, Tensor]] = {}

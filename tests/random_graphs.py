@@ -1,6 +1,8 @@
-"""A random graph with what attention over edges has to cope with."""
+"""Random graphs with what attention over edges has to cope with."""
 
+import networkx as nx
 import torch
+from torch_geometric.data import Data
 
 
 def random_graph(seed, nodes=9, edges=30, channels=12, scale=1.0):
@@ -17,3 +19,18 @@ def random_graph(seed, nodes=9, edges=30, channels=12, scale=1.0):
     target[:4] = torch.tensor([1, 1, 3, 0])
     edge_attr = torch.randn(edges, channels, generator=generator, dtype=torch.float64)
     return x, torch.stack([source, target]), edge_attr
+
+
+def molecule(seed, nodes):
+    """A random tree with two rings more and without symmetries that would repeat eigenvalues."""
+    generator = torch.Generator().manual_seed(seed)
+    graph = nx.random_labeled_tree(nodes, seed=seed)
+    graph.add_edges_from([(0, nodes // 2), (1, nodes - 1)])
+    graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+    pairs = torch.tensor(list(graph.edges)).T
+    types = torch.randint(1, 4, (pairs.size(1),), generator=generator)
+    return Data(
+        x=torch.randint(28, (nodes,), generator=generator),
+        edge_index=torch.cat([pairs, pairs.flip(0)], dim=1),
+        edge_attr=torch.cat([types, types]),
+    )

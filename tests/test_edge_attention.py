@@ -10,19 +10,35 @@ from random_graphs import random_graph
 from torch import nn
 
 from mapkg.hooks import record
-from mapkg.models import EdgeAttention, GraphTransformerLayer, NodeStreamLayer
-from mapkg.models.edge_attention import ResidualBlock
+from mapkg.models import EdgeAttention, GraphTransformerLayer, NodeStreamLayer, build
+from mapkg.models.edge_attention import EXPLICIT_BIASES, ResidualBlock
+from studies.published import CONFIGS, PUBLISHED
 
 EXACT = dict(rtol=1e-11, atol=1e-11)
+SEEN = ("score", "attention_weight", "attended")
+TERMS = ("intended", "overwritten", "sink")
 BLOCK_OPTIONS = [
     dict(zip(("residual", "batch_norm", "layer_norm"), options, strict=True))
     for options in itertools.product((False, True), repeat=3)
 ]
 
 
-def random_attention(seed, channels=12, heads=3, bias=False):
+def random_attention(seed=0, channels=12, heads=3, scale=1.0, **options):
     torch.manual_seed(seed)
-    return EdgeAttention(channels, heads, bias=bias).double()
+    attention = EdgeAttention(channels, heads, **options).double()
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.mul_(scale)
+    return attention
+
+
+def without_term(attention):
+    """The same layer with no Explicit Bias Term and no bound."""
+    sizes = attention.heads * attention.head_channels, attention.heads
+    plain = EdgeAttention(*sizes, bias=attention.query.bias is not None).double()
+    weights = attention.state_dict()
+    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+    return plain
 
 
 def diagonal_(linear, values):
@@ -30,38 +46,37 @@ def diagonal_(linear, values):
         linear.weight.copy_(torch.diag(torch.tensor(values)))
 
 
-def attention_by_loop(attention, x, edge_index, edge_attr):
-    """S1 to S3 edge by edge in numpy: score [E, D], weight [E, H] before and after division,
-    and what each node attends to [N, D]."""
-
-    def affine(linear, rows):
-        weight = linear.weight.detach().numpy()
-        bias = 0.0 if linear.bias is None else linear.bias.detach().numpy()
-        return rows.detach().numpy() @ weight.T + bias
-
-    heads, width = attention.heads, attention.head_channels
-    num_nodes, num_channels = x.shape
-    num_edges = edge_index.shape[1]
-    query, key, value = (affine(m, x) for m in (attention.query, attention.key, attention.value))
-    gate = affine(attention.edge, edge_attr)
-    score = np.zeros((num_edges, num_channels))
-    head_sum, weight = np.zeros((num_edges, heads)), np.zeros((num_edges, heads))
-    for edge, (source, target) in enumerate(edge_index.T.tolist()):
-        for head in range(heads):
-            for channel in range(head * width, (head + 1) * width):
-                product = key[source, channel] * query[target, channel] / width**0.5
-                score[edge, channel] = product * gate[edge, channel]
-                head_sum[edge, head] += score[edge, channel]
-            weight[edge, head] = math.exp(min(5.0, max(-5.0, head_sum[edge, head])))
-    alpha, attended = np.zeros((num_edges, heads)), np.zeros((num_nodes, num_channels))
-    for edge, (source, target) in enumerate(edge_index.T.tolist()):
-        for head in range(heads):
-            incoming = [e for e in range(num_edges) if int(edge_index[1, e]) == target]
-            total = sum(weight[e, head] for e in incoming)
-            alpha[edge, head] = weight[edge, head] / (total + 1e-6)
-            for channel in range(head * width, (head + 1) * width):
-                attended[target, channel] += alpha[edge, head] * value[source, channel]
-    return score, head_sum, alpha, attended
+@torch.no_grad()
+def attention_by_loop(a, x, edge_index, edge_attr):
+    """Score [E, D], weights [E, H] and attended values [N, D], node by node and head by head."""
+    query, key, value = (linear(x) for linear in (a.query, a.key, a.value))
+    gate = torch.ones_like(edge_attr) if a.edge is None else a.edge(edge_attr)
+    score, attended = torch.zeros_like(gate), torch.zeros_like(x)
+    alpha = x.new_zeros(len(gate), a.heads)
+    clamp = lambda value: min(5.0, max(-5.0, value))  # noqa: E731
+    for head, i in itertools.product(range(a.heads), range(len(x))):
+        part = slice(head * a.head_channels, (head + 1) * a.head_channels)
+        root, beta, weights = math.sqrt(a.head_channels), 0.0, {}
+        if a.explicit_bias != "none":
+            beta = (query[i, part] @ a.key_term[head] / root).item()
+        for e in (edge_index[1] == i).nonzero().flatten().tolist():
+            j = edge_index[0, e]
+            score[e, part] = key[j, part] * query[i, part] / root * gate[e, part]
+            if a.explicit_bias in ("intended", "overwritten"):
+                score[e, part] += beta * a.edge_term[head]
+            summed = beta if a.explicit_bias == "overwritten" else score[e, part].sum().item()
+            weights[e] = 1.0 if a.attention == "uniform" else math.exp(clamp(summed))
+        sink = math.exp(min(5.0, beta)) if a.explicit_bias == "sink" else 0.0
+        total = sum(weights.values()) + sink + 1e-6
+        for e, weight in weights.items():
+            alpha[e, head] = weight / total
+            brought = value[edge_index[0, e], part]
+            if a.explicit_bias in ("intended", "overwritten"):
+                brought = brought + a.value_term[head]
+            attended[i, part] += weight / total * brought
+        if sink:
+            attended[i, part] += sink / total * a.value_term[head]
+    return score, alpha, attended
 
 
 def test_three_nodes_by_hand():
@@ -137,105 +152,33 @@ def test_a_lone_edge_has_a_weight_of_one_up_to_the_epsilon(gate, expected):
     assert attended[1].item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("scale", [0.5, 3.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_the_equations_agree_with_a_loop_over_edges(seed, scale, bias):
-    attention = random_attention(seed, bias=bias)
-    x, edge_index, edge_attr = random_graph(seed + 10, scale=scale)
-    if scale > 1:
-        with torch.no_grad():
-            attention.edge.weight *= 20
-    with record(attention, ["score", "attention_weight", "attended"]) as seen:
-        attended, score = attention(x, edge_index, edge_attr)
-    expected_score, head_sum, alpha, expected = attention_by_loop(
-        attention, x, edge_index, edge_attr
-    )
-    if scale > 1:  # the case is worth its name only if the clamp acts in both directions
-        assert (head_sum > 5).any()
-        assert (head_sum < -5).any()
-    torch.testing.assert_close(score, torch.from_numpy(expected_score), **EXACT)
-    torch.testing.assert_close(seen["attention_weight"][0], torch.from_numpy(alpha), **EXACT)
-    torch.testing.assert_close(attended, torch.from_numpy(expected), **EXACT)
+VARIANTS = [
+    *({"explicit_bias": term, "bias": bias} for term in ("none", *TERMS) for bias in (False, True)),
+    *({"attention": attention} for attention in ("uniform", "no_edge")),
+]
+
+
+@pytest.mark.parametrize("scale", [0.4, 3.0])
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))
+def test_the_equations_agree_with_a_loop_over_edges(options, scale):
+    attention, graph = random_attention(scale=scale, **options), random_graph(11)
+    with record(attention, SEEN) as seen:
+        attended, score = attention(*graph)
+    expected = attention_by_loop(attention, *graph)
+    for name, values in zip(SEEN, expected, strict=True):
+        torch.testing.assert_close(seen[name][0], values, **EXACT)
     assert torch.equal(seen["score"][0], score)
     assert torch.equal(seen["attended"][0], attended)
+    sums = attention.split_heads(score).sum(dim=-1)  # the clamp acts on both sides, or not at all
+    if "attention" not in options:
+        assert ((sums > 5).any() and (sums < -5).any()) == (scale > 1)
+    if attention.explicit_bias != "sink":  # the last node only sends
+        assert (attended[-1] == 0).all()
 
 
-def test_nodes_without_incoming_edges_attend_to_exactly_nothing():
-    attention = random_attention(0, bias=True)
-    x, edge_index, edge_attr = random_graph(1)
-    attended, _ = attention(x, edge_index, edge_attr)
-    receives = torch.zeros(len(x), dtype=torch.bool)
-    receives[edge_index[1]] = True
-    assert not receives[-1]
-    assert (attended[~receives] == 0).all()
-    assert (attended[receives] != 0).all()
-
-
-def test_no_edges_at_all_give_zeros_and_an_empty_score():
-    attention = random_attention(0, bias=True)
-    x, _, _ = random_graph(1)
-    attended, score = attention(x, torch.empty(2, 0, dtype=torch.long), x.new_empty(0, 12))
-    assert torch.equal(attended, torch.zeros_like(x))
-    assert score.shape == (0, 12)
-
-
-def test_the_query_is_the_targets_and_key_and_value_are_the_sources():
-    attention = random_attention(0)
-    x = torch.randn(2, 12, dtype=torch.float64)
-    edge_index, edge_attr = torch.tensor([[0], [1]]), torch.randn(1, 12, dtype=torch.float64)
-    attended, score = attention(x, edge_index, edge_attr)
-    expected = attention.key(x[0]) * attention.query(x[1]) / 2 * attention.edge(edge_attr[0])
-    torch.testing.assert_close(score[0], expected, **EXACT)  # d = 4, its root 2
-    torch.testing.assert_close(attended[1], attention.value(x[0]), rtol=1e-3, atol=0)
-    assert torch.equal(attended[0], torch.zeros(12, dtype=torch.float64))
-
-
-def test_channels_are_head_major():
-    # Only the first head has a score, so it alone prefers one neighbour to the other.
-    attention = random_attention(0, channels=12, heads=3)
-    with torch.no_grad():
-        attention.edge.weight[4:] = 0
-    x, edge_attr = torch.randn(3, 12).double(), 3 * torch.randn(2, 12).double()
-    attended, score = attention(x, torch.tensor([[0, 1], [2, 2]]), edge_attr)
-    mean = attention.value(x[:2]).mean(dim=0)
-    torch.testing.assert_close(attended[2, 4:], mean[4:], rtol=1e-5, atol=1e-5)
-    assert ((attended[2, :4] - mean[:4]).abs() > 1e-3).all()
-    assert (score[:, 4:] == 0).all()
-
-
-def test_equal_scores_give_the_mean_over_neighbours():
-    attention = random_attention(0)
-    nn.init.zeros_(attention.edge.weight)
-    x, edge_index, edge_attr = random_graph(1)
-    attended, score = attention(x, edge_index, edge_attr)
-    assert (score == 0).all()
-    value = attention.value(x)
-    for node in range(len(x)):
-        sources = edge_index[0, edge_index[1] == node]
-        if len(sources):
-            mean = value[sources].mean(dim=0)
-            shrunk = mean * len(sources) / (len(sources) + 1e-6)
-            torch.testing.assert_close(attended[node], mean, rtol=1e-6, atol=1e-12)
-            torch.testing.assert_close(attended[node], shrunk, rtol=1e-12, atol=1e-13)
-
-
-def test_parallel_edges_count_one_by_one():
-    attention = random_attention(0)
-    x, edge_attr = torch.randn(3, 12).double(), torch.randn(2, 12).double()
-    twice = torch.tensor([[0, 0, 1], [2, 2, 2]])
-    with record(attention, "attention_weight") as seen:
-        attention(x, twice, edge_attr[[0, 0, 1]])
-        attention(x, twice[:, 1:], edge_attr)
-    double, single = seen["attention_weight"]
-    assert torch.equal(double[0], double[1])
-    odds = double[0] / double[2]
-    torch.testing.assert_close(odds, single[0] / single[1], **EXACT)
-    torch.testing.assert_close(double.sum(dim=0), torch.ones(3).double(), rtol=1e-4, atol=0)
-
-
-def test_gradients_agree_with_finite_differences():
-    attention = random_attention(0, channels=4, heads=2, bias=True)
+@pytest.mark.parametrize("term", ["none", *TERMS])
+def test_gradients_agree_with_finite_differences(term):
+    attention = random_attention(channels=4, heads=2, bias=True, explicit_bias=term)
     x, edge_index, edge_attr = random_graph(1, nodes=5, edges=8, channels=4, scale=0.5)
     names, parameters = zip(*attention.named_parameters(), strict=True)
 
@@ -248,7 +191,7 @@ def test_gradients_agree_with_finite_differences():
 
 
 def test_a_saturated_head_lets_no_gradient_through_its_weight():
-    attention = random_attention(0)
+    attention = random_attention()
     with torch.no_grad():
         attention.edge.weight[:4] *= 1e4  # the first head only
     x, edge_index, edge_attr = random_graph(1)
@@ -260,53 +203,135 @@ def test_a_saturated_head_lets_no_gradient_through_its_weight():
     assert (gradient[:, 4:] != 0).any()
 
 
-@pytest.mark.parametrize("module", ["attention", "layer"])
-def test_permuting_nodes_permutes_the_outputs(module):
-    model = {"attention": random_attention(0), "layer": random_layer(0)}[module]
-    x, edge_index, edge_attr = random_graph(1)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(2))
-    position = order.argsort()  # node i moves to row position[i]
-    nodes, edges = model(x, edge_index, edge_attr)
-    permuted_nodes, permuted_edges = model(x[order], position[edge_index], edge_attr)
-    torch.testing.assert_close(permuted_nodes, nodes[order], **EXACT)
-    torch.testing.assert_close(permuted_edges, edges, **EXACT)
+@pytest.mark.parametrize(
+    ("bound", "apply"), [("clip", lambda s: s.clamp(-1, 1)), ("tanh", torch.tanh)]
+)
+def test_a_bounded_score_is_the_bounded_product(bound, apply):
+    attention, graph = random_attention(scale=3.0, score_bound=bound), random_graph(2)
+    free = without_term(attention)(*graph)[1]
+    assert free.abs().max() > 1
+    torch.testing.assert_close(attention(*graph)[1], apply(free), **EXACT)
 
 
-@pytest.mark.parametrize("module", ["attention", "layer"])
-def test_the_order_of_edges_does_not_matter(module):
-    model = {"attention": random_attention(0), "layer": random_layer(0)}[module]
-    x, edge_index, edge_attr = random_graph(1)
-    order = torch.randperm(len(edge_attr), generator=torch.Generator().manual_seed(2))
-    nodes, edges = model(x, edge_index, edge_attr)
-    permuted_nodes, permuted_edges = model(x, edge_index[:, order], edge_attr[order])
-    torch.testing.assert_close(permuted_nodes, nodes, **EXACT)
-    torch.testing.assert_close(permuted_edges, edges[order], **EXACT)
+def test_the_dropout_of_the_score_acts_in_training_only_and_on_its_entries():
+    attention, graph = random_attention(score_dropout=0.3), random_graph(2)
+    plain, score = without_term(attention)(*graph)[1], attention(*graph)[1]
+    dropped = score == 0
+    assert 0.15 < dropped.double().mean() < 0.45
+    torch.testing.assert_close(score[~dropped], plain[~dropped] / 0.7, **EXACT)
+    assert torch.equal(attention.eval()(*graph)[1], plain)
 
 
-@pytest.mark.parametrize("module", ["attention", "layer"])
-def test_a_batch_of_two_graphs_gives_what_each_gives_alone(module):
-    model = {"attention": random_attention(0), "layer": random_layer(0)}[module]
-    graphs = random_graph(1, nodes=5, edges=8), random_graph(2, nodes=7, edges=13)
-    (x1, index1, e1), (x2, index2, e2) = graphs
-    nodes, edges = model(
-        torch.cat([x1, x2]), torch.cat([index1, index2 + 5], dim=1), torch.cat([e1, e2])
-    )
-    alone = [model(*graph) for graph in graphs]
-    torch.testing.assert_close(nodes, torch.cat([alone[0][0], alone[1][0]]), **EXACT)
-    torch.testing.assert_close(edges, torch.cat([alone[0][1], alone[1][1]]), **EXACT)
+def test_by_default_a_score_in_training_is_the_one_in_evaluation():
+    graph = random_graph(1, scale=3.0)
+    torch.manual_seed(0)
+    layers = NodeStreamLayer(12, 3), GraphTransformerLayer(12, 3)
+    for attention in (EdgeAttention(12, 3), *(layer.attention for layer in layers)):
+        expected = attention.double().eval()(*graph)[1]
+        assert expected.abs().max() > 1, "nothing bounds it"
+        assert torch.equal(attention.train()(*graph)[1], expected)
 
 
-@pytest.mark.parametrize("heads", [5, 24])
-def test_heads_that_do_not_divide_the_channels_are_an_error(heads):
-    with pytest.raises(ValueError, match=f"got {heads} heads for 12"):
-        EdgeAttention(12, heads)
+# What the Explicit Bias Term comes to.
 
 
-def test_biases_are_there_only_if_asked_for():
-    without = {name for name, _ in EdgeAttention(4, 2).named_parameters()}
-    with_bias = {name for name, _ in EdgeAttention(4, 2, bias=True).named_parameters()}
-    assert without == {f"{name}.weight" for name in ("query", "key", "value", "edge")}
-    assert with_bias - without == {f"{name}.bias" for name in ("query", "key", "value", "edge")}
+def test_unless_the_clamp_cuts_the_intended_term_adds_its_value_and_nothing_else():
+    graph = random_graph(3)
+    has_edges = torch.isin(torch.arange(9), graph[1][1])
+    for scale, is_cut in ((0.4, False), (3.0, True)):
+        attention = random_attention(scale=scale, explicit_bias="intended")
+        found, score = attention(*graph)
+        plain, plain_score = without_term(attention)(*graph)
+        assert not torch.allclose(score, plain_score)  # what is recorded does change
+        assert (attention.split_heads(score).sum(-1).abs().max() > 5) == is_cut
+        rest = attention.split_heads(found - plain)[has_edges] - attention.value_term
+        # Up to the epsilon of the denominator: weights sum to S / (S + eps), not to 1.
+        assert rest.abs().max() > 0.1 if is_cut else rest.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_published_term_of_a_node_stream_averages_neighbors(bias):
+    torch.manual_seed(1)
+    layer = NodeStreamLayer(12, 3, explicit_bias="published", use_bias=bias).double()
+    attention, (x, edge_index, edge_attr) = layer.attention, random_graph(4)
+    found, _ = attention(x, edge_index, edge_attr)
+    for i in range(len(x) - 1):
+        mean = attention.value(x)[edge_index[0, edge_index[1] == i]].mean(0)
+        expected = mean + attention.value_term.flatten()
+        torch.testing.assert_close(found[i], expected.nan_to_num(0.0), rtol=0, atol=1e-4)
+
+
+def test_the_published_term_of_a_node_stream_leaves_key_and_edge_without_gradient():
+    torch.manual_seed(2)
+    layer = NodeStreamLayer(12, 3, explicit_bias="published", use_bias=True).double()
+    layer(*random_graph(5))[0].square().sum().backward()
+    a = layer.attention
+    for parameter in (*a.key.parameters(), *a.edge.parameters(), a.edge_term):
+        assert parameter.grad is None or not parameter.grad.any()
+    assert a.value_term.grad.any()
+    # The query is left with the epsilon's share, tiny but not nothing: Adam rescales it.
+    assert 0 < a.query.weight.grad.abs().max() < 1e-3 * a.value.weight.grad.abs().max()
+
+
+def test_a_sink_whose_key_is_minus_infinity_is_none():
+    attention, graph = random_attention(explicit_bias="sink", bias=True), random_graph(6)
+    with torch.no_grad():  # queries of one, so that every beta is the sum of the key term
+        attention.query.weight.zero_()
+        attention.query.bias.fill_(1)
+    plain = without_term(attention)(*graph)[0]
+    assert not torch.allclose(attention(*graph)[0], plain)
+    with torch.no_grad():
+        attention.key_term.fill_(-torch.inf)
+    assert torch.equal(attention(*graph)[0], plain)
+
+
+@pytest.mark.parametrize("layer_type", [NodeStreamLayer, GraphTransformerLayer])
+@pytest.mark.parametrize("term", EXPLICIT_BIASES)
+def test_terms_and_biases_are_there_each_for_itself(layer_type, term):
+    terms = {"none": (), "sink": ("key_term", "value_term")}
+    maps = ("query", "key", "value", "edge")
+    for use_bias in (False, True):
+        layer = layer_type(12, 3, explicit_bias=term, use_bias=use_bias)
+        expected = {*terms.get(term, ("key_term", "value_term", "edge_term"))}
+        expected |= {f"{name}.{p}" for name in maps for p in ("weight", "bias")[: 1 + use_bias]}
+        assert {name for name, _ in layer.attention.named_parameters()} == expected
+        published = {NodeStreamLayer: "overwritten", GraphTransformerLayer: "intended"}[layer_type]
+        assert layer.attention.explicit_bias == (published if term == "published" else term)
+
+
+def test_the_term_of_san_on_ogbn_proteins_never_arrives():
+    def term(name, value="published"):
+        model = build(PUBLISHED[f"{name}-PROTEINS"].replace(explicit_bias=value))
+        return model.layers[0].attention.explicit_bias
+
+    assert [term(n) for n in ("GT", "GraphiT", "SAN")] == ["intended", "overwritten", "none"]
+    assert term("SAN", "intended") == "intended"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "GT",
+            dict(explicit_bias="sinks"),
+            r"explicit_bias: expected one of \('none', 'published'",
+        ),
+        (
+            "GT",
+            dict(score_bound="relu"),
+            r"score_bound: expected one of \('none', 'clip', 'tanh'\)",
+        ),
+        (
+            "GT",
+            dict(attention="some"),
+            r"attention: expected one of \('full', 'uniform', 'no_edge'\)",
+        ),
+        ("GAT", dict(explicit_bias="sink"), "explicit_bias: gat is built with 'none' only"),
+    ],
+)
+def test_unknown_values_are_errors_that_name_the_known_ones(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(CONFIGS[f"{name}-ZINC"].replace(**changes))
 
 
 # What follows attention in a stream.
@@ -325,14 +350,6 @@ def random_block(seed, channels=6, **options):
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)
     return block
-
-
-def random_layer(seed, channels=12, heads=3, **options):
-    torch.manual_seed(seed)
-    layer = GraphTransformerLayer(channels, heads, **options).double().eval()
-    layer.node_block = random_block(seed + 1, channels, **options)
-    layer.edge_block = random_block(seed + 2, channels, **options)
-    return layer
 
 
 def block_by_formula(block, x, attended, *, residual, batch_norm, layer_norm):
@@ -375,15 +392,6 @@ def test_a_block_agrees_with_its_equation(options, training):
     torch.testing.assert_close(block(x, attended), expected, **EXACT)
 
 
-def test_a_block_widens_to_twice_its_channels_and_all_its_maps_have_a_bias():
-    block = ResidualBlock(6)
-    shapes = {name: tuple(parameter.shape) for name, parameter in block.named_parameters()}
-    assert shapes["project.weight"] == (6, 6)
-    assert shapes["expand.weight"] == (12, 6)
-    assert shapes["contract.weight"] == (6, 12)
-    assert {f"{name}.bias" for name in ("project", "expand", "contract")} < set(shapes)
-
-
 def test_dropout_of_the_attended_values_comes_before_the_projection():
     # The projection is the identity, the old features are zero and the feed-forward map adds
     # nothing: the output is what dropout leaves of the input.
@@ -418,70 +426,28 @@ def test_dropout_in_the_feed_forward_map_comes_after_the_relu():
     assert dropped.double().mean().item() == pytest.approx(0.3, abs=0.02)
 
 
-def test_dropout_acts_in_training_only():
-    layer, without = random_layer(0, dropout=0.5), random_layer(0)
-    graph = random_graph(1)
-    for found, expected in zip(layer(*graph), without(*graph), strict=True):
-        assert torch.equal(found, expected)
-    layer.train(), without.train()
-    for found, expected in zip(layer(*graph), without(*graph), strict=True):
-        assert not torch.allclose(found, expected)
-    first, second = layer(*graph), layer(*graph)
-    assert not torch.equal(first[0], second[0])
-    assert not torch.equal(first[1], second[1])
-
-
-def test_by_default_a_score_in_training_is_the_one_in_evaluation():
-    graph = random_graph(1, scale=3.0)
+@pytest.mark.parametrize("layer_type", [NodeStreamLayer, GraphTransformerLayer])
+def test_a_layer_sends_attended_values_to_nodes_and_the_score_to_edges(layer_type):
     torch.manual_seed(0)
-    layers = NodeStreamLayer(12, 3), GraphTransformerLayer(12, 3)
-    for attention in (EdgeAttention(12, 3), *(layer.attention for layer in layers)):
-        expected = attention.double().eval()(*graph)[1]
-        assert expected.abs().max() > 1, "nothing bounds it"
-        assert torch.equal(attention.train()(*graph)[1], expected)
-
-
-@pytest.mark.parametrize(
-    "options", BLOCK_OPTIONS, ids=lambda o: "+".join(k for k, v in o.items() if v) or "plain"
-)
-def test_a_layer_sends_attended_values_to_nodes_and_the_score_to_edges(options):
-    layer = random_layer(0, **options)
-    x, edge_index, edge_attr = random_graph(1)
-    score, _, _, attended = attention_by_loop(layer.attention, x, edge_index, edge_attr)
+    layer, (x, edge_index, edge_attr) = layer_type(12, 3).double().eval(), random_graph(1)
+    score, _, attended = attention_by_loop(layer.attention, x, edge_index, edge_attr)
     nodes, edges = layer(x, edge_index, edge_attr)
-    expected = block_by_formula(layer.node_block, x, torch.from_numpy(attended), **options)
-    torch.testing.assert_close(nodes, expected, **EXACT)
-    expected = block_by_formula(layer.edge_block, edge_attr, torch.from_numpy(score), **options)
-    torch.testing.assert_close(edges, expected, **EXACT)
+    torch.testing.assert_close(nodes, layer.node_block(x, attended), **EXACT)
+    if layer_type is NodeStreamLayer:
+        assert edges is edge_attr
+    else:
+        torch.testing.assert_close(edges, layer.edge_block(edge_attr, score), **EXACT)
 
 
 def test_every_option_of_a_layer_reaches_both_streams_and_the_attention():
     # By default residual and BatchNorm are on; LayerNorm, bias and dropout are off.
-    default = GraphTransformerLayer(4, 2)
-    changed = GraphTransformerLayer(
-        4, 2, dropout=0.25, residual=False, batch_norm=False, layer_norm=True, use_bias=True
-    )
-    assert default.attention.query.bias is None
-    assert changed.attention.query.bias is not None
-    for stream in ("node_block", "edge_block"):
-        block = getattr(default, stream)
-        assert block.residual
-        assert block.dropout.p == 0
-        assert isinstance(block.batch_norm1, nn.BatchNorm1d)
-        assert isinstance(block.batch_norm2, nn.BatchNorm1d)
-        assert isinstance(block.layer_norm1, nn.Identity)
-        assert isinstance(block.layer_norm2, nn.Identity)
-        block = getattr(changed, stream)
-        assert not block.residual
-        assert block.dropout.p == 0.25
-        assert isinstance(block.batch_norm1, nn.Identity)
-        assert isinstance(block.batch_norm2, nn.Identity)
-        assert isinstance(block.layer_norm1, nn.LayerNorm)
-        assert isinstance(block.layer_norm2, nn.LayerNorm)
-
-
-def test_the_two_streams_share_no_weights():
-    layer = GraphTransformerLayer(4, 2)
-    node = {id(parameter) for parameter in layer.node_block.parameters()}
-    edge = {id(parameter) for parameter in layer.edge_block.parameters()}
-    assert not node & edge
+    off = dict(residual=False, batch_norm=False, layer_norm=True)
+    for options in ({}, dict(off, dropout=0.25, use_bias=True)):
+        layer = GraphTransformerLayer(4, 2, **options)
+        assert (layer.attention.query.bias is None) == (not options)
+        for block in (layer.node_block, layer.edge_block):
+            assert block.residual == (not options)
+            assert block.dropout.p == options.get("dropout", 0)
+            norms = [getattr(block, f"{kind}_norm{i}") for kind in ("layer", "batch") for i in "12"]
+            kinds = (nn.LayerNorm, nn.Identity) if options else (nn.Identity, nn.BatchNorm1d)
+            assert [type(norm) for norm in norms] == [kind for kind in kinds for _ in range(2)]

@@ -12,7 +12,6 @@ from torch_geometric.nn import MessagePassing, global_add_pool
 from torch_geometric.utils import scatter
 
 from mapkg import hooks
-from mapkg.models import build
 from mapkg.models.network import ARCHITECTURES, TypeEmbedding
 from studies.data import molecule_graph
 from studies.edge_scores import (
@@ -23,6 +22,7 @@ from studies.edge_scores import (
     edge_importance,
     rank_correlation,
 )
+from studies.extras import build
 from studies.published import CONFIGS
 
 DRAWN = ("GNNExplainer", "random")

@@ -10,10 +10,10 @@ from torch_geometric.data import Data
 
 from mapkg.attribution import heat_map
 from mapkg.hooks import record
-from mapkg.models import build
 from studies import checkpoint
 from studies.data import BUNDLED, load
 from studies.data.bond_properties import edge_labels
+from studies.extras import build
 from studies.first_layer import (
     distinct_edges,
     first_layer,

@@ -1,20 +1,19 @@
 """Fake edges, GraphiT's kernel and SAN's gamma: dense references, limits and invariances."""
 
 import math
-from dataclasses import replace
 
 import networkx as nx
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Batch, Data
+from random_graphs import molecule
+from torch_geometric.data import Batch
 
+from mapkg import models
 from mapkg.hooks import record
-from mapkg.models import build
-from mapkg.models.config import Config
 from mapkg.models.edge_attention import NodeStreamLayer
-from mapkg.models.full_graph import (
-    Completion,
+from studies.extras import build
+from studies.extras.full_graph import (
     DiffusionKernel,
     FakeEdgeShare,
     FullGraphAttention,
@@ -22,55 +21,19 @@ from mapkg.models.full_graph import (
     complete,
     fake_edges,
 )
-from studies.checkpoint import load as load_checkpoint
-from studies.checkpoint import save as save_checkpoint
 from studies.published import CONFIGS
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 SIZES = dict(hidden_channels=48, heads=4, num_layers=2)
 GRAPHIT = CONFIGS["GraphiT-ZINC"].replace(**SIZES, lr=7e-4)
 SAN = CONFIGS["SAN-ZINC"].replace(**SIZES)
-MECHANISMS = {
-    "kernel": GRAPHIT.replace(full_graph=True),
-    "learned gamma": SAN.replace(full_graph=True),
-    "fixed gamma": SAN.replace(full_graph=True, gamma=1e-5),
-    "encoding": SAN.replace(laplacian_encoding=True),
-    "gamma and encoding": SAN.replace(full_graph=True, laplacian_encoding=True),
-}
-each_mechanism = pytest.mark.parametrize("config", MECHANISMS.values(), ids=MECHANISMS)
-
-
-def molecule(seed, nodes):
-    """A random tree with two rings more and without symmetries that would repeat eigenvalues."""
-    generator = torch.Generator().manual_seed(seed)
-    graph = nx.random_labeled_tree(nodes, seed=seed)
-    graph.add_edges_from([(0, nodes // 2), (1, nodes - 1)])
-    graph.remove_edges_from(list(nx.selfloop_edges(graph)))
-    pairs = torch.tensor(list(graph.edges)).T
-    types = torch.randint(1, 4, (pairs.size(1),), generator=generator)
-    return Data(
-        x=torch.randint(28, (nodes,), generator=generator),
-        edge_index=torch.cat([pairs, pairs.flip(0)], dim=1),
-        edge_attr=torch.cat([types, types]),
-    )
-
-
-def three():
-    return [molecule(seed, nodes) for seed, nodes in enumerate((9, 5, 12))]
+THREE = [molecule(seed, nodes) for seed, nodes in enumerate((9, 5, 12))]
+BATCH = Batch.from_data_list(THREE)
 
 
 def network(config, seed=0):
-    """In double precision, with statistics of BatchNorm that are worth applying."""
     torch.manual_seed(seed)
-    model = build(config).double().eval()
-    for name, value in model.named_buffers():
-        if "running" in name:
-            value.uniform_(0.5, 2)
-    return model
-
-
-def inputs(graph):
-    return graph.x, graph.edge_index, graph.edge_attr, graph.batch
+    return build(config).double().eval()
 
 
 def random_layer(seed=0, channels=8, heads=2, layer=FullGraphLayer, **options):
@@ -95,8 +58,7 @@ def test_a_path_of_three_by_hand():
 
 
 def test_fake_edges_are_the_complement_of_each_graph():
-    graphs = three()
-    batch = Batch.from_data_list(graphs)
+    graphs, batch = THREE, BATCH
     found = fake_edges(batch.edge_index, batch.batch)
     expected, first = [], 0
     for graph in graphs:
@@ -141,8 +103,7 @@ def kernel_by_networkx(graph, gamma, power):
 
 @pytest.mark.parametrize(("gamma", "power"), [(0.25, 16), (0.5, 1), (1.0, 3)])
 def test_the_kernel_agrees_with_a_dense_computation_per_molecule(gamma, power):
-    graphs = three()
-    batch = Batch.from_data_list(graphs)
+    graphs, batch = THREE, BATCH
     fake = fake_edges(batch.edge_index, batch.batch)
     found = DiffusionKernel(gamma, power)(batch.edge_index, fake, batch.batch)
     first = batch.ptr[batch.batch]
@@ -151,14 +112,6 @@ def test_the_kernel_agrees_with_a_dense_computation_per_molecule(gamma, power):
         for i, j in torch.cat([batch.edge_index, fake], dim=1).T.tolist()
     ]
     torch.testing.assert_close(found[:, 0], torch.tensor(expected), **EXACT)
-
-
-def test_the_published_kernel_is_a_quarter_of_the_laplacian_sixteen_times():
-    # Two nodes: I - L/4 has eigenvalues 1 and 1/2, so k_01 = (1 - 2^-16) / 2.
-    pair = torch.tensor([[0, 1], [1, 0]])
-    nothing = torch.empty(2, 0, dtype=torch.long)
-    factor = DiffusionKernel()(pair, nothing, torch.zeros(2, dtype=torch.long))
-    assert factor.flatten().tolist() == pytest.approx([(1 - 2**-16) / 2] * 2, rel=1e-13)
 
 
 def test_the_kernel_of_a_pair_follows_the_direction_of_its_edge():
@@ -220,10 +173,13 @@ def attention_by_loop(attention, x, edges, fake, factor):
         bias = 0.0 if linear.bias is None else linear.bias.detach().numpy()
         return rows.detach().numpy() @ linear.weight.detach().numpy().T + bias
 
+    def gate(linear, rows):
+        return np.ones(rows.shape) if linear is None else affine(linear, rows)
+
     a = attention
     kinds = [
-        (*edges, affine(a.query, x), affine(a.key, x), affine(a.edge, edges[1])),
-        (*fake, affine(a.fake_query, x), affine(a.fake_key, x), affine(a.fake_edge, fake[1])),
+        (*edges, affine(a.query, x), affine(a.key, x), gate(a.edge, edges[1])),
+        (*fake, affine(a.fake_query, x), affine(a.fake_key, x), gate(a.fake_edge, fake[1])),
     ]
     value, heads, width = affine(a.value, x), a.heads, a.head_channels
     numerator, denominator = np.zeros((len(x), heads, width)), np.zeros((len(x), heads))
@@ -242,12 +198,12 @@ def attention_by_loop(attention, x, edges, fake, factor):
     return np.stack(scores), attended.reshape(len(x), -1)
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bias": True}, {"attention": "no_edge"}], ids=str)
 @pytest.mark.parametrize("factor", [DiffusionKernel(), FakeEdgeShare(0.3)], ids=["k", "gamma"])
-def test_the_equations_agree_with_a_loop_over_pairs(factor, bias):
+def test_the_equations_agree_with_a_loop_over_pairs(factor, options):
     torch.manual_seed(0)
-    attention = FullGraphAttention(8, 2, bias=bias).double()
-    batch = Batch.from_data_list(three())
+    attention = FullGraphAttention(8, 2, **options).double()
+    batch = BATCH
     x, edge_attr, no_edge = random_features(batch)
     completion = complete(batch.edge_index, batch.batch, no_edge, factor)
     fakes = completion.edge_index.size(1)
@@ -266,16 +222,6 @@ def test_the_equations_agree_with_a_loop_over_pairs(factor, bias):
     assert len(score) == batch.num_edges + fakes
 
 
-def test_one_row_for_all_fake_edges_is_the_same_row_for_each():
-    layer, graph = random_layer(), molecule(0, 9)
-    x, edge_attr, no_edge = random_features(graph)
-    batch = torch.zeros(9, dtype=torch.long)
-    one = complete(graph.edge_index, batch, no_edge, DiffusionKernel())
-    each = replace(one, edge_attr=no_edge.expand(one.edge_index.size(1), -1))
-    found, expected = (layer(x, graph.edge_index, edge_attr, c)[0] for c in (one, each))
-    torch.testing.assert_close(found, expected, **EXACT)
-
-
 def test_fake_edges_of_no_weight_leave_the_sparse_layer():
     full, sparse = random_layer(), random_layer(1, layer=NodeStreamLayer)
     sparse.load_state_dict({k: v for k, v in full.state_dict().items() if "fake" not in k})
@@ -290,45 +236,10 @@ def test_fake_edges_of_no_weight_leave_the_sparse_layer():
     assert edges is edge_attr
 
 
-def test_an_equal_factor_cancels_in_the_weights_up_to_the_epsilon():
-    layer, graph = random_layer(), molecule(0, 9)
-    x, edge_attr, no_edge = random_features(graph)
-    fake = fake_edges(graph.edge_index, torch.zeros(9, dtype=torch.long))
-    one = torch.ones(72, 1, dtype=torch.float64)
-    outputs = [
-        layer(x, graph.edge_index, edge_attr, Completion(fake, no_edge, factor))[0]
-        for factor in (one, one / 2)
-    ]
-    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
-    assert not torch.equal(*outputs)
-
-
-def test_without_attention_graphit_averages_by_its_kernel():
-    torch.manual_seed(0)
-    attention = FullGraphAttention(8, 2, attention="uniform").double()
-    graph = molecule(0, 9)
-    x, edge_attr, no_edge = random_features(graph)
-    completion = complete(
-        graph.edge_index, torch.zeros(9, dtype=torch.long), no_edge, DiffusionKernel()
-    )
-    attended, _ = attention(x, graph.edge_index, edge_attr, completion)
-    kernel = torch.from_numpy(kernel_by_networkx(graph, 0.25, 16)).fill_diagonal_(0)
-    expected = kernel.T @ attention.value(x) / (kernel.sum(dim=0) + 1e-6).unsqueeze(1)
-    torch.testing.assert_close(attended, expected, **EXACT)
-
-
 def test_without_edges_real_and_fake_differ_by_their_projections_only():
-    torch.manual_seed(0)
-    attention = FullGraphAttention(8, 2, attention="no_edge").double()
+    attention = FullGraphAttention(8, 2, attention="no_edge")
     names = {name.split(".")[0] for name, _ in attention.named_parameters()}
     assert names == {"query", "key", "value", "fake_query", "fake_key"}
-    graph = molecule(0, 9)
-    x, edge_attr, no_edge = random_features(graph)
-    batch = torch.zeros(9, dtype=torch.long)
-    completion = complete(graph.edge_index, batch, no_edge, FakeEdgeShare(1.0))
-    _, score = attention(x, graph.edge_index, edge_attr, completion)
-    _, other = attention(x, graph.edge_index, 2 * edge_attr, completion)
-    assert torch.equal(score, other)
 
 
 # Networks.
@@ -337,142 +248,29 @@ def test_without_edges_real_and_fake_differ_by_their_projections_only():
 def test_with_their_mechanisms_off_graphit_and_san_are_the_same_function():
     graphit, san = network(GRAPHIT), network(SAN, seed=1)
     san.load_state_dict(graphit.state_dict())
-    batch = Batch.from_data_list(three())
-    assert torch.equal(graphit(*inputs(batch)), san(*inputs(batch)))
-
-
-def test_with_their_mechanisms_on_they_differ():
-    graphit, san = network(MECHANISMS["kernel"]), network(MECHANISMS["fixed gamma"], seed=1)
-    san.load_state_dict(graphit.state_dict())
-    batch = Batch.from_data_list(three())
-    on = graphit(*inputs(batch)), san(*inputs(batch))
-    assert not torch.allclose(*on, rtol=1e-3)
-    sparse = network(GRAPHIT)
-    sparse.load_state_dict({k: v for k, v in graphit.state_dict().items() if "fake" not in k})
-    for full in on:
-        assert not torch.allclose(full, sparse(*inputs(batch)), rtol=1e-6)
-
-
-def test_the_published_gamma_leaves_san_next_to_its_sparse_graph():
-    full, sparse = network(MECHANISMS["fixed gamma"]), network(SAN)
-    sparse.load_state_dict({k: v for k, v in full.state_dict().items() if "fake" not in k})
-    batch = Batch.from_data_list(three())
-    torch.testing.assert_close(full(*inputs(batch)), sparse(*inputs(batch)), rtol=1e-2, atol=1e-2)
-
-
-@each_mechanism
-def test_a_batch_gives_what_each_molecule_gives_alone(config):
-    model, graphs = network(config), three()
-    batch = Batch.from_data_list(graphs)
-    alone = torch.cat([model(*inputs(graph)) for graph in graphs])
-    assert alone.unique().numel() == 3  # not three times what a dead head gives
-    torch.testing.assert_close(model(*inputs(batch), 3), alone, **EXACT)
-
-
-@each_mechanism
-def test_relabelling_nodes_and_edges_changes_no_prediction(config):
-    model, graph = network(config), molecule(3, 11)
-    assert not torch.equal(model(*inputs(graph)), model(*inputs(molecule(4, 11))))
-    generator = torch.Generator().manual_seed(1)
-    order, edges = (torch.randperm(n, generator=generator) for n in (11, graph.num_edges))
-    permuted = model(
-        graph.x[order], order.argsort()[graph.edge_index[:, edges]], graph.edge_attr[edges]
-    )
-    torch.testing.assert_close(permuted, model(*inputs(graph)), **EXACT)
-
-
-@each_mechanism
-def test_a_gradient_reaches_every_parameter(config):
-    model = network(config).train()
-    batch = Batch.from_data_list(three())
-    model(*inputs(batch)).square().sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.any(), name
-    learned = {name for name, _ in model.named_parameters() if "gamma" in name}
-    assert learned == ({"edge_factor.gamma"} if config.full_graph and _learns(config) else set())
-
-
-def _learns(config):
-    return config.architecture == "san" and config.gamma is None
-
-
-@each_mechanism
-def test_a_checkpoint_brings_the_mechanism_back(config, tmp_path):
-    model, batch = network(config).float(), Batch.from_data_list(three())
-    save_checkpoint(tmp_path / "full", model.state_dict(), config)
-    loaded, _ = load_checkpoint(tmp_path / "full", config)
-    assert torch.equal(loaded(*inputs(batch)), model(*inputs(batch)))
-
-
-def test_scores_have_a_row_per_pair_the_edges_of_the_data_first():
-    model = network(MECHANISMS["kernel"])
-    batch = Batch.from_data_list(three())
-    with record(model, "layers.*.attention.score") as seen:
-        model(*inputs(batch))
-    x = model.node_embedding(batch.x)
-    attention = model.layers[0].attention
-    edges = model.edge_embedding(batch.edge_attr)
-    query = attention.query(x) / attention.head_channels**0.5
-    own = attention.edge_score(query, attention.key(x), batch.edge_index, attention.edge(edges))
-    (score,) = seen["layers.0.attention.score"]
-    assert torch.equal(score[: batch.num_edges], own)
-    assert len(score) == 9 * 8 + 5 * 4 + 12 * 11
-
-
-def test_a_fake_edge_has_the_embedding_of_type_zero():
-    model = network(MECHANISMS["kernel"])
-    batch = Batch.from_data_list(three())
-    before = model(*inputs(batch))
-    with torch.no_grad():  # no bond of these molecules has type 0
-        model.edge_embedding.weight[0] += 1
-    assert not torch.allclose(model(*inputs(batch)), before)
-
-
-def no_edge_of(model, *arguments):
-    """What a network gives its layers as the features of a fake edge."""
-    with record(model, "edge_embedding") as seen:
-        assert model(*arguments).isfinite().all()
-    edges, no_edge = seen["edge_embedding"]
-    assert len(edges) == arguments[1].size(1)
-    return no_edge
+    batch = BATCH.x, BATCH.edge_index, BATCH.edge_attr, BATCH.batch
+    assert torch.equal(graphit(*batch), san(*batch))
 
 
 def test_edges_of_several_columns_or_of_floats_have_an_edge_that_is_not_there():
-    graph = molecule(0, 9)
+    graph = THREE[0]
     columns = graph.edge_attr.unsqueeze(1).repeat(1, 2)
-    model = network(GRAPHIT.replace(full_graph=True, num_edge_types=(4, 5)))
-    expected = model.edge_embedding.weight[[0, 4]].sum(dim=0, keepdim=True)  # id 0 of each
-    found = no_edge_of(model, graph.x, graph.edge_index, columns)
-    torch.testing.assert_close(found, expected, **EXACT)
-    model = network(GRAPHIT.replace(full_graph=True, num_edge_types=None, edge_channels=2))
-    found = no_edge_of(model, graph.x, graph.edge_index, columns.double())
-    assert torch.equal(found[0], model.edge_embedding.bias)  # the map of zeros
-
-
-def test_ids_and_one_hot_rows_give_the_same_prediction():
-    model, graph = network(MECHANISMS["learned gamma"]), molecule(0, 9)
-    rows = [
-        torch.nn.functional.one_hot(types, number).double()
-        for types, number in ((graph.x, 28), (graph.edge_attr, 4))
-    ]
-    found = model(rows[0], graph.edge_index, rows[1])
-    torch.testing.assert_close(found, model(*inputs(graph)), **EXACT)
+    for changes, edge_attr in (
+        (dict(num_edge_types=(4, 5)), columns),
+        (dict(num_edge_types=None, edge_channels=2), columns.double()),
+    ):
+        model = network(GRAPHIT.replace(full_graph=True, **changes))
+        with record(model, "edge_embedding") as seen:
+            model(graph.x, graph.edge_index, edge_attr)
+        edges, no_edge = seen["edge_embedding"]
+        assert len(edges) == graph.num_edges
+        embedding = model.edge_embedding  # id 0 of each column, or the map of zeros
+        is_map = isinstance(embedding, torch.nn.Linear)
+        expected = embedding.bias if is_map else embedding.weight[[0, 4]].sum(dim=0)
+        torch.testing.assert_close(no_edge[0], expected, **EXACT)
 
 
 # Configurations.
-
-
-def test_no_configuration_has_a_mechanism_switched_on():
-    for config in CONFIGS.values():
-        assert not config.full_graph
-        assert not config.laplacian_encoding
-        assert config.gamma is None
-
-
-@each_mechanism
-def test_mechanisms_survive_plain_values(config):
-    assert Config.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
@@ -487,8 +285,18 @@ def test_mechanisms_survive_plain_values(config):
         ("SAN-ZINC", dict(full_graph=True, gamma=1.5), r"in \[0, 1\] .* got 1\.5"),
         ("SAN-ZINC", dict(laplacian_sign_flips=True), "expected laplacian_encoding=True"),
         ("SAN-ZINC", dict(laplacian_encoding=True, hidden_channels=8), "hidden_channels"),
+        ("SAN-ZINC", dict(full_graph=True, explicit_bias="sink"), r"expected one of \('none',\)"),
     ],
 )
 def test_a_mechanism_that_does_not_fit_is_an_error(name, changes, message):
     with pytest.raises(ValueError, match=message):
-        CONFIGS[name].replace(**changes)
+        build(CONFIGS[name].replace(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes", [dict(full_graph=True), dict(laplacian_encoding=True), dict(gamma=0.0)], ids=str
+)
+def test_the_library_refuses_a_mechanism_and_says_what_builds_it(changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=rf"{name}: .* use studies\.extras\.build"):
+        models.build(SAN.replace(**changes))

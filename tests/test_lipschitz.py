@@ -32,7 +32,7 @@ def tied(query, scale, keys=6, seed=0):
     return tied_keys(query[0], keys, scale, torch.Generator().manual_seed(seed))
 
 
-def inputs(dimensions=4, keys=6, number=8):
+def inputs(dimensions=4, keys=6, number=4):
     """Random points and worst cases at every scale, with their queries."""
     for seed in range(number):
         query = normal(keys, dimensions, seed=seed)
@@ -48,39 +48,14 @@ def inputs(dimensions=4, keys=6, number=8):
 def test_the_constant_of_a_linear_map_is_its_largest_singular_value():
     matrix = normal(5, 7)
     expected = torch.linalg.svdvals(matrix)[0].item()
-    point = normal(7, seed=1)
-    assert local_constant(lambda x: matrix @ x, point) == pytest.approx(expected)
-    lanczos = local_constant(lambda x: matrix @ x, point, exact_size=0)
-    assert lanczos == pytest.approx(expected, rel=1e-5)
-
-
-def test_lanczos_agrees_with_the_written_out_jacobian_of_attention():
-    for query, x in inputs(number=2):
-
-        def map_(x, query=query):
-            return attention(linear_score(x, query), x)
-
-        exact = local_constant(map_, x)
-        assert local_constant(map_, x, exact_size=0) == pytest.approx(exact, rel=1e-4)
-
-
-def test_the_constant_of_several_inputs_is_of_all_together():
-    a, b = normal(3, seed=1), normal(4, seed=2)
-    left, right = normal(5, 3), normal(5, 4, seed=3)
-    found = local_constant(lambda x, y: left @ x + right @ y, a, b)
-    expected = torch.linalg.svdvals(torch.cat([left, right], dim=1))[0].item()
-    assert found == pytest.approx(expected)
-
-
-def test_finite_differences_do_not_exceed_the_constant_nearby():
-    query, x = normal(6, 4), normal(6, 4, seed=1)
-    constant = local_constant(lambda x: attention(linear_score(x, query), x), x)
-    for seed in range(200):
-        step = normal(6, 4, seed=seed)
-        step *= 1e-6 / step.norm()
-        change = attention(linear_score(x + step, query), x + step)
-        change = change - attention(linear_score(x, query), x)
-        assert change.norm() / step.norm() <= constant * (1 + 1e-4)
+    first, second = normal(3, seed=1), normal(4, seed=2)
+    for exact_size in (4096, 0):  # of all inputs together, written out or by Lanczos iterations
+        found = local_constant(
+            lambda x, y: matrix[:, :3] @ x + matrix[:, 3:] @ y,
+            *(first, second),
+            exact_size=exact_size,
+        )
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_not_finite_is_refused():
@@ -130,7 +105,7 @@ def test_the_slope_of_the_linear_score_is_the_norm_of_the_queries():
 def test_no_direction_is_steeper_than_the_slope(normalised):
     query, x = normal(3, 4), normal(5, 4, seed=1)
     found = slope(lambda x: linear_score(x, query, normalised=normalised), x)
-    for seed in range(200):
+    for seed in range(40):
         step = normal(5, 4, seed=seed)
         _, moved = torch.func.jvp(
             lambda x: linear_score(x, query, normalised=normalised), (x,), (step / step.norm(),)
@@ -142,19 +117,6 @@ def test_no_direction_is_steeper_than_the_slope(normalised):
 # Bounds
 
 
-def test_the_first_two_keys_tie_far_apart_and_the_others_are_far_below():
-    query = normal(6, 4)
-    x = tied(query, 10.0)
-    score = linear_score(x, query)[0]
-    assert score[0].item() == pytest.approx(score[1].item())
-    assert (score[2:] < -score[0] + 1e-9).all()
-    assert (x[0] - x[1]).norm().item() == pytest.approx(20)
-    with pytest.raises(ValueError, match="two keys or more"):
-        tied_keys(query[0], 1, 1.0)
-    with pytest.raises(ValueError, match="other than zero"):
-        tied_keys(torch.zeros(3), 4, 1.0)
-
-
 def test_tied_keys_by_hand():
     # In the plane there are two directions across: keys 10 (q + u), 10 (q - u), -10 q for q = e1.
     found = tied_keys(torch.tensor([2.0, 0.0]), 3, 10.0)
@@ -162,8 +124,29 @@ def test_tied_keys_by_hand():
     assert found[0, 1] == -found[1, 1] and found[0, 1].abs() == 10
     assert found[2, 1] == 0
     assert len(tied_keys(torch.ones(2), 2, 1.0)) == 2
+    with pytest.raises(ValueError, match="two keys or more"):
+        tied_keys(torch.ones(2), 1, 1.0)
+    with pytest.raises(ValueError, match="other than zero"):
+        tied_keys(torch.zeros(3), 4, 1.0)
     with pytest.raises(ValueError, match="a query of 1 dimensions"):
         tied_keys(torch.ones(1), 2, 1.0)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(6, 6), (1, 1), (1, 20), (12, 3)])
+def test_normalised_linear_attention_stays_below_the_theorem(queries, keys):
+    largest = 0.0
+    for seed in range(10):
+        query = normal(queries, 4, seed=seed)
+        points = [size * normal(keys, 4, seed=50 + seed) for size in (0.1, 1, 1e3)]
+        points += [tied(query, scale, keys, seed) for scale in (1.0, 30.0) if keys > 1]
+        for x in points:
+            found = local_constant(
+                lambda x, query=query: attention(linear_score(x, query, normalised=True), x), x
+            )
+            assert found <= theorem_bound(ALPHA["linear"], queries, keys, tight=True)
+            largest = max(largest, found)
+    assert largest < 1.2 or queries > keys
+    assert largest >= 1 or queries < keys
 
 
 def test_raw_attention_has_no_constant():
@@ -195,35 +178,13 @@ def test_the_lemma_holds_for_linear_scores(normalised, tight):
     assert closest > (0.4 if normalised else 0.6)  # no idle bound
 
 
-def test_normalised_linear_attention_stays_below_the_theorem():
-    largest = 0.0
-    for query, x in inputs(number=20):
-        found = local_constant(
-            lambda x, query=query: attention(linear_score(x, query, normalised=True), x), x
-        )
-        assert found <= theorem_bound(ALPHA["linear"], 6, 6, tight=True)
-        largest = max(largest, found)
-    assert 1 < largest < 1.2
-
-
-def test_the_theorem_holds_for_other_numbers_of_queries_and_keys():
-    for queries, keys in ((1, 1), (1, 20), (12, 3)):
-        for seed in range(5):
-            query = normal(queries, 4, seed=seed)
-            for x in (normal(keys, 4, seed=50 + seed), 1e3 * normal(keys, 4, seed=90 + seed)):
-                found = local_constant(
-                    lambda x, query=query: attention(linear_score(x, query, normalised=True), x), x
-                )
-                assert found <= theorem_bound(1.0, queries, keys, tight=True)
-
-
 def quadratic(normalised):
     return lambda q, k, v: attention(quadratic_score(q, k, v, normalised=normalised), v)
 
 
 def test_normalised_quadratic_attention_stays_below_the_theorem():
     largest = 0.0
-    for seed in range(40):
+    for seed in range(20):
         sizes = 10 ** (2 * torch.rand(3, generator=torch.Generator().manual_seed(seed)) - 1)
         q, k, v = (
             size * normal(n, 4, seed=100 * seed + n)
@@ -238,15 +199,6 @@ def test_normalised_quadratic_attention_stays_below_the_theorem():
             ALPHA["quadratic"], 5, 6
         )
     assert largest > 0.5
-
-
-def test_raw_quadratic_attention_has_no_constant():
-    query = normal(5, 4)
-    constants = []
-    for scale in (1.0, 10.0, 100.0):
-        tie = tied(query, scale)
-        constants.append(local_constant(quadratic(False), query, tie, tie))
-    assert constants[2] > 10 * constants[1] > 50 * constants[0]
 
 
 def test_the_lemma_holds_for_quadratic_scores():
@@ -270,6 +222,9 @@ def test_the_lemma_in_numbers():
     value = torch.tensor([[3.0, 4.0], [0.0, 1.0]])  # the larger one of norm 5
     assert lemma_bound(scores, value, 2.0) == pytest.approx(11 * math.sqrt(2))
     assert lemma_bound(scores, value, 2.0, tight=True) == pytest.approx(11)
+    # Both attend to the first key: S has a column of ones.
+    together = torch.tensor([[1000.0, 0.0], [1000.0, 0.0]])
+    assert lemma_bound(together, value, 2.0, tight=True) == pytest.approx(math.sqrt(2) + 10)
 
 
 def test_the_theorem_in_numbers():
@@ -337,22 +292,6 @@ def test_lanczos_agrees_on_a_layer_with_weights_of_its_own():
     )
     assert lanczos == pytest.approx(exact, rel=1e-4)
     assert all(parameter.grad is None for parameter in layer.parameters())
-
-
-def test_a_raw_layer_exceeds_any_bound():
-    x, edge_index, _ = random_graph(300, channels=5)
-    layer = gat()
-    bound = gat_bound(layer, edge_index, len(x))
-    torch.manual_seed(0)
-    raw = GATConv(5, 3, heads=2).double().eval()
-    with torch.no_grad():
-        raw.att_src.mul_(30)
-        raw.att_dst.mul_(30)
-    largest = max(
-        local_constant(lambda x: raw(x, edge_index), 30 * random_graph(s, channels=5)[0])
-        for s in range(40)
-    )
-    assert largest > bound
 
 
 def test_a_graph_without_self_loops_and_a_raw_layer_are_refused():

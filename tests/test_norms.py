@@ -1,7 +1,9 @@
 """Normalised scores against loops over their formulas, on PyG's layers and ours."""
 
 import copy
+import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from mapkg.hooks import record
-from mapkg.lipschitz_norm import MODES, LipschitzNorm, QuadraticLipschitzNorm, lipschitz_normalise
+from mapkg.lipschitz_norm import MODES, LipschitzNorm, lipschitz_normalise
+from mapkg.lipschitz_norm import QuadraticLipschitzNorm as Quadratic
 from mapkg.models import EdgeAttention
+from studies.extras.full_graph import FullGraphAttention
 
 HEADS, CHANNELS = 3, 4
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -30,7 +34,8 @@ def with_loops(edge_index, nodes):
 def gat(seed=0, heads=HEADS, **options):
     torch.manual_seed(seed)
     layer = GATConv(HEADS * CHANNELS, CHANNELS, heads=heads, **options).double()
-    nn.init.normal_(layer.bias)
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias)
     return layer.eval()
 
 
@@ -45,83 +50,70 @@ def gat_by_loop(layer, x, edge_index, mode, scale):
     z = layer.lin(x).view(len(x), heads, CHANNELS)
     att = torch.cat([layer.att_src, layer.att_dst], dim=-1)[0]
     edges = with_loops(edge_index, len(x)).t().tolist()
-    neighbours = [[j for j, i in edges if i == node] for node in range(len(x))]
-    largest = [
-        [max(z[j, k].norm() ** 2 for j in neighbours[i]) for k in range(heads)]
-        for i in range(len(x))
-    ]
+    neighbors = [[j for j, i in edges if i == node] for node in range(len(x))]
     out = torch.zeros_like(z)
-    for i in range(len(x)):
-        for k in range(heads):
-            scores = []
-            for j in neighbours[i]:
-                e = layer.att_src[0, 0 + k] @ z[j, k] + layer.att_dst[0, k] @ z[i, k]
-                if mode == "paper":
-                    c = att[k].norm() * (largest[i][k] + z[i, k].norm() ** 2).sqrt()
-                else:
-                    norm = att.norm() if mode == "published" else att[k].norm()
-                    c = norm * (largest[i // heads][i % heads] + z[j, k].norm() ** 2).sqrt()
-                scores.append(nn.functional.leaky_relu(e / (scale * c), 0.2))
-            weights = torch.stack(scores).softmax(0)
-            out[i, k] = sum(w * z[j, k] for w, j in zip(weights, neighbours[i], strict=True))
+
+    def largest(i, k):
+        return max(z[j, k].norm() ** 2 for j in neighbors[i])
+
+    for i, k in itertools.product(range(len(x)), range(heads)):
+        scores = []
+        for j in neighbors[i]:
+            e = layer.att_src[0, k] @ z[j, k] + layer.att_dst[0, k] @ z[i, k]
+            if mode == "paper":
+                c = att[k].norm() * (largest(i, k) + z[i, k].norm() ** 2).sqrt()
+            else:
+                norm = att.norm() if mode == "published" else att[k].norm()
+                c = norm * (largest(i // heads, i % heads) + z[j, k].norm() ** 2).sqrt()
+            scores.append(nn.functional.leaky_relu(e / (scale * c), 0.2))
+        weights = torch.stack(scores).softmax(0)
+        out[i, k] = sum(w * z[j, k] for w, j in zip(weights, neighbors[i], strict=True))
     return out.flatten(1) + layer.bias
 
 
 @pytest.mark.parametrize("heads", [1, HEADS])
+@pytest.mark.parametrize("scale", [None, 2.5])
 @pytest.mark.parametrize("mode", MODES)
-def test_gat_agrees_with_a_loop_over_the_formula(mode, heads):
+def test_gat_agrees_with_a_loop_over_the_formula(mode, scale, heads):
     x, edge_index, _ = graph()
     layer = gat(heads=heads)
-    expected = gat_by_loop(layer, x, edge_index, mode, 1.0 if mode == "paper" else 4.0)
-    found = lipschitz_normalise(layer, mode)(x, edge_index)
+    default = 1.0 if mode == "paper" else 4.0
+    expected = gat_by_loop(layer, x, edge_index, mode, scale or default)
+    found = lipschitz_normalise(layer, mode, scale=scale)(x, edge_index)
     torch.testing.assert_close(found, expected, **EXACT)
 
 
-def test_the_scale_divides_the_score():
-    x, edge_index, _ = graph(1)
-    expected = gat_by_loop(gat(), x, edge_index, "paper", 2.5)
-    found = lipschitz_normalise(gat(), scale=2.5)(x, edge_index)
-    torch.testing.assert_close(found, expected, **EXACT)
-
-
-def test_scales_are_1_but_4_for_published_linear_scores():
-    linear = {mode: LipschitzNorm(mode).scale for mode in MODES}
-    assert linear == {"paper": 1, "published": 4, "published-si": 4}
-    assert {QuadraticLipschitzNorm(mode).scale for mode in MODES} == {1}
-    assert {LipschitzNorm(mode, scale=2.5).scale for mode in MODES} == {2.5}
-    assert {QuadraticLipschitzNorm(mode, scale=2.5).scale for mode in MODES} == {2.5}
-
-
-def transformer_by_loop(layer, x, edge_index, mode, scale=1.0):
-    q, k, v = (
-        linear(x).view(len(x), HEADS, CHANNELS)
-        for linear in (layer.lin_query, layer.lin_key, layer.lin_value)
-    )
+def quadratic_by_loop(q, k, v, edge_index, mode, scale, *, gate=None, eps=0.0):
+    """What is attended to, [N, H * C], of queries, keys and values [N, H, C]."""
     edges = edge_index.t().tolist()
+    gate = torch.ones(len(edges), HEADS, CHANNELS).to(q) if gate is None else gate
     out = torch.zeros_like(v)
-    for i in range(len(x)):
-        neighbours = [j for j, target in edges if target == i]
-        for h in range(HEADS):
-            if not neighbours:
-                continue
-            if mode == "paper":
-                u, root = q[i, h].norm(), 1.0
-            else:
-                u, root = sum(q[t, h].norm() ** 2 for _, t in edges).sqrt(), math.sqrt(CHANNELS)
-            v_max = max(k[j, h].norm() for j in neighbours)
-            w_max = max(v[j, h].norm() for j in neighbours)
-            c = scale * max(u * v_max, u * w_max, v_max * w_max)
-            weights = torch.stack([q[i, h] @ k[j, h] / root / c for j in neighbours]).softmax(0)
-            out[i, h] = sum(w * v[j, h] for w, j in zip(weights, neighbours, strict=True))
-    return out.flatten(1) + layer.lin_skip(x)
+    for i, h in itertools.product(range(len(q)), range(HEADS)):
+        incoming = [e for e, (_, target) in enumerate(edges) if target == i]
+        if not incoming:
+            continue
+        keys = [k[edges[e][0], h] * gate[e, h] for e in incoming]
+        values = [v[edges[e][0], h] for e in incoming]
+        if mode == "paper":
+            u, root = q[i, h].norm(), 1.0
+        else:
+            u, root = sum(q[t, h].norm() ** 2 for _, t in edges).sqrt(), math.sqrt(CHANNELS)
+        v_max, w_max = (max(row.norm() for row in rows) for rows in (keys, values))
+        c = scale * max(u * v_max, u * w_max, v_max * w_max)
+        weights = torch.stack([(q[i, h] @ key / root / c).exp() for key in keys])
+        weights = weights / (weights.sum() + eps)
+        out[i, h] = sum(w * value for w, value in zip(weights, values, strict=True))
+    return out.flatten(1)
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("scale", [None, 3.0])
 @pytest.mark.parametrize("mode", MODES)
 def test_transformer_agrees_with_a_loop_over_the_formula(mode, scale):
-    x, edge_index, _ = graph(2)
-    expected = transformer_by_loop(transformer(), x, edge_index, mode, scale)
-    found = lipschitz_normalise(transformer(), mode, scale=scale)(x, edge_index)
+    (x, edge_index, _), layer = graph(2), transformer()
+    maps = layer.lin_query, layer.lin_key, layer.lin_value
+    qkv = (linear(x).view(len(x), HEADS, CHANNELS) for linear in maps)
+    expected = quadratic_by_loop(*qkv, edge_index, mode, scale or 1.0) + layer.lin_skip(x)
+    found = lipschitz_normalise(layer, mode, scale=scale)(x, edge_index)
     torch.testing.assert_close(found, expected, **EXACT)
 
 
@@ -130,29 +122,14 @@ def test_our_attention_agrees_with_a_loop_over_the_formula(attention):
     x, edge_index, edge_attr = graph(3)
     torch.manual_seed(0)
     layer = EdgeAttention(HEADS * CHANNELS, HEADS, attention=attention).double()
-    plain = copy.deepcopy(layer)
+    qkv = (linear(x).view(len(x), HEADS, -1) for linear in (layer.query, layer.key, layer.value))
+    gate = None if layer.edge is None else layer.edge(edge_attr).view(-1, HEADS, CHANNELS)
+    expected = quadratic_by_loop(*qkv, edge_index, "paper", 2.0, gate=gate, eps=1e-6)
     lipschitz_normalise(layer, scale=2.0)
-    with record(layer, ["score", "attention_weight"]) as seen:
+    with record(layer, "score") as seen:
         found, score = layer(x, edge_index, edge_attr)
     assert torch.equal(score, seen["score"][0])
-    q, k, v = (getattr(plain, n)(x).view(len(x), HEADS, -1) for n in ("query", "key", "value"))
-    gate = None if attention == "no_edge" else plain.edge(edge_attr).view(-1, HEADS, CHANNELS)
-    expected = torch.zeros_like(v)
-    source, target = edge_index.tolist()
-    for i in range(len(x)):
-        edges = [e for e in range(len(target)) if target[e] == i]
-        for h in range(HEADS):
-            if not edges:
-                continue
-            keys = [k[source[e], h] * (1 if gate is None else gate[e, h]) for e in edges]
-            v_max = max(key.norm() for key in keys)
-            w_max = max(v[source[e], h].norm() for e in edges)
-            u = q[i, h].norm()
-            c = 2.0 * max(u * v_max, u * w_max, v_max * w_max)
-            raw = torch.stack([(q[i, h] @ key / c).exp() for key in keys])
-            weights = raw / (raw.sum() + 1e-6)
-            expected[i, h] = sum(w * v[source[e], h] for w, e in zip(weights, edges, strict=True))
-    torch.testing.assert_close(found, expected.flatten(1), **EXACT)
+    torch.testing.assert_close(found, expected, **EXACT)
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
@@ -167,19 +144,18 @@ def test_a_normalised_score_is_at_most_one_over_the_scale(scale):
         score = (z * left).sum(-1)[loops[0]] + (z * right).sum(-1)[loops[1]]
         divided = score / LipschitzNorm(scale=scale)(z, att, loops)
         assert divided.abs().max() <= 1 / scale + 1e-9
-    # Attained where all of a neighbourhood is along the attention vectors.
-    z = torch.cat([left[:1], right[:1]]).reshape(2, 1, CHANNELS)
-    one = torch.tensor([[0, 1], [1, 1]])
-    att = torch.cat([z[0], z[1]], dim=-1)
-    size = torch.maximum(z[0].norm() ** 2, z[1].norm() ** 2) + z[1].norm() ** 2
-    exact = (z[0].norm() ** 2 + z[1].norm() ** 2) / (att.norm() * size.sqrt())
-    found = (z[0, 0] @ att[0, :CHANNELS] + z[1, 0] @ att[0, CHANNELS:]) / LipschitzNorm()(
-        z, att, one
-    )[0, 0]
-    assert found.item() == pytest.approx(exact.item())
 
 
-def test_published_lets_weights_of_a_neighbourhood_differ_by_little():
+def test_eps_is_added_to_the_divisor():
+    x, edge_index, _ = graph(4)
+    z = x.view(-1, HEADS, CHANNELS)
+    rows = z[edge_index[1]], z[edge_index[0]], z[edge_index[0]], edge_index[1]
+    for norm, inputs in ((LipschitzNorm, (z, z[0].repeat(1, 2), edge_index)), (Quadratic, rows)):
+        with_half, without = norm(eps=0.5)(*inputs), norm()(*inputs)
+        torch.testing.assert_close(with_half, without + 0.5, **EXACT)
+
+
+def test_published_lets_weights_of_a_neighborhood_differ_by_little():
     torch.manual_seed(0)
     x, edge_index, _ = graph(5)
     layer = GATConv(12, 12, heads=1).double().eval()
@@ -193,48 +169,96 @@ def test_published_lets_weights_of_a_neighbourhood_differ_by_little():
         assert of_node.max() / of_node.min() <= math.exp(0.25 + 0.05) + 1e-9
 
 
-@pytest.mark.parametrize("build", [gat, transformer])
+# What every normalised layer does.
+
+
+def edge_attention(seed=0):
+    torch.manual_seed(seed)
+    return EdgeAttention(HEADS * CHANNELS, HEADS).double().eval()
+
+
+LAYERS = {
+    "gat": partial(gat, bias=False),
+    "gat of one head": partial(gat, heads=1, bias=False),
+    "transformer": partial(transformer, bias=False),
+    "ours": edge_attention,
+}
+each = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+
+
+def run(layer, x, edge_index, edge_attr):
+    if isinstance(layer, EdgeAttention):
+        return layer(x, edge_index, edge_attr)[0]
+    return layer(x, edge_index)
+
+
+@each
 @pytest.mark.parametrize("mode", ["paper", "published-si"])
-def test_features_of_any_size_give_the_same_weights(build, mode):
-    x, edge_index, _ = graph(6)
-    layer = build(bias=False) if build is transformer else build()
-    lipschitz_normalise(layer, mode)
-    weights = [layer(s * x, edge_index, return_attention_weights=True)[1][1] for s in (1, 1e4)]
-    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-9)
+def test_features_of_any_size_give_the_same_weights(make, mode):
+    (x, *rest), layer = graph(6), lipschitz_normalise(make(), mode)
+    torch.testing.assert_close(
+        run(layer, 1e4 * x, *rest) / 1e4, run(layer, x, *rest), rtol=1e-6, atol=1e-9
+    )
 
 
+@each
 @pytest.mark.parametrize("mode", MODES)
-def test_a_neighbourhood_of_zeros_has_no_nan(mode):
-    for layer in (gat(), transformer(bias=False), gat(heads=1)):
-        lipschitz_normalise(layer, mode)
-        x, edge_index, _ = graph(7)
-        x[edge_index[0, edge_index[1] == 0]] = 0
-        x[0] = 0
-        x.requires_grad_()
-        out = layer(x, edge_index)
-        out.square().sum().backward()
-        assert out.isfinite().all()
-        assert x.grad.isfinite().all()
-        assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None)
+def test_a_neighborhood_of_zeros_has_no_nan(make, mode):
+    (x, edge_index, edge_attr), layer = graph(7), lipschitz_normalise(make(), mode)
+    x[edge_index[0, edge_index[1] == 0]] = 0
+    x[0] = 0
+    out = run(layer, x.requires_grad_(), edge_index, edge_attr)
+    out.square().sum().backward()
+    assert out.isfinite().all() and x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("build", [gat, transformer])
-def test_gradients_flow_through_the_norms(build):
-    x, edge_index, _ = graph(8)
-    layer = lipschitz_normalise(build())
-    x.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: layer(x, edge_index), (x,), atol=1e-6)
+@each
+def test_gradients_flow_through_the_norms(make):
+    (x, *rest), layer = graph(8, nodes=6, edges=12), lipschitz_normalise(make())
+    assert torch.autograd.gradcheck(
+        lambda x: run(layer, x, *rest), (x.requires_grad_(),), atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("build", [gat, transformer])
-def test_a_batch_is_each_graph_alone(build):
-    layer = lipschitz_normalise(build())
+@each
+def test_a_batch_is_each_graph_alone(make):
+    layer = lipschitz_normalise(make())
     one, two = graph(9), graph(10, nodes=7, edges=20)
-    x = torch.cat([one[0], 100 * two[0]])
-    edge_index = torch.cat([one[1], two[1] + len(one[0])], dim=1)
-    both = layer(x, edge_index)
-    alone = torch.cat([layer(one[0], one[1]), layer(100 * two[0], two[1])])
+    both = run(
+        layer,
+        torch.cat([one[0], 100 * two[0]]),
+        torch.cat([one[1], two[1] + len(one[0])], dim=1),
+        torch.cat([one[2], two[2]]),
+    )
+    alone = torch.cat([run(layer, *one), run(layer, 100 * two[0], *two[1:])])
     torch.testing.assert_close(both, alone, **EXACT)
+
+
+@each
+def test_a_permutation_of_nodes_permutes_the_output(make):
+    (x, edge_index, edge_attr), layer = graph(11), lipschitz_normalise(make())
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    permuted = run(layer, x[order], order.argsort()[edge_index], edge_attr)
+    torch.testing.assert_close(permuted, run(layer, x, edge_index, edge_attr)[order], **EXACT)
+
+
+@each
+def test_a_copy_is_normalised_and_independent(make):
+    example, plain = graph(13), make()
+    layer = lipschitz_normalise(copy.deepcopy(plain))
+    assert layer.state_dict().keys() == plain.state_dict().keys()
+    twin = copy.deepcopy(layer)
+    assert torch.equal(run(twin, *example), run(layer, *example))
+    assert not torch.allclose(run(twin, *example), run(plain, *example))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(2)
+    assert not torch.allclose(run(twin, *example), run(layer, *example))
+    assert layer.score_norm._seen == {}
+
+
+# Where the published code differs.
 
 
 def test_a_published_transformer_is_not_the_same_in_a_batch():
@@ -244,16 +268,6 @@ def test_a_published_transformer_is_not_the_same_in_a_batch():
     edge_index = torch.cat([one[1], two[1] + len(one[0])], dim=1)
     difference = layer(x, edge_index)[: len(one[0])] - layer(one[0], one[1])
     assert difference.abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("build", [gat, transformer])
-def test_a_permutation_of_nodes_permutes_the_output(build):
-    layer = lipschitz_normalise(build())
-    x, edge_index, _ = graph(11)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    place = order.argsort()
-    permuted = layer(x[order], place[edge_index])
-    torch.testing.assert_close(permuted, layer(x, edge_index)[order], **EXACT)
 
 
 def test_heads_of_the_paper_are_independent_and_published_ones_are_not():
@@ -269,31 +283,12 @@ def test_heads_of_the_paper_are_independent_and_published_ones_are_not():
     assert changed["published-si"] > 1e-6
 
 
-@pytest.mark.parametrize("build", [gat, transformer])
-def test_a_copy_is_normalised_and_independent(build):
-    x, edge_index, _ = graph(13)
-    plain = build()
-    layer = lipschitz_normalise(copy.deepcopy(plain))
-    assert layer.state_dict().keys() == plain.state_dict().keys()
-    twin = copy.deepcopy(layer)
-    assert torch.equal(twin(x, edge_index), layer(x, edge_index))
-    assert not torch.allclose(twin(x, edge_index), plain(x, edge_index))
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.mul_(2)
-    assert not torch.allclose(twin(x, edge_index), layer(x, edge_index))
-    torch.testing.assert_close(
-        lipschitz_normalise(copy.deepcopy(plain))(x, edge_index), layer(x, edge_index)
-    )
-    assert layer.score_norm._seen == {}
-
-
 def test_one_line_normalises_every_layer_of_a_model():
     model = nn.ModuleList([gat(), nn.ModuleList([transformer()]), EdgeAttention(12, 3)])
     assert lipschitz_normalise(model) is model
     assert isinstance(model[0].score_norm.norm, LipschitzNorm)
-    assert isinstance(model[1][0].score_norm.norm, QuadraticLipschitzNorm)
-    assert isinstance(model[2].score_norm.norm, QuadraticLipschitzNorm)
+    assert isinstance(model[1][0].score_norm.norm, Quadratic)
+    assert isinstance(model[2].score_norm.norm, Quadratic)
 
 
 def test_what_cannot_be_normalised_is_refused():
@@ -301,20 +296,18 @@ def test_what_cannot_be_normalised_is_refused():
         LipschitzNorm("maxnorm")
     with pytest.raises(ValueError, match=r"scale: expected a value above 0, got 0\.0"):
         LipschitzNorm(scale=0.0)
-    with pytest.raises(ValueError, match="got Linear without any"):
-        lipschitz_normalise(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="got GATv2Conv without any"):
-        lipschitz_normalise(GATv2Conv(2, 2))
-    with pytest.raises(ValueError, match="edge features in its score"):
-        lipschitz_normalise(GATConv(2, 2, edge_dim=3))
-    with pytest.raises(ValueError, match="two projections"):
-        lipschitz_normalise(GATConv((2, 3), 2, add_self_loops=False))
-    with pytest.raises(ValueError, match="has edge features"):
-        lipschitz_normalise(TransformerConv(2, 2, edge_dim=3))
-    with pytest.raises(ValueError, match="Explicit Bias Term, 'sink'"):
-        lipschitz_normalise(EdgeAttention(12, 3, explicit_bias="sink"))
-    with pytest.raises(ValueError, match="without its score"):
-        lipschitz_normalise(EdgeAttention(12, 3, attention="uniform"))
+    for model, message in (
+        (nn.Linear(2, 2), "got Linear without any"),
+        (GATv2Conv(2, 2), "got GATv2Conv without any"),
+        (GATConv(2, 2, edge_dim=3), "edge features in its score"),
+        (GATConv((2, 3), 2, add_self_loops=False), "two projections"),
+        (TransformerConv(2, 2, edge_dim=3), "has edge features"),
+        (EdgeAttention(12, 3, explicit_bias="sink"), "Explicit Bias Term, 'sink'"),
+        (EdgeAttention(12, 3, attention="uniform"), "without its score"),
+        (FullGraphAttention(12, 3), "over pairs of nodes that are no edges"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lipschitz_normalise(model)
     model = nn.ModuleList([gat(), GATConv(2, 2, edge_dim=3)])
     with pytest.raises(ValueError, match="1: GATConv has edge features"):
         lipschitz_normalise(model)

@@ -11,9 +11,9 @@ from torch_geometric.loader import DataLoader
 from mapkg.evaluation import calibrate_batch_norm, predict
 from mapkg.hooks import edit, record, resolve
 from mapkg.measures import ActivationSummary, activation_ratio
-from mapkg.models import build
 from mapkg.models.network import ARCHITECTURES, CLAMPED, SCORES
 from mapkg.models.pyg_layers import vector_score
+from studies.extras import build
 from studies.observation import (
     bond_ratios,
     edge_maxima,

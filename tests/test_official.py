@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from mapkg.hooks import record
-from mapkg.models import GraphTransformerLayer, NodeStreamLayer, build
-from mapkg.models.full_graph import Completion, DiffusionKernel, FakeEdgeShare, FullGraphLayer
+from mapkg.models import GraphTransformerLayer, NodeStreamLayer
+from studies.extras import build
+from studies.extras.full_graph import Completion, FakeEdgeShare, FullGraphLayer
 from studies.extras.official import load_layer, load_network
 from studies.published import CONFIGS
 
@@ -43,14 +44,26 @@ NETWORK_TO_PUBLISHED = {
     "head.4": "MLP_layer.FC_layers.2",
 }
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=3)
-VARIANTS = {
-    "as published": {},
-    "LayerNorm": dict(batch_norm=False, layer_norm=True),
-    "both norms": dict(layer_norm=True),
-    "no norm": dict(batch_norm=False),
-    "biases": dict(use_bias=True),
-    "biases without norm": dict(use_bias=True, batch_norm=False),
+TERM = dict(explicit_bias="published", use_bias=True)
+NETWORKS = {
+    "as published": ("gt", "attention", {}),
+    "LayerNorm": ("gt", "attention", dict(batch_norm=False, layer_norm=True)),
+    "both norms": ("gt", "attention", dict(layer_norm=True)),
+    "no norm": ("gt", "attention", dict(batch_norm=False)),
+    "biases": ("gt", "attention", dict(use_bias=True, batch_norm=False)),
+    "term": ("gt", "attention", TERM),
+    "GraphiT": ("graphit", "attention_h", {}),
+    "GraphiT, term": ("graphit", "attention_h", TERM),
+    "SAN": ("san", "attention", {}),
+    "SAN of LSPE": ("san", "attention_h", {}),
+    "GraphiT, full": ("graphit", "attention_h", dict(full_graph=True)),
+    "SAN, full": ("san", "attention", dict(full_graph=True, gamma=1e-5)),
+    "SAN of LSPE, full": ("san", "attention_h", dict(full_graph=True)),
+    "SAN, biases": ("san", "attention", dict(use_bias=True, full_graph=True, gamma=0.5)),
 }
+each_network = pytest.mark.parametrize(
+    ("kind", "attention", "changes"), NETWORKS.values(), ids=NETWORKS
+)
 
 
 PUBLISHED_LAYERS = [
@@ -111,18 +124,22 @@ def published_name(ours, kind, attention="attention"):
     return f"{attention}.{theirs}.{parameter}"
 
 
-def own_network(seed=0, **changes):
+def own_network(kind="gt", seed=0, **changes):
     """A network of ours with statistics and norm weights that are worth reading."""
     torch.manual_seed(seed)
+    readout = "mean" if kind == "gt" else "sum"
+    changes = dict(architecture=kind, readout=readout) | changes
     model = build(SMALL.replace(**changes)).double().eval()
     for name, value in model.state_dict().items():
         if "norm" in name and value.is_floating_point():
             value.uniform_(0.5, 2)
+        if "gamma" in name:
+            value.fill_(0.3)  # not what an untrained network has
     return model
 
 
 def as_published(model, kind="gt", attention="attention"):
-    """The weights of a network of ours under the names of the published one."""
+    """The weights of a network of ours under the names, and in the shapes, of the published one."""
     weights = {}
     for name, value in model.state_dict().items():
         module, _, parameter = name.rpartition(".")
@@ -130,11 +147,19 @@ def as_published(model, kind="gt", attention="attention"):
             theirs = f"{NETWORK_TO_PUBLISHED[module]}.{parameter}"
         elif name == "edge_factor.gamma":
             theirs = "gamma"
+        elif parameter.endswith("_term"):
+            theirs = f"{module.rpartition('.')[0]}.{attention}.{parameter[0]}_bias"
+            value = value.unsqueeze(2 if parameter == "key_term" else 1)
         else:
             layers, number, within = name.split(".", 2)
             theirs = f"{layers}.{number}.{published_name(within, kind, attention)}"
         weights[theirs] = value
     return weights
+
+
+def layer_1(weights):
+    prefix = "layers.1."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def predictions(model):
@@ -182,27 +207,21 @@ def test_training_mode_gradients_and_statistics_agree_with_the_published_layer(p
         torch.testing.assert_close(buffer, expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_a_published_network_gives_the_outputs_of_ours(changes):
-    model = own_network(**changes)
-    weights = as_published(model)
-    loaded = load_network(weights, "gt", heads=4)
+@each_network
+def test_a_published_network_gives_the_outputs_of_ours(kind, attention, changes):
+    model = own_network(kind, **changes)
+    weights = as_published(model, kind, attention)
+    loaded = load_network(weights, kind, heads=4, gamma=changes.get("gamma"))
     assert not loaded.training
+    ours, theirs = ([(n, type(m)) for n, m in x.named_modules()] for x in (model, loaded))
+    assert ours == theirs
     assert torch.equal(predictions(loaded), predictions(model))
-    assert {name for name, _ in loaded.named_modules()} == {n for n, _ in model.named_modules()}
-    for (name, found), (_, expected) in zip(
-        loaded.named_modules(), model.named_modules(), strict=True
-    ):
-        assert type(found) is type(expected), name
-
-
-def test_reading_weights_shares_no_memory_with_them():
-    weights = as_published(own_network())
-    loaded = load_network(weights, "gt", heads=4)
-    before = predictions(loaded)
+    layer = load_layer(layer_1(weights), kind, heads=4)
+    for found, expected in zip(layer.parameters(), model.layers[1].parameters(), strict=True):
+        assert torch.equal(found, expected)
     for value in weights.values():
         value.zero_()
-    assert torch.equal(predictions(loaded), before)
+    assert predictions(loaded).any(), "the weights are a copy"
 
 
 def test_the_weights_keep_their_precision():
@@ -237,12 +256,7 @@ def test_every_name_goes_to_its_own_place():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "layers.1.attention.proj_x.weight",
-        "layers.1.gamma",
-        "embedding_lap_pos_enc.weight",
-        "MLP_layer.FC_layers.3.weight",
-    ],
+    ["layers.1.attention.proj_x.weight", "layers.1.gamma", "gamma", "MLP_layer.FC_layers.3.weight"],
 )
 def test_an_unknown_name_is_an_error_that_lists_it(name):
     weights = as_published(own_network()) | {name: torch.zeros(1)}
@@ -251,48 +265,15 @@ def test_an_unknown_name_is_an_error_that_lists_it(name):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "layers.0.attention.Q.weight",
-        "layers.1.attention.proj_e.weight",
-        "layers.2.O_h.bias",
-        "layers.2.batch_norm2_e.running_var",
-        "embedding_e.weight",
-        "MLP_layer.FC_layers.2.weight",
-        "MLP_layer.FC_layers.0.bias",
-    ],
+    "part", ["layers.0.attention.Q.weight", "proj_e.weight", "running_var", "embedding_e", "e_bias"]
 )
-def test_a_missing_name_is_an_error_that_lists_it(name):
-    weights = as_published(own_network())
-    del weights[name]
-    with pytest.raises(ValueError, match=f"missing in the published weights: {re.escape(name)}$"):
-        load_network(weights, "gt", heads=4)
-
-
-def test_every_missing_name_is_listed():
-    weights = as_published(own_network())
-    gone = [name for name in weights if "FFN_e_layer2" in name]
-    assert len(gone) == 6
+def test_missing_names_are_an_error_that_lists_them_all(part):
+    weights = as_published(own_network(**TERM))
+    gone = [name for name in weights if part in name]
     for name in gone:
         del weights[name]
-    with pytest.raises(ValueError, match=f"missing .*: {re.escape(', '.join(gone))}$"):
+    with pytest.raises(ValueError, match=f"missing .*weights: {re.escape(', '.join(gone))}$"):
         load_network(weights, "gt", heads=4)
-
-
-def test_a_layer_alone_can_be_read_and_names_what_it_misses():
-    model = own_network()
-    weights = {
-        name.removeprefix("layers.1."): value
-        for name, value in as_published(model).items()
-        if name.startswith("layers.1.")
-    }
-    layer = load_layer(weights, "gt", heads=4)
-    inputs = torch.randn(5, 16).double(), torch.tensor([[0, 1], [2, 2]]), torch.ones(2, 16).double()
-    for found, expected in zip(layer(*inputs), model.layers[1](*inputs), strict=True):
-        assert torch.equal(found, expected)
-    del weights["O_e.weight"]
-    with pytest.raises(ValueError, match=r"missing in the published weights: O_e\.weight$"):
-        load_layer(weights, "gt", heads=4)
     with pytest.raises(ValueError, match=r"missing .*: attention\.Q\.weight$"):
         load_layer({}, "gt", heads=4)
 
@@ -327,78 +308,32 @@ def test_a_wrong_shape_is_an_error(name):
         load_network(weights, "gt", heads=4)
 
 
-# GraphiT and SAN.
-
-NODE_STREAM = {
-    "GraphiT": ("graphit", "attention_h", {}),
-    "SAN": ("san", "attention", {}),
-    "SAN of LSPE": ("san", "attention_h", {}),
-    "GraphiT, full": ("graphit", "attention_h", dict(full_graph=True)),
-    "SAN, full": ("san", "attention", dict(full_graph=True, gamma=1e-5)),
-    "SAN of LSPE, full": ("san", "attention_h", dict(full_graph=True)),
-    "with biases": ("san", "attention", dict(use_bias=True, full_graph=True, gamma=0.5)),
-}
-
-
-def node_stream_network(kind, **changes):
-    return own_network(architecture=kind, readout="sum", **changes)
-
-
-@pytest.mark.parametrize(("kind", "attention", "changes"), NODE_STREAM.values(), ids=NODE_STREAM)
-def test_a_published_node_stream_network_gives_the_outputs_of_ours(kind, attention, changes):
-    model = node_stream_network(kind, **changes)
-    weights = as_published(model, kind, attention)
-    if "gamma" in weights:
-        weights["gamma"].fill_(0.3)  # not what an untrained network has; the model's own memory
-    loaded = load_network(weights, kind, heads=4, gamma=changes.get("gamma"))
-    assert type(loaded.edge_factor) is type(model.edge_factor)
-    assert torch.equal(predictions(loaded), predictions(model))
-    mean = load_network(weights, kind, heads=4, gamma=changes.get("gamma"), readout="mean")
-    assert not torch.allclose(predictions(mean), predictions(model))
-
-
-def test_the_second_projections_make_a_full_graph_of_it():
-    for kind, factor in (("graphit", DiffusionKernel), ("san", FakeEdgeShare)):
-        model = node_stream_network(kind, full_graph=True)
-        weights = as_published(model, kind, "attention_h")
-        loaded = load_network(weights, kind, heads=4)
-        assert type(loaded.edge_factor) is factor
-        assert all(type(layer) is FullGraphLayer for layer in loaded.layers)
-        name = "layers.1.attention_h.K_2.weight"
-        assert torch.equal(loaded.layers[1].attention.fake_key.weight, weights.pop(name))
-        with pytest.raises(ValueError, match=rf"missing .*: {re.escape(name)}$"):
-            load_network(weights, kind, heads=4)
+# The gamma of SAN.
 
 
 def test_the_copies_of_a_learned_gamma_in_the_layers_are_read_once():
-    model = node_stream_network("san", full_graph=True)
+    model = own_network("san", full_graph=True)
     weights = as_published(model, "san", "attention_h")
     copies = {f"layers.{number}.attention_h.gamma": weights["gamma"] for number in range(3)}
     assert torch.equal(
         predictions(load_network(weights | copies, "san", heads=4)), predictions(model)
     )
-    part = {
-        name.removeprefix("layers.1."): value
-        for name, value in (weights | copies).items()
-        if name.startswith("layers.1.")
-    }
+    part = layer_1(weights | copies)
     assert "attention_h.gamma" in part
     layer = load_layer(part, "san", heads=4)
     assert torch.equal(layer.attention.query.weight, model.layers[1].attention.query.weight)
 
 
 def test_a_sparse_network_that_has_a_gamma_never_uses_it():
-    model = node_stream_network("san")
+    model = own_network("san")
     weights = as_published(model, "san", "attention_h")
     gamma = {f"layers.{number}.attention_h.gamma": torch.ones(1) for number in range(3)}
     found = load_network(weights | gamma | {"gamma": torch.ones(1)}, "san", heads=4)
     assert torch.equal(predictions(found), predictions(model))
-    with pytest.raises(ValueError, match=r"unknown names .*: gamma;"):
-        load_network(as_published(own_network()) | {"gamma": torch.ones(1)}, "gt", heads=4)
 
 
 def test_a_fixed_gamma_is_asked_for_where_the_weights_have_none_and_only_there():
-    fixed = node_stream_network("san", full_graph=True, gamma=0.2)
+    fixed = own_network("san", full_graph=True, gamma=0.2)
     weights = as_published(fixed, "san")
     with pytest.raises(ValueError, match="gamma: expected a value, the weights have none"):
         load_network(weights, "san", heads=4)
@@ -407,13 +342,13 @@ def test_a_fixed_gamma_is_asked_for_where_the_weights_have_none_and_only_there()
     )
     learned, sparse = ("san", dict(full_graph=True)), ("san", {})
     for kind, changes in (learned, sparse, ("graphit", dict(full_graph=True))):
-        weights = as_published(node_stream_network(kind, **changes), kind, "attention_h")
+        weights = as_published(own_network(kind, **changes), kind, "attention_h")
         with pytest.raises(ValueError, match=r"gamma: expected None, it has no use, got 0\.2"):
             load_network(weights, kind, heads=4, gamma=0.2)
 
 
 def test_names_of_one_kind_are_unknown_to_another():
-    weights = as_published(node_stream_network("graphit"), "graphit", "attention_h")
+    weights = as_published(own_network("graphit"), "graphit", "attention_h")
     with pytest.raises(ValueError, match=r"missing .*layers\.0\.attention\.Q\.weight"):
         load_network(weights, "gt", heads=4)
     weights = as_published(own_network())

@@ -65,6 +65,7 @@ def test_limits_of_a_regular_graph_are_constant_and_its_contraction_the_second_e
     values = np.sort(np.abs(np.linalg.eigvalsh(task.operator.numpy())))
     assert values[-1] == pytest.approx(1)
     assert found.contraction == pytest.approx(values[-2])
+    assert limits(3 * task.operator).contraction == pytest.approx(values[-2])
 
 
 def test_limits_of_a_graph_that_is_not_regular():
@@ -189,12 +190,6 @@ def test_pyg_layers_on_a_graph_that_is_not_regular():
     assert len(table) == 40
     assert table["features"].iloc[-1] < 1e-6 < table["features"].iloc[0]
     assert smoothing_by_layer(network, loss, "convs.*")["features"].iloc[-1] > 0.1  # no constant
-
-
-def test_the_vanilla_network_is_gcn_on_a_regular_graph():
-    task = regular_task(30, 4, channels=3, seed=2)
-    edge_index = (task.operator - torch.diag(task.operator.diag())).nonzero().t()
-    torch.testing.assert_close(gcn_operator(edge_index, 30), task.operator)
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -4,73 +4,40 @@ import math
 
 import pytest
 import torch
+from random_graphs import molecule
 from torch import nn
+from torch_geometric.data import Batch
 from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
 from torch_geometric.utils import scatter, softmax
 
-from mapkg.hooks import record, resolve
+from mapkg.hooks import record
 from mapkg.measures import activation_ratio
-from mapkg.models.network import GraphNetwork
 from mapkg.models.pyg_layers import (
-    ARCHITECTURES,
-    ConvolutionLayer,
     recorded_names,
     recorded_rows,
     standard_layer,
-    unpad,
     vector_score,
 )
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 CHANNELS, HEADS, WIDTH = 12, 3, 4
-SIZES, NUM_EDGES = (5, 2, 7), (9, 2, 14)
-NODES, EDGES = sum(SIZES), sum(NUM_EDGES)
+SIZES = (5, 4, 7)
+GRAPHS = Batch.from_data_list([molecule(seed, nodes) for seed, nodes in enumerate(SIZES)])
+NODES, EDGES = sum(SIZES), GRAPHS.num_edges
 CONVOLUTIONS = ("gat", "gatv2", "transformer")
 
 
-def graphs(seed=0):
-    """Three graphs: node and edge types, and their edges."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(high, *shape):
-        return torch.randint(high, shape, generator=generator)
-
-    return [(draw(6, n), draw(n, 2, e), draw(3, e)) for n, e in zip(SIZES, NUM_EDGES, strict=True)]
-
-
-def join(parts):
-    """x, edge_index, edge_attr and batch of several graphs as one."""
-    sizes = [len(x) for x, *_ in parts]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return (
-        torch.cat([x for x, *_ in parts]),
-        torch.cat([part[1] + start for part, start in zip(parts, starts, strict=True)], dim=1),
-        torch.cat([edge_attr for *_, edge_attr in parts]),
-        torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)),
-    )
-
-
-def features(seed=0):
+def features():
     """x [N, D], edge_index, edge_attr [E, D], batch of the three graphs."""
-    generator = torch.Generator().manual_seed(seed)
-    _, edge_index, _, batch = join(graphs(seed))
+    generator = torch.Generator().manual_seed(0)
     x = torch.randn(NODES, CHANNELS, generator=generator, dtype=torch.float64)
     edge_attr = torch.randn(EDGES, CHANNELS, generator=generator, dtype=torch.float64)
-    return x, edge_index, edge_attr, batch
+    return x, GRAPHS.edge_index, edge_attr, GRAPHS.batch
 
 
 def layer(architecture, **options):
     torch.manual_seed(0)
     return standard_layer(architecture, CHANNELS, HEADS, **options).double().eval()
-
-
-def network(architecture, num_layers=2, readout="mean"):
-    torch.manual_seed(0)
-    layers = [standard_layer(architecture, CHANNELS, HEADS) for _ in range(num_layers)]
-    sizes = dict(num_node_types=6, num_edge_types=3, hidden_channels=CHANNELS, out_channels=2)
-    model = GraphNetwork(layers, readout=readout, **sizes).double().eval()
-    model.head = nn.Identity()  # a narrow head may have dead units and hide differences
-    return model
 
 
 # The layers.
@@ -101,33 +68,6 @@ def test_a_layer_adds_the_normalised_and_rectified_convolution(architecture):
     assert edges is edge_attr
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_batch_of_graphs_equals_each_graph_alone(architecture):
-    model = network(architecture)
-    alone = torch.cat([model(*graph) for graph in graphs()])
-    torch.testing.assert_close(model(*join(graphs())), alone, **EXACT)
-    assert alone.std(dim=0).min() > 1e-3, "the three graphs are the same"
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_renumbered_nodes_and_reordered_edges_give_the_same_prediction(architecture):
-    model = network(architecture, readout="sum")
-    x, edge_index, edge_attr = graphs()[2]
-    nodes, edges = torch.randperm(len(x)), torch.randperm(len(edge_attr))
-    number = torch.empty_like(nodes)
-    number[nodes] = torch.arange(len(x))
-    found = model(x[nodes], number[edge_index[:, edges]], edge_attr[edges])
-    torch.testing.assert_close(found, model(x, edge_index, edge_attr), **EXACT)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_parameter_learns_and_edges_matter(architecture):
-    model = network(architecture).train()
-    model(*join(graphs())).square().sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
-    assert model.edge_embedding.weight.grad.abs().max() > 1e-6
-
-
 @pytest.mark.parametrize("architecture", ["gat", "gatv2"])
 def test_attention_weights_are_not_dropped_out(architecture):
     x, edge_index, edge_attr, _ = features()
@@ -142,44 +82,13 @@ def test_attention_weights_are_not_dropped_out(architecture):
     assert not torch.equal(first, second), "nothing was dropped out"
 
 
-def test_dropout_reaches_a_gps_layer():
-    x, edge_index, edge_attr, batch = features()
-    module = layer("gps", dropout=0.5)
-    arguments = (x, edge_index, edge_attr, batch)
-    assert torch.equal(module(*arguments)[0], module(*arguments)[0])
-    module.train()
-    assert not torch.equal(module(*arguments)[0], module(*arguments)[0])
-
-
 @pytest.mark.parametrize("build", [recorded_names, lambda name: standard_layer(name, 8, 2)])
 def test_an_unknown_architecture_is_an_error_that_lists_the_known(build):
     with pytest.raises(ValueError, match=r"one of .*'gat', 'gatv2', 'transformer', 'gps'.*'gt'"):
         build("gt")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_heads_must_divide_the_channels(architecture):
-    with pytest.raises(ValueError, match="heads must divide hidden_channels, got 5 heads for 12"):
-        standard_layer(architecture, 12, 5)
-
-
 # What is recorded.
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_what_is_recorded_has_a_row_per_edge_or_node_and_all_channels(architecture):
-    model = network(architecture)
-    names = recorded_names(architecture)
-    x, edge_index, edge_attr, batch = join(graphs())
-    modules = resolve(model, names)
-    assert len(modules) == 2 * len(names)
-    expected = model(x, edge_index, edge_attr, batch)
-    with record(model, names) as seen:
-        assert torch.equal(model(x, edge_index, edge_attr, batch), expected)
-    for name, (output,) in seen.items():
-        rows = recorded_rows(modules[name], output, batch)
-        assert rows.shape == (NODES if name.endswith("attn") else EDGES, CHANNELS)
-        assert rows.abs().min() > 0
 
 
 @pytest.mark.parametrize("architecture", ["gat", "gatv2"])
@@ -296,8 +205,9 @@ def test_dense_attention_is_a_loop_over_graphs_and_heads(training):
 def test_padded_rows_are_left_out_and_nodes_keep_their_order():
     dense = torch.tensor([[[1.0], [2.0], [-9.0]], [[3.0], [-9.0], [-9.0]], [[4.0], [5.0], [6.0]]])
     batch = torch.tensor([0, 0, 1, 2, 2, 2])
-    assert unpad(dense, batch).flatten().tolist() == [1, 2, 3, 4, 5, 6]
-    assert unpad(dense[2:]).flatten().tolist() == [4, 5, 6]
+    attention = nn.MultiheadAttention(1, 1)
+    assert recorded_rows(attention, (dense, None), batch).flatten().tolist() == [1, 2, 3, 4, 5, 6]
+    assert recorded_rows(attention, (dense[2:], None)).flatten().tolist() == [4, 5, 6]
 
 
 def test_modules_that_show_no_vector_score_are_an_error():
@@ -309,11 +219,3 @@ def test_modules_that_show_no_vector_score_are_an_error():
         recorded_rows(conv, seen[":edge_update_inputs"][0])
     with pytest.raises(TypeError, match="a tensor or a dict of arguments, got tuple"):
         recorded_rows(nn.Identity(), (x, x))
-
-
-def test_a_layer_takes_any_convolution_with_edge_features():
-    x, edge_index, edge_attr, _ = features()
-    conv = GINEConv(nn.Linear(CHANNELS, CHANNELS)).double()
-    module = ConvolutionLayer(conv, CHANNELS).double().eval()
-    expected = x + (conv(x, edge_index, edge_attr) / math.sqrt(1 + 1e-5)).relu()
-    torch.testing.assert_close(module(x, edge_index, edge_attr)[0], expected, **EXACT)

@@ -10,13 +10,13 @@ import torch
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score
 
 from mapkg.evaluation import batches, predict, targets
-from mapkg.models import build
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED
 from studies.data import Splits, load
 from studies.data.proteins import read_proteins, split_proteins
 from studies.data.tox21 import TASKS, read_tox21
 from studies.emergence import _changes, emergence, examine_checkpoint, fit_to_data
+from studies.extras import build
 from studies.published import CONFIGS
 from studies.results import TABLES, Emergence
 from studies.train import seed_all

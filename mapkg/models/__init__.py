@@ -5,9 +5,8 @@ from typing import Any
 
 _HOMES = {
     "Config": "config",
-    **dict.fromkeys(
-        ("EdgeAttention", "GraphTransformerLayer", "NodeStreamLayer"), "edge_attention"
-    ),
+    "EdgeAttention": "edge_attention",
+    **dict.fromkeys(("GraphTransformerLayer", "NodeStreamLayer"), "edge_attention"),
     "EdgeGATLayer": "egat",
     **dict.fromkeys(("GraphNetwork", "build"), "network"),
 }

@@ -7,8 +7,18 @@ from typing import Any
 READOUTS = ("mean", "sum")
 LOSSES = ("l1", "bce")
 
-LAPLACIAN_CHANNELS = 8
-"""Hidden channels that hold SAN's learned Laplacian encoding, as published."""
+_GONE = {"unread_node_type": None, "seed": 41}
+"""Switches of configurations written before, and what they had to be."""
+
+
+def head_channels(hidden_channels: int, heads: int) -> int:
+    """Channels of each head; raises unless the heads divide all channels."""
+    if hidden_channels % heads:
+        raise ValueError(
+            f"hidden_channels ({hidden_channels}) must be a multiple of heads ({heads}): each "
+            "head has hidden_channels // heads channels"
+        )
+    return hidden_channels // heads
 
 
 def _stated(source: str, **kwargs: Any) -> Any:
@@ -18,17 +28,26 @@ def _stated(source: str, **kwargs: Any) -> Any:
 
 _FILE = "the configuration file named in `source`"
 _MAIN = "training script of the published code (common to all pairs)"
-_OFF = "the configuration file named in `source`; off in all published runs"
+_OFF = "the configuration file named in `source`; off in all published runs, see studies.extras"
 
-
-_SIZES = ("num_node_types", "num_edge_types", "edge_channels")
-_POSITIVE = (
-    *("out_channels", "num_layers", "hidden_channels", "heads"),
-    *("batch_size", "lr", "min_lr", "max_hours"),
+_ABOVE_0 = ("a value above 0", lambda value: value > 0)
+_FROM_0 = ("0 or more", lambda value: value >= 0)
+_SIZE = (
+    "a value above 0 or None (not stated)",
+    lambda n: n is None or (bool(n) and min(n if isinstance(n, tuple) else [n]) > 0),
 )
-
-
-_GONE = ("unread_node_type",)
+_PROBABILITY = ("a probability in [0, 1)", lambda value: 0 <= value < 1)
+_RANGES = {
+    **dict.fromkeys(("num_node_types", "num_edge_types", "edge_channels"), _SIZE),
+    **dict.fromkeys(("out_channels", "num_layers", "hidden_channels", "heads"), _ABOVE_0),
+    **dict.fromkeys(("batch_size", "lr", "min_lr", "max_hours"), _ABOVE_0),
+    **dict.fromkeys(("lr_patience", "max_epochs", "weight_decay"), _FROM_0),
+    **dict.fromkeys(("dropout", "score_dropout"), _PROBABILITY),
+    "lr_factor": ("a value in (0, 1)", lambda value: 0 < value < 1),
+    "loss": (f"one of {LOSSES}", LOSSES.__contains__),
+    "readout": (f"one of {READOUTS} or None (node-level task)", (*READOUTS, None).__contains__),
+}
+"""What each value has to be, in words and as a test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +55,8 @@ class Config:
     """A model, its training schedule, and where both are stated.
 
     Every field carries the place its value is stated in as ``metadata["source"]``
-    (``dataclasses.fields(Config)``); the published file of one pair is in ``source``.
-
-    Raises:
-        ValueError: if a value is out of range, or heads do not divide hidden channels.
+    (``dataclasses.fields(Config)``); the published file of one pair is in ``source``. Raises
+    ``ValueError`` if a value is out of range, or heads do not divide hidden channels.
     """
 
     architecture: str = _stated(_FILE)
@@ -62,7 +79,6 @@ class Config:
     lr_factor: float = _stated(_MAIN, default=0.5)
     weight_decay: float = _stated(_MAIN, default=0.0)
     max_epochs: int = _stated(_MAIN, default=1000)
-    seed: int = _stated(_MAIN, default=41)
     batch_norm: bool = _stated(_MAIN, default=True)
     layer_norm: bool = _stated(_MAIN, default=False)
     use_bias: bool = _stated("scripts/train of the published code", default=False)
@@ -79,76 +95,16 @@ class Config:
     laplacian_sign_flips: bool = _stated("SAN; its published loop has no effect", default=False)
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected a value above 0, got {getattr(self, name)!r}")
-        for name in _SIZES:
-            size = getattr(self, name)
-            if size is not None and not (
-                size and min(size if isinstance(size, tuple) else [size]) > 0
-            ):
-                raise ValueError(
-                    f"{name}: expected a value above 0 or None (not stated), got {size!r}"
-                )
-        for name in ("lr_patience", "max_epochs", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)!r}")
-        if self.hidden_channels % self.heads:
-            raise ValueError(
-                f"hidden_channels ({self.hidden_channels}) must be a multiple of heads "
-                f"({self.heads}): each head has hidden_channels // heads channels"
-            )
-        for name in ("dropout", "score_dropout"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}: expected a probability in [0, 1), got {value!r}")
-        if not 0 < self.lr_factor < 1:
-            raise ValueError(f"lr_factor: expected a value in (0, 1), got {self.lr_factor!r}")
-        if self.readout is not None and self.readout not in READOUTS:
-            raise ValueError(
-                f"readout: expected one of {READOUTS} or None (node-level task), "
-                f"got {self.readout!r}"
-            )
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss: expected one of {LOSSES}, got {self.loss!r}")
-        self._check_mechanisms()
-
-    def _check_mechanisms(self) -> None:
-        """Whether the mechanisms of GraphiT and SAN that can be switched on fit the rest."""
-        if self.full_graph and self.architecture not in ("graphit", "san"):
-            raise ValueError(
-                "full_graph: expected False, only graphit and san attend over the full graph, "
-                f"got True for {self.architecture!r}"
-            )
-        if (self.full_graph or self.laplacian_encoding) and self.readout is None:
-            raise ValueError(
-                "full_graph and laplacian_encoding: expected False for a node-level task (readout "
-                "None), whose sampled neighbourhoods are not whole graphs, got True"
-            )
-        if self.gamma is not None and not (
-            self.full_graph and self.architecture == "san" and 0 <= self.gamma <= 1
-        ):
-            raise ValueError(
-                "gamma: expected a value in [0, 1] for san with full_graph=True, None otherwise, "
-                f"got {self.gamma!r}"
-            )
-        if self.laplacian_encoding and self.hidden_channels <= LAPLACIAN_CHANNELS:
-            raise ValueError(
-                f"hidden_channels: expected more than the {LAPLACIAN_CHANNELS} of the Laplacian "
-                f"encoding, got {self.hidden_channels}"
-            )
-        if self.laplacian_sign_flips and not self.laplacian_encoding:
-            raise ValueError("laplacian_sign_flips: expected laplacian_encoding=True with it")
+        for name, (expected, is_valid) in _RANGES.items():
+            if not is_valid(value := getattr(self, name)):
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        head_channels(self.hidden_channels, self.heads)
 
     def replace(self, **changes: Any) -> "Config":
-        """The same configuration with some values changed.
-
-        Raises:
-            ValueError: if a name is not a field, or a value is out of range.
-        """
-        unknown = sorted(set(changes) - {f.name for f in fields(self)})
-        if unknown:
-            known = ", ".join(f.name for f in fields(self))
-            raise ValueError(f"unknown configuration value {', '.join(unknown)}; known: {known}")
+        """The same configuration with some values changed; raises if a name is not a field."""
+        known = [f.name for f in fields(self)]
+        if unknown := ", ".join(sorted(set(changes) - set(known))):
+            raise ValueError(f"unknown configuration value {unknown}; known: {', '.join(known)}")
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,8 +114,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
         """The configuration of ``to_dict``; switches of old ones that are gone must be off."""
-        values = dict(values)
-        for name in _GONE:
-            if values.pop(name, None) is not None:
-                raise ValueError(f"{name}: expected None, the switch is gone")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        for name, off in _GONE.items():
+            if (value := values.get(name, off)) != off:
+                raise ValueError(f"{name}: expected {off}, the switch is gone, got {value!r}")
+        kept = {k: v for k, v in values.items() if k not in _GONE}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})

@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import scatter
 
+from mapkg.models.config import head_channels
+
+Nodes = Float[Tensor, "N D"]
+Edges = Float[Tensor, "E D"]
+EdgeIndex = Int[Tensor, "2 E"]
+
 SCORE_CLAMP = 5.0
 """The summed score of a head is clamped to +-5 before exp, the published numerical guard."""
 
@@ -21,14 +27,8 @@ DENOMINATOR_EPS = 1e-6
 """Added to the sum of weights at a node, so that a node without incoming edges gets 0."""
 
 ATTENTIONS = ("full", "uniform", "no_edge")
-"""The attention of the papers, and two that lack one of its parts."""
-
-
 EXPLICIT_BIASES = ("none", "published", "intended", "sink")
-"""The readings of the Explicit Bias Term that a layer may have, see ``EdgeAttention``."""
-
 SCORE_BOUNDS = ("none", "clip", "tanh")
-"""What keeps the entries of a score in [-1, 1], if anything does."""
 
 
 class EdgeAttention(MessagePassing):
@@ -60,7 +60,7 @@ class EdgeAttention(MessagePassing):
 
     .. math:: a_{ji}^k = \exp\bigl(\mathrm{clamp}(\beta_i^k, -5, 5)\bigr)
 
-    for every j, so that a node averages its neighbours and the score is never used.
+    for every j, so that a node averages its neighbors and the score is never used.
     ``"sink"``, after Sun et al. 2024: one more key and value in the softmax of each node (no e'),
 
     .. math::
@@ -74,18 +74,15 @@ class EdgeAttention(MessagePassing):
         hidden_channels: D.
         heads: H; must divide D.
         bias: whether the query, key, value and edge projections have a bias.
-        attention: ``"full"``, the equations above; ``"uniform"``, every a is 1, so that a
-            node averages its neighbours and the score, though it can be seen, is never used
-            (the published ``edge_feat=False``, where every a is e^5); ``"no_edge"``, the
-            factor E is left out and there is no ``edge`` projection.
+        attention: ``"full"``, the equations above; ``"uniform"``, every a is 1 and the score is
+            never used (the published ``edge_feat=False``, where every a is e^5); ``"no_edge"``,
+            the factor E is left out and there is no ``edge`` projection.
         explicit_bias: ``"none"``, ``"intended"``, ``"overwritten"`` or ``"sink"``.
         score_bound: ``"clip"`` cuts the entries of the score at -1 and 1, ``"tanh"`` takes their
             hyperbolic tangent; ``"none"`` leaves them. The bounded score is the score.
         score_dropout: probability with which an entry of the score is 0 in training.
 
-    Raises:
-        ValueError: if ``heads`` does not divide ``hidden_channels``, or one of the names is
-            unknown.
+    Raises ``ValueError`` if heads do not divide channels, or a name is unknown.
 
     Source: massive-activations paper, the attention of its GraphTransformer, GraphiT and SAN
     (published code: multiplicative edge gate, no edge term in the value).
@@ -112,22 +109,13 @@ class EdgeAttention(MessagePassing):
         ):
             if value not in known:
                 raise ValueError(f"{name}: expected one of {known}, got {value!r}")
-        if hidden_channels % heads:
-            raise ValueError(
-                f"heads must divide hidden_channels, got {heads} heads for {hidden_channels}"
-            )
-        self.heads = heads
-        self.head_channels = hidden_channels // heads
-        self.attention = attention
+        self.heads, self.head_channels = heads, head_channels(hidden_channels, heads)
+        self.attention, self.explicit_bias = attention, explicit_bias
         self.query = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.key = nn.Linear(hidden_channels, hidden_channels, bias=bias)
         self.value = nn.Linear(hidden_channels, hidden_channels, bias=bias)
-        self.edge = (
-            nn.Linear(hidden_channels, hidden_channels, bias=bias)
-            if attention != "no_edge"
-            else None
-        )
-        self.explicit_bias = explicit_bias
+        has_edge = attention != "no_edge"
+        self.edge = nn.Linear(hidden_channels, hidden_channels, bias=bias) if has_edge else None
         if explicit_bias != "none":
             terms = ("key_term", "value_term") + (("edge_term",) if explicit_bias != "sink" else ())
             for name in terms:
@@ -139,27 +127,12 @@ class EdgeAttention(MessagePassing):
         self.attention_weight = nn.Identity()
         self.attended = nn.Identity()
 
-    def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
-        """Attend over the incoming edges of each node.
-
-        Args:
-            x: node features, shape [N, D].
-            edge_index: source and target of each edge, shape [2, E].
-            edge_attr: edge features, shape [E, D].
-
-        Returns:
-            The attended values, shape [N, D], and the score, shape [E, D].
-        """
+    def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
+        """Attend over the incoming edges; return the attended values and the score."""
         query = self.query(x) / math.sqrt(self.head_channels)  # [N, D]
         edge = None if self.edge is None else self.edge(edge_attr)
         score = self.edge_score(query, self.key(x), edge_index, edge)
-        beta = None  # [N, H]
-        if self.explicit_bias != "none":
+        if self.explicit_bias != "none":  # [N, H]
             beta = self.coefficient(self.split_heads(query).mul(self.key_term).sum(dim=-1))
         if self.explicit_bias in ("intended", "overwritten"):
             term = beta.unsqueeze(-1) * self.edge_term  # [N, H, d]
@@ -174,17 +147,17 @@ class EdgeAttention(MessagePassing):
 
     def edge_score(
         self,
-        query: Float[Tensor, "N D"],
-        key: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
+        query: Nodes,
+        key: Nodes,
+        edge_index: EdgeIndex,
         edge: Float[Tensor, "rows D"] | None,
-    ) -> Float[Tensor, "E D"]:
+    ) -> Edges:
         """The vector score s of each edge, from scaled queries; None leaves the edge out."""
         # index_select, not key[source]: its backward is several times faster.
         score = key.index_select(0, edge_index[0]) * query.index_select(0, edge_index[1])
         return score if edge is None else score * edge
 
-    def bounded(self, score: Float[Tensor, "E D"]) -> Float[Tensor, "E D"]:
+    def bounded(self, score: Edges) -> Edges:
         """The score with its bound, and with its dropout in training."""
         if self.score_bound == "clip":
             score = score.clamp(-1, 1)
@@ -192,7 +165,7 @@ class EdgeAttention(MessagePassing):
             score = score.tanh()
         return self.score_dropout(score)
 
-    def head_weight(self, score: Float[Tensor, "E D"]) -> Float[Tensor, "E H"]:
+    def head_weight(self, score: Edges) -> Float[Tensor, "E H"]:
         """The weight a of each edge and head."""
         weight = self.split_heads(score).sum(dim=-1)  # [E, H]
         weight = weight.clamp(-SCORE_CLAMP, SCORE_CLAMP).exp()
@@ -200,11 +173,11 @@ class EdgeAttention(MessagePassing):
 
     def attend(
         self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
+        x: Nodes,
+        edge_index: EdgeIndex,
         weight: Float[Tensor, "E H"],
         sink: Float[Tensor, "N H"] | None = None,
-    ) -> Float[Tensor, "N D"]:
+    ) -> Nodes:
         """Divide the weights by their sum at each target and bring the sources' values there."""
         num_nodes, target = x.size(0), edge_index[1]
         total = scatter(weight, target, dim=0, dim_size=num_nodes, reduce="sum")  # [N, H]
@@ -256,10 +229,11 @@ class ResidualBlock(nn.Module):
         self.project = nn.Linear(channels, channels)
         self.expand = nn.Linear(channels, 2 * channels)
         self.contract = nn.Linear(2 * channels, channels)
-        self.layer_norm1 = nn.LayerNorm(channels) if layer_norm else nn.Identity()
-        self.batch_norm1 = nn.BatchNorm1d(channels) if batch_norm else nn.Identity()
-        self.layer_norm2 = nn.LayerNorm(channels) if layer_norm else nn.Identity()
-        self.batch_norm2 = nn.BatchNorm1d(channels) if batch_norm else nn.Identity()
+        for place in ("1", "2"):
+            norm = nn.LayerNorm(channels) if layer_norm else nn.Identity()
+            self.add_module(f"layer_norm{place}", norm)
+            norm = nn.BatchNorm1d(channels) if batch_norm else nn.Identity()
+            self.add_module(f"batch_norm{place}", norm)
 
     def forward(
         self, x: Float[Tensor, "rows D"], attended: Float[Tensor, "rows D"]
@@ -275,13 +249,10 @@ class NodeStreamLayer(nn.Module):
     """A layer with a node stream only: every layer of a network is given the same edge features.
 
     Without positional encodings and on the sparse graph, the regime of the paper, this is
-    both GraphiT and SAN: they differ in mechanisms that are switched off there, see
-    ``full_graph``.
+    both GraphiT and SAN: they differ in mechanisms that are switched off there.
 
     Args:
-        hidden_channels: D.
-        heads: H; must divide D.
-        use_bias: whether the query, key, value and edge projections have a bias.
+        hidden_channels, heads, use_bias: D, H and ``bias`` of ``EdgeAttention``.
         explicit_bias: ``"none"``, ``"published"``, ``"intended"`` or ``"sink"``; the published
             term of this layer is the one of ``published_term``.
         attention, score_bound, score_dropout: as for ``EdgeAttention``.
@@ -328,12 +299,7 @@ class NodeStreamLayer(nn.Module):
         for stream in self.streams:
             self.add_module(f"{stream}_block", ResidualBlock(hidden_channels, **block))
 
-    def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+    def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
         """New node features [N, D] and the edge features [E, D] as they came."""
         attended, _ = self.attention(x, edge_index, edge_attr)
         return self.node_block(x, attended), edge_attr
@@ -352,12 +318,7 @@ class GraphTransformerLayer(NodeStreamLayer):
     streams = ("node", "edge")
     published_term = "intended"
 
-    def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+    def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
         """New node features [N, D] and edge features [E, D]."""
         attended, score = self.attention(x, edge_index, edge_attr)
         return self.node_block(x, attended), self.edge_block(edge_attr, score)

@@ -5,10 +5,12 @@ heads concatenated head-major.
 """
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
+
+from mapkg.models.config import head_channels
+from mapkg.models.edge_attention import EdgeIndex, Edges, Nodes
 
 NEGATIVE_SLOPE = 0.01
 """Slope of the LeakyReLU below zero."""
@@ -38,9 +40,6 @@ class EdgeGATAttention(MessagePassing):
         heads: H; must divide D.
         use_bias: whether W_e and F have a bias; W_n always has one.
 
-    Raises:
-        ValueError: if ``heads`` does not divide ``hidden_channels``.
-
     Source: massive-activations paper, published code ``graphtransformer/egat``. differs: its
     variant for PROTEINS sends h_j instead of W_n h_j, which leaves W_n without effect; here W_n
     is used everywhere.
@@ -48,36 +47,18 @@ class EdgeGATAttention(MessagePassing):
 
     def __init__(self, hidden_channels: int, heads: int, *, use_bias: bool = False) -> None:
         super().__init__(aggr="add", node_dim=0)
-        if hidden_channels % heads:
-            raise ValueError(
-                f"heads must divide hidden_channels, got {heads} heads for {hidden_channels}"
-            )
         self.heads = heads
         self.value = nn.Linear(hidden_channels, hidden_channels)
         self.edge = nn.Linear(3 * hidden_channels, hidden_channels, bias=use_bias)
-        self.logit = nn.Linear(hidden_channels // heads, heads, bias=use_bias)
+        self.logit = nn.Linear(head_channels(hidden_channels, heads), heads, bias=use_bias)
         for linear in (self.value, self.edge, self.logit):
             nn.init.xavier_normal_(linear.weight, gain=nn.init.calculate_gain("relu"))
         self.score = nn.Identity()
         self.attention_weight = nn.Identity()
         self.attended = nn.Identity()
 
-    def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
-        """Attend over the incoming edges of each node.
-
-        Args:
-            x: node features, shape [N, D].
-            edge_index: source and target of each edge, shape [2, E].
-            edge_attr: edge features, shape [E, D].
-
-        Returns:
-            The attended values, shape [N, D], and f', shape [E, D].
-        """
+    def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
+        """Attend over the incoming edges; return the attended values and f'."""
         num_nodes, source, target = x.size(0), edge_index[0], edge_index[1]
         ends = x.index_select(0, source), x.index_select(0, target)
         joined = torch.cat([ends[0], edge_attr, ends[1]], dim=-1)  # [E, 3D]
@@ -102,23 +83,13 @@ class EdgeGATLayer(nn.Module):
 
     No residual, norm, feed-forward map, dropout or output projection, as published.
 
-    Args:
-        hidden_channels: D.
-        heads: H; must divide D.
-        use_bias: whether W_e and F have a bias.
-
-    Source: massive-activations paper, its EGAT comparison.
+    Arguments as for ``EdgeGATAttention``. Source: massive-activations paper, its EGAT comparison.
     """
 
     def __init__(self, hidden_channels: int, heads: int, *, use_bias: bool = False) -> None:
         super().__init__()
         self.attention = EdgeGATAttention(hidden_channels, heads, use_bias=use_bias)
 
-    def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+    def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
         """New node features [N, D] and edge features [E, D]."""
         return self.attention(x, edge_index, edge_attr)

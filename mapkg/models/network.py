@@ -1,18 +1,18 @@
 """Whole networks: embeddings, layers, readout over the nodes of a graph or none, head."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch_geometric.nn import global_add_pool, global_mean_pool
 
+from mapkg.models import edge_attention as own
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
-from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer
+from mapkg.models.edge_attention import EdgeIndex, Edges, Nodes
 from mapkg.models.egat import EdgeGATLayer
-from mapkg.models.full_graph import DiffusionKernel, FakeEdgeShare, FullGraphLayer, complete
-from mapkg.models.laplacian_encoding import LaplacianEncoding
 
 SCORES = "layers.*.score"
 """The score of every layer, the tensor the massive-activations paper analyses."""
@@ -27,12 +27,9 @@ class TypeEmbedding(nn.Module):
     """An embedding of type ids that also takes one-hot rows.
 
     Ids are what a data set gives: one per row, as [rows] or, as PyG has them, [rows, 1]; or
-    several, [rows, columns], whose embeddings are summed. One-hot rows (or anything between
-    them) are what an explainer or an attack needs, since gradients can flow into them.
-
-    Args:
-        num_types: number of types; a tuple has one number per column.
-        channels: D.
+    several, [rows, columns], whose embeddings are summed: ``num_types`` is then a tuple, with one
+    number per column. One-hot rows (or anything between them) are what an explainer or an attack
+    needs, since gradients can flow into them.
 
     Source: one column as in the massive-activations paper's code for ZINC, standard normal;
     several as in the encoders of Open Graph Benchmark, Glorot-uniform, which it uses for TOX21.
@@ -41,9 +38,7 @@ class TypeEmbedding(nn.Module):
     def __init__(self, num_types: int | tuple[int, ...], channels: int) -> None:
         super().__init__()
         self.sizes = (num_types,) if isinstance(num_types, int) else num_types
-        self.weight = nn.Parameter(
-            torch.empty(sum(self.sizes), channels)
-        )  # tables one below another
+        self.weight = nn.Parameter(torch.empty(sum(self.sizes), channels))  # tables, stacked
         if isinstance(num_types, int):
             nn.init.normal_(self.weight)
         else:
@@ -71,8 +66,7 @@ class GraphNetwork(nn.Module):
 
     Args:
         layers: modules called as ``layer(x, edge_index, edge_attr) -> (x, edge_attr)``. A layer
-            whose attribute ``needs_batch`` is True is also given ``batch``, the graph of each
-            node.
+            whose attribute ``needs_batch`` is True is also given ``batch``.
         num_node_types: rows of the node embedding table; a tuple if a node has several ids.
         num_edge_types: the same for edges; None if edges have float features.
         hidden_channels: D; the head maps D -> D/2 -> D/4 -> out_channels.
@@ -81,11 +75,6 @@ class GraphNetwork(nn.Module):
         edge_channels: width of float edge features, mapped to D by a linear map with a bias.
         recompute_edges: whether every layer starts from the embedded edge features, so that
             what an edge stream made of them is thrown away.
-        edge_factor: the factor on the weights of real and fake edges; then all layers are
-            ``FullGraphLayer``. A fake edge has the features of no edge: type id 0 (in a data
-            set where id 0 is a type of edge, that one's embedding), or float features of 0.
-        encoding: the learned place of a node in its graph; the node embedding is narrower by
-            its channels, which follow it.
     """
 
     def __init__(
@@ -99,8 +88,6 @@ class GraphNetwork(nn.Module):
         readout: str | None,
         edge_channels: int | None = None,
         recompute_edges: bool = False,
-        edge_factor: DiffusionKernel | FakeEdgeShare | None = None,
-        encoding: LaplacianEncoding | None = None,
     ) -> None:
         super().__init__()
         if readout is not None and readout not in _READOUTS:
@@ -110,12 +97,9 @@ class GraphNetwork(nn.Module):
                 "expected either num_edge_types, for edges with type ids, or edge_channels, for "
                 f"edges with float features, got {num_edge_types} and {edge_channels}"
             )
-        width = hidden_channels
-        self.readout = readout
-        self.recompute_edges = recompute_edges
-        self.node_embedding = TypeEmbedding(
-            num_node_types, width if encoding is None else width - encoding.channels
-        )
+        width, half, quarter = hidden_channels, hidden_channels // 2, hidden_channels // 4
+        self.readout, self.recompute_edges = readout, recompute_edges
+        self.node_embedding = TypeEmbedding(num_node_types, width)
         self.edge_embedding = (
             TypeEmbedding(num_edge_types, width)
             if edge_channels is None
@@ -123,19 +107,15 @@ class GraphNetwork(nn.Module):
         )
         self.layers = nn.ModuleList(layers)
         self.head = nn.Sequential(
-            nn.Linear(width, width // 2),
-            nn.ReLU(),
-            nn.Linear(width // 2, width // 4),
-            nn.ReLU(),
-            nn.Linear(width // 4, out_channels),
+            *(nn.Linear(width, half), nn.ReLU()),
+            *(nn.Linear(half, quarter), nn.ReLU()),
+            nn.Linear(quarter, out_channels),
         )
-        self.edge_factor = edge_factor
-        self.encoding = encoding
 
     def forward(
         self,
         x: Shaped[Tensor, "N ..."],
-        edge_index: Int[Tensor, "2 E"],
+        edge_index: EdgeIndex,
         edge_attr: Shaped[Tensor, "E ..."],
         batch: Int[Tensor, " N"] | None = None,
         batch_size: int | None = None,
@@ -154,14 +134,20 @@ class GraphNetwork(nn.Module):
         Returns:
             Predictions, shape [graphs, targets]; [N, targets] without a readout.
         """
-        x = self.node_embedding(x)
-        graph = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
-        if self.encoding is not None:
-            x = torch.cat([x, self.encoding(edge_index, graph)], dim=1)
-        embedded = edge_attr = self.edge_embedding(edge_attr)
-        of_all = {}
-        if self.edge_factor is not None:
-            of_all["completion"] = complete(edge_index, graph, self._no_edge(), self.edge_factor)
+        x, edge_attr = self.node_embedding(x), self.edge_embedding(edge_attr)
+        return self.from_embedded(x, edge_index, edge_attr, batch, batch_size)
+
+    def from_embedded(
+        self,
+        x: Nodes,
+        edge_index: EdgeIndex,
+        edge_attr: Edges,
+        batch: Int[Tensor, " N"] | None,
+        batch_size: int | None,
+        **of_all: Any,
+    ) -> Float[Tensor, "rows targets"]:
+        """Layers, readout and head; ``of_all`` is what every layer is given beside the graph."""
+        embedded = edge_attr
         for layer in self.layers:
             of_layer = {"batch": batch} if getattr(layer, "needs_batch", False) else {}
             edge_input = embedded if self.recompute_edges else edge_attr
@@ -170,83 +156,63 @@ class GraphNetwork(nn.Module):
             x = _READOUTS[self.readout](x, batch, batch_size)
         return self.head(x)
 
-    def _no_edge(self) -> Float[Tensor, "1 D"]:
-        """The embedding of an edge that is not there."""
-        embedding = self.edge_embedding
-        if isinstance(embedding, TypeEmbedding):
-            return embedding(torch.zeros_like(embedding.offsets).unsqueeze(0))
-        return embedding(embedding.weight.new_zeros(1, embedding.in_features))
 
+Layers = Mapping[str, type[own.NodeStreamLayer]]
+LAYERS: Layers = {
+    "gt": own.GraphTransformerLayer,
+    **dict.fromkeys(("graphit", "san"), own.NodeStreamLayer),
+}
+"""The paper's layers by architecture."""
 
-_LAYERS = {"gt": GraphTransformerLayer, "graphit": NodeStreamLayer, "san": NodeStreamLayer}
-
-ARCHITECTURES = (*_LAYERS, "egat", *standard.ARCHITECTURES)
+ARCHITECTURES = (*LAYERS, "egat", *standard.ARCHITECTURES)
 """What ``build`` builds, the paper's networks, its comparison, and the layers of PyG."""
 
 
 def build(config: Config) -> GraphNetwork:
-    """The untrained network that a configuration describes.
-
-    Seed torch before the call to fix the initial weights.
-
-    Args:
-        config: for example ``configs.CONFIGS["GT-ZINC"]``.
+    """The untrained network that a configuration describes; seed torch before to fix its weights.
 
     Raises:
         ValueError: if the architecture is not one that is built here or has no such part, or
             if the configuration leaves the size of an embedding table open.
     """
-    if config.architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"architecture: expected one of {ARCHITECTURES}, got {config.architecture!r}"
-        )
-    sizes = {"num_node_types": config.num_node_types}
-    if config.edge_channels is None:
-        sizes["num_edge_types"] = config.num_edge_types
-    for name, size in sizes.items():
-        if size is None:
+    for name in ("full_graph", "gamma", "laplacian_encoding", "laplacian_sign_flips"):
+        if (value := getattr(config, name)) is not None and value is not False:
+            raise ValueError(
+                f"{name}: expected a network without it, got {value!r}; use studies.extras.build"
+            )
+    sizes = network_sizes(config)
+    # The layers first: the initial weights of a seed are then those of the tracked results.
+    return GraphNetwork([build_layer(config) for _ in range(config.num_layers)], **sizes)
+
+
+def network_sizes(config: Config) -> dict[str, Any]:
+    """The arguments of a ``GraphNetwork`` other than its layers."""
+    required = ("num_node_types", *(("num_edge_types",) if config.edge_channels is None else ()))
+    for name in required:
+        if getattr(config, name) is None:
             raise ValueError(
                 f"{name} is not stated for this configuration; set it to the data set's number "
                 f"of types with config.replace({name}=...)"
             )
-    # The layers first: the initial weights of a seed are then those of the tracked results.
-    layers = [_layer(config) for _ in range(config.num_layers)]
-    mechanisms: dict[str, nn.Module] = {}
-    if config.full_graph:
-        is_san = config.architecture == "san"
-        mechanisms["edge_factor"] = FakeEdgeShare(config.gamma) if is_san else DiffusionKernel()
-    if config.laplacian_encoding:
-        mechanisms["encoding"] = LaplacianEncoding(sign_flips=config.laplacian_sign_flips)
-    return GraphNetwork(
-        layers,
-        num_node_types=config.num_node_types,
-        num_edge_types=config.num_edge_types,
-        edge_channels=config.edge_channels,
-        hidden_channels=config.hidden_channels,
-        out_channels=config.out_channels,
-        readout=config.readout,
-        recompute_edges=config.recompute_edges,
-        **mechanisms,
-    )
+    names = ("num_node_types", "num_edge_types", "edge_channels", "hidden_channels")
+    names += ("out_channels", "readout", "recompute_edges")
+    return {name: getattr(config, name) for name in names}
 
 
-def _layer(config: Config) -> nn.Module:
-    """One layer; what an architecture has no choice in must be set as the layer has it."""
-    sizes = (config.hidden_channels, config.heads)
-    if config.architecture in _LAYERS:
-        layer = FullGraphLayer if config.full_graph else _LAYERS[config.architecture]
-        return layer(
-            *sizes,
-            dropout=config.dropout,
-            residual=config.residual,
-            batch_norm=config.batch_norm,
-            layer_norm=config.layer_norm,
-            use_bias=config.use_bias,
-            attention=config.attention,
-            explicit_bias=_explicit_bias(config),
-            score_bound=config.score_bound,
-            score_dropout=config.score_dropout,
+def build_layer(config: Config, layers: Layers = LAYERS) -> nn.Module:
+    """One layer; raises if the configuration sets an option that the architecture has not."""
+    if config.architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"architecture: expected one of {ARCHITECTURES}, got {config.architecture!r}"
         )
+    sizes = (config.hidden_channels, config.heads)
+    if config.architecture in layers:
+        names = ("dropout", "residual", "batch_norm", "layer_norm", "use_bias", "attention")
+        options = {name: getattr(config, name) for name in (*names, "score_bound", "score_dropout")}
+        # The published SAN for ogbn-proteins does not hand its term on.
+        lost = (config.architecture, config.dataset) == ("san", "ogbn-proteins")
+        term = "none" if lost and config.explicit_bias == "published" else config.explicit_bias
+        return layers[config.architecture](*sizes, explicit_bias=term, **options)
     is_egat = config.architecture == "egat"
     fixed = {"residual": not is_egat, "layer_norm": False, "attention": "full"}
     fixed |= {"explicit_bias": "none", "score_bound": "none", "score_dropout": 0.0}
@@ -261,9 +227,3 @@ def _layer(config: Config) -> nn.Module:
     if is_egat:
         return EdgeGATLayer(*sizes, use_bias=config.use_bias)
     return standard.standard_layer(config.architecture, *sizes, dropout=config.dropout)
-
-
-def _explicit_bias(config: Config) -> str:
-    """The term of a network's layers; the published SAN for ogbn-proteins does not hand it on."""
-    lost = (config.architecture, config.dataset) == ("san", "ogbn-proteins")
-    return "none" if lost and config.explicit_bias == "published" else config.explicit_bias

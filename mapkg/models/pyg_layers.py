@@ -31,6 +31,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
 from torch_geometric.utils import to_dense_batch
 
+from mapkg.models.config import head_channels
+from mapkg.models.edge_attention import EdgeIndex, Edges, Nodes
+
 _CONVOLUTIONS = {"gat": GATConv, "gatv2": GATv2Conv, "transformer": TransformerConv}
 
 _RECORDED = {
@@ -50,10 +53,8 @@ class ConvolutionLayer(nn.Module):
     .. math::
         x' = x + \mathrm{drop}(\mathrm{relu}(\mathrm{norm}(\mathrm{conv}(x, e))))
 
-    Args:
-        conv: called as ``conv(x, edge_index, edge_attr=edge_attr)``, D channels in and out.
-        hidden_channels: D.
-        dropout: probability, on what is added.
+    The convolution is called as ``conv(x, edge_index, edge_attr=edge_attr)``, D channels in and
+    out; ``dropout`` acts on what is added.
     """
 
     def __init__(self, conv: nn.Module, hidden_channels: int, *, dropout: float = 0.0) -> None:
@@ -62,12 +63,7 @@ class ConvolutionLayer(nn.Module):
         self.norm = nn.BatchNorm1d(hidden_channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+    def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
         """New node features [N, D], and the edge features as they came [E, D]."""
         update = torch.relu(self.norm(self.conv(x, edge_index, edge_attr=edge_attr)))
         return x + self.dropout(update), edge_attr
@@ -77,12 +73,7 @@ class GPSLayer(nn.Module):
     """A GPSConv, which brings its own norms and residuals; edge features pass through.
 
     Its local part is a GINEConv, its global part multihead attention between all nodes of a
-    graph, so it has to know which nodes belong together.
-
-    Args:
-        hidden_channels: D.
-        heads: of the dense attention; must divide D.
-        dropout: probability, as GPSConv applies it.
+    graph, so it has to know which nodes belong together (``batch``, [N], ascending).
     """
 
     needs_batch = True
@@ -90,60 +81,37 @@ class GPSLayer(nn.Module):
 
     def __init__(self, hidden_channels: int, heads: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        mlp = nn.Sequential(
-            nn.Linear(hidden_channels, hidden_channels),
-            nn.ReLU(),
-            nn.Linear(hidden_channels, hidden_channels),
-        )
-        self.conv = GPSConv(hidden_channels, GINEConv(mlp), heads=heads, dropout=dropout)
+        first, second = (nn.Linear(hidden_channels, hidden_channels) for _ in range(2))
+        local = GINEConv(nn.Sequential(first, nn.ReLU(), second))
+        self.conv = GPSConv(hidden_channels, local, heads=heads, dropout=dropout)
 
     def forward(
         self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
+        x: Nodes,
+        edge_index: EdgeIndex,
+        edge_attr: Edges,
         batch: Int[Tensor, " N"] | None = None,
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
-        """New node features [N, D], and the edge features as they came [E, D].
-
-        Args:
-            x: node features, shape [N, D].
-            edge_index: source and target of each edge, shape [2, E].
-            edge_attr: edge features, shape [E, D].
-            batch: graph of each node, ascending, shape [N]; None means one graph.
-        """
+    ) -> tuple[Nodes, Edges]:
+        """New node features [N, D], and the edge features as they came [E, D]."""
         return self.conv(x, edge_index, batch, edge_attr=edge_attr), edge_attr
 
 
 def standard_layer(
     architecture: str, hidden_channels: int, heads: int, *, dropout: float = 0.0
 ) -> ConvolutionLayer | GPSLayer:
-    """One layer of a PyG architecture.
+    """One layer of a PyG architecture, one of ``ARCHITECTURES``.
 
     Convolutions keep PyG's defaults but for two: no self-loops are added, so that each
     recorded row is an edge of the data (the residual brings a node its own features), and
     attention weights are not dropped out, so that they sum to one.
-
-    Args:
-        architecture: one of ``ARCHITECTURES``.
-        hidden_channels: D, of nodes and edges.
-        heads: H; must divide D.
-        dropout: probability, on what a layer adds to its input.
-
-    Raises:
-        ValueError: if the architecture is unknown, or ``heads`` does not divide
-            ``hidden_channels``.
     """
-    if hidden_channels % heads:
-        raise ValueError(
-            f"heads must divide hidden_channels, got {heads} heads for {hidden_channels}"
-        )
+    width = head_channels(hidden_channels, heads)
     _check_architecture(architecture)
     if architecture == "gps":
         return GPSLayer(hidden_channels, heads, dropout=dropout)
     loops = {} if architecture == "transformer" else {"add_self_loops": False}
     conv = _CONVOLUTIONS[architecture](
-        hidden_channels, hidden_channels // heads, heads, edge_dim=hidden_channels, **loops
+        hidden_channels, width, heads, edge_dim=hidden_channels, **loops
     )
     return ConvolutionLayer(conv, hidden_channels, dropout=dropout)
 
@@ -155,12 +123,6 @@ def recorded_names(architecture: str) -> tuple[str, ...]:
     messages of gps: their ReLU zeroes about half the channels, so that the median of a row is
     zero or tiny and ratios above 1000 appear without training; what the ReLU is applied to is
     recorded instead.
-
-    Args:
-        architecture: one of ``ARCHITECTURES``.
-
-    Raises:
-        ValueError: if the architecture is unknown.
     """
     _check_architecture(architecture)
     return _RECORDED[architecture]
@@ -177,13 +139,13 @@ def recorded_rows(
         batch: graph of each node, needed for dense attention over several graphs.
 
     Returns:
-        One row per edge, or per node for dense attention.
-
-    Raises:
-        TypeError: if neither the output nor the module is known here.
+        One row per edge, or per node for dense attention (padding is left out).
     """
     if isinstance(module, nn.MultiheadAttention):
-        return unpad(output[0], batch)
+        if batch is None:
+            return output[0].flatten(end_dim=1)
+        _, is_node = to_dense_batch(batch, batch)
+        return output[0][is_node]
     if isinstance(output, dict):
         if isinstance(module, GINEConv):
             edge_attr = output["edge_attr"]
@@ -195,18 +157,10 @@ def recorded_rows(
 
 
 def vector_score(conv: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, "E D"]:
-    """The score of each edge before the sum over the channels of a head.
+    """The score of each edge before the sum over the channels of a head, head-major.
 
-    Args:
-        conv: a TransformerConv or GATv2Conv.
-        inputs: the arguments of its ``message`` or ``edge_update``, as recorded at
-            ``conv:message_inputs`` or ``conv:edge_update_inputs``.
-
-    Returns:
-        Shape [E, D], head-major; the d channels of a head sum to its logit.
-
-    Raises:
-        TypeError: if the module is neither; others show no vector score.
+    ``inputs`` are the arguments of a TransformerConv's ``message`` or a GATv2Conv's
+    ``edge_update``, as recorded at ``conv:message_inputs`` or ``conv:edge_update_inputs``.
     """
     if isinstance(conv, TransformerConv):
         scale = math.sqrt(conv.out_channels)
@@ -217,24 +171,6 @@ def vector_score(conv: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, "E D"
     else:
         raise TypeError(f"expected a TransformerConv or GATv2Conv, got {type(conv).__name__}")
     return score.flatten(start_dim=1)
-
-
-def unpad(
-    dense: Float[Tensor, "graphs nodes D"], batch: Int[Tensor, " N"] | None = None
-) -> Float[Tensor, "N D"]:
-    """The rows of nodes in a padded tensor, as PyG's ``to_dense_batch`` makes it.
-
-    Args:
-        dense: rows of each graph, filled up to those of the largest one.
-        batch: graph of each node, ascending, shape [N]; None means one graph, nothing padded.
-
-    Returns:
-        Shape [N, D], in the order of the nodes.
-    """
-    if batch is None:
-        return dense.flatten(end_dim=1)
-    _, mask = to_dense_batch(batch, batch)
-    return dense[mask]
 
 
 def _edge_term(conv: TransformerConv | GATv2Conv, inputs: dict[str, Any]) -> Tensor | float:

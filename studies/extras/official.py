@@ -9,13 +9,15 @@ recognised from the names.
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer
-from mapkg.models.full_graph import DiffusionKernel, FakeEdgeShare, FullGraphLayer
 from mapkg.models.network import GraphNetwork
+from studies.extras import FullGraphNetwork
+from studies.extras.full_graph import DiffusionKernel, FakeEdgeShare, FullGraphLayer
 
 KINDS = {"gt": "mean", "graphit": "sum", "san": "sum"}
 """Layer kinds that can be read, and the readout of their published networks on molecules.
@@ -50,21 +52,8 @@ _NETWORK_MODULES = {
 
 
 def load_layer(state_dict: StateDict, kind: str, heads: int, *, residual: bool = True) -> Layer:
-    """A layer with the weights of a published one.
-
-    Args:
-        state_dict: parameters and buffers under their published names.
-        kind: one of ``KINDS``.
-        heads: number of attention heads; it cannot be read from the weights.
-        residual: whether the published layer adds its input; it cannot be read either.
-
-    Returns:
-        The layer, in evaluation mode, in the weights' precision; a ``FullGraphLayer`` if the
-        weights have second projections, for fake edges.
-
-    Raises:
-        ValueError: if the kind or a name is unknown, or a name is missing; the message lists
-            the names.
+    """A published layer in evaluation mode, in the weights' precision; the names it must have are
+    in the error. Heads and residual cannot be read from weights.
     """
     _check_kind(kind)
     state_dict = _without_unused_gamma(state_dict, kind)
@@ -83,24 +72,10 @@ def load_network(
     residual: bool = True,
     gamma: float | None = None,
 ) -> GraphNetwork:
-    """A network with the weights of a published one.
+    """A published network, as ``load_layer`` reads its layers.
 
-    Args:
-        state_dict: parameters and buffers under their published names.
-        kind: one of ``KINDS``.
-        heads: number of attention heads.
-        readout: ``"mean"`` or ``"sum"``; it cannot be read from the weights. None takes the one
-            of the published runs.
-        residual: whether the published layers add their input.
-        gamma: weight of the fake edges of a full-graph ``"san"`` whose weights have no learned
-            ``gamma``.
-
-    Returns:
-        The network, in evaluation mode, in the weights' precision.
-
-    Raises:
-        ValueError: if the kind or a name is unknown, or a name is missing; the message lists
-            the names. If gamma is given but of no use, or is needed and not given.
+    None for ``readout`` is the one of the published runs. ``gamma`` is needed for a full-graph
+    ``"san"`` whose weights have no learned one.
     """
     _check_kind(kind)
     numbers = sorted({int(found[1]) for found in map(_LAYER.match, state_dict) if found})
@@ -109,27 +84,22 @@ def load_network(
             f"expected layers numbered from 0 (layers.0.attention.Q.weight, ...), found {numbers}"
         )
     state_dict = _without_unused_gamma(state_dict, kind)
-    parts = [
-        {
-            name.removeprefix(f"layers.{number}."): value
-            for name, value in state_dict.items()
-            if name.startswith(f"layers.{number}.")
-        }
-        for number in numbers
-    ]
+    parts = [_inside(state_dict, f"layers.{number}.") for number in numbers]
     attention = _attention_name(parts[0], kind)
     required = [f"{module}.weight" for module in _NETWORK_MODULES if module]
     required += [f"layers.{number}.{attention}.Q.weight" for number in numbers]
     _require(required, state_dict)
     layers = [_empty_layer(part, kind, attention, heads, residual) for part in parts]
-    network = GraphNetwork(
+    is_full = isinstance(layers[0], FullGraphLayer)
+    edge_factor = _edge_factor(state_dict, kind, is_full, gamma)
+    network_type = partial(FullGraphNetwork, edge_factor=edge_factor) if is_full else GraphNetwork
+    network = network_type(
         layers,
         num_node_types=state_dict["embedding_h.weight"].size(0),
         num_edge_types=state_dict["embedding_e.weight"].size(0),
         hidden_channels=state_dict["embedding_h.weight"].size(1),
         out_channels=state_dict["MLP_layer.FC_layers.2.weight"].size(0),
         readout=readout or KINDS[kind],
-        edge_factor=_edge_factor(state_dict, kind, isinstance(layers[0], FullGraphLayer), gamma),
     )
     modules = _NETWORK_MODULES | {
         f"layers.{number}.{theirs}": f"layers.{number}.{ours}"
@@ -141,6 +111,10 @@ def load_network(
 
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+def _inside(state_dict: StateDict, prefix: str) -> StateDict:
+    return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
 
 
 def _check_kind(kind: str) -> None:

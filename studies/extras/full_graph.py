@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.utils import to_dense_adj
 
-from mapkg.models.edge_attention import EdgeAttention, NodeStreamLayer
+from mapkg.models.edge_attention import EdgeAttention, EdgeIndex, Edges, Nodes, NodeStreamLayer
 
 KERNEL_GAMMA, KERNEL_POWER = 0.25, 16
 """Step size and number of steps of the diffusion behind GraphiT's kernel, as published."""
@@ -26,12 +26,8 @@ INITIAL_GAMMA = 0.1
 
 @dataclass(frozen=True)
 class Completion:
-    """What makes a sparse graph complete.
-
-    Attributes:
-        edge_index: source and target of each fake edge, shape [2, F].
-        edge_attr: features of the fake edges, shape [F, D], or one row for all, [1, D].
-        factor: what the weight a of each edge is multiplied by, real edges first, [E + F, 1].
+    """Fake edges [2, F], their features ([F, D], or [1, D] for all), and the factor on the weight
+    of each edge, real edges first, [E + F, 1].
     """
 
     edge_index: Int[Tensor, "2 F"]
@@ -67,40 +63,23 @@ class FullGraphAttention(EdgeAttention):
         **further: Any,
     ) -> None:
         super().__init__(hidden_channels, heads, bias=bias, attention=attention, **further)
-        self.fake_query = nn.Linear(hidden_channels, hidden_channels, bias=bias)
-        self.fake_key = nn.Linear(hidden_channels, hidden_channels, bias=bias)
-        self.fake_edge = (
-            nn.Linear(hidden_channels, hidden_channels, bias=bias)
-            if attention != "no_edge"
-            else None
-        )
+        size = (hidden_channels, hidden_channels)
+        self.fake_query = nn.Linear(*size, bias=bias)
+        self.fake_key = nn.Linear(*size, bias=bias)
+        self.fake_edge = nn.Linear(*size, bias=bias) if attention != "no_edge" else None
 
     def forward(
         self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
+        x: Nodes,
+        edge_index: EdgeIndex,
+        edge_attr: Edges,
         completion: Completion,
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "edges D"]]:
-        """Attend over the incoming edges of each node, real and fake.
-
-        Args:
-            x: node features, shape [N, D].
-            edge_index: source and target of each real edge, shape [2, E].
-            edge_attr: features of the real edges, shape [E, D].
-            completion: the fake edges, and the factor of every edge.
-
-        Returns:
-            The attended values, shape [N, D], and the score, shape [E + F, D].
-        """
+    ) -> tuple[Nodes, Float[Tensor, "edges D"]]:
+        """Attend over real and fake edges; return what is attended to and the score, [E + F, D]."""
         scale = math.sqrt(self.head_channels)
-        edge, fake_edge = (
-            None if project is None else project(features)
-            for project, features in (
-                (self.edge, edge_attr),
-                (self.fake_edge, completion.edge_attr),
-            )
-        )
+        edge = fake_edge = None
+        if self.edge is not None:
+            edge, fake_edge = self.edge(edge_attr), self.fake_edge(completion.edge_attr)
         real = self.edge_score(self.query(x) / scale, self.key(x), edge_index, edge)
         fake = self.edge_score(
             self.fake_query(x) / scale, self.fake_key(x), completion.edge_index, fake_edge
@@ -117,11 +96,11 @@ class FullGraphLayer(NodeStreamLayer):
 
     def forward(
         self,
-        x: Float[Tensor, "N D"],
-        edge_index: Int[Tensor, "2 E"],
-        edge_attr: Float[Tensor, "E D"],
+        x: Nodes,
+        edge_index: EdgeIndex,
+        edge_attr: Edges,
         completion: Completion,
-    ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "E D"]]:
+    ) -> tuple[Nodes, Edges]:
         """New node features [N, D] and the features of the real edges [E, D] as they came."""
         attended, _ = self.attention(x, edge_index, edge_attr, completion)
         return self.node_block(x, attended), edge_attr
@@ -137,10 +116,6 @@ class DiffusionKernel(nn.Module):
     parallel edges, and D sums its columns; a node without edges has degree 1 there, so that
     nothing is divided by zero.
 
-    Args:
-        gamma: step size.
-        power: p, the number of steps.
-
     Source: massive-activations paper, published code of GraphiT; gamma 0.25 and p = 16 there.
     """
 
@@ -149,10 +124,7 @@ class DiffusionKernel(nn.Module):
         self.gamma, self.power = gamma, power
 
     def forward(
-        self,
-        edge_index: Int[Tensor, "2 E"],
-        fake_index: Int[Tensor, "2 F"],
-        batch: Int[Tensor, " N"],
+        self, edge_index: EdgeIndex, fake_index: Int[Tensor, "2 F"], batch: Int[Tensor, " N"]
     ) -> Float[Tensor, "edges 1"]:
         """The factor of each edge in double precision, real edges first, shape [E + F, 1]."""
         adjacency = to_dense_adj(edge_index, batch).double()  # [graphs, n, n]
@@ -169,12 +141,8 @@ class DiffusionKernel(nn.Module):
 class FakeEdgeShare(nn.Module):
     r"""SAN's factor: :math:`1/(1+\gamma)` for real edges, :math:`\gamma/(1+\gamma)` for fake ones.
 
-    Args:
-        gamma: a fixed value in [0, 1]; None learns one, shared by all layers, starting at 0.1
-            and clamped to [0, 1].
-
-    Raises:
-        ValueError: if gamma is outside [0, 1].
+    gamma is a fixed value in [0, 1]; None learns one, shared by all layers, starting at 0.1 and
+    clamped to [0, 1].
 
     Source: massive-activations paper, published code of SAN: fixed (1e-5) in its ``SAN`` folder,
     learned in ``gnn-lspe``.
@@ -187,10 +155,7 @@ class FakeEdgeShare(nn.Module):
         self.gamma = nn.Parameter(torch.tensor([INITIAL_GAMMA])) if gamma is None else gamma
 
     def forward(
-        self,
-        edge_index: Int[Tensor, "2 E"],
-        fake_index: Int[Tensor, "2 F"],
-        batch: Int[Tensor, " N"],
+        self, edge_index: EdgeIndex, fake_index: Int[Tensor, "2 F"], batch: Int[Tensor, " N"]
     ) -> Float[Tensor, "edges 1"]:
         """The factor of each edge, real edges first, shape [E + F, 1]."""
         gamma = (
@@ -209,17 +174,7 @@ def complete(
     no_edge: Float[Tensor, "1 D"],
     edge_factor: DiffusionKernel | FakeEdgeShare,
 ) -> Completion:
-    """The fake edges of a batch of graphs, and the factors of all.
-
-    Args:
-        edge_index: source and target of each real edge, shape [2, E].
-        batch: graph of each node, ascending, shape [N].
-        no_edge: features that every fake edge has, shape [1, D].
-        edge_factor: makes the factors.
-
-    Raises:
-        ValueError: if the nodes of the graphs are not in ascending order.
-    """
+    """The fake edges of a batch, of features ``no_edge`` all, and the factors of every edge."""
     fake_index = fake_edges(edge_index, batch)
     factor = edge_factor(edge_index, fake_index, batch)
     return Completion(fake_index, no_edge, factor.to(no_edge.dtype))
@@ -229,17 +184,7 @@ def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[
     """The ordered pairs of different nodes of a graph that no edge joins.
 
     As in the published code a node has no fake edge to itself. Parallel edges and self-loops
-    of the data stay what they are.
-
-    Args:
-        edge_index: source and target of each edge, shape [2, E].
-        batch: graph of each node, ascending, shape [N].
-
-    Returns:
-        Source and target, ordered by graph, source and target.
-
-    Raises:
-        ValueError: if the nodes of the graphs are not in ascending order.
+    of the data stay what they are. They are ordered by graph, source and target.
     """
     first = first_nodes(batch)
     adjacency = to_dense_adj(edge_index, batch)  # [graphs, n, n]
@@ -252,11 +197,7 @@ def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[
 
 
 def first_nodes(batch: Int[Tensor, " N"]) -> Int[Tensor, " graphs"]:
-    """The number of the first node of each graph.
-
-    Raises:
-        ValueError: if the nodes of the graphs are not in ascending order.
-    """
+    """The number of the first node of each graph; raises if graphs are not in ascending order."""
     if (batch.diff() < 0).any():
         raise ValueError(
             "batch: expected the nodes of one graph after those of another, as "

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch_geometric.utils import to_dense_adj
 
-from mapkg.models.config import LAPLACIAN_CHANNELS
+LAPLACIAN_CHANNELS = 8
+"""Hidden channels that hold the encoding, as published."""
 
 
 class LaplacianEncoding(nn.Module):
@@ -25,14 +26,6 @@ class LaplacianEncoding(nn.Module):
     where a symmetry of the bonds turns an eigenvector into its negative, nor the basis where an
     eigenvalue occurs twice. Most molecules have one or the other: relabelling their nodes can
     change the encoding.
-
-    Args:
-        channels: C.
-        eigenpairs: m.
-        heads: of the transformer; must divide ``channels``.
-        num_layers: of the transformer.
-        feedforward_channels: inside the transformer; most of its time goes there.
-        sign_flips: whether to draw signs in training mode.
 
     Source: SAN (Kreuzer et al. 2021) as in the published code of the massive-activations paper,
     whose runs do not use it: m = 10, Linear(2 -> 8), two layers of four heads with torch's
@@ -63,12 +56,7 @@ class LaplacianEncoding(nn.Module):
     def forward(
         self, edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]
     ) -> Float[Tensor, "N C"]:
-        """The encoding of each node.
-
-        Args:
-            edge_index: source and target of each edge, each edge both ways, shape [2, E].
-            batch: graph of each node, ascending, shape [N].
-        """
+        """The encoding of each node, from edges both ways and the graph of each node, ascending."""
         vectors, values, missing = laplacian_eigenpairs(edge_index, batch, self.eigenpairs)
         if self.training and self.sign_flips:
             shape = (int(batch.max()) + 1, self.eigenpairs)
@@ -90,17 +78,9 @@ def laplacian_eigenpairs(
     relabelling nodes then changes no entry, unless that sum is zero, as where a symmetry of the
     graph turns an eigenvector into its negative.
 
-    Args:
-        edge_index: source and target of each edge, each edge both ways, shape [2, E].
-        batch: graph of each node, ascending, shape [N].
-        count: m, the number of pairs, the constant eigenvector among them.
-
-    Returns:
-        For each node its entry of the eigenvectors and the eigenvalues, in double precision,
-        and where its graph has no such pair (there both are 0); three times shape [N, m].
-
-    Raises:
-        ValueError: if an edge is there one way only.
+    ``count`` is m, the constant eigenvector among them. Returns for each node its entry of the
+    eigenvectors and the eigenvalues, in double precision, and where its graph has no such pair
+    (there both are 0). Raises if an edge is there one way only.
     """
     adjacency = to_dense_adj(edge_index, batch).double()  # [graphs, n, n]
     if not torch.equal(adjacency, adjacency.mT):
