@@ -83,14 +83,19 @@ def continuous_integration(checkout: Path) -> float:
         return seconds(clone, "bash", ".ci/run")
 
 
+def package(checkout: Path) -> str:
+    """The package that has the command line; before there were studies it was mapkg."""
+    return next(n for n in ("studies", "mapkg") if (checkout / n / "__main__.py").is_file())
+
+
 def show_help(checkout: Path) -> float:
     """``python -m studies --help``."""
-    return seconds(checkout, python(checkout), "-m", "studies", "--help")
+    return seconds(checkout, python(checkout), "-m", package(checkout), "--help")
 
 
 def misspelt(checkout: Path) -> float:
     """``python -m studies trian``, a command that is not there."""
-    return seconds(checkout, python(checkout), "-m", "studies", "trian", status=2)
+    return seconds(checkout, python(checkout), "-m", package(checkout), "trian", status=2)
 
 
 def loaded(checkout: Path) -> int:

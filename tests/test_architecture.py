@@ -68,7 +68,7 @@ def test_no_module_imports_itself_through_others():
     list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-@pytest.mark.parametrize("top", ["studies.commands", "studies.study_commands", "studies.plots"])
+@pytest.mark.parametrize("top", ["studies.commands", "studies.plots"])
 def test_what_is_on_top_is_imported_by_the_command_line_alone(top):
     above = {
         module

@@ -12,7 +12,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GCN
 
 from studies import notebook
-from studies.__main__ import _parser
+from studies.__main__ import parser
 from studies.commands import overrides
 
 PAGES = [
@@ -44,11 +44,10 @@ def test_every_command_is_one_that_exists(path, monkeypatch):
             given = [word for word in words[1:] if word.startswith("workflow/")]
             assert given and all((REPOSITORY / path).exists() for path in given), words
         elif words[1:3] == ["-m", "studies"]:
-            parsed = _parser().parse_args(words[3:])  # exits on an unknown option
+            parsed = vars(parser(words[3:]).parse_args(words[3:]))  # exits on an unknown option
             if words[3] == "run":
-                notebook.parse(parsed.notebook, map(tuple, parsed.parameter))
-            if words[3] == "train":
-                overrides(parsed.set)
+                notebook.parse(parsed["notebook"], parsed.get("parameter", ()))
+            overrides(parsed.get("set", ()))
         else:
             assert Path(words[1]).is_file(), f"{path.name}: {' '.join(words)}"
 

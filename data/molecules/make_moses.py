@@ -13,7 +13,7 @@ as frequent. The few molecules with an atom outside the 28 types of
 bytes. A molecule may be in both tables.
 
 With ``--unused FILE`` it writes nothing but the SMILES of the benchmark's test file that neither
-table has, one per line, for ``python -m studies attribute --smiles FILE``.
+table has, one per line, for ``python -m studies study shares --smiles FILE``.
 """
 
 import argparse
