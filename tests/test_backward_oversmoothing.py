@@ -24,7 +24,7 @@ from studies.backward_oversmoothing import (
     train_last_layer,
     training_table,
 )
-from studies.data.regular import regular_task
+from studies.data.networks import regular_task
 
 SMALL = dict(hidden_channels=32)
 

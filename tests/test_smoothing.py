@@ -17,7 +17,7 @@ from mapkg.oversmoothing import (
     uniform_attention_limits,
 )
 from studies.backward_oversmoothing import Vanilla
-from studies.data.regular import regular_task
+from studies.data.networks import regular_task
 
 TRIANGLE_WITH_TAIL = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
 

@@ -13,8 +13,7 @@ from mapkg.evaluation import batches, predict, targets
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED
 from studies.data import Splits, load
-from studies.data.proteins import read_proteins, split_proteins
-from studies.data.tox21 import TASKS, read_tox21
+from studies.data.graph_classification import TASKS, read_proteins, read_tox21, split_proteins
 from studies.emergence import _changes, emergence, examine_checkpoint, fit_to_data
 from studies.extras import build
 from studies.published import CONFIGS
