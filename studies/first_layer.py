@@ -159,7 +159,7 @@ def first_layer_table(
     typical = 10 ** mean_by_type(typical, test, names)
     gate = layers["common_pairs"]["gate"][: len(names)].abs()  # of one pair, all types
     moved = (model.edge_embedding.weight - start).norm(dim=1) / start.norm(dim=1)
-    by_type = test.assign(massive=is_massive["measured"].any(dim=1)).groupby("edge")
+    by_type = test.assign(massive=is_massive["measured"].any(dim=1).numpy()).groupby("edge")
     counts = by_type.agg(
         edges=("count", "sum"), triples=("count", "size"), massive=("massive", "sum")
     )

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -123,9 +122,9 @@ def test_molecules_of_a_file_are_looked_at_like_a_test_split(splits, tmp_path):
     assert main(["study", "shares", str(tmp_path), *arguments]) == 0
     found = pd.read_csv(tmp_path / "x_shares.csv.gz").query("looked_at == 'molecules.smi'")
     expected = bond_types(tmp_path, splits, resamples=5, progress=False)["shares"]
-    expected = expected.query("state == 'best'").reset_index(drop=True)
-    columns = ["layer", "threshold", "label", "edges", "massive_edges"]
-    pd.testing.assert_frame_equal(found[columns], expected[columns], check_dtype=False)
+    expected = expected.query("state == 'best'")
+    for column in ("label", "edges", "massive_edges"):
+        assert found[column].to_list() == expected[column].to_list()
 
 
 def test_triples_are_counted_and_looked_up(splits):
@@ -171,20 +170,19 @@ def test_scores_from_weights_are_those_of_the_network_and_of_the_equation(name, 
 
 def test_predictions_from_the_weights_are_the_shares_and_ratios_of_the_molecules(splits):
     model, graphs, names = network(), splits.test, splits.description.edge_types
-    ratios = [first_layer(model, distinct_edges([graph]))["ratio"] for graph in graphs]
     with torch.no_grad(), record(model, "layers.0.attention.score") as seen:
         for graph in graphs:
             model(graph.x, graph.edge_index, graph.edge_attr)
-    magnitudes = torch.cat(seen["layers.0.attention.score"]).abs().double()
-    ratios = magnitudes / magnitudes.sort(dim=1).values[:, 7:8]
+    sizes = torch.cat(seen["layers.0.attention.score"]).abs().double()
+    ratios = sizes / sizes.sort(dim=1).values[:, 7:8]
     double = ratios[torch.cat([graph.edge_type for graph in graphs]) == 2]
     table = predicted_heat(model, graphs, names, threshold=3.0).query("label == 'double'")
     expected = 100 * (double > 3).double().mean(dim=0)
     np.testing.assert_allclose(table["percent"], expected[table["channel"].to_list()])
     assert len(table) == (expected > 0).sum() > 3
-    logs = log_ratios(model, graphs, graphs, {1: "single", 2: "double", 9: "absent"})
-    assert list(logs["label"].unique()) == ["single", "double"]
-    measured = logs.query("label == 'double'")["measured"]
+    logs = log_ratios(model, graphs, graphs, {2: "double", 9: "absent"})
+    assert {*logs["label"]} == {"double"}
+    measured = logs["measured"]
     np.testing.assert_allclose(measured, double.log10().mean(dim=0), rtol=1e-5)
 
 
@@ -287,7 +285,7 @@ def test_figures_show_the_numbers_of_their_tables():
     assert {ax.images[0].get_clim() for ax in figure.axes[:3]} == {(0, 80)}
     rows = ROWS.dropna()
     grid = by_label(rows, line=0.5)
-    for run, ax in grid.axes_dict.items():
+    for run, ax in grid.axes_dict.items():  # noqa: B007 (in the query)
         shown = np.concatenate([line.get_ydata() for line in ax.lines])
         for values in ("share", "share_low", "share_high"):
             assert {*rows.query("run == @run")[values]} <= {*shown}

@@ -1,6 +1,5 @@
 """Importance of edges and curves of removed bonds: hand values, derivatives, invariances."""
 
-import itertools
 import math
 from copy import deepcopy
 
@@ -122,12 +121,9 @@ def test_in_an_additive_model_an_edge_is_worth_the_weight_of_its_type(method):
     model, graphs = Additive(7.0, 2.0, -5.0, 0.5), [path(1, 2), path(3)]
     found = edge_importance(model, graphs, method)
     torch.testing.assert_close(found, [torch.tensor([2, 2, 5.0, 5]), torch.tensor([0.5, 0.5])])
-
-
-def test_an_edge_with_several_type_ids_is_worth_the_sum_of_their_weights():
     model, graph = Additive(1.0, 2.0, 4.0, 8.0, 16.0, sizes=(3, 2)), path(0)
     graph.edge_attr = torch.tensor([[1, 1], [2, 0]])
-    (found,) = edge_importance(model, [graph], "gradient x input")
+    (found,) = edge_importance(model, [graph], method)
     torch.testing.assert_close(found, torch.tensor([2 + 16.0, 4 + 8.0]))
 
 
@@ -159,13 +155,11 @@ def test_attributions_sum_to_the_change_from_their_baseline(architecture, graphs
         torch.testing.assert_close(total, change[0], rtol=5e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_gnn_explainer_keeps_what_the_prediction_needs_and_drops_what_it_ignores(seed):
+def test_gnn_explainer_keeps_what_the_prediction_needs_and_drops_what_it_ignores():
     graph = path(1, 2, 1, 2, 1)
-    (found,) = edge_importance(Additive(0.0, 3.0, 0.0), [graph], "GNNExplainer", seed=seed)
+    (found,) = edge_importance(Additive(0.0, 3.0, 0.0), [graph], "GNNExplainer")
     needed = graph.edge_attr == 1
-    assert (found[needed] > 0.5).all(), "half of them start below"
-    assert (found[~needed] == 0).all(), "no gradient reaches these"
+    assert (found[needed] > 0.5).all() and (found[~needed] == 0).all()
 
 
 @each_network
@@ -287,20 +281,6 @@ def test_bonds_go_whole_and_a_half_of_one_is_rounded_to_the_even_number():
         curve(MODEL, [GRAPH], [by_bond(1, np.nan, 2)])
 
 
-def test_the_best_order_of_an_additive_model_is_above_every_other_one():
-    graph, fifths = path(3, 1, 4, 2, 5), [i / 5 for i in range(6)]
-    model = Additive(0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
-    every = [
-        curve(model, [graph], [by_bond(*order)], fractions=fifths)["change"].to_numpy()
-        for order in itertools.permutations(range(5))
-    ]
-    best = model.edge_embedding.weight.detach().flatten()[graph.edge_attr]
-    upper = curve(model, [graph], [best], fractions=fifths)["change"]
-    lower = curve(model, [graph], [best], fractions=fifths, order="ascending")["change"]
-    assert upper.tolist() == np.max(every, axis=0).tolist() == [0, 32, 48, 56, 60, 62]
-    assert lower.tolist() == np.min(every, axis=0).tolist() == [0, 2, 6, 14, 30, 62]
-
-
 def test_equally_important_bonds_go_in_an_order_of_each_graph():
     graphs = [path(1, 2, 3, 4)] * 30
     found = curve(Additive(0.0, 1.0, 2.0, 4.0, 8.0), graphs, [by_bond(0, 0, 0, 0)] * 30)
@@ -341,14 +321,6 @@ def test_methods_are_compared_by_areas_on_the_same_graphs():
     assert found[ends].T.to_dict("list") == {"random": [0] * 3, "better": [1] * 3}
     uneven = compare({"random": curves([[0, 1, 4]] * 2, fractions=(0, 0.2, 1))}, resamples=9)
     assert uneven["area"].item() == pytest.approx(0.1 + 2)
-    rng = np.random.default_rng(0)
-    control, other = rng.exponential(size=(400, 1)), rng.exponential(size=(400, 1)) + 0.5
-    drawn = {"random": curves(control + np.zeros(3)), "x": curves(other + np.zeros(3))}
-    row = compare(drawn, resamples=9999).iloc[1]
-    for name, values in (("area", other), ("difference", other - control)):  # the normal law
-        half = 1.96 * values.std() / np.sqrt(400)
-        assert row[f"{name}_low"] == pytest.approx(values.mean() - half, abs=0.15 * half)
-        assert row[f"{name}_high"] == pytest.approx(values.mean() + half, abs=0.15 * half)
 
 
 # Studies.
