@@ -62,8 +62,7 @@ def uniform_types(splits: Splits, seed: int) -> Splits:
 def split_types(splits: Splits, seed: int) -> Splits:
     """The same graphs, each type divided at random into so many that all are equally frequent.
 
-    A type that is n times as frequent as the rarest one becomes n types, n rounded; each of its
-    bonds has one of them, drawn uniformly.
+    A type that is n times as frequent as the rarest one becomes n types, n rounded.
     """
     about = _whole_graphs(splits)
     types = torch.cat([graph.edge_type for graph in splits.train])
@@ -280,8 +279,7 @@ def retrain(
 ) -> pd.DataFrame:
     """Train a network on data with changed types, and read its first layer.
 
-    A row per title of ``changes`` (``run``), seed, state (``base`` and ``best``) and edge type,
-    with the columns of ``first_layer_table`` and the least validation loss, ``val_loss``.
+    A row per title of ``changes`` (``run``), seed, state (``base``, ``best``) and edge type.
     """
     parts = []
     pairs = [(title, seed) for title in changes for seed in seeds]

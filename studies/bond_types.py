@@ -34,10 +34,8 @@ RUNS = titles("grid")
 ON_ZINC = {name: title for name, title in RUNS.items() if name.endswith("_zinc")}
 """Those on ZINC, whose first layer can be read off the weights as a table of types."""
 
-STATES = ("base", "best")
-"""The states of a run that are looked at, untrained and with the least validation loss."""
-
 State = tuple[str, nn.Module, Mapping[str, Any]]
+"""Its name, the network, and what its checkpoint says of it."""
 
 
 def bond_types(
@@ -49,7 +47,11 @@ def bond_types(
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """The tables of a finished run, see ``tables_of``, on the test split it was trained for."""
-    names = [*STATES, *sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors"))]
+    names = [
+        "base",
+        "best",
+        *sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors")),
+    ]
     trained_on = checkpoint.load(Path(folder) / "best")[1]["dataset"]
     if trained_on != splits.description.title:
         raise ValueError(
@@ -91,17 +93,10 @@ def shares_elsewhere(
 def tables_of(
     states: Iterable[State], splits: Splits, properties: Sequence[str], resamples: int
 ) -> dict[str, pd.DataFrame]:
-    """Tables of several states of one network, of which the first is the untrained one.
+    """Tables of several states of one network, the untrained one first; see data/README.md.
 
-    - ``shares``: per state, layer, threshold, property of the edge (``by``; that of the untrained
-      state is the first one only) and label, the columns of ``mapkg.attribution.attribute``;
-    - ``heat``: per layer, threshold, label and channel of the best state, the percentage of
-      massive edges, zeros left out;
-    - ``parts``: per state, layer and label, the columns of ``first_layer.score_parts``;
-    - ``first_layer``: per kept epoch and label, the columns of ``first_layer_table``; empty where
-      edges have more than one type id;
-    - ``losses``: per state, the mean test loss with its bootstrap interval over graphs, its
-      ``kind``, and ``constant``, the loss of the best constant prediction.
+    The untrained state is looked at by the first property only. ``first_layer`` is empty where
+    edges have more than one type id.
     """
     about = splits.description
     labelled = {by: edge_labels(splits.test, by, about) for by in properties}
@@ -111,13 +106,12 @@ def tables_of(
     if has_types:
         triples = distinct_edges(splits.train), distinct_edges(splits.test)
     parts = {name: [] for name in ("shares", "heat", "parts", "first_layer", "losses")}
-    start = None
     for state, model, information in states:
         made = {}
         if has_types:
-            start = model.edge_embedding.weight.detach() if start is None else start
+            start = model.edge_embedding.weight.detach() if state == "base" else start
             made["first_layer"] = first_layer_table(model, *triples, about.edge_types, start)
-        if state in STATES:
+        if state in ("base", "best"):
             looked = labelled if state == "best" else first
             made["shares"] = _shares(model, splits.test, looked, resamples)
             made["parts"] = score_parts(model, splits.test, labels, names)
@@ -230,7 +224,7 @@ def heat_maps(
     figure, axes = plt.subplots(1, len(edges), figsize=size, layout="constrained", squeeze=False)
     for ax, (label, number) in zip(axes.flat, edges.items(), strict=True):
         of_channel = chosen[chosen["label"] == label].set_index("channel")["percent"]
-        values = of_channel.reindex(range(heads * channels), fill_value=0.0).to_numpy()
+        values = of_channel.reindex(range(heads * channels), fill_value=0).to_numpy(float)
         look = dict(cmap="rocket_r", vmin=0, vmax=max([1.0, *chosen["percent"]]), aspect="auto")
         image = ax.imshow(values.reshape(heads, channels), **look)
         ax.set(xlabel="channel of the head", xticks=range(channels), yticks=range(heads))
@@ -260,19 +254,20 @@ def by_label(
     """
     # The median of a value and the ends of its interval is the value.
     three = [name for name in (value, f"{value}_low", f"{value}_high") if name in rows]
-    long = rows.melt([panel, "label", "seed"], three, value_name=axis)
+    long = rows.melt([panel, "label", "seed"], three)
+    seeds = sorted(rows["seed"].unique())
     columns = min(columns, rows[panel].nunique())
     grid = sns.FacetGrid(long, col=panel, col_wrap=columns, height=3, aspect=1.1, sharex=False)
     grid.map_dataframe(
         sns.pointplot,
         "label",
-        axis,
+        "value",
         hue="seed",
-        hue_order=sorted(rows["seed"].unique()),
+        hue_order=seeds,
         palette="colorblind",
         estimator="median",
         errorbar=("pi", 100),
-        dodge=0.4,
+        dodge=0.4 if len(seeds) > 1 else False,
         linestyle="none",
         markersize=4,
         err_kws=dict(linewidth=1.2),
@@ -284,6 +279,6 @@ def by_label(
         grid.set(ylim=(-0.03, 1.03))
     if line is not None:
         grid.refline(y=line, color="black", lw=0.8, ls=":")
-    if rows["seed"].nunique() > 1:
+    if len(seeds) > 1:
         grid.add_legend(title="seed")
     return grid

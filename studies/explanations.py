@@ -307,14 +307,11 @@ def explain(
 ) -> dict[str, pd.DataFrame]:
     """Compare the ratio with established attributions of edges, on one trained network.
 
-    ``methods`` must have the ratio and the control; ``others`` are further importances by name, a
-    tensor per graph with a number per edge. ``layer`` says whose ratio is meant. Means over
-    molecules have 95 % intervals, from a percentile bootstrap over molecules.
+    ``methods`` must have the ratio and the control; ``others`` are further importances by name.
 
-    - ``correlation``: per method, the ``mean`` of Spearman's rank correlation with the ratio over
-      the bonds of a molecule, and of how many of the ``graphs`` it is ``defined``;
-    - ``curves``: per order, method and fraction of the bonds, the means of ``change`` of the
-      prediction and ``absolute_error``;
+    - ``correlation``: per method, the mean over molecules of Spearman's rank correlation with the
+      ratio over the bonds, and of how many of the ``graphs`` it is ``defined``;
+    - ``curves``: per order, method and fraction of the bonds, the means of ``curve``;
     - ``areas``: per order and method, the columns of ``compare``.
     """
     scores = {

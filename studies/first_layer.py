@@ -42,10 +42,7 @@ def edges(graphs: Sequence[Data]) -> pd.DataFrame:
 
 
 def distinct_edges(graphs: Sequence[Data]) -> pd.DataFrame:
-    """The triples of types that occur in graphs, as the columns of ``edges``, and their ``count``.
-
-    They are all that the first layer can tell apart.
-    """
+    """The triples of types, all that the first layer can tell apart, and their ``count``."""
     return edges(graphs).value_counts(sort=False).sort_index().reset_index()
 
 
@@ -96,13 +93,6 @@ def mean_by_type(
     return (table / total.where(total > 0, torch.nan).unsqueeze(1))[[*ids]]
 
 
-def mean_log_ratio(
-    layer: Mapping[str, Tensor], triples: pd.DataFrame, ids: Iterable[int]
-) -> Float[Tensor, "types D"]:
-    """Mean of log10 of the ratio, for each edge type and channel."""
-    return mean_by_type(layer["ratio"].double().log10(), triples, ids)
-
-
 def separable_log_ratio(
     layer: Mapping[str, Tensor], triples: pd.DataFrame, ids: Iterable[int]
 ) -> Float[Tensor, "types D"]:
@@ -124,15 +114,12 @@ def separable_log_ratio(
 @torch.no_grad()
 def first_layer_table(
     model: nn.Module,
-    train: pd.DataFrame,
+    train: pd.DataFrame,  # the distinct edges of a split
     test: pd.DataFrame,
-    names: Mapping[int, str],
-    start: Float[Tensor, "types D"],
+    names: Mapping[int, str],  # of edge types by id
+    start: Float[Tensor, "types D"],  # the edge embedding before training
 ) -> pd.DataFrame:
     """What the first layer's weights say of each edge type, and what is measured.
-
-    ``train`` and ``test`` are the ``distinct_edges`` of a split, ``names`` those of edge types by
-    id, ``start`` the edge embedding before training.
 
     A row per edge type. Columns are ``gate_median`` and ``gate_max``, of ``|E|`` over channels;
     ``median`` and ``max_ratio``, geometric means over test edges of the row's median and largest
@@ -147,38 +134,35 @@ def first_layer_table(
     crossed = pairs.merge(pd.DataFrame({"edge": [*names]}), how="cross")
     splits = {"measured": test, "predicted": train, "common_pairs": crossed}
     layers = {name: first_layer(model, triples) for name, triples in splits.items()}
-    is_massive = {name: layer["ratio"] > MASSIVE_RATIO for name, layer in layers.items()}
-    heat = [
-        mean_by_type(is_massive[name], splits[name], names) for name in ("measured", "predicted")
-    ]
+    massive = {name: layer["ratio"] > MASSIVE_RATIO for name, layer in layers.items()}
+    heat = {name: mean_by_type(massive[name], splits[name], names) for name in splits}
+    error = (heat["measured"] - heat["predicted"]).abs().amax(dim=1)
     on_test = layers["measured"]
-    logs = mean_log_ratio(on_test, test, names)
-    logs = logs, separable_log_ratio(layers["predicted"], train, names)
-    maximum, median = on_test["ratio"].amax(dim=1), row_median(on_test["score"])
-    typical = torch.stack([median, maximum], dim=1).double().log10()
-    typical = 10 ** mean_by_type(typical, test, names)
+    logs = [mean_by_type(on_test["ratio"].double().log10(), test, names)]
+    logs += [separable_log_ratio(layers["predicted"], train, names)]
+    typical = torch.stack([row_median(on_test["score"]), on_test["ratio"].amax(dim=1)], dim=1)
+    typical = 10 ** mean_by_type(typical.double().log10(), test, names)
     gate = layers["common_pairs"]["gate"][: len(names)].abs()  # of one pair, all types
     moved = (model.edge_embedding.weight - start).norm(dim=1) / start.norm(dim=1)
-    by_type = test.assign(massive=is_massive["measured"].any(dim=1).numpy()).groupby("edge")
-    counts = by_type.agg(
-        edges=("count", "sum"), triples=("count", "size"), massive=("massive", "sum")
-    )
+    by_type = test.assign(massive=massive["measured"].any(dim=1).numpy()).groupby("edge")
+    counts = by_type["count"].agg(["sum", "size"]).assign(massive=by_type["massive"].sum())
     counts = counts.reindex([*names], fill_value=0)
     table = {
         "label": [*names.values()],
-        "edges": counts["edges"],
-        "triples": counts["triples"],
+        "edges": counts["sum"],
+        "triples": counts["size"],
         "moved": moved[[*names]].double(),
         "gate_median": gate.median(dim=1).values.double(),
         "gate_max": gate.amax(dim=1).double(),
-        **{
-            name: mean_by_type(each.any(dim=1, keepdim=True), splits[name], names).flatten()
-            for name, each in is_massive.items()
-        },
+    }
+    for name, triples in splits.items():
+        share = mean_by_type(massive[name].any(dim=1, keepdim=True), triples, names)
+        table[name] = share.flatten()
+    table |= {
         "massive_triples": counts["massive"],
         "median": typical[:, 0],
         "max_ratio": typical[:, 1],
-        "heat_error": (heat[0] - heat[1]).abs().amax(dim=1),
+        "heat_error": error,
         "correlation": [float(pair.corrcoef()[0, 1]) for pair in torch.stack(logs, dim=1)],
     }
     return pd.DataFrame({name: np.asarray(values) for name, values in table.items()})
@@ -192,7 +176,8 @@ def log_ratios(
     Edge types of ``names`` without an edge on either side are left out.
     """
     seen, known = distinct_edges(test), distinct_edges(train)
-    measured = mean_log_ratio(first_layer(model, seen), seen, names)
+    ratio = first_layer(model, seen)["ratio"].double()
+    measured = mean_by_type(ratio.log10(), seen, names)
     predicted = separable_log_ratio(first_layer(model, known), known, names)
     parts = {
         name: pd.DataFrame({"measured": measured[i], "predicted": predicted[i]})
@@ -228,27 +213,22 @@ COLUMNS = ["match", "gate", "score", "median", "maximum", "max_ratio"]
 def score_parts(
     model: nn.Module,
     graphs: Sequence[Data],
-    labels: Sequence[Int[Tensor, " _"]],
-    names: Sequence[str],
-    *,
-    batch_size: int = 128,
+    labels: Sequence[Int[Tensor, " _"]],  # one per edge of each graph
+    names: Sequence[str],  # of labels
 ) -> pd.DataFrame:
     r"""Means of the parts of a score, for each layer and label, in evaluation mode.
 
-    ``labels`` has a tensor per graph, a label per edge; ``names`` are those of the labels.
-
-    A row per layer and label. Columns are ``edges``, of which ``usable`` have a ratio; ``match``
-    and ``gate``, the means over edges and channels of :math:`|K Q / \sqrt d|` and of :math:`|E|`;
-    ``score``, that of :math:`|s|`; and, over usable edges, ``median`` and ``maximum``, the
-    geometric means of the median and of the largest magnitude of a row, and ``max_ratio``, that
-    of the largest ratio: their quotient. NaN for a label without an edge.
+    A row per layer and label. Columns are ``edges``, of which ``usable`` have a ratio; ``match``,
+    ``gate`` and ``score``, the means over edges and channels of :math:`|K Q / \sqrt d|`, of
+    :math:`|E|` and of :math:`|s|`; and, over usable edges, the geometric means of the ``median``
+    and of the ``maximum`` of a row's magnitudes, and of their quotient, ``max_ratio``.
     """
     attentions = hooks.resolve(model, "layers.*.attention")
     attentions = {name: each for name, each in attentions.items() if hasattr(each, "score")}
     parts = ("query", "key", "edge", "score")
     recorded = [f"{name}.{part}" for name in attentions for part in parts]
     label, start, rows = torch.cat(list(labels)), 0, []
-    for batch, seen in hooks.scan(model, batches(graphs, batch_size), recorded, forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, 128), recorded, forward=predict):
         of_batch = label[start : start + batch.num_edges]
         start += batch.num_edges
         source, target = batch.edge_index

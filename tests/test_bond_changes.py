@@ -211,12 +211,10 @@ def test_late_means_are_geometric_and_leave_early_epochs_and_other_states_out():
 
 
 def test_a_contrast_is_a_factor_with_the_t_interval_of_its_logarithm():
-    ratios = {"a": [1.0, 2.0, 5.0], "b": [10.0, 10.0, 125.0, 3.0]}
-    rows = pd.DataFrame(
-        {"run": run, "label": "x", "seed": range(len(of_run)), "max_ratio": of_run}
-        for run, of_run in ratios.items()
-    ).explode(["seed", "max_ratio"])
-    rows["max_ratio"] = rows["max_ratio"].astype(float)
+    ratios = {("a", 0): 1.0, ("a", 1): 2.0, ("a", 2): 5.0}
+    ratios |= {("b", 0): 10.0, ("b", 1): 10.0, ("b", 2): 125.0, ("b", 3): 3.0}
+    rows = pd.Series(ratios, name="max_ratio").rename_axis(["run", "seed"]).reset_index()
+    rows["label"] = "x"
     pairs = {"b over a": (("a", "x"), ("b", "x"))}
     found = contrasts(rows, pairs).loc["b over a"]
     logs = np.log([10.0, 5.0, 25.0])  # a seed that one of them lacks is left out

@@ -28,11 +28,12 @@ from studies.data import BUNDLED
 from studies.emergence import emergence
 from studies.extras import build
 from studies.first_layer import (
+    COLUMNS,
     distinct_edges,
     first_layer,
     first_layer_table,
     log_ratios,
-    mean_log_ratio,
+    mean_by_type,
     predicted_heat,
     score_parts,
     separable_log_ratio,
@@ -71,79 +72,62 @@ def network(name="GT", **changes):
     return build(SMALL[name].replace(**changes)).eval()
 
 
-def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(folder, splits):
+def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(
+    folder, splits, tmp_path
+):
     folder, joined = folder
     found = bond_types(folder, joined, by=("role", "type"), resamples=5, progress=False)
     states = found["first_layer"].groupby("state", sort=False)["moved"].max()
     assert list(states.index) == ["base", "best", "epoch_000", "epoch_001"]
     assert states["base"] == 0 < states["epoch_001"]
-    names = ["single", "double", "triple", "atom to global", "global to atom"]
     edges = found["shares"].query("by == 'role'").groupby("label", sort=False)["edges"].first()
     atoms = sum(graph.num_nodes for graph in splits.test)
-    assert list(edges.index) == names and edges[names[3]] == edges[names[4]] == atoms
-    assert edges.sum() == sum(graph.num_edges for graph in joined.test)
+    names = ["single", "double", "triple", "atom to global", "global to atom"]
+    assert list(edges.index) == names and edges.to_list()[3:] == [atoms, atoms]
     losses, (model, _) = found["losses"].set_index("state"), checkpoint.load(folder / "best")
     expected = score(model, joined.test)["mae"]
     assert losses.loc["best", "loss"] == pytest.approx(expected, rel=1e-5)
-    middle = torch.cat([graph.y for graph in splits.train]).median()
-    away = (torch.cat([graph.y for graph in splits.test]) - middle).abs().mean()
-    assert losses["constant"].to_numpy() == pytest.approx(away.item(), rel=1e-2)
     with pytest.raises(
         ValueError, match=r"was trained on 'MOSES sample, glob.*got 'MOSES sample, b"
     ):
         bond_types(folder, shuffle_types(splits, 3), progress=False)
+    path = tmp_path / "molecules.smi"
+    path.write_text("\n".join(graph.smiles for graph in splits.test) + "\n\n")
+    arguments = ["--dataset", "moses", "--smiles", str(path), "-o", str(tmp_path / "x")]
+    assert main(["study", "shares", str(folder), *arguments]) == 0
+    rows = pd.read_csv(tmp_path / "x_shares.csv.gz")
+    massive = edge_maxima(model, splits.test) > 3000
+    assert set(rows["looked_at"]) == {"molecules.smi"}
+    rows = rows.query("threshold == 3000").groupby("layer")[["edges", "massive_edges"]].sum()
+    assert rows["massive_edges"].to_list() == massive.sum(dim=1).tolist()
+    assert set(rows["edges"]) == {massive.size(1)}
 
 
 def test_shares_and_heat_of_the_shipped_network_are_counted_from_its_ratios(splits):
     found = examine_bond_types(SHIPPED, splits, properties=("type", "atom pair"), resamples=5)
-    model, _ = checkpoint.load(SHIPPED)
-    maxima = edge_maxima(model, splits.test)
-    types = torch.cat([graph.edge_type for graph in splits.test])
-    shares, place = found["shares"], ["layer", "threshold", "label"]
-    best = shares.query("state == 'best' and by == 'type'").set_index(place)["share"].sort_index()
-    largest = found["heat"].groupby(place)["percent"].max() / 100
-    for (layer, threshold, label), share in best.items():
-        (edge_type,) = (i for i, name in splits.description.edge_types.items() if name == label)
-        massive = (maxima[layer] > threshold)[types == edge_type].float()
-        assert share == pytest.approx(float(massive.mean()), nan_ok=True)
-        assert largest.get((layer, threshold, label), 0.0) <= np.nan_to_num(share) + 1e-9
-        assert ((layer, threshold, label) in largest.index) == (share > 0)
-    rows = found["first_layer"].query("state == 'best'").set_index("label")
-    present = rows.index[rows["edges"] > 0]
-    np.testing.assert_allclose(rows.loc[present, "measured"], best[0, 1000.0][present])
-    assert rows.loc["single", "correlation"] > 0.999 > best[0, 1000.0].max() > 0.9
-
-
-def test_molecules_of_a_file_are_looked_at_like_a_test_split(splits, tmp_path):
-    emergence(SMALL["GT"], splits, name="GT-ZINC", folder=tmp_path, progress=False)
-    path = tmp_path / "molecules.smi"
-    path.write_text("\n".join(graph.smiles for graph in splits.test) + "\n\n")
-    arguments = ["--dataset", "moses", "--smiles", str(path), "-o", str(tmp_path / "x")]
-    assert main(["study", "shares", str(tmp_path), *arguments]) == 0
-    found = pd.read_csv(tmp_path / "x_shares.csv.gz").query("looked_at == 'molecules.smi'")
-    expected = bond_types(tmp_path, splits, resamples=5, progress=False)["shares"]
-    expected = expected.query("state == 'best'")
-    for column in ("label", "edges", "massive_edges"):
-        assert found[column].to_list() == expected[column].to_list()
+    ratio = edge_maxima(checkpoint.load(SHIPPED)[0], splits.test)
+    double = torch.cat([graph.edge_type for graph in splits.test]) == 2
+    place = ["layer", "threshold"]
+    shares = found["shares"].query("state == 'best' and by == 'type' and label == 'double'")
+    largest = found["heat"].query("label == 'double'").groupby(place)["percent"].max() / 100
+    for (layer, threshold), share in shares.set_index(place)["share"].items():
+        assert share == pytest.approx(float((ratio[layer, double] > threshold).float().mean()))
+        assert 0 < largest.get((layer, threshold), share) <= share or share == 0
+    rows = found["first_layer"].query("state == 'best' and label == 'double'")
+    assert rows["measured"].item() == pytest.approx(shares["share"].iloc[0])
+    assert rows["correlation"].item() > 0.99
 
 
 def test_triples_are_counted_and_looked_up(splits):
-    counts = Counter(
-        (int(graph.x[source]), int(graph.x[target]), kind)
-        for graph in splits.train
-        for (source, target), kind in zip(
-            graph.edge_index.T.tolist(), graph.edge_attr.tolist(), strict=True
-        )
-    )
-    triples = distinct_edges(splits.train)
-    rows = triples.itertuples(index=False, name=None)
-    assert {tuple(key): count for *key, count in rows} == counts
-    for graph, frequency in zip(
-        splits.test, type_frequency(splits.train, splits.test), strict=True
-    ):
+    def triples(graph):
         ends = graph.x[graph.edge_index].tolist()
-        keys = zip(*ends, graph.edge_attr.tolist(), strict=True)
-        assert frequency.tolist() == [counts[key] for key in keys]
+        return list(zip(*ends, graph.edge_attr.tolist(), strict=True))
+
+    counts = Counter(triple for graph in splits.train for triple in triples(graph))
+    rows = distinct_edges(splits.train).itertuples(index=False, name=None)
+    assert {tuple(key): count for *key, count in rows} == counts
+    for graph, found in zip(splits.test, type_frequency(splits.train, splits.test), strict=True):
+        assert found.tolist() == [counts[triple] for triple in triples(graph)]
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
@@ -154,18 +138,18 @@ def test_scores_from_weights_are_those_of_the_network_and_of_the_equation(name, 
     found = first_layer(model, triples)
     with torch.no_grad(), record(model, "layers.0.attention.score") as seen:
         model(graph.x, graph.edge_index, graph.edge_attr)
+    edges = pd.DataFrame(graph.x[graph.edge_index].T.numpy(), columns=["source", "target"])
+    edges = edges.assign(edge=graph.edge_attr.numpy())
+    row = edges.merge(triples.reset_index(), how="left")["index"].to_list()
     (expected,) = seen["layers.0.attention.score"]
-    attention = model.layers[0].attention
-    for row, (source, target, kind, _) in enumerate(triples.to_numpy().tolist()):
-        ends = graph.x[graph.edge_index]
-        mine = (ends[0] == source) & (ends[1] == target) & (graph.edge_attr == kind)
-        for score_of_edge in expected[mine]:
-            torch.testing.assert_close(found["score"][row], score_of_edge, rtol=1e-4, atol=1e-6)
-        key = attention.key(model.node_embedding.weight[source])
-        query = attention.query(model.node_embedding.weight[target])
-        gate = attention.edge(model.edge_embedding.weight[kind])
-        torch.testing.assert_close(found["match"][row], (key * query / math.sqrt(4)).detach())
-        torch.testing.assert_close(found["gate"][row], gate.detach())
+    torch.testing.assert_close(found["score"][row], expected, rtol=1e-4, atol=1e-6)
+    source, target, kind, _ = triples.to_numpy().T
+    layer = model.layers[0].attention
+    key, query = (model.node_embedding.weight[ids] for ids in (source, target))
+    match = layer.key(key) * layer.query(query) / math.sqrt(4)
+    torch.testing.assert_close(found["match"], match.detach())
+    gate = layer.edge(model.edge_embedding.weight[kind])
+    torch.testing.assert_close(found["gate"], gate.detach())
 
 
 def test_predictions_from_the_weights_are_the_shares_and_ratios_of_the_molecules(splits):
@@ -206,7 +190,9 @@ def test_the_separable_prediction_is_exact_if_and_only_if_atoms_do_not_depend_on
     for graphs, is_exact in ((crossed, True), (splits.test, False)):
         triples = distinct_edges(graphs)
         arguments = first_layer(network(), triples), triples, [1, 2]
-        difference = mean_log_ratio(*arguments) - separable_log_ratio(*arguments)
+        layer, triples, ids = arguments
+        measured = mean_by_type(layer["ratio"].double().log10(), triples, ids)
+        difference = measured - separable_log_ratio(*arguments)
         assert (difference.abs().max() < 1e-5) == is_exact
 
 
@@ -214,9 +200,8 @@ def test_what_is_no_table_of_types_is_refused(splits):
     with pytest.raises(ValueError, match=r"edge_attr: expected one type id per row, got shape"):
         distinct_edges([Data(x=torch.zeros(2, dtype=torch.long), edge_attr=torch.rand(1, 8))])
     triples = distinct_edges(splits.test)
-    for change in (dict(laplacian_encoding=True), dict(full_graph=True)):
-        with pytest.raises(ValueError, match="the first layer sees more than the types"):
-            first_layer(network("SAN", **change), triples)
+    with pytest.raises(ValueError, match="the first layer sees more than the types"):
+        first_layer(network("SAN", full_graph=True), triples)
     with pytest.raises(ValueError, match="expected GT, GraphiT or SAN"):
         first_layer(network("GAT"), triples)
 
@@ -224,28 +209,25 @@ def test_what_is_no_table_of_types_is_refused(splits):
 def test_parts_of_a_score_are_means_over_the_edges_of_a_label(splits):
     graphs, names, model = splits.test[:6], ("none", "single", "double", "triple"), network()
     labels = [graph.edge_attr for graph in graphs]
-    found = score_parts(model, graphs, labels, names, batch_size=4).set_index(["layer", "label"])
+    found = score_parts(model, graphs, labels, names).set_index(["layer", "label"])
     rows = []
     for graph in graphs:
         with torch.no_grad(), record(model, "layers.*.attention.*") as seen:
             model(graph.x, graph.edge_index, graph.edge_attr)
-        for layer in range(2):
-            key, query, gate, score_of_edges = (
-                seen[f"layers.{layer}.attention.{part}"][0].double().abs()
-                for part in ("key", "query", "edge", "score")
-            )
-            for edge, (source, target) in enumerate(graph.edge_index.T.tolist()):
-                size = score_of_edges[edge].sort().values
-                logs = np.log10([size[7], size[-1], size[-1] / size[7]])
-                match = (key[source] * query[target]).mean() / 2
-                means = [float(each) for each in (match, gate[edge].mean(), size.mean())]
-                rows.append([layer, names[graph.edge_attr[edge]], *means, *logs])
-    columns = ["layer", "label", "match", "gate", "score", "median", "maximum", "max_ratio"]
-    expected = pd.DataFrame(rows, columns=columns).groupby(["layer", "label"]).mean()
-    expected[columns[5:]] = 10 ** expected[columns[5:]]
-    np.testing.assert_allclose(found.loc[expected.index, columns[2:]], expected, rtol=1e-4)
+        key, query, gate, size = (
+            seen[f"layers.1.attention.{part}"][0].double().abs()
+            for part in ("key", "query", "edge", "score")
+        )
+        for edge, (source, target) in enumerate(graph.edge_index.T.tolist()):
+            sizes = size[edge].sort().values
+            means = (key[source] * query[target]).mean() / 2, gate[edge].mean(), sizes.mean()
+            logs = np.log10([sizes[7], sizes[-1], sizes[-1] / sizes[7]])
+            rows.append([names[graph.edge_attr[edge]], *map(float, means), *logs])
+    expected = pd.DataFrame(rows, columns=["label", *COLUMNS]).groupby("label").mean()
+    expected[COLUMNS[3:]] = 10 ** expected[COLUMNS[3:]]
+    np.testing.assert_allclose(found.loc[1].loc[expected.index, COLUMNS], expected, rtol=1e-4)
     assert found.loc[(0, "none"), ["edges", "usable"]].tolist() == [0, 0]
-    assert np.isnan(found.loc[(0, "none"), ["match", "median"]].astype(float)).all()
+    assert np.isnan(found.loc[(0, "none"), COLUMNS].astype(float)).all()
 
 
 ROWS = pd.DataFrame(
@@ -261,19 +243,19 @@ ROWS = pd.DataFrame(
 )
 
 
-def test_tables_to_read_show_intervals_ranges_and_counts():
+def test_tables_and_figures_show_intervals_ranges_and_counts():
     table = share_table(ROWS)
     assert list(table.columns) == [("A", 0), ("A", 1), ("B", 0)]
     assert table[("A", 0)].to_dict() == {"x": "0.500 [0.400, 0.600]", "y": "none"}
     ranges = range_table(ROWS.assign(size=ROWS["share"] * 1e4), {"share": "s", "size": "n"})
     assert ranges.loc[("A", "x")].tolist() == ["0.25 to 0.5", "2,500 to 5,000"]
-    assert ranges.loc[("B", "x"), "s"] == "1"
-    assert edge_counts(ROWS) == {"x": 3, "y": 1}
+    assert ranges.loc[("B", "x"), "s"] == "1" and edge_counts(ROWS) == {"x": 3, "y": 1}
     with pytest.raises(ValueError, match="thresholds 1000, 3000, 4000"):
         edge_counts(ROWS.iloc[:0])
-
-
-def test_figures_show_the_numbers_of_their_tables():
+    for run, ax in by_label(ROWS.dropna(), line=0.5).axes_dict.items():
+        rows = ROWS.dropna().query(f"run == '{run}'")
+        shown = np.concatenate([line.get_ydata() for line in ax.lines])
+        assert {*rows[["share", "share_low", "share_high"]].to_numpy().flat} <= {*shown}
     heat = pd.DataFrame(
         {"layer": 0, "threshold": [1e3, 1e3, 3e3], "label": ["x", "y", "x"]}
         | {"channel": [5, 0, 3], "percent": [80.0, 20.0, 7.0]}
@@ -282,11 +264,3 @@ def test_figures_show_the_numbers_of_their_tables():
     arrays = [ax.images[0].get_array() for ax in figure.axes[:3]]
     assert arrays[0][1, 2] == 80  # channel 5 is the third one of the second head
     assert arrays[1][0, 0] == 20 and sum(array.sum() for array in arrays) == 100
-    assert {ax.images[0].get_clim() for ax in figure.axes[:3]} == {(0, 80)}
-    rows = ROWS.dropna()
-    grid = by_label(rows, line=0.5)
-    for run, ax in grid.axes_dict.items():  # noqa: B007 (in the query)
-        shown = np.concatenate([line.get_ydata() for line in ax.lines])
-        for values in ("share", "share_low", "share_high"):
-            assert {*rows.query("run == @run")[values]} <= {*shown}
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["x", "y"]
