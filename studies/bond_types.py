@@ -256,8 +256,9 @@ def by_label(
     three = [name for name in (value, f"{value}_low", f"{value}_high") if name in rows]
     long = rows.melt([panel, "label", "seed"], three)
     seeds = sorted(rows["seed"].unique())
-    columns = min(columns, rows[panel].nunique())
-    grid = sns.FacetGrid(long, col=panel, col_wrap=columns, height=3, aspect=1.1, sharex=False)
+    most = rows.groupby(panel)["label"].nunique().max()
+    look = dict(col_wrap=min(columns, rows[panel].nunique()), aspect=max(1.1, 0.12 * most))
+    grid = sns.FacetGrid(long, col=panel, height=3, sharex=False, **look)
     grid.map_dataframe(
         sns.pointplot,
         "label",
@@ -274,7 +275,7 @@ def by_label(
         log_scale=(False, log),
     )
     grid.set_titles("{col_name}").set_axis_labels("", axis)
-    grid.tick_params(axis="x", rotation=30 if rows["label"].nunique() < 10 else 90)
+    grid.tick_params(axis="x", rotation=30 if most < 10 else 90)
     if value == "share":
         grid.set(ylim=(-0.03, 1.03))
     if line is not None:
