@@ -56,18 +56,10 @@ def emergence(
 ) -> Emergence:
     """Train a network and look at the scores of the test split after each epoch.
 
-    Args:
-        config: model and schedule.
-        splits: the data.
-        seed: of initial weights, order and dropout.
-        name: what the tables call the configuration.
-        folder: where state, checkpoints (``base``, ``best``, ``last``) and tables are written;
-            a run that was stopped goes on from there. None keeps all in memory.
-        device: where to compute.
-        observe_epochs: epochs after which the test split is looked at; None means every one.
-        keep_every: weights are kept in the folder each time this many epochs are done, and
-            before the first, as the checkpoints ``epoch_000``, ...; None keeps none.
-        progress: whether to show a progress bar on stderr.
+    ``name`` is what the tables call the configuration. ``folder`` gets state, checkpoints (``base``,
+    ``best``, ``last``) and tables, and a run that was stopped goes on from there; None keeps all in
+    memory. ``observe_epochs`` are those that are looked at, all if None. Weights are kept in the
+    folder after each ``keep_every`` epochs, as the checkpoints ``epoch_000``, ...
 
     Source: massive-activations paper, base against trained.
     """
