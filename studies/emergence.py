@@ -56,10 +56,10 @@ def emergence(
 ) -> Emergence:
     """Train a network and look at the scores of the test split after each epoch.
 
-    ``name`` is what the tables call the configuration. ``folder`` gets state, checkpoints (``base``,
-    ``best``, ``last``) and tables, and a run that was stopped goes on from there; None keeps all in
-    memory. ``observe_epochs`` are those that are looked at, all if None. Weights are kept in the
-    folder after each ``keep_every`` epochs, as the checkpoints ``epoch_000``, ...
+    ``name`` is what the tables call the configuration. ``folder`` gets state, tables and the
+    checkpoints ``base``, ``best`` and ``last``, and a run that was stopped goes on from there; None
+    keeps all in memory. ``observe_epochs`` are those that are looked at, all if None. Weights are
+    kept in the folder after each ``keep_every`` epochs, as the checkpoints ``epoch_000``, ...
 
     Source: massive-activations paper, base against trained.
     """

@@ -42,9 +42,8 @@ LAWS: dict[str, tuple[stats.rv_continuous, Callable[..., tuple[float, ...]]]] = 
     "gev": (stats.genextreme, lambda m, s, t: (t, m, s)),
     "normal": (stats.norm, lambda m, s: (m, s)),
 }
-"""The laws by name: gamma, lognormal, Weibull and generalized extreme value, all with shape,
-location and scale, and normal. The Weibull law is bounded below; the one bounded above is a
-generalized extreme value law with a positive shape."""
+"""The laws by name, with shape (not the normal law), location and scale. The Weibull law is bounded
+below; the one bounded above is a generalized extreme value law with a positive shape."""
 
 
 class Distance(NamedTuple):
