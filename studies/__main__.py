@@ -28,7 +28,7 @@ STUDIES = {
     "bonds": ("bond_types:bond_types", "of finished runs: what massive activations sit on"),
     "shares": ("bond_types:shares_elsewhere", "of finished runs: the same on other molecules"),
     "explain": ("explanations:explain_run", "of finished runs: ratios as attributions of edges"),
-    "remedy": ("remedies:compact_run", "of finished runs: compact tables, with a fitted law"),
+    "remedy": ("explicit_bias:compact_run", "of finished runs: compact tables, with a fitted law"),
     "idle": ("explicit_bias:idle_term_of_run", "of finished runs: a bias term without effect"),
     "sink": ("explicit_bias:weight_on_sink_of_run", "of finished runs: attention to the sink"),
     "attack": ("robustness:attack_run", "of finished runs: noise on their embeddings"),

@@ -16,7 +16,7 @@ from mapkg.measures import MASSIVE_RATIO
 from mapkg.models.config import Config
 from studies import tables
 from studies.data import Splits
-from studies.remedies import ARMS, COUNTED
+from studies.explicit_bias import ARMS, COUNTED
 from studies.results import read_network
 from studies.runs import titles
 
