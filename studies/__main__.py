@@ -34,10 +34,10 @@ STUDIES = {
     "attack": ("robustness:attack_run", "of finished runs: noise on their embeddings"),
     "laws": ("grid:laws_of_runs", "of tables of emergence: laws fitted to their ratios"),
     "untrained": ("commands:untrained", "scores of networks that are not trained, as a null"),
-    "gradients": ("depth:gradients", "train deep networks: gradients of every layer"),
+    "gradients": ("gradient_explosion:gradients", "train deep networks: gradients of every layer"),
     "depth": ("depth:depth", "train deep networks: accuracy by number of layers"),
-    "missing": ("missing_features:missing", "train deep networks: features that are hidden"),
-    "smoothing": ("deep_smoothing:smoothing", "train deep networks: features and errors alike"),
+    "missing": ("depth:missing", "train deep networks: features that are hidden"),
+    "smoothing": ("deep:smoothing", "train deep networks: features and errors alike"),
     "trees": ("neighbors_match:trees", "train networks on Tree-NeighborsMatch"),
 }
 """Where each command and study is, and what it does. The tables in data/results begin with the

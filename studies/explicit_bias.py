@@ -22,11 +22,12 @@ from mapkg.models.config import Config
 from mapkg.models.edge_attention import SCORE_CLAMP
 from studies import tables
 from studies.data import Splits
-from studies.figures import THRESHOLD_LOOK, whole_ticks
+from studies.figures import LABELS, THRESHOLD_LOOK, over_seeds, whole_ticks
 from studies.grid import MODELS
 from studies.laws import compare_laws
 from studies.observation import summarise_scores
 from studies.results import Emergence, read_emergence, read_network
+from studies.runs import grid
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
 """What ``readings`` compares; the last is a sink whose coefficient is minus infinity."""
@@ -38,14 +39,10 @@ def readings(
     """What a fresh term does to each layer of a trained network, in double precision.
 
     Every layer gets what it gets in the network, all ``graphs`` as one batch, and a term as at the
-    start of a training: k', e' and v' standard normal, times ``scale``. A row per layer and
-    reading, with statistics of the recorded score and
-
-    - ``to_plain``, ``to_shifted``, ``to_mean``: root mean square, over nodes with neighbors, of o
-      minus o without the term, that plus v', and the mean of the neighbors' V plus v', over that of
-      o without the term;
-    - ``key_gradient``, ``edge_gradient``: largest magnitude of the gradient of the sum of o with
-      respect to the weights of the projection.
+    start of a training: k', e' and v' standard normal, times ``scale``. ``to_plain``,
+    ``to_shifted`` and ``to_mean`` are root mean squares of o minus o without the term, that plus
+    v', and the mean of the neighbors' V plus v', over that of o without the term. ``key_gradient``
+    and ``edge_gradient`` are the largest of the sum of o with respect to a projection's weights.
     """
     rows = []
     for layer, inputs in enumerate(_inputs(model, graphs)):
@@ -107,12 +104,9 @@ def idle_term(
 ) -> pd.DataFrame:
     """What a term that no weight and no attended value can feel does to record and predictions.
 
-    It is an intended one: k' and e' are standard normal, e' less its mean within each head, and v'
-    is zero, so that it adds zero to a summed score, clamp or no clamp. (The edge stream of GT is
-    fed by the score, so there the next layers do differ.)
-
-    A row per layer, and for ``term`` being False and True, with the statistics of the score and
-    ``largest_change`` of a prediction, over the standard deviation of the predictions.
+    An intended one with k' and e' standard normal, e' less its mean within each head, and v' = 0:
+    it adds zero to a summed score, clamp or no clamp. Predictions' ``largest_change`` is over their
+    standard deviation.
     """
     if config.explicit_bias != "none":
         raise ValueError(f"config: expected no Explicit Bias Term, got {config.explicit_bias!r}")
@@ -151,25 +145,17 @@ def idle_term_of_run(
 
 def with_and_without_term(table: pd.DataFrame) -> sns.FacetGrid:
     """Ratio, magnitude and median of each layer's scores, a row of panels per ``label``."""
-    names = {
-        "max_ratio": "largest ratio",
-        "max_abs": "largest |s|",
-        "row_median_q50": "typical median |s|",
-    }
-    shown = table.rename(columns=names)
-    shown["term"] = shown["term"].map({False: "without the term", True: "with it"})
-    grid = sns.relplot(
-        shown.melt(["label", "seed", "layer", "term"], list(names.values())),
-        **dict(kind="line", x="layer", y="value", hue="term", row="label", col="variable"),
-        **dict(units="seed", estimator=None, marker=".", palette=["#264653", "#E76F51"]),
-        **dict(height=1.9, aspect=1.35, facet_kws=dict(sharey="col", margin_titles=True)),
-    )
-    grid.set(yscale="log", ylabel="")
-    grid.set_titles(col_template="{col_name}", row_template="{row_name}")
-    for ax in grid.axes[:, 0]:
+    names = ["max_ratio", "max_abs", "row_median_q50"]
+    long = table.melt(["label", "seed", "layer", "term"], names)
+    long["panel"] = long["label"] + ", " + long["variable"].map(LABELS)
+    long["term"] = long["term"].map({False: "without the term", True: "with it"})
+    look = dict(x="layer", y="value", color="term", panel="panel", labels={"value": ""}, log="y")
+    sharing = dict(sharey=False)
+    long = long.sort_values("label", kind="stable")
+    grid = over_seeds(long, **look, columns=3, palette=["#264653", "#E76F51"], sharing=sharing)
+    for ax in grid.axes[::3]:
         ax.axhline(MASSIVE_RATIO, **THRESHOLD_LOOK)
     whole_ticks(grid)
-    grid.legend.set_title(None)
     return grid
 
 
@@ -178,10 +164,8 @@ def weight_on_sink(
 ) -> pd.DataFrame:
     """How much of its attention a node gives to the sink, by its number of neighbors.
 
-    A row per layer and number of ``neighbours`` (1 or more): how many ``nodes`` have so many;
-    ``share``, the weight of the sink, which is what the neighbors lack, mean over these nodes and
-    over heads; and ``least_head`` and ``most_head``, the means of the heads that have least and
-    most.
+    ``share``, what the neighbors lack, is the mean over ``nodes`` and heads, ``least_head`` and
+    ``most_head`` are the means of the heads that give least and most.
     """
     if any(layer.attention.explicit_bias != "sink" for layer in model.layers):
         raise ValueError("model: expected layers with a sink")
@@ -233,13 +217,6 @@ COUNTED = {"count": "neighbours counted", "countsink": "sink, neighbours counted
 SAME = {"gt_zinc_intended": "gt_zinc_published"}
 """GT's published term is the intended one."""
 
-OF_THE_GRID = {
-    f"{model.lower()}_{data}_none": f"{model.lower()}_{data}"
-    for model in MODELS
-    for data in ("tox21", "proteins")
-}
-"""Networks without any remedy that the grid of emergence has, trained at the same length."""
-
 SCORES = ("max_ratio", "share_rows_with_massive", "max_abs", "row_median_q50", "share_saturated")
 LOGARITHMIC = ("max_ratio", "max_abs", "row_median_q50")
 """Those of the ``SCORES`` of a layer whose means are geometric."""
@@ -248,13 +225,7 @@ _ORIGIN = ("config", "changes", "dataset", "epochs", "versions", "commit")
 
 
 def compact(run: Emergence, fits: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
-    """The compact tables of one network or several seeds.
-
-    ``layers`` has a row per seed, layer and state, ``base`` (untrained, as published) and ``best``,
-    with ``SCORES``, metrics of the test split, and distances from the gamma law, see
-    ``laws.compare_laws``, whose rows are the ``fits`` (some seconds of work); ``epochs`` has a row
-    per seed, layer and observed epoch.
-    """
+    """Scores, metrics and ``laws.compare_laws`` of ``layers`` in two states, and of ``epochs``."""
     keys, states = ["seed", "layer", "state"], ("base", "best")
     if fits is None:
         chosen = run.histogram[run.histogram["state"].isin(states)]
@@ -283,11 +254,13 @@ def read_remedies(
     parts: dict[str, list[pd.DataFrame]] = {"layers": [], "epochs": []}
     for model in models:
         for arm, title in arms.items():
-            name = f"{model.lower()}_{data}_{arm}"
-            name = SAME.get(name, name)
-            if of_grid := OF_THE_GRID.get(name):
-                laws = pd.read_csv(Path(folder) / "laws.csv.gz").query("run == @of_grid")
-                network = compact(read_emergence(folder, f"emergence_{of_grid}_"), laws)
+            pair = f"{model.lower()}_{data}"
+            name = SAME.get(f"{pair}_{arm}", f"{pair}_{arm}")
+            if (
+                arm == "none" and name not in grid()
+            ):  # the grid of emergence has it, as long trained
+                laws = pd.read_csv(Path(folder) / "laws.csv.gz").query("run == @pair")
+                network = compact(read_emergence(folder, f"emergence_{pair}_"), laws)
             else:
                 network = {kind: tables.read(folder, "remedy", [name], kind) for kind in parts}
             for kind, table in network.items():
@@ -298,10 +271,9 @@ def read_remedies(
 def later_epochs(epochs: pd.DataFrame, *, keys: Sequence[str] = ()) -> pd.DataFrame:
     """What the scores are like over the second half of training, by network and ``keys``.
 
-    Columns are means over layers and epochs of ``SCORES``, geometric for those of ``LOGARITHMIC``;
-    ``largest``, the geometric mean over epochs of the largest ratio of any layer; ``edges_with``,
-    the mean over epochs of the share of edges with a massive activation in the layer that has most
-    of them; and ``epochs_with``, the share of epochs in which any layer has one.
+    Means of ``SCORES``, geometric for those of ``LOGARITHMIC``, and over epochs of the ``largest``
+    ratio of any layer, of ``edges_with`` a massive activation in the layer that has most, and of
+    whether any layer has one, ``epochs_with``.
     """
     half = epochs.groupby(["label", "run", "seed"])["epoch"].transform("max") / 2
     late = epochs[epochs["epoch"] > half]
@@ -335,10 +307,8 @@ def typical_scores(networks: pd.DataFrame) -> pd.DataFrame:
 def remedy_table(remedies: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFrame:
     """What remedies do and what they cost, as text, a row per architecture and arm.
 
-    The metric at the best epoch, mean over seeds with its 95 % t interval; ranges over seeds of
-    ``later_epochs``; and medians over seeds and layers at the best epoch of two Kolmogorov-Smirnov
-    distances: of the ratios to their own gamma law, ``KS gamma``, and to those of the untrained
-    network, ``KS base``.
+    The metric, mean over seeds with its 95 % t interval; ranges over seeds of ``later_epochs``; and
+    median Kolmogorov-Smirnov distances of ratios from their gamma law and from untrained ones.
     """
     keys = ["label", "run"]
     networks = by_network(remedies, metric)
@@ -371,7 +341,6 @@ def arms(
     """Values of networks with different remedies (``run``), a row of panels per architecture.
 
     A dot is a seed; a line is at the mean over seeds, the geometric one on a logarithmic axis.
-    ``values`` are columns with the labels of their axes, ``logarithmic`` some of them.
     """
     order = list(late["run"].unique())
     height = 0.6 + 0.2 * len(order)

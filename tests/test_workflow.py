@@ -19,7 +19,7 @@ from studies.bond_changes import CHANGES
 from studies.commands import overrides
 from studies.data import load
 from studies.emergence import fit_to_data
-from studies.explicit_bias import ARMS, COUNTED, OF_THE_GRID, OTHERS
+from studies.explicit_bias import ARMS, COUNTED, OTHERS
 from studies.published import CONFIGS
 from studies.results import TABLES
 from studies.runs import titles
@@ -193,8 +193,8 @@ def test_networks_with_a_remedy_differ_from_those_without_in_it_alone():
         pair, _, arm = name.rpartition("_")
         assert arm in arms
         assert run["change"] == ("neighbour-count" if arm in COUNTED else "")
-        none = f"{pair.removesuffix('_more')}_none"
-        without = RUNS[OF_THE_GRID.get(none, none)]
+        pair = pair.removesuffix("_more")
+        without = RUNS.get(f"{pair}_none") or RUNS[pair]  # or that of the grid of emergence
         for key in ("config", "dataset", "epochs"):
             assert run[key] == without[key]
 
