@@ -1,6 +1,5 @@
 """Deep networks against the skeleton written out, their gradients, and smoothing in them."""
 
-import pandas as pd
 import pytest
 import torch
 from random_graphs import random_graph
@@ -9,7 +8,6 @@ from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, TransformerConv
 from torch_geometric.utils import to_undirected
 
 from mapkg.oversmoothing import rank_one_distance, relative_spread, uniform_attention_limits
-from studies.__main__ import main
 from studies.data import NodesOfGraph, Splits
 from studies.data.regular import regular_task
 from studies.deep import (
@@ -164,16 +162,3 @@ def test_nodes_of_the_regular_graph_have_four_classes_of_equal_size():
     assert not graph.has_self_loops() and torch.equal(graph.x, task.x)
     order = task.y.flatten().argsort()
     assert graph.y[order].tolist() == [label for label in range(4) for _ in range(15)]
-
-
-def test_the_command_writes_deep_attention_and_vanilla_training(papers, tmp_path, monkeypatch):
-    monkeypatch.setattr("studies.commands.load", lambda name: papers)
-    prefix = tmp_path / "smoothing"
-    settings = ["--dataset", "citation", "--layers", "1", "2", "--epochs", "1", "--seeds", "0"]
-    vanilla = ["--depths", "1", "2", "--steps", "20"]
-    assert main(["study", "smoothing", *settings, *vanilla, "-o", str(prefix)]) == 0
-    deep = pd.read_csv(f"{prefix}_deep.csv.gz")
-    assert len(deep) == 2 * 5 * 2 * (1 + 2)  # data sets, variants, states, layers
-    training = pd.read_csv(f"{prefix}_training.csv.gz")
-    assert len(training) == 4 * 2 * 2 * 3  # variants, depths, optimisers, steps
-    assert deep["commit"].notna().all() and training["commit"].notna().all()

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 
-from studies.__main__ import main
 from studies.data import load
 from studies.data.trees import level_order, neighbors_match
 from studies.neighbors_match import (
@@ -18,7 +17,6 @@ from studies.neighbors_match import (
     tree_table,
     trees,
     untrained,
-    variants,
 )
 from studies.tasks import TREES, TreeTask
 from studies.train import fit
@@ -27,6 +25,11 @@ from studies.train import fit
 @pytest.fixture(scope="module")
 def splits(cache):
     return load("trees-2")
+
+
+def test_what_are_no_trees_is_refused(papers):
+    with pytest.raises(ValueError, match=r"expected Trees, as load\('trees-4'\) gives them"):
+        trees(papers, progress=False)
 
 
 def test_a_row_is_what_the_training_gave(splits):
@@ -42,22 +45,6 @@ def test_a_row_is_what_the_training_gave(splits):
     assert (row["passes_done"], row["stop_reason"], row["sampling"]) == (4, "passes", "grouped")
     assert study.curves["passes"].tolist() == [2, 4]
     assert study.curves["train_accuracy"].tolist() == history["train_accuracy"].tolist()
-
-
-def test_the_command_trains_every_norm_and_gives_pair_norm_its_own_passes(
-    splits, papers, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr("studies.commands.load", lambda name: {"trees-2": splits}.get(name, papers))
-    settings = ["--seeds", "0", "--passes", "2", "--passes-apart", "1", "--block", "1"]
-    study = ["study", "trees", *settings, "-o", str(tmp_path / "t")]
-    assert main([*study, "--dataset", "trees-2"]) == 0
-    runs = pd.read_csv(tmp_path / "t_runs.csv.gz")
-    assert len(runs) == len(variants()) == 15
-    is_pair = runs["norm"] == "pair"
-    assert is_pair.sum() == 4 and (runs["passes_done"] == 2 - is_pair).all()
-    assert runs["norm"].tolist() == [settings["norm"] for settings in variants()]
-    assert main([*study, "--dataset", "citation"]) == 2
-    assert "expected Trees, as load('trees-4') gives them" in capsys.readouterr().err
 
 
 @pytest.fixture
