@@ -33,15 +33,6 @@ TITLES = {
 }
 """Of norms, in tables and figures."""
 
-DEPTHS = (1, 2, 5, 10, 15, 20, 25, 30)
-"""Numbers of layers of the depth study."""
-
-TARGET_LOSS = 0.5
-"""The training loss below which a network has converged."""
-
-CURVE_EVERY = 5
-"""Epochs between two points of a tracked loss curve."""
-
 STUDIES = titles("depth")
 CONSTANT_RATE = titles("constant depth")
 """Tracked depth studies, from their files to their titles; that at a constant rate is a control."""
@@ -52,7 +43,7 @@ def depth(
     *,
     architecture: str,  # gat, gt, gcn or ggnn
     norms: Sequence[str],  # names of studies.deep.NORMS; lipschitz=4 sets the scale, too
-    layers: Sequence[int] = DEPTHS,  # numbers of layers
+    layers: Sequence[int] = (1, 2, 5, 10, 15, 20, 25, 30),  # numbers of layers
     seeds: Sequence[int] = (0, 1, 2),  # of weights and dropout, a training for each
     constant_rate: bool = False,  # a learning rate that does not fall
     epochs: int = 200,  # of each training
@@ -78,7 +69,7 @@ def depth(
     for num_layers, seed, variant in product(layers, seeds, variants):
         about = {**asdict(variant), "num_layers": num_layers, "seed": seed}
         about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
-        training = partial(_train, variant, splits, num_layers, seed, schedule, CURVE_EVERY)
+        training = partial(_train, variant, splits, num_layers, seed, schedule, 5)
         trainings.append((about, training))
     labels = ("architecture", "norm", "scale", "num_layers", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
@@ -118,7 +109,7 @@ def _train(
         "best_epoch": int(best["epoch"]),
         "last_epoch": int(last["epoch"]),
         "least_loss": history["train_loss"].min(),
-        "converged": float(history.loc[history["train_loss"] < TARGET_LOSS, "epoch"].min()),
+        "converged": float(history.loc[history["train_loss"] < 0.5, "epoch"].min()),
         "finite": training.stop_reason != "not finite",
     }
     if not every:

@@ -117,7 +117,7 @@ def read_trees(folder: Path | str, table: str = "runs") -> pd.DataFrame:
 
 
 def titled(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of ``tree_study`` with ``network``, the architecture's title, and ``variant``."""
+    """A table of ``trees`` with ``network``, the architecture's title, and ``variant``."""
     return named(table.assign(network=table["architecture"].map(TITLES)))
 
 
