@@ -22,7 +22,7 @@ from mapkg.models.config import Config
 from mapkg.models.edge_attention import SCORE_CLAMP
 from studies import tables
 from studies.data import Splits
-from studies.figures import LABELS, THRESHOLD_LOOK, over_seeds, whole_ticks
+from studies.figures import THRESHOLD_LOOK, over_seeds, whole_ticks
 from studies.grid import MODELS
 from studies.laws import compare_laws
 from studies.observation import summarise_scores
@@ -145,9 +145,9 @@ def idle_term_of_run(
 
 def with_and_without_term(table: pd.DataFrame) -> sns.FacetGrid:
     """Ratio, magnitude and median of each layer's scores, a row of panels per ``label``."""
-    names = ["max_ratio", "max_abs", "row_median_q50"]
-    long = table.melt(["label", "seed", "layer", "term"], names)
-    long["panel"] = long["label"] + ", " + long["variable"].map(LABELS)
+    names = {"max_ratio": "largest ratio", "max_abs": "largest |s|", "row_median_q50": "median |s|"}
+    long = table.melt(["label", "seed", "layer", "term"], [*names])
+    long["panel"] = long["label"] + ", " + long["variable"].map(names)
     long["term"] = long["term"].map({False: "without the term", True: "with it"})
     look = dict(x="layer", y="value", color="term", panel="panel", labels={"value": ""}, log="y")
     sharing = dict(sharey=False)
