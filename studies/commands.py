@@ -16,7 +16,7 @@ from studies.bond_changes import CHANGES
 from studies.data import NodesOfGraph, Splits, load
 from studies.emergence import emergence, observation_epochs
 from studies.published import CONFIGS
-from studies.runs import known
+from studies.published import known
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
     "remedy": {"epochs": 4},

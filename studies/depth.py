@@ -21,9 +21,9 @@ from studies.data import Splits
 from studies.deep import NORMS, DeepNetwork
 from studies.figures import layer_colors, over_seeds, whole_ticks
 from studies.provenance import commit, versions
-from studies.runs import known, titles
+from studies.published import known, titles
 from studies.schedule import Fit, Schedule
-from studies.study import Result, Study, run_study
+from studies.tables import Result, Study, run_study
 from studies.tasks import COLUMNS, NodeTask, observe_gradients
 from studies.train import fit
 
@@ -174,7 +174,7 @@ def depth_study(
         splits: of ``NodesOfGraph``.
         variants, depths, seeds: networks, numbers of layers, and seeds of weights and dropout.
         schedule: of training; None means the published one, 200 epochs.
-        prefix: of the tables, see ``run_study``.
+        prefix: of the tables, see ``tables.run_study``.
         progress: whether to show a progress bar on stderr.
 
     Returns:

@@ -12,9 +12,9 @@ import pandas as pd
 from studies import tables
 from studies.data import Splits
 from studies.depth import Variant, fit_summary
-from studies.runs import known, titles
+from studies.published import known, titles
 from studies.schedule import Schedule
-from studies.study import Result, Study, run_study
+from studies.tables import Result, Study, run_study
 from studies.tasks import COLUMNS, hide_features
 from studies.train import fit
 
@@ -80,7 +80,7 @@ def missing_study(
         rates: shares of nodes outside the training set whose features are zero, in [0, 1].
         layers, seeds: numbers of layers; seeds of weights, dropout and of what is hidden.
         schedule: of training; None means the published one, 200 epochs.
-        prefix: of the tables, see ``run_study``.
+        prefix: of the tables, see ``tables.run_study``.
         progress: whether to show a progress bar on stderr.
 
     Returns:

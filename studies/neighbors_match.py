@@ -18,9 +18,9 @@ from studies import tables
 from studies.data import Splits
 from studies.depth import named
 from studies.figures import over_seeds
-from studies.runs import known, titles
+from studies.published import known, titles
 from studies.schedule import Schedule
-from studies.study import Result, Study, run_study
+from studies.tables import Result, Study, run_study
 from studies.tasks import SAMPLINGS, TREES, TreeTask
 from studies.train import fit
 from studies.tree_networks import TreeNetwork
@@ -97,7 +97,7 @@ def tree_study(
         sampling: how batches are drawn, one of ``tasks.SAMPLINGS``.
         passes_apart: passes of networks with PairNorm, whose trees share nothing, so that they
             take many times as long; None means as many.
-        prefix: of the tables, see ``run_study``.
+        prefix: of the tables, see ``tables.run_study``.
         progress: whether to show a progress bar on stderr.
 
     Returns:

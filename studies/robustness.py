@@ -18,7 +18,7 @@ from studies import tables
 from studies.data import Splits
 from studies.remedies import ARMS, COUNTED
 from studies.results import read_network
-from studies.runs import titles
+from studies.published import titles
 
 ASCENT = Ascent(lr=0.1, passes=40)
 """How noise is optimised here, with fewer passes than the published 1000, and longer steps."""

@@ -22,7 +22,7 @@ from studies.emergence import fit_to_data
 from studies.published import CONFIGS
 from studies.remedies import ARMS, COUNTED, OF_THE_GRID, OTHERS, SETTINGS
 from studies.results import TABLES
-from studies.runs import titles
+from studies.published import titles
 
 WORKFLOW = REPOSITORY / "workflow"
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())
