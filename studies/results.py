@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,9 @@ class Emergence:
 
 def read_emergence(folder: Path | str, prefix: str = "") -> Emergence:
     """Read the tables that ``emergence`` wrote to a folder, or ``of_run`` with a prefix."""
+    writes = "python -m studies train, or study emergence,"
     paths = {table: Path(folder) / f"{prefix}{table}.csv.gz" for table in TABLES}
-    for path in paths.values():
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no table at {path}; write it with python -m studies train, or join those of "
-                "finished runs with python -m studies study emergence"
-            )
-    return Emergence(**{table: pd.read_csv(path) for table, path in paths.items()})
+    return Emergence(**{name: tables.read_one(path, writes) for name, path in paths.items()})
 
 
 def of_run(
@@ -114,17 +110,13 @@ def range_over_seeds(summary: pd.DataFrame, statistic: str) -> pd.DataFrame:
 
 def count_types(splits: Splits) -> pd.DataFrame:
     """How often each type of atom and, once per direction, of bond occurs in each split."""
+    kinds = {"atom": ("x", dict(enumerate(ATOM_TYPES))), "bond": ("edge_attr", BOND_TYPES)}
     rows = []
-    for split in ("train", "val", "test"):
-        graphs = getattr(splits, split)
-        for kind, ids in (("atom", "x"), ("bond", "edge_attr")):
-            names = dict(enumerate(ATOM_TYPES)) if kind == "atom" else BOND_TYPES
-            counts = torch.cat([graph[ids] for graph in graphs]).bincount(minlength=max(names) + 1)
-            rows += [
-                {"split": split, "kind": kind, "id": i, "type": name, "count": int(counts[i])}
-                for i, name in names.items()
-            ]
-    return pd.DataFrame(rows)
+    for split, (kind, (ids, names)) in product(("train", "val", "test"), kinds.items()):
+        found = torch.cat([graph[ids] for graph in getattr(splits, split)])
+        counts = found.bincount(minlength=max(names) + 1).tolist()
+        rows += [(split, kind, i, name, counts[i]) for i, name in names.items()]
+    return pd.DataFrame(rows, columns=["split", "kind", "id", "type", "count"])
 
 
 def contrasts(

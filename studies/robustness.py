@@ -16,9 +16,9 @@ from mapkg.measures import MASSIVE_RATIO
 from mapkg.models.config import Config
 from studies import tables
 from studies.data import Splits
+from studies.published import titles
 from studies.remedies import ARMS, COUNTED
 from studies.results import read_network
-from studies.published import titles
 
 ASCENT = Ascent(lr=0.1, passes=40)
 """How noise is optimised here, with fewer passes than the published 1000, and longer steps."""

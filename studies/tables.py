@@ -66,12 +66,16 @@ def read(
     parts = []
     for name, title in titles.items():
         path = Path(folder) / ("_".join(filter(None, (kind, name, table))) + ".csv.gz")
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no table at {path}; workflow/Snakefile writes it: snakemake {name}"
-            )
-        parts.append(pd.read_csv(path, keep_default_na=not text).assign(run=title))
+        part = read_one(path, f"make paper WHAT={name}", keep_default_na=not text)
+        parts.append(part.assign(run=title))
     return pd.concat(parts, ignore_index=True)
+
+
+def read_one(path: Path, command: str, **settings: Any) -> pd.DataFrame:
+    """A table, or an error that names the command that writes it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no table at {path}; {command} writes it")
+    return pd.read_csv(path, **settings)
 
 
 def over_seeds(
@@ -136,15 +140,10 @@ def run_study(
     prefix: Path | str | None = None,
     progress: bool = True,
 ) -> Study:
-    """Do what is not done yet of a list of trainings.
+    """Do what is not done yet of a list of trainings, pairs of settings and what does it.
 
-    Args:
-        trainings: the settings that tell each from the others, and what does it.
-        labels: the settings that curves carry.
-        prefix: where tables are written after each training, ``PREFIX_runs.csv.gz`` and
-            ``PREFIX_curves.csv.gz``; what is there already is not done again. None keeps all in
-            memory.
-        progress: whether to show a progress bar on stderr.
+    Both tables are written after each training, ``PREFIX_runs.csv.gz`` and, with those settings
+    that are ``labels``, ``PREFIX_curves.csv.gz``; no prefix keeps all in memory.
     """
     paths = {n: Path(f"{prefix}_{n}.csv.gz") for n in ("curves", "runs") if prefix is not None}
     with _alone(prefix):
