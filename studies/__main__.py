@@ -8,9 +8,9 @@ import argparse
 import ast
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,12 +97,16 @@ def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return whole
 
 
+class _Look(argparse.RawDescriptionHelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # no GT-, then ZINC
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and first of all about options that are unknown."""
 
     def __init__(self, **settings: Any) -> None:
-        look = partial(argparse.RawDescriptionHelpFormatter, max_help_position=24)
-        super().__init__(allow_abbrev=False, formatter_class=look, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=_Look, **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in () if self._subparsers else args:
@@ -192,11 +196,8 @@ def _how(name: str, annotation: str) -> dict[str, Any]:
         return _how(name, several[1]) | {"action": "extend", "nargs": "+"}
     if name == "set":
         return {"metavar": "NAME=VALUE"}
-    convert = {"int": _whole(name), "float": float, "Path": Path, "str": str}[kind]
-    return {
-        "type": convert,
-        "metavar": {"int": "N", "float": "X", "Path": "PATH"}.get(kind, "NAME"),
-    }
+    kinds = {"int": (_whole(name), "N"), "float": (float, "X"), "Path": (Path, "PATH")}
+    return dict(zip(("type", "metavar"), kinds.get(kind, (str, "NAME")), strict=True))
 
 
 def _whole(name: str) -> Any:

@@ -19,10 +19,9 @@ from studies.bond_changes import CHANGES
 from studies.commands import overrides
 from studies.data import load
 from studies.emergence import fit_to_data
-from studies.published import CONFIGS
+from studies.published import CONFIGS, titles
 from studies.remedies import ARMS, COUNTED, OF_THE_GRID, OTHERS, SETTINGS
 from studies.results import TABLES
-from studies.published import titles
 
 WORKFLOW = REPOSITORY / "workflow"
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())
