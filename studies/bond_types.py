@@ -25,7 +25,7 @@ from studies.data.bond_properties import Labels, edge_labels
 from studies.extras import build
 from studies.first_layer import distinct_edges, first_layer_table, heat_table, score_parts
 from studies.observation import edge_maxima
-from studies.runs import titles
+from studies.published import titles
 from studies.train import seed_all
 
 RUNS = titles("grid")

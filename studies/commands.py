@@ -15,8 +15,7 @@ from studies import checkpoint, tables
 from studies.bond_changes import CHANGES
 from studies.data import NodesOfGraph, Splits, load
 from studies.emergence import emergence, observation_epochs, with_permuted_targets, without_training
-from studies.published import CONFIGS
-from studies.runs import known
+from studies.published import CONFIGS, known
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
     "remedy": {"epochs": 4},
