@@ -18,12 +18,15 @@ from packaging.version import Version
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-LOCK_LINES = (REPOSITORY / "requirements.lock").read_text().splitlines()
 PIN = re.compile(r"([a-z0-9][a-z0-9.-]*)==([0-9][0-9a-z.+!]*)")
+PINS = [
+    line
+    for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
+    if line and not line.startswith("#")
+]
 
 
 def requirements(*groups):
-    """Requirements by canonical name; the package itself is no requirement."""
     parsed = map(Requirement, (text for group in groups for text in group))
     return {canonicalize_name(requirement.name): requirement for requirement in parsed}
 
@@ -35,148 +38,83 @@ DECLARED = requirements(*EXTRAS.values(), PROJECT["dependencies"])
 @pytest.fixture(scope="module")
 def lock():
     """Versions of the lock by canonical name."""
-    pins = [PIN.fullmatch(line) for line in LOCK_LINES if line and not line.startswith("#")]
-    return {canonicalize_name(pin[1]): Version(pin[2]) for pin in pins if pin}
+    pins = filter(None, map(PIN.fullmatch, PINS))
+    return {canonicalize_name(pin[1]): Version(pin[2]) for pin in pins}
 
 
 def installed(name):
-    """The installed version, or None."""
+    """The installed version; skips if there is none."""
     try:
         return Version(metadata.version(name))
     except metadata.PackageNotFoundError:
-        return None
+        pytest.skip(f"{name} is not installed")
 
 
-def test_every_line_of_the_lock_is_a_pin_or_a_comment():
+def test_every_line_of_the_lock_pins_another_package(lock):
     # An index, a path or an option would tie the lock to the machine that wrote it.
-    others = [
-        line for line in LOCK_LINES if line and not line.startswith("#") and not PIN.fullmatch(line)
-    ]
-    assert others == []
-
-
-def test_no_package_is_pinned_twice(lock):
-    pins = [line for line in LOCK_LINES if line and not line.startswith("#")]
-    assert len(lock) == len(pins)
+    assert len(lock) == len(PINS)
+    # A tag such as +cpu is on no index but torch's own: the lock could not be installed.
+    assert str(lock["torch"]) == "2.13.0" and str(CORE["torch"].specifier) == "==2.13.0"
 
 
 @pytest.mark.parametrize("name", DECLARED)
-def test_the_lock_pins_a_declared_package_at_a_version_it_allows(name, lock):
+def test_a_declared_package_is_locked_at_a_version_it_allows_and_that_is_installed(name, lock):
     assert name in lock, f"{name} is declared and not locked; run make lock"
     assert lock[name] in DECLARED[name].specifier
-
-
-def test_torch_is_one_version_without_a_build_tag(lock):
-    # A tag such as +cpu is on no index but torch's own: the lock could not be installed.
-    assert str(lock["torch"]) == "2.13.0"
-    assert str(CORE["torch"].specifier) == "==2.13.0"
-
-
-def test_the_extras_are_declared():
-    assert sorted(EXTRAS) == ["book", "test", "workflow"]
+    # What follows a + is how it was built: torch's for a GPU is the same version.
+    assert installed(name).public == lock[name].public, "run make setup"
 
 
 def test_the_environment_file_installs_the_lock_and_the_package():
     environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
-    assert environment["name"] == "mapkg"
-    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert pip == ["-r requirements.lock", "-e ."]
-    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
-    assert "pip" in conda
+    *conda, pip = environment["dependencies"]
+    assert environment["name"] == "mapkg" and "pip" in conda
+    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
     (python,) = (entry for entry in conda if re.match(r"python\b", entry))
     # conda's python=3.11 is any 3.11, and python>=3.11 any from 3.11 on.
     version = re.fullmatch(r"python[=>]=?([0-9.]+)", python)[1]
     assert Version(version) in Requirement(f"python{PROJECT['requires-python']}").specifier
 
 
-def test_this_python_is_one_the_package_is_for():
-    running = Version(".".join(map(str, sys.version_info[:3])))
-    assert running in Requirement(f"python{PROJECT['requires-python']}").specifier
+def test_the_declared_version_is_the_installed_one():
+    assert installed(PROJECT["name"]) == Version(PROJECT["version"])
 
 
-@pytest.mark.parametrize("name", DECLARED)
-def test_the_installed_version_is_the_locked_one(name, lock):
-    found = installed(name)
-    if found is None and name not in CORE:
-        extra = next(key for key, group in EXTRAS.items() if name in requirements(group))
-        pytest.skip(f"{name}, of the extra {extra!r}, is not installed")
-    assert found is not None, f"{name} is not installed; run make setup"
-    # What follows a + is how it was built: torch's for a GPU is the same version.
-    assert found.public == lock[name].public, "the environment is not the lock's; run make setup"
-
-
-def phony_targets():
-    makefile = (REPOSITORY / "Makefile").read_text()
-    return re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
+def make(*arguments, cwd=REPOSITORY):
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True)
 
 
 def test_make_help_lists_every_target_with_a_line_of_its_own():
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
-    result = subprocess.run(
-        ["make", "--no-print-directory", "help"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    listed = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
+    makefile = (REPOSITORY / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
+    listed = [line.split(maxsplit=1) for line in make("help").stdout.splitlines()]
     assert all(len(entry) == 2 and len(entry[1]) > 8 for entry in listed)
-    assert [target for target, _ in listed] == phony_targets()
-    default = subprocess.run(
-        ["make", "--no-print-directory"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert default.stdout == result.stdout
+    assert [target for target, _ in listed] == phony
+    assert sorted(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)) == sorted(phony)
+    assert make().stdout == make("help").stdout
 
 
-@pytest.fixture
-def setup(tmp_path):
-    """What ``make setup`` would do in a folder of its own, of which .venv/bin/python is given."""
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
+@pytest.mark.parametrize(
+    "case", ["finished", "not finished", "its Python is gone", "its Python is too old"]
+)
+def test_an_environment_that_cannot_be_used_is_made_anew_and_said_to_be(case, tmp_path):
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, tmp_path)
-
-    def plan(python, *, is_finished):
-        (tmp_path / ".venv" / "bin").mkdir(parents=True)
-        (tmp_path / ".venv" / "bin" / "python").symlink_to(python)
-        if is_finished:
-            (tmp_path / ".venv" / "installed").touch()
-        command = ["make", "--dry-run", "--no-print-directory", "setup"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-
-    return plan
-
-
-def test_a_finished_environment_is_left_alone(setup):
-    assert "-m venv" not in setup(sys.executable, is_finished=True).stdout
-
-
-@pytest.mark.parametrize("case", ["not finished", "its Python is gone", "its Python is too old"])
-def test_an_environment_that_cannot_be_used_is_made_anew_and_said_to_be(case, setup, tmp_path):
     old = tmp_path / "old"
     old.write_text("#!/bin/sh\necho False\n")
     old.chmod(0o755)
-    pythons = {"not finished": sys.executable, "its Python is gone": tmp_path / "none"}
-    result = setup(pythons.get(case, old), is_finished=case != "not finished")
-    assert (
-        ".venv is not complete, or its Python is gone or too old; it is made anew" in result.stdout
-    )
-    assert "-m venv .venv" in result.stdout
+    python = {"its Python is gone": tmp_path / "none", "its Python is too old": old}
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(python.get(case, sys.executable))
+    if case != "not finished":
+        (tmp_path / ".venv" / "installed").touch()
+    result = make("--dry-run", "setup", cwd=tmp_path)
+    said = ".venv is not complete, or its Python is gone or too old; it is made anew"
+    assert (said in result.stdout) == ("-m venv .venv" in result.stdout) == (case != "finished")
     assert result.stderr == ""
-
-
-def test_every_target_that_is_no_file_is_phony():
-    makefile = (REPOSITORY / "Makefile").read_text()
-    targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
-    assert sorted(targets) == sorted(phony_targets())
-
-
-def test_the_declared_version_is_the_installed_one():
-    found = installed(PROJECT["name"])
-    if found is None:
-        pytest.skip("the package is imported from its folder and not installed")
-    assert found == Version(PROJECT["version"])
 
 
 EXAMPLE = """
@@ -192,7 +130,8 @@ from mapkg import lipschitz_normalise, report
 
 graph = Data(x=torch.randn(20, 8), edge_index=torch.randint(20, (2, 60)))
 model = GAT(in_channels=8, hidden_channels=16, num_layers=3, heads=4)
-print(report(model, DataLoader([graph]), names="convs.*:message"))
+found = report(model, DataLoader([graph]), names="convs.*:message")
+print(found)
 assert lipschitz_normalise(model)(graph.x, graph.edge_index).isfinite().all()
 for absent in ("rdkit", "sklearn", "matplotlib", "captum", "papermill", "studies"):
     try:
@@ -200,6 +139,10 @@ for absent in ("rdkit", "sklearn", "matplotlib", "captum", "papermill", "studies
     except ImportError:
         continue
     sys.exit(f"{absent} was installed with the library")
+try:
+    found.plot()
+except ImportError as error:
+    assert "matplotlib is required" in str(error)
 print(mapkg.__file__)
 """
 
