@@ -4,11 +4,11 @@ import weakref
 from collections import namedtuple
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.nn import (
@@ -151,17 +151,6 @@ def test_outputs_are_recorded_in_order_detached_and_not_copied():
         assert recorded.data_ptr() == output.data_ptr() and not recorded.requires_grad
 
 
-def test_a_module_used_twice_in_a_forward_pass_is_recorded_twice():
-    torch.manual_seed(0)
-    shared = nn.Linear(3, 3)
-    model = nn.Sequential(shared, nn.Tanh(), shared)
-    with record(model, "0") as seen:
-        output = model(INPUT)
-    first, second = seen["0"]
-    assert torch.equal(first, shared(INPUT))
-    assert torch.equal(second, output)
-
-
 class Returns(nn.Module):
     """Returns a structure made from its input."""
 
@@ -205,12 +194,24 @@ class Bag:
     x: torch.Tensor
 
 
+class Custom:
+    def __init__(self, x):
+        self.x, self.itself = x, self
+
+
+class Outputs(dict):
+    x = property(lambda self: self["x"])
+
+
 def set_x(batch, x):
-    object.__setattr__(batch, "x", x)
+    if isinstance(batch, dict):
+        batch["x"] = x
+    else:
+        object.__setattr__(batch, "x", x)
     return batch
 
 
-@pytest.mark.parametrize("kind", [Data, Bag])
+@pytest.mark.parametrize("kind", [Data, Bag, Custom, Outputs])
 def test_an_object_that_layers_change_and_hand_on_is_recorded_as_it_was(kind):
     model = nn.Sequential(*(Returns(lambda batch: set_x(batch, 2 * batch.x)) for _ in range(3)))
     with record(model, "?") as seen:
@@ -392,31 +393,6 @@ def test_the_messages_to_a_node_sum_to_what_it_aggregates(name):
     assert aggregate[4].abs().max() > 0
 
 
-def test_what_a_gcn_aggregates_is_the_normalised_adjacency_times_its_features():
-    x, edge_attr = node_and_edge_features()
-    conv = convolution("gcn")
-    with record(conv, [":message", ":aggregate"]) as seen:
-        call(conv, x, EDGE_INDEX, edge_attr)
-    adjacency = torch.eye(NODES)
-    for source, target in EDGE_INDEX.T.tolist():
-        adjacency[target, source] += 1
-    root = adjacency.sum(dim=1).sqrt()
-    expected = (adjacency / root[:, None] / root[None, :]) @ (x @ conv.lin.weight.T)
-    torch.testing.assert_close(seen[":aggregate"][0], expected)
-    assert len(seen[":message"][0]) == EDGES + NODES  # with PyG's self-loops
-
-
-@pytest.mark.parametrize("name", ["gat", "gatv2"])
-def test_recorded_attention_weights_are_those_that_pyg_returns(name):
-    x, edge_attr = node_and_edge_features()
-    conv = convolution(name)
-    with record(conv, ":edge_update") as seen:
-        _, (edge_index, weight) = conv(x, EDGE_INDEX, edge_attr, return_attention_weights=True)
-    assert torch.equal(seen[":edge_update"][0], weight)
-    sums = scatter(weight, edge_index[1], reduce="sum")
-    torch.testing.assert_close(sums, torch.ones(NODES, HEADS))
-
-
 def test_recorded_inputs_are_the_features_of_source_and_target():
     x, edge_attr = node_and_edge_features()
     conv = convolution("gine")
@@ -435,16 +411,6 @@ def test_recorded_inputs_are_the_features_of_source_and_target():
     assert torch.equal(inputs["edge_attr"], edge_attr)
 
 
-def test_a_module_that_propagates_several_times_is_recorded_each_time():
-    x, _ = node_and_edge_features()
-    conv = APPNP(K=3, alpha=0.1)
-    with record(conv, [":message", ":aggregate"]) as seen:
-        output = conv(x, EDGE_INDEX)
-        conv(x, EDGE_INDEX)
-    assert [len(outputs) for outputs in seen.values()] == [6, 6]
-    torch.testing.assert_close(output, 0.9 * seen[":aggregate"][2] + 0.1 * x)
-
-
 @pytest.mark.parametrize("stage", ["message_inputs", "message", "aggregate"])
 @pytest.mark.parametrize("kind", ["sparse tensor", "edge index"])
 @pytest.mark.filterwarnings("ignore:Sparse:UserWarning")  # torch calls its sparse tensors beta
@@ -461,17 +427,6 @@ def test_messages_that_pyg_fuses_away_are_an_error_not_an_empty_list(stage, kind
     with pytest.raises(RuntimeError, match=words), record(conv, f":{stage}"):
         conv(x, fused)
     conv(x, fused)
-
-
-def test_without_its_message_an_edge_is_gone():
-    x, edge_attr = node_and_edge_features()
-    conv = convolution("gine")
-    kept = torch.arange(EDGES) != 4
-    expected = conv(x, EDGE_INDEX[:, kept], edge_attr[kept])
-    with edit(conv, {":message": lambda m: m * kept.unsqueeze(-1)}):
-        found = conv(x, EDGE_INDEX, edge_attr)
-    torch.testing.assert_close(found, expected)
-    assert not torch.allclose(conv(x, EDGE_INDEX, edge_attr), expected)
 
 
 def test_edited_attention_weights_and_inputs_are_used():
@@ -531,30 +486,49 @@ def loader():
     return [torch.randn(rows, 3) for rows in (2, 5, 3)]
 
 
-def test_each_batch_comes_with_its_outputs_in_evaluation_mode(loader):
+def test_each_batch_comes_when_it_is_asked_for_and_no_output_outlives_it(loader):
     def forward(model, x):
         assert not model(x).requires_grad
 
-    model = network()
-    found = list(scan(model, loader, ["3", "0", ""], forward=forward))
-    with evaluating(model), record(model, ["", "0", "3"]) as seen:
+    model, taken, kept = network(), [], []
+    with evaluating(model), record(model, ["", "0"]) as expected:
         predicted = [model(x) for x in loader]
-    for index, (batch, outputs) in enumerate(found):
+
+    def watched():
+        for batch in loader:
+            assert all(output() is None for output in kept)
+            taken.append(batch)
+            yield batch
+
+    passes = scan(model, watched(), ["0", ""], forward=forward)
+    assert taken == []
+    for batch, seen in passes:
+        index = len(taken) - 1
         assert batch is loader[index]
-        assert list(outputs) == ["", "0", "3"]
-        assert all(torch.equal(x, seen[name][index]) for name, x in outputs.items())
-        assert torch.equal(outputs[""], predicted[index])
+        assert list(seen) == ["", "0"] and torch.equal(seen[""], predicted[index])
+        assert all(torch.equal(x, expected[name][index]) for name, x in seen.items())
+        kept += [weakref.ref(output) for output in seen.values()]
+        del seen
+    assert len(kept) == 6
+    with pytest.raises(KeyError, match="no submodule '7'"):
+        next(scan(network(), map(pytest.fail, "x"), "7"))
+    ((batch, seen), *_) = scan(network().to("meta"), loader, "")
+    assert batch.device.type == seen[""].device.type == "meta"
 
 
-@pytest.mark.parametrize("end", ["none", "break", "exception", "close"])
+@pytest.mark.parametrize("end", ["none", "break", "exception", "close", "forward", "reduce"])
 def test_in_the_loop_and_however_it_ends_the_model_is_as_it_was(end, loader):
-    model = network()
-    before, passes = state(model), scan(model, loader, "*")
-    with pytest.raises(KeyboardInterrupt) if end == "exception" else nullcontext():
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    model, fails = network(), end in ("exception", "forward", "reduce")
+    before = state(model)
+    passes = scan(model, loader, "*", **{end: fail} if end in ("forward", "reduce") else {})
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
         for _ in passes:  # held by its name, so that it is not closed by going away
             assert state(model) == before
             if end == "exception":
-                raise KeyboardInterrupt
+                fail()
             if end != "none":
                 break
     if end == "close":
@@ -562,74 +536,90 @@ def test_in_the_loop_and_however_it_ends_the_model_is_as_it_was(end, loader):
     assert state(model) == before
 
 
-@pytest.mark.parametrize("where", ["forward", "reduce"])
-def test_an_exception_is_passed_on_and_leaves_nothing_behind(where, loader):
-    model = network()
-    before = state(model)
-
-    def fail(*_):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        list(scan(model, loader, "0", **{where: fail}))
-    assert state(model) == before
-
-
-def test_batches_are_taken_when_the_loop_asks_for_them_and_names_are_checked_before(loader):
-    taken = []
-    many = (taken.append(number) or loader[number % 3] for number in range(100))
-    passes = scan(network(), many, "0")
-    assert taken == []
-    assert len(list(islice(passes, 4))) == 4
-    assert taken == [0, 1, 2, 3]
-    with pytest.raises(KeyError, match="no submodule '7'"):
-        next(scan(network(), map(pytest.fail, "x"), "7"))
-
-
-def test_an_output_that_the_loop_lets_go_is_gone_before_the_next_batch(loader):
-    kept = []
-
-    def watched():
-        for batch in loader:
-            assert all(output() is None for output in kept)
-            yield batch
-
-    for _, seen in scan(network(), watched(), "[03]"):
-        kept += [weakref.ref(output) for output in seen.values()]
-        assert [output() is None for output in kept[-2:]] == [False, False]
-        del seen
-    assert len(kept) == 6
-
-
 def test_a_reducer_sees_every_output_with_its_batch_and_nothing_is_kept(loader):
-    found, model = [], network()
+    found = []
 
     def reduce(name, output, batch):
         assert not torch.is_grad_enabled() and not output.requires_grad
         found.append((name, weakref.ref(output), batch))
 
-    for _, seen in scan(model, loader, "[03]", reduce=reduce):
-        assert seen == {}
-        assert all(output() is None for _, output, _ in found)
+    for _, seen in scan(network(), loader, "[03]", reduce=reduce):
+        assert seen == {} and all(output() is None for _, output, _ in found)
     assert [name for name, _, _ in found] == ["0", "3"] * 3
     assert all(found[index][2] is loader[index // 2] for index in range(6))
 
 
 def test_without_a_reducer_a_module_runs_once_in_a_pass():
-    def forward(model, x):
-        return model(x, torch.tensor([[0, 1], [1, 0]]))
-
+    x, found = torch.ones(2, 1), []
     steps = APPNP(K=3, alpha=0.1)
+    forward = dict(forward=lambda model, x: model(x, torch.tensor([[0, 1], [1, 0]])))
     with pytest.raises(RuntimeError, match=r"expected ':message' to run once .* ran 3 times; pass"):
-        next(scan(steps, [torch.ones(2, 1)], ":message", forward=forward))
-    found = []
-    options = dict(forward=forward, reduce=lambda *each: found.append(each))
-    assert len(list(scan(steps, [torch.ones(2, 1)], ":message", **options))) == 1
+        next(scan(steps, [x], ":message", **forward))
+    assert (
+        len(list(scan(steps, [x], ":message", **forward, reduce=lambda *e: found.append(e)))) == 1
+    )
     assert len(found) == 3
     with pytest.raises(RuntimeError, match="expected '1' to run once for each batch, it ran 0"):
         next(scan(network(), [torch.ones(1, 3)], "[01]", forward=lambda model, x: model[0](x)))
 
 
-def test_batches_are_moved_to_the_device_of_the_model(loader):
-    ((batch, seen), *_) = scan(network().to("meta"), loader, "")
-    assert batch.device.type == seen[""].device.type == "meta"
+# Where hooks do not see what they seem to.
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_edits_under_activation_checkpointing_are_refused_and_records_are_not_doubled(
+    use_reentrant,
+):
+    inner = sequential()
+    model = Returns(lambda x: checkpoint(inner, x, use_reentrant=use_reentrant))
+    model.inner, x = inner, INPUT.clone().requires_grad_()
+    with record(model, ["inner.0", "inner"]) as seen:
+        model(x).sum().backward()
+    assert [len(outputs) for outputs in seen.values()] == [1, 1]
+    doubled = {"inner.0": lambda x: 2 * x}
+    words = "'inner.0' is edited under activation checkpointing"
+    with pytest.raises(RuntimeError, match=words), edit(model, doubled):
+        model(x)
+    output = model(x).sum()
+    with pytest.raises(RuntimeError, match=words), edit(model, doubled):
+        output.backward()
+
+
+@pytest.mark.parametrize("transform", [torch.vmap, torch.func.jacrev, torch.func.jacfwd])
+def test_tensors_that_live_only_inside_of_a_transform_are_not_kept(transform):
+    model, shapes = sequential(), []
+    words = "'0' lives only inside of torch.vmap or torch.func"
+    with pytest.raises(RuntimeError, match=words), record(model, "0"):
+        transform(lambda x: model(x))(INPUT)
+    with record(model, "0", reduce=lambda name, x: shapes.append(x.shape)):
+        transform(lambda x: model(x))(INPUT)
+    assert len(shapes) == 1
+
+
+def test_of_a_layer_without_source_what_pyg_shows_per_node_is_refused():
+    names = {}
+    exec(
+        "from torch_geometric.nn import MessagePassing\n"
+        "class Own(MessagePassing):\n"
+        "    def forward(self, x, edge_index):\n"
+        "        a = self.edge_updater(edge_index, x=x)\n"
+        "        return self.propagate(edge_index, x=x, a=a)\n"
+        "    def edge_update(self, x_i, x_j): return x_i * x_j\n"
+        "    def message(self, x_j, a): return a * x_j\n",
+        names,
+    )
+    conv, (x, _) = names["Own"](), node_and_edge_features()
+    for context in ("record", "edit"):
+        with (
+            pytest.raises(KeyError, match=r"shows only .*edge_update: PyG cannot read its source"),
+            opened(context, conv, [":edge_update_inputs"]),
+        ):
+            pytest.fail("the context was entered")
+    with record(conv, [":message_inputs", ":edge_update", ":message"]) as seen:
+        conv(x, EDGE_INDEX)
+    source, target = x[EDGE_INDEX]
+    assert torch.equal(seen[":message_inputs"][0]["x_j"], source)
+    assert torch.equal(seen[":edge_update"][0], target * source)
+    assert torch.equal(seen[":message"][0], target * source * source)
+    with edit(conv, {":edge_update": torch.zeros_like}):
+        assert not conv(x, EDGE_INDEX).any()

@@ -97,26 +97,6 @@ def test_make_help_lists_every_target_with_a_line_of_its_own():
     assert make().stdout == make("help").stdout
 
 
-@pytest.mark.parametrize(
-    "case", ["finished", "not finished", "its Python is gone", "its Python is too old"]
-)
-def test_an_environment_that_cannot_be_used_is_made_anew_and_said_to_be(case, tmp_path):
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
-        shutil.copy(REPOSITORY / name, tmp_path)
-    old = tmp_path / "old"
-    old.write_text("#!/bin/sh\necho False\n")
-    old.chmod(0o755)
-    python = {"its Python is gone": tmp_path / "none", "its Python is too old": old}
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "python").symlink_to(python.get(case, sys.executable))
-    if case != "not finished":
-        (tmp_path / ".venv" / "installed").touch()
-    result = make("--dry-run", "setup", cwd=tmp_path)
-    said = ".venv is not complete, or its Python is gone or too old; it is made anew"
-    assert (said in result.stdout) == ("-m venv .venv" in result.stdout) == (case != "finished")
-    assert result.stderr == ""
-
-
 EXAMPLE = """
 import sys
 
