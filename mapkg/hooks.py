@@ -292,14 +292,14 @@ def _places(model: nn.Module, names: str | Iterable[str]) -> dict[str, _Place]:
             )
         elif stage not in STAGES:
             raise KeyError(f"{pattern!r}: unknown stage {stage!r}; stages: {', '.join(STAGES)}")
-        elif staged := {match for match in matches if stage in _stages(modules[match])}:
+        elif staged := {match for match in matches if stage in stages(modules[match])}:
             chosen |= {(match, stage) for match in staged}
         else:
             first = modules[min(matches)]
-            only = f"computes only {', '.join(_stages(first))}"
-            if stage == STAGES[3] and STAGES[4] in _stages(first):
-                only = f"shows only {', '.join(_stages(first))}: PyG cannot read its source"
-            if not _stages(first):
+            only = f"computes only {', '.join(stages(first))}"
+            if stage == STAGES[3] and STAGES[4] in stages(first):
+                only = f"shows only {', '.join(stages(first))}: PyG cannot read its source"
+            if not stages(first):
                 only = "is not a PyG MessagePassing module, only its output can be seen"
             raise KeyError(f"{pattern!r} has no {stage!r}: {type(first).__name__} {only}")
     return {
@@ -316,7 +316,8 @@ def _matches(pattern: str, names: Iterable[str]) -> set[str]:
     return {name for name in names if fnmatchcase(name, pattern)}
 
 
-def _stages(module: nn.Module) -> tuple[str, ...]:
+def stages(module: nn.Module) -> tuple[str, ...]:
+    """Which of ``STAGES`` can be seen of a module."""
     if not isinstance(module, MessagePassing):
         return ()
     if type(module).edge_update is MessagePassing.edge_update:

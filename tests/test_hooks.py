@@ -162,17 +162,6 @@ class Returns(nn.Module):
         return self.make(x)
 
 
-def test_structures_of_tensors_are_recorded_as_they_are_and_detached():
-    model = Returns(lambda x: (x, [2 * x, {"deep": Pair(3 * x, None)}], 7))
-    with record(model, "") as seen:
-        model(INPUT.clone().requires_grad_())
-    ((first, (second, deep), seven),) = seen[""]
-    third, nothing = deep["deep"]
-    assert isinstance(deep["deep"], Pair) and (seven, nothing) == (7, None)
-    for factor, tensor in enumerate((first, second, third), start=1):
-        assert torch.equal(tensor, factor * INPUT) and not tensor.requires_grad
-
-
 def test_an_in_place_module_behind_a_recorded_one_is_reported():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True))
     words = r"output of '0' was changed in place.*reduce=lambda"
@@ -308,9 +297,16 @@ def test_edits_are_applied_in_the_order_given_and_a_record_sees_what_is_inside_i
         assert torch.equal(model(INPUT), 2 * plain + 1)
 
 
-def test_an_edit_can_replace_a_structure_and_must_return_something():
-    model = nn.Sequential(Returns(lambda x: Pair(x, 2 * x)), Returns(lambda pair: sum(pair)))
-    with edit(model, {"0": lambda pair: pair._replace(second=0 * pair.second)}):
+def test_structures_are_recorded_detached_and_replaced_and_an_edit_returns_something():
+    nested = Returns(lambda x: (Pair(x, 2 * x), [3 * x, {"deep": (4 * x,)}], 7))
+    model = nn.Sequential(nested, Returns(lambda found: sum(found[0])))
+    with record(model, "0") as seen:
+        model(INPUT.clone().requires_grad_())
+    ((pair, (third, deep), seven),) = seen["0"]
+    assert isinstance(pair, Pair) and seven == 7
+    for factor, tensor in enumerate((*pair, third, *deep["deep"]), start=1):
+        assert torch.equal(tensor, factor * INPUT) and not tensor.requires_grad
+    with edit(model, {"0": lambda found: (found[0]._replace(second=0 * INPUT), *found[1:])}):
         assert torch.equal(model(INPUT), INPUT)
     words = r"edit of '0' returned None; .*record\(\)"
     with pytest.raises(TypeError, match=words), edit(model, {"0": lambda _: None}):

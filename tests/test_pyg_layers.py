@@ -8,6 +8,7 @@ from random_graphs import molecule
 from torch import nn
 from torch_geometric.data import Batch
 from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
+from torch_geometric.nn.attention import PerformerAttention
 from torch_geometric.utils import scatter, softmax
 
 from mapkg.hooks import record
@@ -145,6 +146,19 @@ def test_dense_attention_is_a_loop_over_graphs_and_heads(training, features):
             expected.append(attention.out_proj(torch.cat(heads, dim=1)))
     found = recorded_rows(attention, seen["conv.attn"][0], batch)  # without padding, in order
     torch.testing.assert_close(found, torch.cat(expected), **EXACT)
+
+
+def test_rows_of_a_performer_are_given_only_where_padding_cannot_reach_them():
+    attention, x = PerformerAttention(CHANNELS, HEADS).eval(), torch.randn(2, 5, CHANNELS)
+    whole, some = torch.ones(2, 5).bool(), torch.arange(10).view(2, 5) < 8
+    alone, beside = attention(x[1:, :3], some[1:, :3]), attention(x, some)[1:, :3]
+    assert not torch.allclose(alone, beside, atol=1e-6)  # PyG's, with padding
+    output = attention(x, whole)
+    rows = recorded_rows(attention, output, torch.arange(2).repeat_interleave(5))
+    assert torch.equal(rows, output.flatten(0, 1))
+    assert torch.equal(rows, recorded_rows(attention, output))
+    with pytest.raises(ValueError, match="PerformerAttention counts padding in its denominator"):
+        recorded_rows(attention, output, some.nonzero()[:, 0])
 
 
 def test_modules_that_show_no_vector_score_are_an_error(features):
