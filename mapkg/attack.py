@@ -33,9 +33,8 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg import hooks
-from mapkg.evaluation import batches, predict, targets
+from mapkg.evaluation import batches, losses, measure, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.metrics import losses, measure
 
 SIGMAS = (0.01, 10**-1.5, 0.1)
 """The published standard deviations."""
@@ -147,7 +146,7 @@ def attack(
     Returns:
         A row per sigma and restart, and for ``noise`` being ``"none"``, ``"random"`` and
         ``"optimised"``. Columns are ``sigma``, ``restart``, ``noise``, ``loss``, the metrics of
-        ``metrics.measure``, ``gain``, the optimised loss over the random one less 1 (NaN for the
+        ``evaluation.measure``, ``gain``, the optimised loss over the random one less 1 (NaN for the
         others), ``passes``, how many the optimisation took, and ``disturbed``, the number of
         entries that noise is added to.
 

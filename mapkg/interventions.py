@@ -19,9 +19,8 @@ from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
 from mapkg import hooks
-from mapkg.evaluation import batches, predict, targets
+from mapkg.evaluation import batches, each_loss, pooled_mean, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.metrics import each_loss, pooled_mean
 
 Rule = Callable[
     [Float[Tensor, "E D"], Float[Tensor, " D"], Float[Tensor, "E D"]], Float[Tensor, "E D"]
@@ -79,7 +78,7 @@ def intervene(
             return [E, D].
         threshold: ratio above which an activation is massive, at least 1.
         rules: names of ``RULES``.
-        loss: ``"l1"`` or ``"bce"``, as for ``metrics.losses``.
+        loss: ``"l1"`` or ``"bce"``, as for ``evaluation.losses``.
         seed: of the random control; every rule sees the same draws.
         batch_size: graphs per forward pass. Only the draws depend on it.
 

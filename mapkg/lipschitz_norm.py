@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, TransformerConv
 from torch_geometric.utils import scatter
 
-from mapkg.hooks import refuse_compiled
+from mapkg.hooks import refuse_compiled, stages
 from mapkg.models.edge_attention import EdgeAttention
 
 MODES = ("paper", "published", "published-si")
@@ -230,6 +230,8 @@ class _OfGAT(_ScoreHooks):
             return "has two projections, for sources and targets; expected one for all nodes"
         if layer.lin_edge is not None:
             return "has edge features in its score; expected edge_dim=None"
+        if "edge_update_inputs" not in stages(layer):
+            return "has no source that PyG can read; define its class in a file"
         return None
 
     def register(self, layer: GATConv) -> None:

@@ -36,7 +36,7 @@ STUDIES = {
     "untrained": ("commands:untrained", "Untrained networks, as a null (pages 05, 06)"),
     "gradients": (
         "gradient_explosion:gradients",
-        "Gradients of every layer of deep networks (page 21)",
+        "Gradients of deep networks (page 21)",
     ),
     "depth": ("depth:depth", "Accuracy by number of layers (page 22)"),
     "missing": ("depth:missing", "Accuracy with hidden node features (page 24)"),

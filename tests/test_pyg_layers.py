@@ -8,25 +8,23 @@ from random_graphs import molecule
 from torch import nn
 from torch_geometric.data import Batch
 from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
+from torch_geometric.nn.attention import PerformerAttention
 from torch_geometric.utils import scatter, softmax
 
 from mapkg.hooks import record
 from mapkg.measures import activation_ratio
-from mapkg.models.pyg_layers import (
-    recorded_names,
-    recorded_rows,
-    standard_layer,
-    vector_score,
-)
+from mapkg.models.pyg_layers import recorded_names, recorded_rows, standard_layer, vector_score
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
 CHANNELS, HEADS, WIDTH = 12, 3, 4
 SIZES = (5, 4, 7)
 GRAPHS = Batch.from_data_list([molecule(seed, nodes) for seed, nodes in enumerate(SIZES)])
 NODES, EDGES = sum(SIZES), GRAPHS.num_edges
-CONVOLUTIONS = ("gat", "gatv2", "transformer")
+KINDS = {"gat": GATConv, "gatv2": GATv2Conv, "transformer": TransformerConv, "gps": GPSConv}
+convolutions = pytest.mark.parametrize("architecture", list(KINDS)[:3])
 
 
+@pytest.fixture
 def features():
     """x [N, D], edge_index, edge_attr [E, D], batch of the three graphs."""
     generator = torch.Generator().manual_seed(0)
@@ -40,23 +38,9 @@ def layer(architecture, **options):
     return standard_layer(architecture, CHANNELS, HEADS, **options).double().eval()
 
 
-# The layers.
-
-
-@pytest.mark.parametrize(
-    ("architecture", "kind"),
-    [("gat", GATConv), ("gatv2", GATv2Conv), ("transformer", TransformerConv), ("gps", GPSConv)],
-)
-def test_the_convolution_is_the_class_of_pyg_itself(architecture, kind):
-    conv = layer(architecture).conv
-    assert type(conv) is kind
-    own = {name for name in vars(conv) if callable(getattr(kind, name, None))}
-    assert not own, f"methods replaced on the instance: {own}"
-
-
-@pytest.mark.parametrize("architecture", CONVOLUTIONS)
-def test_a_layer_adds_the_normalised_and_rectified_convolution(architecture):
-    x, edge_index, edge_attr, _ = features()
+@convolutions
+def test_a_layer_adds_the_normalised_and_rectified_convolution(architecture, features):
+    x, edge_index, edge_attr, _ = features
     module = layer(architecture)
     with torch.no_grad():
         module.norm.running_mean.normal_()
@@ -69,17 +53,20 @@ def test_a_layer_adds_the_normalised_and_rectified_convolution(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["gat", "gatv2"])
-def test_attention_weights_are_not_dropped_out(architecture):
-    x, edge_index, edge_attr, _ = features()
+def test_attention_weights_are_those_of_pyg_and_not_dropped_out(architecture, features):
+    x, edge_index, edge_attr, _ = features
     module = layer(architecture, dropout=0.9).train()
-    with record(module, "conv:edge_update") as seen:
+    with record(module, ["conv:edge_update", "conv:message"]) as seen:
         first, _ = module(x, edge_index, edge_attr)
         second, _ = module(x, edge_index, edge_attr)
-    weight, again = seen["conv:edge_update"]
-    assert torch.equal(weight, again)
-    sums = scatter(weight, edge_index[1], reduce="sum")[edge_index[1]]
+    _, (_, expected) = module.conv(x, edge_index, edge_attr, return_attention_weights=True)
+    assert all(torch.equal(weight, expected) for weight in seen["conv:edge_update"])
+    sums = scatter(expected, edge_index[1], reduce="sum")[edge_index[1]]
     torch.testing.assert_close(sums, torch.ones_like(sums), **EXACT)
     assert not torch.equal(first, second), "nothing was dropped out"
+    value = module.conv.lin(x) if architecture == "gat" else module.conv.lin_l(x)
+    message = expected.unsqueeze(-1) * value[edge_index[0]].unflatten(-1, (HEADS, WIDTH))
+    torch.testing.assert_close(seen["conv:message"][0], message, **EXACT)
 
 
 @pytest.mark.parametrize("build", [recorded_names, lambda name: standard_layer(name, 8, 2)])
@@ -88,40 +75,12 @@ def test_an_unknown_architecture_is_an_error_that_lists_the_known(build):
         build("gt")
 
 
-# What is recorded.
-
-
-@pytest.mark.parametrize("architecture", ["gat", "gatv2"])
-def test_recorded_attention_weights_are_those_that_pyg_returns(architecture):
-    x, edge_index, edge_attr, _ = features()
-    conv = layer(architecture).conv
-    with record(conv, [":edge_update", ":message"]) as seen:
-        _, (_, weight) = conv(x, edge_index, edge_attr, return_attention_weights=True)
-    assert torch.equal(seen[":edge_update"][0], weight)
-    value = conv.lin(x) if architecture == "gat" else conv.lin_l(x)
-    expected = weight.unsqueeze(-1) * value[edge_index[0]].unflatten(-1, (HEADS, WIDTH))
-    torch.testing.assert_close(seen[":message"][0], expected, **EXACT)
-
-
-@pytest.mark.parametrize("architecture", CONVOLUTIONS)
-def test_recorded_messages_sum_to_what_the_convolution_returns(architecture):
-    x, edge_index, edge_attr, _ = features()
-    conv = layer(architecture).conv
-    with record(conv, [":message", ":aggregate"]) as seen:
-        output = conv(x, edge_index, edge_attr)
-    rows = recorded_rows(conv, seen[":message"][0])
-    total = torch.zeros(NODES, CHANNELS, dtype=torch.float64)
-    for edge, target in enumerate(edge_index[1].tolist()):
-        total[target] += rows[edge]
-    torch.testing.assert_close(total, seen[":aggregate"][0].flatten(1), **EXACT)
-    own = conv.lin_skip(x) if architecture == "transformer" else conv.bias
-    torch.testing.assert_close(output, total + own, **EXACT)
-
-
 @pytest.mark.parametrize("edge_dim", [CHANNELS, None])
 @pytest.mark.parametrize("kind", [TransformerConv, GATv2Conv])
-def test_the_vector_score_sums_to_the_logit_of_the_attention_that_pyg_returns(kind, edge_dim):
-    x, edge_index, edge_attr, _ = features()
+def test_the_vector_score_sums_to_the_logit_of_the_attention_that_pyg_returns(
+    kind, edge_dim, features
+):
+    x, edge_index, edge_attr, _ = features
     torch.manual_seed(0)
     conv = kind(CHANNELS, WIDTH, HEADS, edge_dim=edge_dim).double()
     name = ":message_inputs" if kind is TransformerConv else ":edge_update_inputs"
@@ -135,8 +94,8 @@ def test_the_vector_score_sums_to_the_logit_of_the_attention_that_pyg_returns(ki
     assert (weight - 1 / in_degree.unsqueeze(1)).abs().max() > 0.05, "uniform, whatever the score"
 
 
-def test_the_vector_score_of_the_transformer_is_query_times_key_and_edge():
-    x, edge_index, edge_attr, _ = features()
+def test_the_vector_score_of_the_transformer_is_query_times_key_and_edge(features):
+    x, edge_index, edge_attr, _ = features
     conv = layer("transformer").conv
     with record(conv, ":message_inputs") as seen:
         conv(x, edge_index, edge_attr)
@@ -151,42 +110,29 @@ def test_the_vector_score_of_the_transformer_is_query_times_key_and_edge():
         torch.testing.assert_close(score[edge], query * (key + gate) / math.sqrt(WIDTH), **EXACT)
 
 
-def test_rows_of_gine_are_its_messages_before_the_relu():
-    x, edge_index, edge_attr, batch = features()
-    module = layer("gps")
-    names = ["conv.conv:message_inputs", "conv.conv:message", "conv.conv:aggregate"]
-    with record(module, names) as seen:
-        module(x, edge_index, edge_attr, batch)
-    (inputs,), (message,), (aggregate,) = seen.values()
-    rows = recorded_rows(module.conv.conv, inputs)
-    torch.testing.assert_close(rows, x[edge_index[0]] + edge_attr, **EXACT)
-    assert torch.equal(rows.clamp(min=0), recorded_rows(module.conv.conv, message))
-    total = scatter(message, edge_index[1], dim_size=NODES, reduce="sum")
-    torch.testing.assert_close(aggregate, total, **EXACT)
+@pytest.mark.parametrize("edge_dim", [CHANNELS, None, 5])
+def test_rows_of_gine_are_its_messages_before_the_relu(edge_dim, features):
+    x, edge_index, edge_attr, _ = features
+    conv = GINEConv(nn.Linear(CHANNELS, CHANNELS), edge_dim=edge_dim).double()
+    with record(conv, [":message_inputs", ":message"]) as seen:
+        conv(x, edge_index, edge_attr[:, :edge_dim])
+    (inputs,), (message,) = seen.values()
+    rows = recorded_rows(conv, inputs)
+    torch.testing.assert_close(rows.relu(), message, **EXACT)
+    if edge_dim is None:
+        torch.testing.assert_close(rows, x[edge_index[0]] + edge_attr, **EXACT)
     # The ReLU zeroes the median of many rows, and no ratio is left.
     assert activation_ratio(message).isnan().any(dim=1).double().mean() > 0.25
     assert not activation_ratio(rows).isnan().any()
 
 
-def test_rows_of_gine_use_its_edge_projection_if_it_has_one():
-    x, edge_index, edge_attr, _ = features()
-    conv = GINEConv(nn.Linear(CHANNELS, CHANNELS), edge_dim=5).double()
-    with record(conv, [":message_inputs", ":message"]) as seen:
-        conv(x, edge_index, edge_attr[:, :5])
-    (inputs,), (message,) = seen.values()
-    torch.testing.assert_close(recorded_rows(conv, inputs).relu(), message, **EXACT)
-
-
 @pytest.mark.parametrize("training", [False, True])
-def test_dense_attention_is_a_loop_over_graphs_and_heads(training):
-    x, edge_index, edge_attr, batch = features()
+def test_dense_attention_is_a_loop_over_graphs_and_heads(training, features):
+    x, edge_index, edge_attr, batch = features
     module = layer("gps").train(training)
     attention = module.conv.attn
     with torch.no_grad(), record(module, "conv.attn") as seen:
         module(x, edge_index, edge_attr, batch)
-    (output,) = seen["conv.attn"]
-    assert output[0].shape == (len(SIZES), max(SIZES), CHANNELS)
-    with torch.no_grad():
         maps = attention.in_proj_weight.split(CHANNELS)
         biases = attention.in_proj_bias.split(CHANNELS)
         expected = []
@@ -198,20 +144,25 @@ def test_dense_attention_is_a_loop_over_graphs_and_heads(training):
                 logit = query[:, own] @ key[:, own].T / math.sqrt(WIDTH)
                 heads.append(logit.softmax(dim=1) @ value[:, own])
             expected.append(attention.out_proj(torch.cat(heads, dim=1)))
-    found = recorded_rows(attention, output, batch)
+    found = recorded_rows(attention, seen["conv.attn"][0], batch)  # without padding, in order
     torch.testing.assert_close(found, torch.cat(expected), **EXACT)
 
 
-def test_padded_rows_are_left_out_and_nodes_keep_their_order():
-    dense = torch.tensor([[[1.0], [2.0], [-9.0]], [[3.0], [-9.0], [-9.0]], [[4.0], [5.0], [6.0]]])
-    batch = torch.tensor([0, 0, 1, 2, 2, 2])
-    attention = nn.MultiheadAttention(1, 1)
-    assert recorded_rows(attention, (dense, None), batch).flatten().tolist() == [1, 2, 3, 4, 5, 6]
-    assert recorded_rows(attention, (dense[2:], None)).flatten().tolist() == [4, 5, 6]
+def test_rows_of_a_performer_are_given_only_where_padding_cannot_reach_them():
+    attention, x = PerformerAttention(CHANNELS, HEADS).eval(), torch.randn(2, 5, CHANNELS)
+    whole, some = torch.ones(2, 5).bool(), torch.arange(10).view(2, 5) < 8
+    alone, beside = attention(x[1:, :3], some[1:, :3]), attention(x, some)[1:, :3]
+    assert not torch.allclose(alone, beside, atol=1e-6)  # PyG's, with padding
+    output = attention(x, whole)
+    rows = recorded_rows(attention, output, torch.arange(2).repeat_interleave(5))
+    assert torch.equal(rows, output.flatten(0, 1))
+    assert torch.equal(rows, recorded_rows(attention, output))
+    with pytest.raises(ValueError, match="PerformerAttention counts padding in its denominator"):
+        recorded_rows(attention, output, some.nonzero()[:, 0])
 
 
-def test_modules_that_show_no_vector_score_are_an_error():
-    x, edge_index, edge_attr, _ = features()
+def test_modules_that_show_no_vector_score_are_an_error(features):
+    x, edge_index, edge_attr, _ = features
     conv = layer("gat").conv
     with record(conv, ":edge_update_inputs") as seen:
         conv(x, edge_index, edge_attr)
