@@ -123,6 +123,7 @@ class EdgeAttention(MessagePassing):
             self.coefficient = nn.Identity()
         self.score_bound = score_bound
         self.score_dropout = nn.Dropout(score_dropout)
+        self.score_norm = None  # see ``lipschitz_normalise``
         self.score = nn.Identity()
         self.attention_weight = nn.Identity()
         self.attended = nn.Identity()
@@ -131,13 +132,17 @@ class EdgeAttention(MessagePassing):
         """Attend over the incoming edges; return the attended values and the score."""
         query = self.query(x) / math.sqrt(self.head_channels)  # [N, D]
         edge = None if self.edge is None else self.edge(edge_attr)
-        score = self.edge_score(query, self.key(x), edge_index, edge)
+        key = self.key(x)
+        score = self.edge_score(query, key, edge_index, edge)
         if self.explicit_bias != "none":  # [N, H]
             beta = self.coefficient(self.split_heads(query).mul(self.key_term).sum(dim=-1))
         if self.explicit_bias in ("intended", "overwritten"):
             term = beta.unsqueeze(-1) * self.edge_term  # [N, H, d]
             score = score + term.flatten(1).index_select(0, edge_index[1])
-        score = self.score(self.bounded(score))
+        score = self.bounded(score)
+        if self.score_norm is not None:
+            score = self.score_norm(self, score, x, query, key, edge_index, edge)
+        score = self.score(score)
         if self.explicit_bias == "overwritten":
             weight = beta.clamp(-SCORE_CLAMP, SCORE_CLAMP).exp().index_select(0, edge_index[1])
         else:
