@@ -175,25 +175,22 @@ def lipschitz_normalise(
         TypeError: if a part of the model is compiled.
     """
     refuse_compiled(model)
-    chosen: dict[str, tuple[nn.Module, type[_Normalised]]] = {}
-    others = []
+    chosen, others = {}, []
     for name, layer in model.named_modules():
-        for kind, normalised in _KINDS.items():
-            if isinstance(layer, kind):
-                chosen[name or "the layer"] = layer, normalised
-                break
-        else:
-            if _attends(layer):
-                others.append(f"{name} ({type(layer).__name__})")
+        kind = next((kind for kind in _KINDS if isinstance(layer, kind)), None)
+        if kind is not None:
+            chosen[name or "the layer"] = layer, _KINDS[kind]
+        elif _attends(layer):
+            others.append(f"{name} ({type(layer).__name__})")
     if not chosen:
         raise ValueError(
             "expected a model with layers GATConv, TransformerConv or EdgeAttention, got "
             f"{type(model).__name__} without any"
         )
-    for name, (layer, normalised) in chosen.items():  # before the first is changed
+    for name, (layer, _) in chosen.items():  # before the first is changed
         if getattr(layer, "score_norm", None) is not None:
             raise ValueError(f"{name}: its scores are normalised already")
-        if reason := normalised.refused(layer):
+        if reason := _refusal(layer):
             raise ValueError(f"{name}: {type(layer).__name__} {reason}")
     if others:
         message = f"attention that is not normalised and stays as it is: {', '.join(others)}"
@@ -203,12 +200,26 @@ def lipschitz_normalise(
     return model
 
 
+def _refusal(layer: nn.Module) -> str | None:
+    """Why the scores of a layer cannot be normalised."""
+    if isinstance(layer, EdgeAttention):
+        if type(layer) is not EdgeAttention:
+            return "attends over pairs of nodes that are no edges"
+        if layer.explicit_bias != "none":
+            return f"has an Explicit Bias Term, {layer.explicit_bias!r}"
+        return None if layer.attention != "uniform" else "attends to all alike, without its score"
+    if layer.lin_edge is not None:
+        return "has edge features in its score; expected edge_dim=None"
+    if isinstance(layer, GATConv) and layer.lin is None:
+        return "has two projections, for sources and targets; expected one for all nodes"
+    return None
+
+
 def _attends(layer: nn.Module) -> bool:
     """Whether a layer has an attention of its own; those of PyG import ``softmax``."""
-    has_softmax = hasattr(sys.modules.get(type(layer).__module__), "softmax")
-    return isinstance(layer, nn.MultiheadAttention) or (
-        isinstance(layer, MessagePassing) and has_softmax
-    )
+    if isinstance(layer, MessagePassing):
+        return hasattr(sys.modules[type(layer).__module__], "softmax")
+    return isinstance(layer, nn.MultiheadAttention)
 
 
 _PASS: ContextVar[dict[str, Any]] = ContextVar("pass")
@@ -250,14 +261,6 @@ class _Normalised(nn.Module):
 
 class _OfGAT(_Normalised):
     norm_type = LipschitzNorm
-
-    @staticmethod
-    def refused(layer: GATConv) -> str | None:
-        if layer.lin is None:
-            return "has two projections, for sources and targets; expected one for all nodes"
-        if layer.lin_edge is not None:
-            return "has edge features in its score; expected edge_dim=None"
-        return None
 
     def register(self, layer: GATConv) -> None:
         super().register(layer)
@@ -310,10 +313,6 @@ def _keep_projected(_linear: nn.Module, _inputs: tuple, z: Tensor) -> None:
 
 
 class _OfTransformer(_Normalised):
-    @staticmethod
-    def refused(layer: TransformerConv) -> str | None:
-        return None if layer.lin_edge is None else "has edge features; expected edge_dim=None"
-
     def register(self, layer: TransformerConv) -> None:
         super().register(layer)
         layer.register_message_forward_pre_hook(self._divide)
@@ -327,14 +326,6 @@ class _OfTransformer(_Normalised):
 
 
 class _OfEdgeAttention(_Normalised):
-    @staticmethod
-    def refused(layer: EdgeAttention) -> str | None:
-        if type(layer) is not EdgeAttention:
-            return "attends over pairs of nodes that are no edges"
-        if layer.explicit_bias != "none":
-            return f"has an Explicit Bias Term, {layer.explicit_bias!r}"
-        return None if layer.attention != "uniform" else "attends to all alike, without its score"
-
     def register(self, layer: EdgeAttention) -> None:
         """Nothing: the layer calls it."""
 

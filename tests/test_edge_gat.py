@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from random_graphs import random_graph
-from torch_geometric.utils import scatter
 
 from mapkg.hooks import record
 from mapkg.models.egat import EdgeGATAttention, EdgeGATLayer
@@ -76,12 +75,10 @@ def test_three_nodes_by_hand():
     torch.testing.assert_close(attended, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("heads", [1, 3, 12])
 @pytest.mark.parametrize("use_bias", [False, True])
-def test_the_equations_hold_edge_by_edge(seed, heads, use_bias):
-    attention = random_attention(seed, heads=heads, use_bias=use_bias)
-    graph = random_graph(seed)
+def test_the_equations_hold_edge_by_edge(heads, use_bias):
+    attention, graph = random_attention(1, heads=heads, use_bias=use_bias), random_graph(1)
     with record(attention, SEEN) as seen:
         attended, score = attention(*graph)
     expected = attention_by_loop(attention, *graph)
@@ -94,16 +91,11 @@ def test_the_equations_hold_edge_by_edge(seed, heads, use_bias):
 
 def test_all_heads_share_one_scoring_vector():
     attention, graph = random_attention(0, use_bias=True), random_graph(0)
-    with record(attention, SEEN) as seen:
-        expected, score = attention(*graph)
+    expected, _ = attention(*graph)
     shared = attention.logit.weight.sum(dim=0)  # [d]
-    exponential = (score.unflatten(-1, (3, 4)) @ shared).exp()  # without the bias: it cancels
-    total = scatter(exponential, graph[1][1], dim_size=9, reduce="sum")[graph[1][1]]
-    torch.testing.assert_close(seen["attention_weight"][0], exponential / total, **EXACT)
-    with torch.no_grad():  # other rows, the same sum
-        attention.logit.weight.copy_(
-            torch.stack([shared + 5, torch.full((4,), -7.0), torch.full((4,), 2.0)])
-        )
+    with torch.no_grad():  # other rows, the same sum; the bias cancels
+        rows = shared + 5, torch.full((4,), -7.0), torch.full((4,), 2.0)
+        attention.logit.weight.copy_(torch.stack(rows))
         attention.logit.bias.fill_(1.5)
     torch.testing.assert_close(attention(*graph)[0], expected, **EXACT)
 
@@ -112,37 +104,22 @@ def test_weights_are_drawn_normal_with_the_gain_of_relu():
     torch.manual_seed(0)
     attention = EdgeGATAttention(256, 4)
     # sqrt(2) * sqrt(2 / (fan in + fan out))
-    for linear, fans in (
-        (attention.value, 256 + 256),
-        (attention.edge, 768 + 256),
-        (attention.logit, 64 + 4),
-    ):
-        weight, expected = linear.weight, 2 / math.sqrt(fans)
+    fans = {attention.value: 256 + 256, attention.edge: 768 + 256, attention.logit: 64 + 4}
+    for linear, fan in fans.items():
+        weight, expected = linear.weight, 2 / math.sqrt(fan)
         assert weight.std().item() == pytest.approx(expected, rel=4 / weight.numel() ** 0.5)
-        assert abs(weight.mean().item()) < 5 * expected / weight.numel() ** 0.5
         assert weight.abs().max() > 2.2 * expected  # a uniform draw ends at sqrt(3)
 
 
-def test_a_layer_is_the_attention_alone_and_gives_its_score_to_the_next():
+def test_a_layer_gives_its_score_to_the_next():
     torch.manual_seed(0)
     layers = [EdgeGATLayer(12, 3).double() for _ in range(2)]
-    x, edge_index, edge_attr = random_graph(2)
-    first = layers[0].attention(x, edge_index, edge_attr)
-    for found, expected in zip(layers[0](x, edge_index, edge_attr), first, strict=True):
-        assert torch.equal(found, expected)
-    network = GraphNetwork(
-        layers,
-        num_node_types=5,
-        num_edge_types=3,
-        hidden_channels=12,
-        out_channels=1,
-        readout="mean",
-    ).double()
-    types = torch.arange(9) % 5
+    sizes = dict(num_node_types=5, num_edge_types=3, hidden_channels=12, out_channels=1)
+    network = GraphNetwork(layers, readout="mean", **sizes).double()
     with record(network, [f"layers.*.{name}" for name in SEEN]) as seen:
-        network(types, edge_index, torch.arange(30) % 3)
+        network(torch.arange(9) % 5, random_graph(2)[1], torch.arange(30) % 3)
     attended, score = seen["layers.0.attention.attended"][0], seen["layers.0.attention.score"][0]
-    expected = attention_by_loop(layers[1].attention, attended, edge_index, score)
+    expected = attention_by_loop(layers[1].attention, attended, random_graph(2)[1], score)
     for name, values in zip(SEEN, expected, strict=True):
         found = seen[f"layers.1.attention.{name}"][0]
         torch.testing.assert_close(found, torch.from_numpy(values), **EXACT)

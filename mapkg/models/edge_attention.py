@@ -151,11 +151,7 @@ class EdgeAttention(MessagePassing):
         return self.attend(x, edge_index, weight, sink), score
 
     def edge_score(
-        self,
-        query: Nodes,
-        key: Nodes,
-        edge_index: EdgeIndex,
-        edge: Float[Tensor, "rows D"] | None,
+        self, query: Nodes, key: Nodes, edge_index: EdgeIndex, edge: Tensor | None
     ) -> Edges:
         """The vector score s of each edge, from scaled queries; None leaves the edge out."""
         # index_select, not key[source]: its backward is several times faster.
@@ -177,11 +173,7 @@ class EdgeAttention(MessagePassing):
         return torch.ones_like(weight) if self.attention == "uniform" else weight
 
     def attend(
-        self,
-        x: Nodes,
-        edge_index: EdgeIndex,
-        weight: Float[Tensor, "E H"],
-        sink: Float[Tensor, "N H"] | None = None,
+        self, x: Nodes, edge_index: EdgeIndex, weight: Tensor, sink: Tensor | None = None
     ) -> Nodes:
         """Divide the weights by their sum at each target and bring the sources' values there."""
         num_nodes, target = x.size(0), edge_index[1]
@@ -258,11 +250,9 @@ class NodeStreamLayer(nn.Module):
 
     Args:
         hidden_channels, heads, use_bias: D, H and ``bias`` of ``EdgeAttention``.
-        explicit_bias: ``"none"``, ``"published"``, ``"intended"`` or ``"sink"``; the published
-            term of this layer is the one of ``published_term``.
+        explicit_bias: ``"none"``, ``"published"`` (``published_term``), ``"intended"``, ``"sink"``.
         attention, score_bound, score_dropout: as for ``EdgeAttention``.
-        **block: ``dropout``, ``residual``, ``batch_norm``, ``layer_norm``, as for
-            ``ResidualBlock``.
+        **block: as for ``ResidualBlock``.
 
     Source: massive-activations paper, GraphiT and SAN; published code
     ``gnn-lspe/layers/graphit_gt_layer.py`` and ``SAN/layers/graph_transformer_layer.py``.
