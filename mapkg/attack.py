@@ -20,7 +20,8 @@ that stays for a better one, so that its rate never falls.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,7 +151,7 @@ def attack(
     every = [(batch, targets(batch)) for batch in batches(graphs, batch_size)]
     names = EMBEDDINGS if masks is None else tuple(masks)
     rows = []
-    with hooks.evaluating(model):
+    with hooks.evaluating(model), _frozen(model):
         passes = hooks.scan(model, [batch for batch, _ in every], names, forward=predict)
         embedded = [seen for _, seen in passes]  # of each batch
         places = None
@@ -267,21 +268,19 @@ class _Noise:
         mask = None if self.places is None else self.places[number][name]
         return scaled(noise, self.sizes[name], centred=self.centred, mask=mask)
 
-    def predict(self, model: nn.Module, batch: Any, number: int) -> Tensor:
-        """Predictions for a batch whose embeddings are disturbed."""
+    def injected(self, model: nn.Module, number: int) -> AbstractContextManager[None]:
+        """A context in which the model's embeddings of a batch are disturbed."""
         edits = {name: lambda x, name=name: x + self.added(name, number) for name in self.values}
-        with hooks.edit(model, edits):
-            return predict(model, batch)
+        return hooks.edit(model, edits)
 
 
 def _scores(
     model: nn.Module, every: Sequence[tuple[Any, Tensor]], noise: _Noise | None, loss: str
 ) -> dict[str, float]:
-    with torch.no_grad():
-        predicted = [
-            predict(model, batch) if noise is None else noise.predict(model, batch, number)
-            for number, (batch, _) in enumerate(every)
-        ]
+    predicted = []
+    for number, (batch, _) in enumerate(every):
+        with torch.no_grad(), noise.injected(model, number) if noise else nullcontext():
+            predicted.append(predict(model, batch))
     metrics = measure(torch.cat(predicted), torch.cat([target for _, target in every]), loss)
     return {"loss": metrics["mae" if loss == "l1" else loss], **metrics}
 
@@ -303,8 +302,9 @@ def _ascend(
         total, number_of_losses = 0.0, 0
         for number, (batch, target) in enumerate(every):
             optimiser.zero_grad()
-            each = losses(noise.predict(model, batch, number), target, loss)
-            (-each.mean()).backward(inputs=parameters)
+            with noise.injected(model, number):  # also for layers that compute again backwards
+                each = losses(predict(model, batch), target, loss)
+                (-each.mean()).backward()
             optimiser.step()
             total += each.sum().item()
             number_of_losses += each.numel()
@@ -312,3 +312,14 @@ def _ascend(
         if optimiser.param_groups[0]["lr"] < ascent.min_lr:
             return taken
     return ascent.passes
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_()

@@ -82,24 +82,6 @@ def test_all_configurations_are_the_ten_published_pairs_and_our_own():
         assert field.metadata["source"].strip(), field.name
 
 
-@pytest.mark.parametrize("name", [name for name in OWN if name.endswith("-ZINC")])
-def test_our_networks_on_zinc_have_the_sizes_and_the_schedule_of_gt(name):
-    may_differ = {"architecture", "source", "residual"}
-    ours, published = OWN[name].to_dict(), PUBLISHED["GT-ZINC"].to_dict()
-    assert {key for key in ours if ours[key] != published[key]} <= may_differ
-    assert ours["residual"] == (name != "EGAT-ZINC")
-
-
-@pytest.mark.parametrize("name", ["GT", "GraphiT", "SAN"])
-def test_whole_graphs_of_proteins_take_the_sizes_published_for_the_one_large_graph(name):
-    ours, published = OWN[f"{name}-TU"].to_dict(), PUBLISHED[f"{name}-PROTEINS"].to_dict()
-    changed = {key for key in ours if ours[key] != published[key]}
-    assert changed <= {
-        *("dataset", "num_node_types", "num_edge_types", "edge_channels", "out_channels"),
-        *("batch_size", "residual", "recompute_edges", "source", "readout"),
-    }
-
-
 ABOVE_0 = ("out_channels", "num_layers", "hidden_channels", "heads", "batch_size", "lr", "min_lr")
 OUT_OF_RANGE = {
     "a value above 0": {

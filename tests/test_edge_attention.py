@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from random_graphs import random_graph
-from torch import nn
 
 from mapkg.hooks import record
 from mapkg.models import EdgeAttention, GraphTransformerLayer, NodeStreamLayer, build
@@ -300,17 +299,3 @@ def test_a_layer_sends_attended_values_to_nodes_and_the_score_to_edges(layer_typ
         assert edges is edge_attr
     else:
         torch.testing.assert_close(edges, layer.edge_block(edge_attr, score), **EXACT)
-
-
-def test_every_option_of_a_layer_reaches_both_streams():
-    # By default residual and BatchNorm are on; LayerNorm, bias and dropout are off.
-    off = dict(residual=False, batch_norm=False, layer_norm=True)
-    for options in ({}, dict(off, dropout=0.25, use_bias=True)):
-        layer = GraphTransformerLayer(4, 2, **options)
-        assert (layer.attention.query.bias is None) == (not options)
-        kinds = (nn.LayerNorm, nn.Identity) if options else (nn.Identity, nn.BatchNorm1d)
-        for block in (layer.node_block, layer.edge_block):
-            assert (block.residual, block.dropout.p) == (not options, options.get("dropout", 0))
-            for number in "12":
-                norms = (getattr(block, f"{kind}_norm{number}") for kind in ("layer", "batch"))
-                assert tuple(map(type, norms)) == kinds

@@ -51,30 +51,6 @@ def attention_by_loop(attention, x, edge_index, edge_attr):
     return score, alpha, attended
 
 
-def test_three_nodes_by_hand():
-    # Two heads of one channel; edges 0 -> 2 and 1 -> 2.
-    attention = EdgeGATAttention(2, 2).double()
-    with torch.no_grad():
-        # f' = LeakyReLU(h_j[0] + f[0], 2 h_i[1] - f[1]).
-        attention.edge.weight.copy_(torch.tensor([[1, 0, 1, 0, 0, 0], [0, 0, 0, -1, 0, 2]]))
-        attention.logit.weight.copy_(torch.tensor([[3.0], [-2.0]]))  # both heads: 3 - 2 = 1
-        attention.value.weight.copy_(torch.tensor([[10.0, 0.0], [0.0, 100.0]]))
-        attention.value.bias.copy_(torch.tensor([0.0, 1.0]))
-    x = torch.tensor([[1.0, 2.0], [-3.0, 4.0], [5.0, 1.0]], dtype=torch.float64)
-    edge_attr = torch.tensor([[1.0, 1.0], [1.0, 4.0]], dtype=torch.float64)
-    with record(attention, SEEN) as seen:
-        attended, score = attention(x, torch.tensor([[0, 1], [2, 2]]), edge_attr)
-    # Edge 0: (1 + 1, 2 - 1) = (2, 1); edge 1: (-3 + 1, 2 - 4) = (-2, -2), times 0.01.
-    expected = torch.tensor([[2.0, 1.0], [-0.02, -0.02]], dtype=torch.float64)
-    torch.testing.assert_close(score, expected, **EXACT)
-    # alpha of edge 0: 1 / (1 + exp(-2.02)) = 0.882881 and 1 / (1 + exp(-1.02)) = 0.734973.
-    weight = torch.tensor([[0.882881, 0.734973], [0.117119, 0.265027]], dtype=torch.float64)
-    torch.testing.assert_close(seen["attention_weight"][0], weight, rtol=0, atol=1e-6)
-    # W_n h: (10, 201), (-30, 401): 0.882881 * 10 - 0.117119 * 30, 0.734973 * 201 + 0.265027 * 401.
-    expected = torch.tensor([[0, 0], [0, 0], [5.315240, 254.005480]], dtype=torch.float64)
-    torch.testing.assert_close(attended, expected, rtol=1e-5, atol=0)
-
-
 @pytest.mark.parametrize("heads", [1, 3, 12])
 @pytest.mark.parametrize("use_bias", [False, True])
 def test_the_equations_hold_edge_by_edge(heads, use_bias):

@@ -11,7 +11,6 @@ from torch_geometric.data import Batch
 
 from mapkg import models
 from mapkg.hooks import record
-from mapkg.models.edge_attention import NodeStreamLayer
 from studies.extras import build
 from studies.extras.full_graph import (
     DiffusionKernel,
@@ -75,11 +74,6 @@ def test_fake_edges_of_small_graphs_by_hand():
         assert fake_edges(torch.tensor(edges), torch.tensor(batch)).tolist() == expected
 
 
-def test_nodes_of_graphs_that_are_mixed_up_are_an_error():
-    with pytest.raises(ValueError, match="nodes of one graph after those of another"):
-        fake_edges(torch.tensor([[0], [2]]), torch.tensor([0, 1, 0]))
-
-
 def kernel_by_networkx(graph, gamma, power):
     undirected = nx.Graph(graph.edge_index.T.tolist())
     laplacian = nx.normalized_laplacian_matrix(undirected, range(graph.num_nodes)).toarray()
@@ -105,16 +99,6 @@ def test_the_kernel_of_a_pair_follows_the_direction_of_its_edge():
     edge, fake = torch.tensor([[0], [1]]), torch.tensor([[1], [0]])
     factor = DiffusionKernel(power=2)(edge, fake, torch.zeros(2, dtype=torch.long))
     assert factor.flatten().tolist() == pytest.approx([0.375, 0.0], abs=1e-15)
-
-
-def test_pairs_further_apart_than_the_steps_or_not_connected_get_nothing():
-    path = torch.stack([torch.arange(5), torch.arange(1, 6)])  # 0 - 1 - ... - 5, and 6 alone
-    edge_index = torch.cat([path, path.flip(0)], dim=1)
-    batch = torch.zeros(7, dtype=torch.long)
-    fake = fake_edges(edge_index, batch)
-    factor = DiffusionKernel(power=3)(edge_index, fake, batch).flatten()
-    for (i, j), value in zip(torch.cat([edge_index, fake], 1).T.tolist(), factor, strict=True):
-        assert (value > 0) == (max(i, j) < 6 and abs(i - j) <= 3), (i, j)
 
 
 @pytest.mark.parametrize(("value", "share"), [(0.25, 0.2), (-0.5, 0.0), (3.0, 0.5)])
@@ -191,27 +175,6 @@ def test_the_equations_agree_with_a_loop_over_pairs(factor, options):
     assert len(score) == batch.num_edges + fakes
 
 
-def test_fake_edges_of_no_weight_leave_the_sparse_layer():
-    full, sparse = random_layer(), random_layer(1, layer=NodeStreamLayer)
-    sparse.load_state_dict({k: v for k, v in full.state_dict().items() if "fake" not in k})
-    graph = molecule(0, 9)
-    x, edge_attr, no_edge = random_features(graph)
-    completion = complete(
-        graph.edge_index, torch.zeros(9, dtype=torch.long), no_edge, FakeEdgeShare(0.0)
-    )
-    found, edges = full(x, graph.edge_index, edge_attr, completion)
-    expected, _ = sparse(x, graph.edge_index, edge_attr)
-    torch.testing.assert_close(found, expected, **EXACT)
-    assert edges is edge_attr
-
-
-def test_with_their_mechanisms_off_graphit_and_san_are_the_same_function():
-    graphit, san = network(GRAPHIT), network(SAN, seed=1)
-    san.load_state_dict(graphit.state_dict())
-    batch = BATCH.x, BATCH.edge_index, BATCH.edge_attr, BATCH.batch
-    assert torch.equal(graphit(*batch), san(*batch))
-
-
 def test_edges_of_several_columns_or_of_floats_have_an_edge_that_is_not_there():
     graph = THREE[0]
     columns = graph.edge_attr.unsqueeze(1).repeat(1, 2)
@@ -276,19 +239,6 @@ def random_encoding(seed=0, **options):
     return LaplacianEncoding(feedforward_channels=16, **options).double().eval()
 
 
-def test_a_path_of_three_by_hand():
-    # D - A = [[1, -1, 0], [-1, 2, -1], [0, -1, 1]]: eigenvalues 0, 1, 3 with eigenvectors
-    # (1, 1, 1), (1, 0, -1) and (-1, 2, -1), the last with cubes that sum to 6 > 0.
-    vectors, values, missing = laplacian_eigenpairs(*together(nx.path_graph(3)), 4)
-    expected = torch.tensor([[0.0, 1, 3, 0]] * 3).double()
-    torch.testing.assert_close(values, expected, **CLOSE)
-    expected = torch.tensor([[1, 1, -1, 0], [1, 0, 2, 0], [1, -1, -1, 0]]).double()
-    expected[:, :3] /= torch.tensor([3.0, 2, 6]).double().sqrt()
-    signs = torch.tensor([1, vectors[0, 1].sign(), 1, 1])  # a symmetry leaves this one open
-    torch.testing.assert_close(vectors, expected * signs, **CLOSE)
-    assert missing.tolist() == [[False, False, False, True]] * 3
-
-
 def test_the_pairs_are_those_of_the_smallest_eigenvalues_of_each_graph():
     graphs = tree(0, 14), nx.petersen_graph(), tree(2, 4)
     edge_index, batch = together(*graphs)
@@ -306,17 +256,6 @@ def test_the_pairs_are_those_of_the_smallest_eigenvalues_of_each_graph():
         np.testing.assert_allclose(v.T @ v, np.eye(known), atol=1e-9)
         assert (vectors[rows][:, known:] == 0).all()
         assert ((v**3).sum(axis=0) > -1e-9).all()
-
-
-def test_relabelling_nodes_moves_the_entries_and_changes_none():
-    edge_index, batch = together(tree(2, 13))
-    order = torch.randperm(13, generator=torch.Generator().manual_seed(0))
-    vectors, values, _ = laplacian_eigenpairs(edge_index, batch, 10)
-    assert (values[0].diff() > 1e-6).all(), "the case is worth its name for simple eigenvalues"
-    assert (vectors.pow(3).sum(dim=0).abs() > 1e-6).all(), "and for signs that the rule fixes"
-    moved, moved_values, _ = laplacian_eigenpairs(order.argsort()[edge_index], batch, 10)
-    torch.testing.assert_close(moved, vectors[order], **CLOSE)
-    torch.testing.assert_close(moved_values, values, **CLOSE)
 
 
 def test_lonely_nodes_and_edges_one_way():

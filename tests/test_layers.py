@@ -6,6 +6,7 @@ from random_graphs import molecule
 from torch import nn
 from torch_geometric.data import Batch, Data
 
+from mapkg.evaluation import calibrate_batch_norm
 from mapkg.hooks import edit, record, resolve
 from mapkg.models import EdgeAttention, EdgeGATLayer
 from mapkg.models.network import SCORES
@@ -111,6 +112,27 @@ def test_the_score_is_seen_and_can_be_changed(config):
     if not of_pyg:
         with edit(model, {SCORES: torch.zeros_like}):
             assert not torch.allclose(model(*inputs(BATCH)), expected)
+
+
+def test_calibrated_statistics_are_those_of_all_rows():
+    torch.manual_seed(0)
+    model = build(OF["gt"]).double().eval()
+    norms = "layers.*_block.batch_norm?"
+    in_order, reversed_ = (
+        {name: norm.running_var.clone() for name, norm in resolve(model, norms).items()}
+        for graphs in (THREE, THREE[::-1])
+        if calibrate_batch_norm(model, graphs)
+    )
+    for name, variance in in_order.items():
+        torch.testing.assert_close(variance, reversed_[name], **EXACT)
+    first = model.layers[0].node_block
+    before = []
+    first.batch_norm1.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0]))
+    for graph in THREE:
+        model(*inputs(graph))
+    rows = torch.cat(before)
+    torch.testing.assert_close(first.batch_norm1.running_mean, rows.mean(dim=0), **EXACT)
+    torch.testing.assert_close(first.batch_norm1.running_var, rows.var(dim=0), **EXACT)
 
 
 @pytest.mark.parametrize("heads", [5, 24])

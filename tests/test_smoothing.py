@@ -156,29 +156,6 @@ def test_layers_of_a_network_written_out():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_pyg_layers_on_a_graph_that_is_not_regular():
-    edge_index = to_undirected(TRIANGLE_WITH_TAIL)
-    torch.manual_seed(0)
-    network = nn.ModuleDict(
-        {"convs": nn.ModuleList(GCNConv(3, 3, bias=False) for _ in range(40))}
-    ).double()
-    x = torch.randn(4, 3, dtype=torch.double)
-
-    def loss():
-        h = x
-        for conv in network["convs"]:
-            h = conv(h, edge_index)
-        return h.square().sum()
-
-    found = limits(gcn_operator(edge_index, 4))
-    table = smoothing_by_layer(
-        network, loss, "convs.*", direction=found.features, errors_direction=found.errors
-    )
-    assert len(table) == 40
-    assert table["features"].iloc[-1] < 1e-6 < table["features"].iloc[0]
-    assert smoothing_by_layer(network, loss, "convs.*")["features"].iloc[-1] > 0.1  # no constant
-
-
 def test_what_cannot_be_measured_is_refused():
     torch.manual_seed(0)
     network = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
