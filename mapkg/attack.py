@@ -36,6 +36,7 @@ from mapkg import hooks
 from mapkg.evaluation import batches, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.metrics import losses, measure
+from mapkg.models.network import SCORES
 
 SIGMAS = (0.01, 10**-1.5, 0.1)
 """The published standard deviations."""
@@ -192,11 +193,9 @@ def where_massive(
     model: nn.Module,
     by: str = "edges",
     *,
-    layers: str | Sequence[str] = "layers.*.score",
     threshold: float = MASSIVE_RATIO,
     control: bool = False,
     equal: bool = False,
-    seed: int = 0,
 ) -> Mask:
     """Where edge embeddings are disturbed so that massive activations are concerned.
 
@@ -204,22 +203,20 @@ def where_massive(
         model: the network as it is.
         by: ``"edges"``: edges with a massive activation, all their channels; ``"channels"``:
             the massive channels of each edge; ``"largest"``: the channel of each edge whose
-            score is largest in magnitude in the first of the layers, the published mask, which
-            the published attack computes and never uses.
-        layers: whose scores are looked at; something massive in one of them is enough.
+            score is largest in magnitude in the first layer, the published mask, which the
+            published attack computes and never uses. Something massive in one layer is enough.
         threshold: ratio above which an activation is massive.
         control: as many others instead, drawn at random: other edges of the batch, or other
             channels of the same edges; all of them where there are fewer.
         equal: where there are fewer others, as many of the chosen as there are others, drawn at
             random, so that the mask and its control are of equal size.
-        seed: of what is drawn.
     """
     if by not in MASKED:
         raise ValueError(f"by: expected one of {MASKED}, got {by!r}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def mask(batch: Any) -> Tensor:
-        ((_, seen),) = hooks.scan(model, [batch], layers, forward=predict)
+        ((_, seen),) = hooks.scan(model, [batch], SCORES, forward=predict)
         scores = list(seen.values())
         if by == "largest":
             first = scores[0].abs()

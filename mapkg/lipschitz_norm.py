@@ -24,6 +24,7 @@ MODES = ("paper", "published", "published-si")
 """What a Lipschitz normalisation divides by, see ``LipschitzNorm``."""
 
 EPS = 1e-12
+"""Added to what a score is divided by."""
 
 
 class LipschitzNorm(nn.Module):
@@ -50,7 +51,6 @@ class LipschitzNorm(nn.Module):
     Args:
         mode: one of ``MODES``.
         scale: f, above 0; None means 1 for ``"paper"`` and 4 for the others.
-        eps: what is added to c, above 0.
 
     Source: LipschitzNorm paper, linear scores; published code ``normalizations/lipschitznorm.py``.
     """
@@ -58,17 +58,14 @@ class LipschitzNorm(nn.Module):
     published_scale = 4.0
     """The factor of the published code; its origin is not known."""
 
-    def __init__(
-        self, mode: str = "paper", *, scale: float | None = None, eps: float = EPS
-    ) -> None:
+    def __init__(self, mode: str = "paper", *, scale: float | None = None) -> None:
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
         default = 1.0 if mode == "paper" else self.published_scale
-        self.mode, self.scale, self.eps = mode, default if scale is None else scale, eps
-        for name, value in (("scale", self.scale), ("eps", eps)):
-            if not value > 0:
-                raise ValueError(f"{name}: expected a value above 0, got {value!r}")
+        self.mode, self.scale = mode, default if scale is None else scale
+        if not self.scale > 0:
+            raise ValueError(f"scale: expected a value above 0, got {scale!r}")
 
     def forward(
         self,
@@ -94,7 +91,7 @@ class LipschitzNorm(nn.Module):
         else:
             norm = att.norm() if self.mode == "published" else att.norm(dim=-1)
             inner = largest.view(-1, 1).index_select(0, target) + of_source
-        return self.scale * norm * _root(inner) + self.eps
+        return self.scale * norm * _root(inner) + EPS
 
     def extra_repr(self) -> str:
         """Mode and scale, for ``print``."""
@@ -114,7 +111,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
     divided by the root of the channels of a head before.
 
     Args:
-        mode, scale, eps: as for ``LipschitzNorm``; None means the scale 1 in all modes.
+        mode, scale: as for ``LipschitzNorm``; None means the scale 1 in all modes.
 
     Source: LipschitzNorm paper, quadratic scores; published code
     ``normalizations/quadratic_lipschitznorm.py``. differs: maxima of keys and values are over the
@@ -141,7 +138,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         size = (query * query).sum(dim=-1)  # [E, H]; the gradient of square() takes a slow power
         u = _root(size if self.mode == "paper" else size.sum(dim=0, keepdim=True))
         v, w = largest(key), largest(value)
-        return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + self.eps
+        return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
 
     def factor(
         self,
@@ -156,7 +153,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
 
 
 def lipschitz_normalise(
-    model: nn.Module, mode: str = "paper", *, scale: float | None = None, eps: float = EPS
+    model: nn.Module, mode: str = "paper", *, scale: float | None = None
 ) -> nn.Module:
     """Divide the scores of the attention layers in a model, in place.
 
@@ -168,7 +165,7 @@ def lipschitz_normalise(
         model: with layers ``GATConv`` or ``TransformerConv`` of PyG without edge features, or
             ``EdgeAttention`` without an Explicit Bias Term, whose key is gated by the edge.
             A warning names the layers with attention of another kind, which stay as they are.
-        mode, scale, eps: as for ``LipschitzNorm`` and ``QuadraticLipschitzNorm``.
+        mode, scale: as for ``LipschitzNorm`` and ``QuadraticLipschitzNorm``.
 
     Raises:
         ValueError: if there is no such layer, or one that cannot be normalised or is already.
@@ -196,7 +193,7 @@ def lipschitz_normalise(
         message = f"attention that is not normalised and stays as it is: {', '.join(others)}"
         warnings.warn(message, stacklevel=2)
     for layer, normalised in chosen.values():
-        layer.score_norm = normalised(layer, mode, scale, eps)
+        layer.score_norm = normalised(layer, mode, scale)
     return model
 
 
@@ -234,9 +231,9 @@ class _Normalised(nn.Module):
 
     norm_type: type[LipschitzNorm] = QuadraticLipschitzNorm
 
-    def __init__(self, layer: nn.Module, mode: str, scale: float | None, eps: float) -> None:
+    def __init__(self, layer: nn.Module, mode: str, scale: float | None) -> None:
         super().__init__()
-        self.norm = self.norm_type(mode, scale=scale, eps=eps)
+        self.norm = self.norm_type(mode, scale=scale)
         self.register(layer)
 
     def register(self, layer: nn.Module) -> None:

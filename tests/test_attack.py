@@ -18,7 +18,7 @@ from studies.published import CONFIGS
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 SHORT = Ascent(lr=0.01, passes=4)
-LONG = Ascent(lr=0.05, passes=600, patience=30)
+LONG = Ascent(lr=0.2, passes=200, patience=10)
 FAR_BELOW = -1e4
 
 
@@ -220,16 +220,8 @@ def test_masks_leave_what_is_massive_and_controls_as_many_others(network, molecu
     equal = where_massive(network, by, threshold=threshold, equal=True)(batch).bool()
     assert (expected | ~equal).all()
     assert torch.equal(equal.sum(dim), control.sum(dim))
-
-
-def test_a_seed_draws_the_same_others_again_and_the_default_is_0(network, molecules):
-    (batch,) = batches(molecules, 100)
-
-    def drawn(**seed):
-        return where_massive(network, "largest", control=True, **seed)(batch)
-
-    assert torch.equal(drawn(), drawn(seed=0))
-    assert not torch.equal(drawn(), drawn(seed=1))
+    again = where_massive(network, by, threshold=threshold, control=True)(batch).bool()
+    assert torch.equal(again, control)
 
 
 def test_a_masked_attack_disturbs_nothing_else(linear, graphs):
