@@ -13,12 +13,12 @@ from mapkg.evaluation import batches, predict, score
 from mapkg.hooks import record
 from mapkg.measures import activation_ratio
 from mapkg.models import build
-from studies.data import load
+from studies.data import molecule_graph
 from studies.published import CONFIGS
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 SHORT = Ascent(lr=0.01, passes=4)
-LONG = Ascent(lr=0.2, passes=200, patience=10)
+LONG = Ascent(lr=0.05, passes=600, patience=30)
 FAR_BELOW = -1e4
 
 
@@ -66,8 +66,9 @@ def graphs():
 
 
 @pytest.fixture(scope="module")
-def molecules(cache):
-    return load("moses").test[:24]
+def molecules():
+    smiles = ("CC#N", "CCO", "c1ccccc1O", "CC(=O)NC", "N#CCCCl", "C1CCCC1F")
+    return 4 * [molecule_graph(text, float(i)) for i, text in enumerate(smiles)]
 
 
 @pytest.fixture(scope="module")
