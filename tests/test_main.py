@@ -15,9 +15,8 @@ from conftest import REPOSITORY
 
 from studies import checkpoint
 from studies.__main__ import COMMANDS, STUDIES, USAGE_ERROR, main
-from studies.controls import permute_targets, untrained
 from studies.data import load
-from studies.emergence import emergence
+from studies.emergence import emergence, with_permuted_targets, without_training
 from studies.grid import laws, read_runs, read_untrained
 from studies.laws import LAWS
 from studies.published import CONFIGS
@@ -144,7 +143,7 @@ def test_help_and_a_misspelt_option_wait_for_no_import():
         ("study bonds nowhere --dataset moses -o x --change no", "--change no: expected one of "),
         ("study laws one --results nowhere -o x", "no table at nowhere/emergence_one_summary"),
         ("study untrained --dataset moses -o x", "are required: --config"),
-        ("study depth --dataset citation -o x --architecture gcn --norms none", "gcn: expected "),
+        ("study depth --dataset citation -o x --architecture mlp --norms none", "mlp: expected "),
         ("study depth --dataset citation -o x --architecture gt --norms pai", "did you mean pair"),
         ("study missing --dataset citation -o x --models MLP", "--models MLP: expected one of "),
         ("study trees --dataset trees-2 -o x --lr fast", "invalid float value: 'fast'"),
@@ -264,7 +263,7 @@ def test_permuted_targets_are_of_the_seed_of_the_run_and_said_in_every_row(runs,
     config = CONFIGS["GT-ZINC"].replace(**SMALL, max_epochs=EPOCHS)
     columns = ["train_loss", "val_loss"]
     same, other = (
-        emergence(config, permute_targets(limited(), seed), seed=1, progress=False).history
+        emergence(config, with_permuted_targets(limited(), seed), seed=1, progress=False).history
         for seed in (1, 0)
     )
     pd.testing.assert_frame_equal(found.history[columns], same[columns], rtol=1e-5)
@@ -327,7 +326,7 @@ def test_untrained_networks_are_those_of_the_package(tmp_path, capsys):
     assert main([*words, "-o", str(path)]) == 0
     assert capsys.readouterr().out == f"{path}\n"
     config = CONFIGS["GT-ZINC"].replace(**SMALL)
-    expected = untrained(config, limited(), [7, 8], name="GT-ZINC", progress=False)
+    expected = without_training(config, limited(), [7, 8], name="GT-ZINC", progress=False)
     pd.testing.assert_frame_equal(pd.read_csv(path), expected, rtol=1e-5, check_dtype=False)
     assert (read_untrained(path.parent, ["small"])["run"] == "small").all()
 
