@@ -143,7 +143,7 @@ def test_help_and_a_misspelt_option_wait_for_no_import():
         ("study bonds nowhere --dataset moses -o x --change no", "--change no: expected one of "),
         ("study laws one --results nowhere -o x", "no table at nowhere/emergence_one_summary"),
         ("study untrained --dataset moses -o x", "are required: --config"),
-        ("study depth --dataset citation -o x --architecture gcn --norms none", "gcn: expected "),
+        ("study depth --dataset citation -o x --architecture mlp --norms none", "mlp: expected "),
         ("study depth --dataset citation -o x --architecture gt --norms pai", "did you mean pair"),
         ("study missing --dataset citation -o x --models MLP", "--models MLP: expected one of "),
         ("study trees --dataset trees-2 -o x --lr fast", "invalid float value: 'fast'"),
