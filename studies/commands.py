@@ -11,12 +11,11 @@ import pandas as pd
 import torch
 
 from mapkg.models.config import Config
-from studies import checkpoint, controls, tables
+from studies import checkpoint, tables
 from studies.bond_changes import CHANGES
 from studies.data import NodesOfGraph, Splits, load
-from studies.emergence import emergence, observation_epochs
-from studies.published import CONFIGS
-from studies.runs import known
+from studies.emergence import emergence, observation_epochs, with_permuted_targets, without_training
+from studies.published import CONFIGS, known
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
     "remedy": {"epochs": 4},
@@ -49,7 +48,7 @@ def train(
         settings = settings.replace(max_epochs=epochs)
     splits = changed(splits, seed)
     if permute_targets:
-        splits = controls.permute_targets(splits, seed)
+        splits = with_permuted_targets(splits, seed)
     emergence(
         settings,
         splits,
@@ -73,10 +72,10 @@ def untrained(
     limit: int | None = None,  # only so many graphs of each split, to try out
     device: str = "cpu",  # for example cuda
 ) -> pd.DataFrame:
-    """``controls.untrained`` of a configuration and a data set by name."""
+    """``emergence.without_training`` of a configuration and a data set by name."""
     settings, splits, where = _network(config, dataset, set, limit, device)
     seeds = range(first_seed, first_seed + networks)
-    return controls.untrained(settings, splits, seeds, name=config, device=where)
+    return without_training(settings, splits, seeds, name=config, device=where)
 
 
 def data(
