@@ -66,24 +66,25 @@ class Report:
         return "\n".join([self._title(), *lines])
 
     def _repr_html_(self) -> str:
-        top = math.log10(max(self.threshold, self.table["max_ratio"].max(), 10))
-        rows = [
-            f"<tr><td>{html.escape(row.layer)}</td><td>"
-            f'<div style="background:{_color(row)};height:.7em;width:{width:.0f}px"></div></td>'
-            f"<td>{row.max_ratio:,.3g}</td><td>{row.chance_level:,.3g}</td>"
-            f'<td style="text-align:left">{html.escape(row.verdict)}</td></tr>'
-            for row in self.table.itertuples()
-            for width in [120 * math.log10(max(1, row.max_ratio)) / top]
-        ]
-        head = "".join(
-            f"<th>{name}</th>"
-            for name in ("layer", "log ratio", "largest ratio", "chance level", "verdict")
-        )
-        return (
-            f"<p>{html.escape(self._title())}</p>\n<table><thead><tr>{head}</tr></thead>\n<tbody>"
-            + "\n".join(rows).replace("<td>nan</td>", "<td></td>")
-            + "</tbody></table>"
-        )
+        ratios = self.table["max_ratio"]
+        decades = math.log10(max(self.threshold, ratios.max(), 10))
+        widths = 120 * np.log10(ratios.clip(lower=1).fillna(1)) / decades
+        bar = '<div style="background:{};height:.7em;width:{:.0f}px"></div>'.format
+        columns = {
+            "layer": self.table["layer"].map(html.escape),
+            "log ratio": list(map(bar, self._colors(), widths)),
+            "largest ratio": ratios,
+            "chance level": self.table["chance_level"],
+            "verdict": self.table["verdict"].map(html.escape),
+        }
+        style = dict(index=False, escape=False, na_rep="", float_format="{:,.3g}".format)
+        with pd.option_context("display.max_colwidth", None):
+            table = pd.DataFrame(columns).to_html(**style)
+        return f"<p>{html.escape(self._title())}</p>\n{table}"
+
+    def _colors(self) -> list[str]:
+        massive = self.table["verdict"].str.startswith("massive")
+        return ["#c44e52" if is_massive else "#8c9db5" for is_massive in massive]
 
     def _title(self) -> str:
         return (
@@ -101,19 +102,14 @@ class Report:
             The axes. An ImportError says so if matplotlib is not installed.
         """
         table, places = self.table, range(len(self.table))
-        colors = [_color(row) for row in table.itertuples()]
-        size = None if ax is not None else (7, 1.5 + 0.35 * len(table))
-        ax = table.plot.barh(x="layer", y="max_ratio", color=colors, log=True, figsize=size, ax=ax)
+        shape = {"figsize": (7, 1.5 + 0.35 * len(table))} if ax is None else {"ax": ax}
+        ax = table.plot.barh(x="layer", y="max_ratio", color=self._colors(), log=True, **shape)
         ax.plot(table["chance_level"], places, "|", ms=14, color="black", label="chance level")
         ax.axvline(self.threshold, color="black", ls="--", lw=1, label="threshold")
         ax.set(xlabel="largest activation ratio", ylabel="", title=self.model)
         ax.set(xlim=(1, None), ylim=(len(table) - 0.5, -0.5))
         ax.legend(*(each[:2] for each in ax.get_legend_handles_labels()))
         return ax
-
-
-def _color(row: Any) -> str:
-    return "#c44e52" if row.verdict.startswith("massive") else "#8c9db5"
 
 
 def report(
@@ -312,10 +308,6 @@ def _verdict(row: Mapping[str, Any], source: str, runs: float) -> str:
     if row["channels"] == 1:
         return "undefined: a single channel is its own median"
     if math.isnan(row["max_ratio"]):
-        if row["zero_medians"] == row["rows"]:
-            return "undefined: all medians are zero"
-        if row["nonfinite_rows"] == row["rows"]:
-            return "undefined: no row is finite"
         return f"undefined: no row has a ratio ({', '.join(left_out)})"
     large = row["max_ratio"] >= 1000
     found = f"up to {row['max_ratio']:{',.0f' if large else ',.3g'}} x the median"

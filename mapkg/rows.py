@@ -17,9 +17,8 @@ Rows = Callable[[nn.Module, Any, Any], Tensor]
 _ADVICE = """\
 pass rows=lambda module, output, batch: output.flatten(1) if rows come first, [rows, heads, \
 channels]; output.flatten(0, 1) if they are the first two axes, [graphs, nodes or tokens, \
-channels], output[mask] if some are padding; output.transpose(0, 1).flatten(1) if stacks \
-come first, [stacks, rows, channels]; \
-output.values() if it is nested"""
+channels], output[mask] if some are padding; output.transpose(0, 1).flatten(1) if stacks come \
+first, [stacks, rows, channels]; output.values() if it is nested"""
 
 
 def as_rows(

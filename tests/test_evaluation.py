@@ -168,18 +168,18 @@ def test_no_metric_depends_on_how_graphs_are_put_into_batches(loss, graphs):
 
 
 def test_batches_keep_their_order_or_take_that_of_torchs_generator(graphs):
-    found = list(batches(graphs, 16))
-    assert [batch.num_graphs for batch in found] == [16, 16, 8]
-    assert torch.equal(torch.cat([batch.x for batch in found]), torch.cat([g.x for g in graphs]))
+    first = [float(graph.x[0, 0]) for graph in graphs]
 
-    def order(seed):
+    def order(seed, **options):
         torch.manual_seed(seed)
-        shuffled = batches(graphs, 16, shuffle=True)
-        return [float(x) for batch in shuffled for x in batch.x[batch.ptr[:-1], 0]]
+        found = list(batches(graphs, 16, **options))
+        assert [batch.num_graphs for batch in found] == [16, 16, 8]
+        return [float(x) for batch in found for x in batch.x[batch.ptr[:-1], 0]]
 
-    first = order(0)
-    assert order(0) == first != order(1)
-    assert sorted(first) == sorted(float(one.x[0, 0]) for one in graphs)
+    assert order(0) == first
+    shuffled = order(0, shuffle=True)
+    assert shuffled == order(0, shuffle=True) != order(1, shuffle=True)
+    assert sorted(shuffled) == sorted(first)
 
 
 @pytest.mark.parametrize("batch_size", [64, 32])

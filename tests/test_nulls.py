@@ -93,18 +93,14 @@ def test_several_rows_exceed_when_any_of_them_does():
     assert np.isnan(one[1, 2]) and np.isfinite(one).sum() == 5
     np.testing.assert_allclose(null.exceedance(ratio, 7), 1 - (1 - one) ** 7, rtol=1e-9, atol=1e-14)
     # Far out, where 1 - (1 - p)^n would round to zero.
+    np.testing.assert_array_equal(null.exceedance([0.0, 0.5, 1.0, np.inf]), [1, 1, 1, 0])
+    assert 0.999 < ProductNull(5).exceedance(1.0001) < 1
     tiny = float(ProductNull(64).exceedance(1e4))
     assert 0 < tiny < 1e-20
     assert float(ProductNull(64).exceedance(1e4, 1000)) == pytest.approx(1000 * tiny, rel=1e-9)
     # The maxima of 100 rows at a time.
     maxima = row_maxima(100_000, 8).reshape(1000, 100).max(axis=1)
     assert_exceeds(lambda ratios: null.exceedance(ratios, 100), maxima)
-
-
-def test_no_row_is_below_its_median():
-    np.testing.assert_array_equal(ProductNull(5).exceedance([0.0, 0.5, 1.0]), 1)
-    assert 0.999 < ProductNull(5).exceedance(1.0001) < 1
-    assert ProductNull(5).exceedance(np.inf) == 0
 
 
 @pytest.mark.parametrize("channels", [2, 8, 444])
@@ -162,18 +158,6 @@ def test_p_values_by_hand():
     several = np.array([[1.0, 1.0, 20.0], [4.0, 2.0, np.nan], [2.0, 3.0, 1.0]])
     np.testing.assert_allclose(p_value(observed, several), [2 / 4, np.nan, 2 / 3])
 
-
-def test_p_values_are_uniform_or_larger_under_the_null():
-    generator = np.random.default_rng(0)
-    draws = generator.integers(0, 6, size=(20, 20_000))  # many ties
-    p = p_value(draws[0], draws[1:])
-    for level in (0.05, 0.1, 0.5):
-        assert (p <= level).mean() <= level + 0.01
-    continuous = generator.random((20, 20_000))
-    assert (p_value(continuous[0], continuous[1:]) <= 0.05).mean() == pytest.approx(0.05, abs=0.006)
-
-
-@pytest.mark.parametrize("null", [1.0, [[1.0, 2.0]], np.ones((3, 2))])
-def test_null_values_of_another_shape_are_an_error(null):
-    with pytest.raises(ValueError, match=r"expected null values of shape \[n"):
-        p_value(np.ones(3), null)
+    for null in (1.0, [[1.0, 2.0]], np.ones((3, 2))):
+        with pytest.raises(ValueError, match=r"expected null values of shape \[n"):
+            p_value(np.ones(3), null)
