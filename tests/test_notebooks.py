@@ -167,8 +167,8 @@ def test_what_is_printed_in_pieces_is_one_output_and_a_failing_cell_keeps_an_old
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert output.read_text() == "older"
     assert printed(tmp_path / "out.failed.ipynb") == "one\ntwo\n"
-    outputs = nbformat.read(tmp_path / "out.failed.ipynb", 4).cells[-2].outputs
-    assert [each.text for each in outputs] == ["one\ntwo\n"]
+    streams = [o for cell in cells(tmp_path / "out.failed.ipynb", "code") for o in cell.outputs]
+    assert [each.text for each in streams if "text" in each] == ["one\ntwo\n"]
 
 
 # The pages.
