@@ -28,16 +28,19 @@ STUDIES = {
     "bonds": ("bond_types:bond_types", "Bonds with massive activations, by type (pages 08, 10)"),
     "shares": ("bond_types:shares_elsewhere", "The same on molecules of other data (page 08)"),
     "explain": ("explanations:explain_run", "Activation ratios beside attributions (page 09)"),
-    "remedy": ("remedies:compact_run", "Ratios through training and a fitted law (page 11)"),
+    "remedy": ("explicit_bias:compact_run", "Ratios through training and a fitted law (page 11)"),
     "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (page 11)"),
     "sink": ("explicit_bias:weight_on_sink_of_run", "Attention to the sink of a term (page 11)"),
     "attack": ("robustness:attack_run", "The most harmful noise on embeddings (page 12)"),
     "laws": ("grid:laws_of_runs", "Fit laws to the ratios that study emergence joined (page 06)"),
     "untrained": ("commands:untrained", "Untrained networks, as a null (pages 05, 06)"),
-    "gradients": ("depth:gradients", "Gradients of every layer of deep networks (page 21)"),
+    "gradients": (
+        "gradient_explosion:gradients",
+        "Gradients of every layer of deep networks (page 21)",
+    ),
     "depth": ("depth:depth", "Accuracy by number of layers (page 22)"),
-    "missing": ("missing_features:missing", "Accuracy with hidden node features (page 24)"),
-    "smoothing": ("deep_smoothing:smoothing", "Oversmoothing, forward and backward (page 25)"),
+    "missing": ("depth:missing", "Accuracy with hidden node features (page 24)"),
+    "smoothing": ("deep:smoothing", "Oversmoothing, forward and backward (page 25)"),
     "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (page 23)"),
 }
 """Where each command and study is, and what it does. The tables in data/results begin with the

@@ -15,7 +15,6 @@ from mapkg.metrics import losses
 from mapkg.models.config import Config
 from studies.data import NodesOfGraph, Splits, Trees
 from studies.data.trees import level_order
-from studies.deep import gradient_norms
 from studies.schedule import Schedule
 from studies.tree_networks import TreeNetwork
 
@@ -162,15 +161,6 @@ class NodeTask(Task):
     def _loss(self, scores: torch.Tensor, name: str) -> torch.Tensor:
         nodes = getattr(self.splits, name).nodes
         return nn.functional.cross_entropy(scores[nodes], self.splits.train.graph.y[nodes])
-
-
-def observe_gradients(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
-    """The ``deep.gradient_norms`` of an epoch, a row per layer and kind, for ``fit``."""
-    return [
-        {"epoch": epoch, "layer": layer, "kind": kind, "norm": norm}
-        for kind, norms in (gradient_norms(model) if epoch else {}).items()
-        for layer, norm in enumerate(norms)
-    ]
 
 
 def hide_features(splits: Splits, rate: float, seed: int = 0) -> Splits:

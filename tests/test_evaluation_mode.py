@@ -15,7 +15,7 @@ from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, prediction
 from mapkg.hooks import evaluating
 from mapkg.models import build
 from mapkg.reporting import report
-from studies import edge_scores, explanations, first_layer
+from studies import explanations, first_layer
 from studies.explicit_bias import idle_term, readings
 from studies.observation import bond_ratios, edge_maxima, summarise, summarise_scores
 from studies.published import CONFIGS
@@ -112,7 +112,7 @@ LOOKING = {
         model, first_layer.distinct_edges(graphs)
     ),
     "curve": lambda model, graphs: explanations.curve(model, graphs, some_importance(graphs)),
-    "edge_importance": lambda model, graphs: edge_scores.edge_importance(model, graphs, "ratio"),
+    "edge_importance": lambda model, graphs: explanations.edge_importance(model, graphs, "ratio"),
     "attack": lambda model, graphs: attack(
         model, graphs, [0.1], restarts=[0], ascent=Ascent(passes=1), progress=False
     ),

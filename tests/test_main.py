@@ -11,11 +11,11 @@ import pytest
 from conftest import REPOSITORY
 
 from mapkg.models.config import Config
-from studies import checkpoint, controls
+from studies import checkpoint
 from studies.__main__ import COMMANDS, STUDIES, USAGE_ERROR, main
 from studies.commands import overrides
 from studies.data import load
-from studies.emergence import emergence
+from studies.emergence import emergence, with_permuted_targets, without_training
 from studies.grid import laws, read_runs
 from studies.published import CONFIGS
 from studies.results import TABLES, read_emergence
@@ -190,7 +190,7 @@ def test_permuted_targets_are_of_the_seed_of_the_run_and_said_in_every_row(runs,
     assert train(tmp_path, "--permute-targets", seed=1) == 0
     found = read_emergence(tmp_path)
     assert set(found.history["dataset"]) == {f"MOSES sample, first {LIMIT}, targets permuted"}
-    splits = controls.permute_targets(limited(), 1)
+    splits = with_permuted_targets(limited(), 1)
     same = emergence(SMALL, splits, seed=1, progress=False).history
     columns = ["train_loss", "val_loss"]
     pd.testing.assert_frame_equal(found.history[columns], same[columns], rtol=1e-5)
@@ -238,7 +238,7 @@ def test_untrained_networks_are_those_of_the_package(tmp_path, capsys):
     words = ["study", "untrained", *NETWORK, "--networks", "2", "--first-seed", "7"]
     assert main([*words, "-o", str(path)]) == 0
     assert capsys.readouterr().out == f"{path}\n"
-    expected = controls.untrained(SMALL, limited(), [7, 8], name="GT-ZINC", progress=False)
+    expected = without_training(SMALL, limited(), [7, 8], name="GT-ZINC", progress=False)
     pd.testing.assert_frame_equal(pd.read_csv(path), expected, rtol=1e-5, check_dtype=False)
 
 

@@ -16,7 +16,7 @@ from mapkg.oversmoothing import (
     spread,
     uniform_attention_limits,
 )
-from studies.backward_oversmoothing import Vanilla
+from studies.backward_oversmoothing import VanillaNetwork
 from studies.data.regular import regular_task
 
 TRIANGLE_WITH_TAIL = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
@@ -142,7 +142,7 @@ def test_an_operator_without_limits_is_refused(operator, message):
 def test_layers_of_a_network_written_out():
     torch.manual_seed(0)
     task = regular_task(20, 4, channels=3, seed=0)
-    network = Vanilla(hidden_channels=5).build(task, 2, 0)
+    network = VanillaNetwork(task, 2, 0, hidden_channels=5)
     first, second, last = (layer.weight.detach().t() for layer in network.layers)
     p = task.operator
     h0 = p @ task.x @ first
