@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studies.files import write_atomically
+from studies.checkpoint import write_atomically
 
 STATISTICS = ("median", "mean", "range")
 

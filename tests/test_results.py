@@ -12,7 +12,7 @@ from mapkg.measures import MASSIVE_RATIO
 from studies import checkpoint
 from studies.data import BUNDLED, load
 from studies.emergence import examine_checkpoint
-from studies.files import sha256
+from studies.checkpoint import sha256
 from studies.published import CONFIGS
 from studies.results import TABLES, read_emergence
 
