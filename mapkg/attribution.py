@@ -105,7 +105,7 @@ def attribute(
         seed: of both.
 
     Returns:
-        A row per row of ``massive`` (``column``, its index) and label: ``edges``, ``graphs`` with
+        A row per row of ``massive`` (``column``, its index) and label, with ``edges``, ``graphs`` with
         such an edge, ``massive_edges``, ``share`` and ``enrichment`` with the ``_low`` and
         ``_high`` ends of 95 % intervals, ``share_bound`` and ``p_value``. NaN is what cannot be
         computed: shares of a label without an edge, enrichment where no edge is massive.

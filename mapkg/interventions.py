@@ -20,8 +20,8 @@ from mapkg.evaluation import batches, each_loss, pooled_mean, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 
 RULES = ("channel mean", "zero", "clip")
-"""What an activation is replaced by: the mean of its channel over reference graphs; zero; or
-itself, scaled down to a magnitude of the threshold times the median of its row."""
+"""What replaces an activation, the mean of its channel over reference graphs, zero,
+or itself, scaled down to a magnitude of the threshold times the median of its row."""
 
 CHANGED = ("massive", "random", "largest non-massive")
 """Which activations are changed, the massive ones and those of two controls.
