@@ -2,8 +2,7 @@
 
 Every seed is trained as ``studies.train.fit`` trains it alone: the same initial weights, order of
 graphs, learning rate schedule and stop; on the CPU also the same dropout. On a GPU dropout is
-another draw for a stacked run, from the seeds and the epoch, and reproducible only for the same
-seeds together.
+drawn from all seeds and the epoch, so it is reproduced only for the same seeds together.
 """
 
 import math
