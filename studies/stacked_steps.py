@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from mapkg import hooks
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
-from mapkg.score_measures import ScoreMeasures
 from studies.padded_batches import FlatGraphs, PaddedBatch, Shape, assemble
+from studies.score_measures import ScoreMeasures
 from studies.stacked import Rows, plain_name, stack_networks
 
 ENGINES = ("eager", "graph", "compile+graph")

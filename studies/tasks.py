@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from mapkg.evaluation import batches, evaluate, predict, targets
+from mapkg.evaluation import batches, evaluate, losses, predict, targets
 from mapkg.hooks import evaluating
-from mapkg.metrics import losses
 from mapkg.models.config import Config
 from studies.data import NodesOfGraph, Splits, Trees
 from studies.data.trees import level_order

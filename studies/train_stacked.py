@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from mapkg.models.config import Config
-from mapkg.score_measures import COLUMNS
 from studies.checkpoint import read_state, refuse_another_run, write_state
 from studies.padded_batches import FlatGraphs, Shape, epoch_order, in_batches
 from studies.provenance import commit, versions
 from studies.schedule import Fit, SeedProgress
+from studies.score_measures import COLUMNS
 from studies.stacked import check_stackable, stacked_state
 from studies.stacked_steps import ENGINES, Stack
 

@@ -2,17 +2,16 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
 import torch
 from conftest import REPOSITORY, few_molecules
-from scipy import stats
 
 from mapkg.models import build
 from studies import converged as study
-from studies import plots
 from studies.published import CONFIGS
 
 RESULTS = REPOSITORY / "data" / "results"
@@ -28,20 +27,6 @@ def tables():
 @pytest.fixture(scope="module")
 def table(tables):
     return tables[0]
-
-
-@pytest.fixture(scope="module")
-def errors(tables):
-    return tables[2]
-
-
-@pytest.fixture(scope="module")
-def counted(table):
-    return study.seeds_by_layer(table)
-
-
-def seeds_with(counted, measure, state):
-    return counted.loc[(study.MEASURES[measure], state), list(range(10))].tolist()
 
 
 # The tables.
@@ -71,103 +56,6 @@ def test_the_tables_are_complete_and_small(tables):
     assert len(errors) == 16 * 2 * 3
     files = RESULTS.glob("converged_gt_zinc_*.csv.gz")
     assert sum(path.stat().st_size for path in files) < 200_000
-
-
-def test_states_are_where_they_should_be(table):
-    rates = table.drop_duplicates(["seed", "state"]).set_index(["state", "seed"])
-    assert (rates.loc["high", "lr"] == 7e-4).all(), "before the first halving"
-    assert (rates.loc["last", "lr"] < 2e-6).all(), "the next halving ends training"
-    assert (rates.loc["high", "epoch"] < rates.loc["high", "halved"]).all()
-    assert (rates.loc["high", "epoch"] >= rates.loc["high", "halved"] - 5).all()
-    for state, column in (("best", "best_epoch"), ("last", "epochs")):
-        assert (rates.loc[state, "epoch"] - rates.loc[state, column]).abs().max() < 5
-
-
-# What the page says of massive activations.
-
-
-def test_by_the_row_ratio_they_move_from_the_last_layer_to_the_first(table, counted):
-    assert seeds_with(counted, "row", "untrained") == [0] * 10
-    assert seeds_with(counted, "row", "high") == [5, 1, 0, 0, 0, 0, 0, 0, 0, 7]
-    assert seeds_with(counted, "row", "last") == [12, 0, 0, 0, 0, 0, 0, 0, 0, 1]
-    row = counted.loc[study.MEASURES["row"]]
-    assert row.loc[["high", "last"], "any"].tolist() == [10, 12]
-    assert row.loc["last", ["from", "to"]].round(2).tolist() == [0.48, 0.93]
-    change = study.compare_phases(table).loc[study.MEASURES["row"]]
-    assert change["change"] == 0 and -1 < change["low"] < change["high"] < 1
-
-
-def test_by_suns_rule_they_stay_in_the_last_three_layers_and_leave_layer_5(counted):
-    before, after = (seeds_with(counted, "sun", state) for state in ("high", "last"))
-    assert before[7:] == after[7:] == [16, 16, 16]
-    assert (before[5], after[5]) == (14, 3)
-    assert before[:2] == after[:2] == [0, 0]
-
-
-def test_the_spread_of_the_first_layer_is_beyond_all_untrained_networks(counted):
-    for state in ("high", "last"):
-        assert seeds_with(counted, "spread", state)[0] == 16
-
-
-def test_five_measures_find_fewer_layers_at_the_end(table):
-    tests = study.compare_phases(table)
-    fewer = tests[(tests["holm"] < 0.05) & (tests["change"] < 0)]
-    names = ("layer_wide", "sun", "spread", "second", "q90")
-    assert fewer.index.tolist() == [study.MEASURES[name] for name in names]
-    assert not (tests["low"] > 0).any()
-
-
-def test_the_ratio_of_layer_0_grows_because_its_median_shrinks(table):
-    ratio, size, median = (
-        study.factors(table, column, [0, 5, 8, 9])
-        for column in ("max_ratio", "max_abs", "row_median_q50")
-    )
-    assert ratio.loc[0, "change"] == pytest.approx(2.44, abs=0.01) and ratio.loc[0, "more"] == 16
-    assert 1 / 1.25 < size.loc[0, "low"] < 1 < size.loc[0, "high"] < 1.25, "the margin"
-    assert median.loc[0, "change"] == pytest.approx(0.5, abs=0.01)
-    assert size.loc[[5, 8, 9], "change"].between(0.25, 0.31).all()
-    assert (median.loc[[5, 8, 9], "low"] > 1).all()
-
-
-def test_half_of_a_window_gives_the_same_picture_as_one_epoch(tables):
-    steady = study.steady(tables[1]).loc[study.MEASURES["row"]]
-    assert steady["high"][[0, 9]].tolist() == [4, 7]
-    assert steady["end"][[0, 9]].tolist() == [12, 1]
-
-
-def test_more_seeds_gain_than_lose_where_the_page_says_so(table):
-    found = study.seeds_that_change(table, [("row", 0), ("row", 9), ("sun", 5)])
-    assert found[["lost", "gained"]].to_numpy().tolist() == [[0, 7], [6, 0], [11, 0]]
-    assert (found["holm"] < 0.05).all()
-
-
-# What it says of the published error.
-
-
-def test_the_published_error_is_not_reached(errors):
-    anchor = study.beside_anchor(errors)
-    last, best = anchor.loc[("test", "last")], anchor.loc[("test", "best")]
-    assert last[["mae", "deviation"]].round(3).tolist() == [0.281, 0.013]
-    assert last[["difference", "low", "high"]].round(3).tolist() == [0.017, 0.005, 0.029]
-    assert best["mae"].round(3) == 0.286 and best["low"] > 0
-    assert anchor.loc[("train", "last"), "mae"].round(3) == 0.075
-    assert anchor.loc["train", "low"].min() > 0
-
-
-def test_what_was_tried_moves_little_and_longer_runs_end_lower(table, errors):
-    last = errors[errors["state"] == "last"].set_index(["split", "seed"])
-    test, train = last.loc["test"], last.loc["train"]
-    assert (test["mae"].mean() - test["mae_of_batches"].mean()) == pytest.approx(6e-4, abs=5e-5)
-    assert (test["mae"] - test["recorded"]).abs().max() < 2e-4
-    assert train["recorded"].mean() == pytest.approx(0.103, abs=5e-4)
-    epochs = test["epoch"]
-    assert (epochs.min(), epochs.max(), epochs.mean().round()) == (238, 367, 279)
-    halved = table.groupby("seed")["halved"].first()
-    error = test["mae_of_batches"]
-    for other, rho in ((epochs, -0.44), (halved, -0.60), (train["mae_of_batches"], 0.83)):
-        assert stats.spearmanr(other, error).statistic == pytest.approx(rho, abs=0.005)
-    line = stats.linregress(epochs, error)
-    assert line.intercept + line.slope * 322.5 == pytest.approx(0.273, abs=5e-4)
 
 
 # Tables and tests from a few numbers.
@@ -247,21 +135,26 @@ def test_errors_are_those_of_the_stored_weights(tmp_path):
     assert row["recorded"] == 1.0
 
 
-def test_figures_show_what_the_tables_say(table, counted):
-    figure = plots.seeds_before_and_after(counted, 16)
-    first = figure.axes[0]
+def test_figures_show_what_the_tables_say(table):
+    counted = study.seeds_by_layer(table)
+    first = study.draw_seeds_by_layer(counted, 16).axes[0]
     drawn = {line.get_label(): line.get_ydata().tolist() for line in first.lines}
+    rows = counted.loc[study.MEASURES["row"], list(range(10))]
     assert first.get_title() == study.MEASURES["row"]
-    assert drawn == {
-        "before the rate is halved": seeds_with(counted, "row", "high"),
-        "end of training": seeds_with(counted, "row", "last"),
-    }
-    figure = plots.through_schedule(table, (0, 9), {"max_ratio": "ratio"})
-    assert [ax.get_title() for ax in figure.axes] == ["layer 0", "layer 9"]
-    assert len(figure.axes[0].lines) == 2 * 16 + 1
+    assert drawn["before the rate is halved"] == rows.loc["high"].tolist()
+    assert drawn["end of training"] == rows.loc["last"].tolist()
+    grid = study.draw_schedule(table, (0, 9), {"max_ratio": "ratio"})
+    assert [ax.get_title() for ax in grid.axes.flat] == ["layer 0", "layer 9"]
+    of_layer = table[table["layer"] == 9].groupby("seed")
+    lengths = sorted(
+        len(line.get_xdata()) for line in grid.axes[0, 1].lines if line.get_xdata() is not None
+    )
+    assert sum(lengths) >= of_layer.size().sum() + 16, (
+        "both phases have the last epoch of the first"
+    )
     last = pd.DataFrame({"epoch": [3, 4], "train": [0.1, 0.2], "test": [0.3, 0.4]})
-    test, train = plots.beside_anchor(last, study.ANCHOR).axes
-    for ax, split in ((test, "test"), (train, "train")):
+    for ax, split in zip(study.draw_anchor(last).axes, ("test", "train"), strict=True):
         seeds, published = ax.lines[:2]
         assert seeds.get_xydata().tolist() == last[["epoch", split]].to_numpy().tolist()
         assert published.get_xydata().tolist() == [[321.5, study.ANCHOR[split][0]]]
+    plt.close("all")
