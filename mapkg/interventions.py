@@ -21,7 +21,7 @@ from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.metrics import each_loss, pooled_mean
 
 RULES = ("channel mean", "zero", "clip")
-"""What an activation is replaced by: the mean of its channel over reference graphs; zero; or
+"""What an activation is replaced by, the mean of its channel over reference graphs, zero, or
 itself, scaled down to a magnitude of the threshold times the median of its row."""
 
 CHANGED = ("massive", "random", "largest non-massive")
