@@ -25,8 +25,7 @@ from studies.emergence import fit_to_data
 from studies.explicit_bias import ARMS, OTHERS, SAME
 from studies.grid import MODELS
 from studies.provenance import commit, versions
-from studies.published import CONFIGS
-from studies.runs import grid
+from studies.published import CONFIGS, grid
 from studies.tables import write as write_table
 
 STEPS = 3

@@ -33,9 +33,8 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg import hooks
-from mapkg.evaluation import batches, predict, targets
+from mapkg.evaluation import batches, losses, measure, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.metrics import losses, measure
 from mapkg.models.network import SCORES
 
 SIGMAS = (0.01, 10**-1.5, 0.1)
@@ -134,7 +133,7 @@ def attack(
 
     Returns:
         A row per ``sigma``, ``restart`` and ``noise`` (``"none"``, ``"random"``, ``"optimised"``),
-        with ``loss``, the metrics of ``metrics.measure``, ``gain``, the optimised loss over the
+        with ``loss``, the metrics of ``evaluation.measure``, ``gain``, the optimised loss over the
         random one less 1 (NaN for the others), ``passes`` of the optimisation, and ``disturbed``,
         the number of entries that noise is added to.
 

@@ -16,13 +16,12 @@ from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
 from mapkg import hooks
-from mapkg.evaluation import batches, predict, targets
+from mapkg.evaluation import batches, each_loss, pooled_mean, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.metrics import each_loss, pooled_mean
 
 RULES = ("channel mean", "zero", "clip")
-"""What an activation is replaced by, the mean of its channel over reference graphs, zero, or
-itself, scaled down to a magnitude of the threshold times the median of its row."""
+"""What replaces an activation, the mean of its channel over reference graphs, zero,
+or itself, scaled down to a magnitude of the threshold times the median of its row."""
 
 CHANGED = ("massive", "random", "largest non-massive")
 """Which activations are changed, the massive ones and those of two controls.
@@ -57,7 +56,7 @@ def intervene(
         layers: which scores are changed, all in one pass: names or patterns of submodules that
             return [E, D].
         threshold: ratio above which an activation is massive, at least 1.
-        loss: ``"l1"`` or ``"bce"``, as for ``metrics.losses``.
+        loss: ``"l1"`` or ``"bce"``, as for ``evaluation.losses``.
         seed: of the random control; every rule sees the same draws.
 
     Returns:

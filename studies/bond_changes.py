@@ -26,7 +26,7 @@ from studies.data.splitting import SPLITS
 from studies.emergence import fit_to_data
 from studies.extras import build
 from studies.first_layer import distinct_edges, first_layer_table
-from studies.runs import titles
+from studies.published import titles
 from studies.train import fit, seed_all
 
 EXPERIMENTS = titles("changes")

@@ -16,8 +16,7 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg.attribution import THRESHOLDS, Edges, attribute, heat_map
-from mapkg.evaluation import predictions
-from mapkg.metrics import best_constant, each_loss, losses, pooled_mean
+from mapkg.evaluation import best_constant, each_loss, losses, pooled_mean, predictions
 from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import Splits, read_smiles
@@ -25,7 +24,7 @@ from studies.data.bond_properties import Labels, edge_labels
 from studies.extras import build
 from studies.first_layer import distinct_edges, first_layer_table, heat_table, score_parts
 from studies.observation import edge_maxima
-from studies.runs import titles
+from studies.published import titles
 from studies.train import seed_all
 
 RUNS = titles("grid")

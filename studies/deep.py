@@ -27,7 +27,7 @@ from studies.backward_oversmoothing import OPTIMIZERS, full_training
 from studies.data import Description, NodesOfGraph, Splits
 from studies.data.regular import regular_task
 from studies.provenance import commit, versions
-from studies.runs import known
+from studies.published import known
 from studies.schedule import Schedule
 from studies.tasks import NodeTask
 from studies.train import fit

@@ -15,9 +15,9 @@ from studies import tables
 from studies.data import Splits
 from studies.deep import LAYERS, NORMS, Variant
 from studies.figures import layer_colors, over_seeds, whole_ticks
-from studies.runs import known, titles
+from studies.published import known, titles
 from studies.schedule import Schedule
-from studies.study import Result, Study, run_study
+from studies.tables import Result, Study, run_study
 from studies.tasks import COLUMNS, hide_features
 from studies.train import fit
 

@@ -19,9 +19,9 @@ from studies import tables
 from studies.data import Splits
 from studies.depth import named, norm_and_scale
 from studies.figures import over_seeds
-from studies.runs import known, titles
+from studies.published import known, titles
 from studies.schedule import Schedule
-from studies.study import Result, Study, run_study
+from studies.tables import Result, Study, run_study
 from studies.tasks import TREES, TreeTask
 from studies.train import fit
 from studies.tree_networks import LIPSCHITZ_NORMS, NORMS, TreeNetwork

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from mapkg import hooks
-from mapkg.evaluation import Graphs, batches, calibrate_batch_norm, joined_score, predict, targets
+from mapkg.evaluation import Graphs, batches, calibrate_batch_norm, measure, predict, targets
 from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
@@ -159,7 +159,7 @@ def observe_states(
         # One pass for predictions and scores.
         pairs: list[tuple[Tensor, Tensor]] = []
         summaries = summarise(model, splits.test, **_choice(config), predicted=pairs)
-        metrics = joined_score(pairs, config.loss)
+        metrics = measure(*map(torch.cat, zip(*pairs, strict=True)), config.loss)
         for layer, summary in enumerate(summaries.values()):
             row = {"state": state, "layer": layer}
             counts, edges = summary.neg_log_ratio.counts, summary.neg_log_ratio.edges

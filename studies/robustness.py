@@ -17,8 +17,8 @@ from mapkg.models.config import Config
 from studies import tables
 from studies.data import Splits
 from studies.explicit_bias import ARMS, COUNTED
+from studies.published import known, titles
 from studies.results import read_network
-from studies.runs import known, titles
 
 ASCENT = Ascent(lr=0.1, passes=40)
 """How noise is optimised here, with fewer passes than the published 1000, and longer steps."""

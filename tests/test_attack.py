@@ -1,7 +1,6 @@
 """Noise on embeddings: its size at every step, its worst case, and that nothing else moves."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -243,11 +242,11 @@ class Checkpointed(Linear):
         return checkpoint(super().forward, *inputs, use_reentrant=False)
 
 
-def test_layers_that_compute_again_on_the_way_back_are_attacked_alike(linear, graphs):
-    again = Checkpointed().double().eval()
-    again.load_state_dict(linear.state_dict())
-    found = [run(model, graphs, 0.3, ascent=Ascent(lr=0.05, passes=9)) for model in (linear, again)]
-    pd.testing.assert_frame_equal(*found)
+def test_layers_that_compute_again_on_the_way_back_are_refused(graphs):
+    with pytest.raises(
+        RuntimeError, match="'node_embedding' is edited under activation checkpoint"
+    ):
+        run(Checkpointed().double().eval(), graphs, 0.3)
 
 
 def test_bad_input_is_an_error_that_says_what_was_expected(linear, graphs):

@@ -20,9 +20,8 @@ from studies.commands import overrides
 from studies.data import load
 from studies.emergence import fit_to_data
 from studies.explicit_bias import ARMS, COUNTED, OTHERS
-from studies.published import CONFIGS
+from studies.published import CONFIGS, titles
 from studies.results import TABLES
-from studies.runs import titles
 
 WORKFLOW = REPOSITORY / "workflow"
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())

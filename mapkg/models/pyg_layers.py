@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
+from torch_geometric.nn.attention import PerformerAttention
 from torch_geometric.utils import to_dense_batch
 
 from mapkg.models.config import head_channels
@@ -123,11 +124,17 @@ def recorded_rows(
     One row per edge, or per node for dense attention, padding left out; ``batch``, the graph of
     each node, is needed there for several graphs.
     """
-    if isinstance(module, nn.MultiheadAttention):
+    if isinstance(module, nn.MultiheadAttention | PerformerAttention):
+        dense = output if isinstance(output, Tensor) else output[0]
         if batch is None:
-            return output[0].flatten(end_dim=1)
+            return dense.flatten(end_dim=1)
         _, is_node = to_dense_batch(batch, batch)
-        return output[0][is_node]
+        if isinstance(module, PerformerAttention) and not is_node.all():
+            raise ValueError(
+                "PerformerAttention counts padding in its denominator, so that its outputs depend "
+                "on the other graphs of the batch: expected graphs of one size, or one at a time"
+            )
+        return dense[is_node]
     if isinstance(output, dict):
         if isinstance(module, GINEConv):
             edge_attr = output["edge_attr"]
