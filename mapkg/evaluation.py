@@ -196,16 +196,20 @@ def pooled_mean(
     return float(ratio(sums, numbers)), float(interval.low), float(interval.high)
 
 
-def calibrate_batch_norm(model: nn.Module, graphs: Graphs, *, batch_size: int = 128) -> nn.Module:
-    """Set BatchNorm statistics to those of the data, without a change of weights.
-
-    The statistics of all batches are averaged with equal weight. Dropout is off. This gives
-    an untrained model the normalization that it would see in training.
+def calibrate_batch_norm(
+    model: nn.Module, graphs: Graphs, *, batch_size: int | None = None
+) -> nn.Module:
+    """Set BatchNorm statistics to those of the data, without a change of weights or of modes.
 
     Args:
-        model: changed in place and returned; every submodule keeps its mode.
+        model: changed in place; dropout is off.
         graphs: usually the training split.
-        batch_size: graphs per forward pass.
+        batch_size: None takes all graphs as one batch, for the statistics of the data. A number
+            gives the mean over such batches, in which every layer normalizes as in training; it
+            depends on the number.
+
+    Returns:
+        The model.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -219,7 +223,7 @@ def calibrate_batch_norm(model: nn.Module, graphs: Graphs, *, batch_size: int = 
         predict(model, batch)
 
     try:
-        for _ in scan(model, batches(graphs, batch_size), (), forward=forward):
+        for _ in scan(model, batches(graphs, batch_size or len(graphs)), (), forward=forward):
             pass
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -34,10 +34,7 @@ STUDIES = {
     "attack": ("robustness:attack_run", "The most harmful noise on embeddings (page 12)"),
     "laws": ("grid:laws_of_runs", "Fit laws to the ratios that study emergence joined (page 06)"),
     "untrained": ("commands:untrained", "Untrained networks, as a null (pages 05, 06)"),
-    "gradients": (
-        "gradient_explosion:gradients",
-        "Gradients of deep networks (page 21)",
-    ),
+    "gradients": ("gradient_explosion:gradients", "Gradients of every layer (page 21)"),
     "depth": ("depth:depth", "Accuracy by number of layers (page 22)"),
     "missing": ("depth:missing", "Accuracy with hidden node features (page 24)"),
     "smoothing": ("deep:smoothing", "Oversmoothing, forward and backward (page 25)"),
@@ -110,6 +107,7 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Look, **settings)
+        self._negative_number_matcher = re.compile(r"-[\d.]|-(inf|nan)$")  # -1e-3 is one, too
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in () if self._subparsers else args:
@@ -204,10 +202,12 @@ def _how(name: str, annotation: str) -> dict[str, Any]:
 
 
 def _whole(name: str) -> Any:
+    least, most = int(name not in FROM_ZERO), 1024 if name == "threads" else 10**9
+
     def whole(text: str) -> int:
-        if not text.isdigit() or (int(text) == 0 and name not in FROM_ZERO):
-            least = "" if name in FROM_ZERO else " above 0"
-            raise argparse.ArgumentTypeError(f"expected a whole number{least}, got {text!r}")
+        if not text.isdigit() or len(text) > 10 or not least <= int(text) <= most:
+            expected = f"expected a whole number from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
         return int(text)
 
     return whole

@@ -1,7 +1,12 @@
-"""Checkpoints: safetensors for tensors, JSON for everything else, written whole or not at all."""
+"""Files that are whole or not there: checkpoints, the states of trainings, checksums.
+
+A checkpoint is weights as safetensors, and what is known of them as JSON; a state is one file.
+"""
 
 import hashlib
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +16,18 @@ from torch import Tensor, nn
 
 from mapkg.models.config import Config
 from studies.extras import build
-from studies.files import write_atomically
 
 _VALUES = "values"  # key of the JSON text in a state file's own header
 
 
-def save(
-    path: Path | str,
-    weights: dict[str, Tensor],
-    config: Config,
-    **information: Any,
-) -> None:
+def save(path: Path | str, weights: dict[str, Tensor], config: Config, **information: Any) -> None:
     """Save weights as ``PATH.safetensors`` and what is known of them as ``PATH.json``."""
-    content = safetensors.torch.save({k: v.contiguous().cpu() for k, v in weights.items()})
-    described = {
-        "config": config.to_dict(),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        **information,
-    }
-    write_atomically(_with_suffix(path, ".safetensors"), content)
-    write_atomically(_with_suffix(path, ".json"), json.dumps(described, indent=1).encode())
+    content = safetensors.torch.save(_apart(weights))
+    checksum = hashlib.sha256(content).hexdigest()
+    described = {"config": config.to_dict(), "sha256": checksum, **information}
+    weights_path, json_path = _paths(path)
+    write_atomically(weights_path, content)
+    write_atomically(json_path, json.dumps(described, indent=1).encode())
 
 
 def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dict[str, Any]]:
@@ -38,10 +35,9 @@ def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dic
 
     Raises unless checksum and weights fit, and the configuration is the expected one, if given.
     """
-    weights_path, json_path = _with_suffix(path, ".safetensors"), _with_suffix(path, ".json")
-    for file in (weights_path, json_path):
-        if not file.is_file():
-            raise FileNotFoundError(f"no checkpoint: expected {weights_path} and {json_path}")
+    weights_path, json_path = _paths(path)
+    if not (weights_path.is_file() and json_path.is_file()):
+        raise FileNotFoundError(f"no checkpoint: expected {weights_path} and {json_path}")
     content = weights_path.read_bytes()
     try:
         information = json.loads(json_path.read_text())
@@ -67,14 +63,21 @@ def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dic
     return model.eval(), information
 
 
+def _paths(path: Path | str) -> list[Path]:
+    path = Path(path)
+    name = path.name.removesuffix(".safetensors").removesuffix(".json")
+    return [path.with_name(name + suffix) for suffix in (".safetensors", ".json")]
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU that share no memory, as weights may that are tied."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
 def write_state(path: Path, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
     """Write groups of tensors and plain values as one file."""
-    flat = {
-        f"{group}/{name}": tensor.contiguous().cpu()
-        for group, members in tensors.items()
-        for name, tensor in members.items()
-    }
-    content = safetensors.torch.save(flat, metadata={_VALUES: json.dumps(values)})
+    flat = {f"{group}/{name}": t for group, named in tensors.items() for name, t in named.items()}
+    content = safetensors.torch.save(_apart(flat), metadata={_VALUES: json.dumps(values)})
     write_atomically(path, content)
 
 
@@ -111,6 +114,23 @@ def refuse_another_run(path: Path, stored: dict[str, Any], asked: dict[str, Any]
         )
 
 
-def _with_suffix(path: Path | str, suffix: str) -> Path:
-    path = Path(path)
-    return path.with_name(path.name.removesuffix(".safetensors").removesuffix(".json") + suffix)
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file, and its folders, so that a reader sees the old content or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

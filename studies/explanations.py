@@ -236,9 +236,8 @@ def curve(
     directions. Fractions of a graph's bonds are rounded to a whole number (a half to the even
     one); equally important bonds go in an order drawn at random.
 
-    A row per ``graph`` and ``fraction``. Columns are ``bonds`` of the whole graph; how many are
-    ``removed``; ``prediction``; ``change``, its distance from that of the whole graph; and
-    ``absolute_error``, its distance from the target, NaN where there is none.
+    A row per ``graph`` and ``fraction``: ``bonds`` of the whole graph, how many are ``removed``,
+    ``prediction``, its ``change`` from that of the whole graph, and ``absolute_error``.
     """
     rng, rows, left = np.random.default_rng(0), [], []
     for index, (graph, of_graph) in enumerate(zip(graphs, importance, strict=True)):
@@ -326,9 +325,8 @@ def explain(
     for method, values in {**scores, CONTROL: controls[0]}.items():
         if method != "ratio":
             of_graphs = rank_correlation(scores["ratio"], values, graphs)
-            row = {"method": method} | _mean("", of_graphs, resamples)
-            row |= {"defined": np.isfinite(of_graphs).sum(), "graphs": len(graphs)}
-            correlation.append(row)
+            about = {"defined": np.isfinite(of_graphs).sum(), "graphs": len(graphs)}
+            correlation.append({"method": method} | _mean("", of_graphs, resamples) | about)
     named = {method: [values] for method, values in scores.items()} | {CONTROL: controls}
     for order in tqdm(("descending", "ascending"), "curves", file=sys.stderr, disable=not progress):
         drawn = {
@@ -340,15 +338,12 @@ def explain(
         for method, of_method in drawn.items():
             of_graphs = of_method.groupby(["fraction", "graph"]).mean()
             for fraction, at in of_graphs.groupby("fraction"):
-                row = {"fraction": fraction} | _mean("change", at["change"], resamples)
-                row |= _mean("absolute_error", at["absolute_error"], resamples)
-                curves.append(row | {"method": method, **where})
-    areas = pd.concat(areas, ignore_index=True)
-    return {
-        "correlation": pd.DataFrame(correlation),
-        "curves": pd.DataFrame(curves),
-        "areas": areas,
-    }
+                means = [_mean(n, at[n], resamples) for n in ("change", "absolute_error")]
+                curves.append(
+                    {"fraction": fraction, **means[0], **means[1], "method": method, **where}
+                )
+    made = {"correlation": pd.DataFrame(correlation), "curves": pd.DataFrame(curves)}
+    return made | {"areas": pd.concat(areas, ignore_index=True)}
 
 
 def explain_run(
@@ -394,13 +389,10 @@ def faithfulness(curves: pd.DataFrame, *, value: str = "change") -> sns.FacetGri
     ends = [both.assign(**{value: both[f"{value}_{end}"]}) for end in ("low", "high")]
     methods = curves["method"].unique()
     colors = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
-    look = dict(
-        palette=colors | {CONTROL: "black"},
-        sizes={method: 2.6 if method == "ratio" else 1.3 for method in methods},
-        dashes={method: (4, 2) if method == CONTROL else "" for method in methods},
-        height=2.5,
-        aspect=1.2 if curves["run"].nunique() > 1 else 2.0,
-    )
+    look = dict(palette=colors | {CONTROL: "black"}, height=2.5)
+    look["sizes"] = {method: 2.6 if method == "ratio" else 1.3 for method in methods}
+    look["dashes"] = {method: (4, 2) if method == CONTROL else "" for method in methods}
+    look["aspect"] = 1.2 if curves["run"].nunique() > 1 else 2.0
     look |= dict.fromkeys(("hue", "size", "style"), "method")
     look |= dict(row="order", col="run", estimator="median", errorbar=("pi", 100))
     grid = sns.relplot(pd.concat([curves, *ends]), kind="line", x="fraction", y=value, **look)

@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mapkg.models.config import Config
 
+EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -67,7 +69,6 @@ class Fit:
         stop_reason: ``"max epochs"``, ``"min lr"``, ``"time limit"``, ``"not finite"``,
             ``"solved"``, ``"plateau"``, or of several seeds ``"not finished"``.
         commit, versions: of the process that started the run.
-        engine: that the steps of several seeds ran on in the end.
     """
 
     history: pd.DataFrame
@@ -78,7 +79,6 @@ class Fit:
     stop_reason: Any
     commit: str
     versions: str
-    engine: str = "eager"
 
 
 @dataclass
@@ -87,7 +87,7 @@ class SeedProgress:
 
     seed: int
     lr: float
-    best_loss: float = float("inf")
+    best_loss: float = math.inf
     best_epoch: int = 0
     last_epoch: int = 0
     stop_reason: str = ""

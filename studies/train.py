@@ -107,10 +107,9 @@ def _task(task: Task | Splits, schedule: Schedule | Config | None) -> Task:
         return task
     if isinstance(schedule, Config):
         return GraphTask(splits, schedule)
-    if isinstance(splits.train, NodesOfGraph):
-        return NodeTask(splits)
-    if isinstance(splits.train, Trees):
-        return TreeTask(splits)
+    for kind, of_kind in ((NodesOfGraph, NodeTask), (Trees, TreeTask)):
+        if isinstance(splits.train, kind):
+            return of_kind(splits)
     raise ValueError(
         "schedule: expected a Config, which names the loss of graphs, got "
         f"{type(schedule).__name__}; {splits.description.title} is neither nodes of one graph, "
@@ -142,17 +141,16 @@ class _Run:
         }
 
     def fit(self, observe: Observer | None, progress: bool) -> Fit:
-        done = self.done
         if self.path is not None and self.path.is_file():
-            done = self.done = self._resume()
-            print(f"resumed after epoch {done.epoch} from {self.path}", file=sys.stderr)
+            self.done = self._resume()
+            print(f"resumed after epoch {self.done.epoch} from {self.path}", file=sys.stderr)
         else:
             self._observe(observe)
-        total, is_cuda = self.schedule.epochs, self.device.type == "cuda"
-        settings = dict(total=total, initial=done.epoch, file=sys.stderr, disable=not progress)
+        done, is_cuda = self.done, self.device.type == "cuda"
+        shown = dict(total=self.schedule.epochs, initial=done.epoch, disable=not progress)
         with (
             torch.random.fork_rng([self.device] if is_cuda else []),
-            tqdm(desc="epochs", **settings) as bar,
+            tqdm(desc="epochs", file=sys.stderr, **shown) as bar,
         ):
             torch.manual_seed(self.seed)
             if self.random is not None:
@@ -171,9 +169,9 @@ class _Run:
                 bar.update(done.epoch - before)
                 bar.set_postfix({k: f"{v:.4g}" for k, v in row.items() if k != "epoch"})
         self.model.eval()
-        history, observations = pd.DataFrame(done.history), pd.DataFrame(done.observations)
-        best = done.best_epoch, self.best, self._weights()
-        return Fit(history, observations, *best, stop_reason, done.commit, done.versions)
+        tables = pd.DataFrame(done.history), pd.DataFrame(done.observations)
+        weights = done.best_epoch, self.best, self._weights()
+        return Fit(*tables, *weights, stop_reason, done.commit, done.versions)
 
     def _reason_to_stop(self) -> str:
         done, schedule = self.done, self.schedule
@@ -248,11 +246,7 @@ class _Run:
 
     def _save(self) -> None:
         adam = self.optimizer.state_dict()
-        moments = {
-            f"{index}.{name}": value
-            for index, state in adam["state"].items()
-            for name, value in state.items()
-        }
+        moments = {f"{i}.{name}": v for i, of in adam["state"].items() for name, v in of.items()}
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)

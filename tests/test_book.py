@@ -58,6 +58,14 @@ def test_nbval_compares_the_stored_output_with_that_of_the_executed_copy(now, ou
     result.assert_outcomes(**{outcome: 1})
 
 
+def test_a_progress_bar_of_a_running_kernel_is_no_output_that_is_compared(pytester):
+    pytester.makeconftest(CONFTEST.replace("lambda path: True", "lambda path: False"))
+    bar = "import sys; print('half', file=sys.stderr, flush=True)"
+    write(pytester.path / "page.ipynb", f"print(1, flush=True); {bar}; print(2)", printed="1\n2\n")
+    result = pytester.runpytest_subprocess("--nbval-lax", "--nbval-current-env", "page.ipynb")
+    result.assert_outcomes(passed=1)
+
+
 def in_a_process(folder, code):
     """What a script prints that sees the modules of ``book`` and works on a folder.
 

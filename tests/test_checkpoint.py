@@ -8,8 +8,7 @@ import safetensors.torch
 import torch
 
 from mapkg.models import build
-from studies.checkpoint import differences, load, read_state, save, write_state
-from studies.files import write_atomically
+from studies.checkpoint import differences, load, read_state, save, write_atomically, write_state
 from studies.published import CONFIGS
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)

@@ -6,17 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
 from IPython.core.formatters import DisplayFormatter
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
 from studies import notebook
-from studies.__main__ import main
+from studies.__main__ import main, parser
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 CHECKED = "nbval-check-output"
@@ -107,6 +108,85 @@ def test_parameters_are_listed_and_converted_to_the_declared_type(small, capsys)
     assert notebook.parse(small, texts) == expected
 
 
+FOREIGN = """\
+%matplotlib inline
+from pathlib import Path
+seed = 3
+color: str = "#ff0000"  # of lines
+size: int | None = None
+where: Path = Path("a")  # folder
+pair: tuple[int, float] = (1, 2.0)
+ids: "list[int]" = [1]
+flag = False
+odd: Unknown = None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("seed", "5", 5),
+        ("seed", "-1e-3", -0.001),
+        ("seed", "-inf", -float("inf")),
+        ("color", "#00", "#00"),
+        ("size", "None", None),
+        ("size", "7", 7),
+        ("where", "b/c", Path("b/c")),
+        ("pair", "(3, 4.5)", (3, 4.5)),
+        ("ids", "[1, 2]", [1, 2]),
+        ("flag", "true", True),
+        ("odd", "any", "any"),
+        ("seed", "x", None),
+        ("size", "7.5", None),
+        ("pair", "[3]", None),
+        ("ids", '["a", 1.5]', None),
+        ("ids", "[true]", None),
+        ("flag", "1", None),
+    ],
+)
+def test_parameters_of_other_peoples_notebooks_are_of_their_types(name, text, expected, tmp_path):
+    path = write(tmp_path / "foreign.ipynb", parameters=FOREIGN)
+    book = nbformat.read(path, 4)
+    del book.metadata["kernelspec"]
+    nbformat.write(book, path)
+    lines = notebook.describe(notebook.parameters(path)).splitlines()
+    assert lines[1:3] == ["  color: str = '#ff0000'  # of lines", "  size: int | None = None"]
+    words = ["run", str(path), "-p", name, text, "-o", str(tmp_path / "out.ipynb")]
+    parsed = parser(words).parse_args(words).parameter
+    if expected is None and text != "None":
+        with pytest.raises(ValueError, match=f"parameter '{name}' is of type "):
+            notebook.parse(path, parsed)
+    else:
+        value = notebook.parse(path, parsed)[name]
+        assert (value, type(value)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("seed", np.int64(3), "seed = 3"),
+        ("seed", torch.tensor(0.5), "seed = 0.5"),
+        ("seed", float("nan"), "from math import nan\nseed = nan"),
+        ("ids", np.array([1, 2]), "ids = [1, 2]"),
+        ("pair", (1, np.float64(2)), "pair = (1, 2.0)"),
+        ("where", Path("q"), "from pathlib import PosixPath\nwhere = PosixPath('q')"),
+        ("flag", np.bool_(True), "flag = True"),
+        ("seed", True, None),
+        ("ids", [1.5], None),
+        ("color", 5, None),
+        ("sed", 1, None),
+    ],
+)
+def test_values_of_python_are_checked_as_strictly_and_may_be_of_numpy(name, value, code, tmp_path):
+    path = write(tmp_path / "foreign.ipynb", parameters=FOREIGN)
+    if code is None:
+        with pytest.raises(ValueError, match=f"{name}' is of type|no parameter '{name}'"):
+            notebook.run(path, tmp_path / "out.ipynb", {name: value})
+        assert not (tmp_path / "out.ipynb").exists()
+    else:
+        assert notebook.injected(path, {name: value}).cells[1].source == code
+
+
 def test_a_notebook_runs_with_other_parameters_and_writes_only_its_output(small, tmp_path):
     output = tmp_path / "made" / "out.ipynb"
     before = small.read_bytes()
@@ -167,8 +247,8 @@ def test_what_is_printed_in_pieces_is_one_output_and_a_failing_cell_keeps_an_old
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert output.read_text() == "older"
     assert printed(tmp_path / "out.failed.ipynb") == "one\ntwo\n"
-    outputs = nbformat.read(tmp_path / "out.failed.ipynb", 4).cells[-2].outputs
-    assert [each.text for each in outputs] == ["one\ntwo\n"]
+    streams = [o for cell in cells(tmp_path / "out.failed.ipynb", "code") for o in cell.outputs]
+    assert [each.text for each in streams if "text" in each] == ["one\ntwo\n"]
 
 
 # The pages.
@@ -234,9 +314,8 @@ def test_what_it_reads_is_declared(path):
 
 def run_here(path, values):
     """Run a notebook in this process with other parameters; returns the names it leaves."""
-    book = parameterize_notebook(load_notebook_node(str(path)), values)
     names = {"__name__": "__main__"}
-    for cell in book.cells:
+    for cell in notebook.injected(path, values).cells:
         body = ast.parse(cell.source).body if cell.cell_type == "code" else []
         shown = body.pop() if body and isinstance(body[-1], ast.Expr) else None
         exec(compile(ast.Module(body, []), path.name, "exec"), names)
@@ -270,4 +349,4 @@ def test_the_command_line_runs_it_with_other_parameters(path, tmp_path):
     assert result.returncode == 0, result.stderr
     injected = [cell for cell in cells(output, "code") if "injected-parameters" in tags(cell)]
     for name, value in TINY[path.stem].items():
-        assert f"{name} = {json.dumps(value)}" in injected[0].source
+        assert f"{name} = {value!r}" in injected[0].source
