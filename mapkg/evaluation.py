@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
@@ -60,6 +61,7 @@ def predictions(
         graphs: with targets ``y``, shape [1, targets] each, NaN where unlabelled.
         batch_size: graphs per forward pass; the result does not depend on it.
     """
+    check_targets(graphs)
     passes = scan(model, batches(graphs, batch_size), "", forward=predict)
     return _joined([(seen[""], targets(batch)) for batch, seen in passes])
 
@@ -72,35 +74,48 @@ def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def calibrate_batch_norm(model: nn.Module, graphs: Graphs, *, batch_size: int = 128) -> nn.Module:
     """Set BatchNorm statistics to those of the data, without a change of weights.
 
-    The statistics of all batches are averaged with equal weight. Dropout is off. This gives
-    an untrained model the normalization that it would see in training.
+    One norm after another, in the order in which they run: mean and variance of all rows that
+    reach it through the norms that are set already. Dropout is off. This gives an untrained model
+    the normalization that it would see in training, were all graphs one batch.
 
     Args:
         model: changed in place; every submodule keeps its mode.
         graphs: usually the training split.
-        batch_size: graphs per forward pass.
+        batch_size: graphs per forward pass; the result does not depend on it.
 
     Returns:
         The model.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    done: set[nn.Module] = set()
+    while True:
+        found: dict[str, Any] = {}
 
-    def forward(model: nn.Module, batch: Any) -> None:
-        for norm in norms:
-            norm.train()
-        predict(model, batch)
+        def see(norm: nn.Module, inputs: tuple[Tensor], found: dict[str, Any] = found) -> None:
+            if found.setdefault("norm", norm) is norm:
+                rows = inputs[0].detach().double().transpose(0, 1).flatten(1)
+                found["number"] = found.get("number", 0) + rows.size(1)
+                found["sum"] = found.get("sum", 0) + rows.sum(dim=1)
+                found["squares"] = found.get("squares", 0) + rows.square().sum(dim=1)
 
-    try:
-        for _ in scan(model, batches(graphs, batch_size), (), forward=forward):
-            pass
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-    return model
+        handles = [norm.register_forward_pre_hook(see) for norm in norms if norm not in done]
+        try:
+            for _ in scan(model, batches(graphs, batch_size), (), forward=predict):
+                pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not found:
+            return model
+        norm, number, mean = found["norm"], found["number"], found["sum"] / found["number"]
+        variance = (found["squares"] - number * mean.square()) / max(number - 1, 1)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance.clamp(min=0))
+        done.add(norm)
 
 
 def batches(
@@ -126,3 +141,10 @@ def predict(model: nn.Module, batch: Any) -> Tensor:
 def targets(batch: Any) -> Tensor:
     """The targets of a PyG batch, in the shape of its predictions."""
     return batch.y
+
+
+def check_targets(graphs: Graphs) -> None:
+    """Raise if a graph has no target."""
+    for place, graph in enumerate(graphs):
+        if graph.y is None:
+            raise ValueError(f"graph {place} has no target y, of shape [1, targets]")

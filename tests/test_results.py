@@ -10,9 +10,9 @@ from PIL import Image
 
 from mapkg.measures import MASSIVE_RATIO
 from studies import checkpoint
+from studies.checkpoint import sha256
 from studies.data import BUNDLED, load
 from studies.emergence import examine_checkpoint
-from studies.checkpoint import sha256
 from studies.published import CONFIGS
 from studies.results import TABLES, read_emergence
 
