@@ -4,14 +4,17 @@ The *high-rate phase* of a seed ends with the epoch before its learning rate is 
 ``benchmarks/stacked_tables.py`` makes the tables that are read here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
 from scipy import stats
 
 from mapkg.measures import MASSIVE_RATIO
+from studies.figures import STATE_COLORS, THRESHOLD_LOOK, legend_once, panels
 
 MEASURES = {
     "row": "row ratio > 1000",
@@ -156,3 +159,77 @@ def beside_anchor(measured: pd.DataFrame) -> pd.DataFrame:
             p = 2 * stats.t.sf(abs(difference) / error, freedom)
             rows[split, state] = row | {"low": low, "high": high, "p": p}
     return pd.DataFrame(rows).T.astype({"seeds": int})
+
+
+# Figures.
+
+_COLORS = {"high": STATE_COLORS["base"], "last": STATE_COLORS["best"]}
+_PHASES = {"high": "before the rate is halved", "last": "end of training"}
+
+
+def draw_seeds_by_layer(counted: pd.DataFrame, seeds: int) -> Figure:
+    """In how many seeds each layer has a measure, before and after the rate falls."""
+    measures = counted.index.unique("measure")
+    figure, axes = panels(len(measures), 4, (3.0, 2.0), sharey=True)
+    layers = [name for name in counted.columns if isinstance(name, int)]
+    marks = {"high": dict(marker="o", mfc="white", ms=8), "last": dict(marker="s", ms=4)}
+    for ax, measure in zip(axes, measures, strict=True):
+        states = {state: counted.loc[(measure, state), layers] for state in _PHASES}
+        ax.vlines(layers, states["high"], states["last"], color="0.7", lw=1.5, zorder=1)
+        for state, values in states.items():
+            look = dict(color=_COLORS[state], ls="none", label=_PHASES[state], clip_on=False)
+            ax.plot(layers, values, **look, **marks[state])
+        ax.set_title(measure, fontsize="small")
+        ax.set(ylim=(0, seeds), xticks=layers, yticks=range(0, seeds + 1, 4))
+    figure.supxlabel("layer", fontsize="medium")
+    figure.supylabel(f"seeds of {seeds}", fontsize="medium")
+    legend_once(figure, loc="outside right center")
+    return figure
+
+
+def draw_schedule(
+    table: pd.DataFrame, layers: Sequence[int], values: Mapping[str, str]
+) -> sns.FacetGrid:
+    """Columns of the table (with titles) through training, a line per seed, colored by phase."""
+    table = table[table["layer"].isin(layers)]
+    first_lower = table[table["epoch"] >= table["halved"]].groupby("seed")["epoch"].min()
+    later = table["epoch"] >= table["seed"].map(first_lower)
+    phases = {"high": "before the rate is halved", "last": "after the first halving"}
+    turn = table[table["state"] == "high"]  # ends one part of the line and begins the other
+    parts = {"high": table[~later], "last": pd.concat([turn, table[later]])}
+    lines = pd.concat([part.assign(phase=phases[state]) for state, part in parts.items()])
+    lines = lines.melt(["seed", "epoch", "layer", "phase"], list(values), "of")
+    grid = sns.relplot(
+        lines.replace({"of": values}),
+        **dict(kind="line", x="epoch", y="value", hue="phase", style="phase", units="seed"),
+        **dict(row="of", col="layer", estimator=None, height=2.1, aspect=1.25, lw=1, alpha=0.8),
+        palette=dict(zip(phases.values(), _COLORS.values(), strict=True)),
+        dashes=dict(zip(phases.values(), ((3, 1.5), ""), strict=True)),
+        facet_kws=dict(sharey="row"),
+    )
+    grid.set_titles("")
+    for (title, layer), ax in grid.axes_dict.items():
+        ax.set(title=f"layer {layer}" if ax in grid.axes[0] else "", ylabel=title)
+        ax.label_outer()
+        if title == values.get("max_ratio"):
+            ax.set_yscale("log")
+            ax.axhline(MASSIVE_RATIO, **THRESHOLD_LOOK)
+    grid.legend.set_title(None)
+    return grid
+
+
+def draw_anchor(last: pd.DataFrame) -> Figure:
+    """Error and length of each seed's training beside the mean of ``ANCHOR``.
+
+    ``last`` has the columns ``epoch``, ``train`` and ``test``, a row per seed.
+    """
+    figure, axes = panels(2, 2, (2.9, 2.3))
+    for ax, split in zip(axes, ("test", "train"), strict=True):
+        mean, deviation = ANCHOR[split]
+        ax.plot(last["epoch"], last[split], "s", color=_COLORS["last"], label="a seed, here")
+        look = dict(color="black", marker="D", ls="none", capsize=3)
+        label = "published, mean and deviation"
+        ax.errorbar(ANCHOR["epochs"], mean, yerr=deviation, label=label, **look)
+        ax.set(xlabel="last epoch", ylabel=f"{split} MAE at the last epoch")
+    legend_once(figure, loc="outside lower center", ncols=2)
+    return figure

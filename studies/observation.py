@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from mapkg import hooks
-from mapkg.evaluation import Graphs, batches, calibrate_batch_norm, joined_score, predict, targets
+from mapkg.evaluation import Graphs, batches, calibrate_batch_norm, measure, predict, targets
 from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
@@ -135,7 +135,7 @@ def observe_states(
             calibrate_batch_norm(model, splits.train, batch_size=config.batch_size)
         pairs: list[tuple[Tensor, Tensor]] = []  # one pass for predictions and scores
         summaries = summarise(model, splits.test, **_choice(config), predicted=pairs)
-        metrics = joined_score(pairs, config.loss)
+        metrics = measure(*map(torch.cat, zip(*pairs, strict=True)), config.loss)
         for layer, summary in enumerate(summaries.values()):
             maxima, histogram = summary.graph_maxima, summary.neg_log_ratio
             filled = histogram.counts.nonzero().flatten()

@@ -8,13 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mapkg.evaluation import batches, evaluate, predict, targets
+from mapkg.evaluation import batches, evaluate, losses, predict, targets
 from mapkg.hooks import evaluating
-from mapkg.metrics import losses
 from mapkg.models.config import Config
 from studies.data import NodesOfGraph, Splits, Trees
 from studies.data.trees import level_order
-from studies.deep import gradient_norms
 from studies.schedule import EPOCH_STRIDE, Schedule
 from studies.tree_networks import TreeNetwork
 
@@ -149,15 +147,6 @@ class NodeTask(Task):
         return nn.functional.cross_entropy(scores[nodes], self._graph.y[nodes])
 
 
-def observe_gradients(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
-    """The ``deep.gradient_norms`` of an epoch, a row per layer and kind, for ``fit``."""
-    return [
-        {"epoch": epoch, "layer": layer, "kind": kind, "norm": norm}
-        for kind, norms in (gradient_norms(model) if epoch else {}).items()
-        for layer, norm in enumerate(norms)
-    ]
-
-
 def hide_features(splits: Splits, rate: float, seed: int = 0) -> Splits:
     """The same graph with features of zero at a share of the nodes outside the training set.
 
@@ -201,6 +190,8 @@ class TreeTask(Task):
     solved: ClassVar = -1.0
 
     def __init__(self, splits: Splits, sampling: str = "grouped"):
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
         self.splits, self.sampling = splits, sampling
         self.train, self.test = Examples(splits.train), Examples(splits.test)
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -97,3 +98,23 @@ def test_errors_are_those_of_the_stored_weights(folder, tables):
     assert row["mae"] == pytest.approx(np.mean(each), rel=1e-4)
     assert row["mae_of_batches"] == pytest.approx(np.mean(batches), rel=1e-4)
     assert row["recorded"] == 1.0
+
+
+def test_figures_show_what_the_tables_say():
+    table = study.read_converged(REPOSITORY / "data" / "results")[0]
+    counted = study.seeds_by_layer(table)
+    first = study.draw_seeds_by_layer(counted, 16).axes[0]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in first.lines}
+    rows = counted.loc[first.get_title(), list(range(10))]
+    assert drawn["before the rate is halved"] == rows.loc["high"].tolist()
+    assert drawn["end of training"] == rows.loc["last"].tolist()
+    grid = study.draw_schedule(table, (0, 9), {"max_ratio": "ratio"})
+    points = sum(len(line.get_xdata()) for line in grid.axes[0, 1].lines)
+    both = (table["layer"] == 9).sum() + 16  # both phases have the last epoch of the first
+    assert [ax.get_title() for ax in grid.axes.flat] == ["layer 0", "layer 9"] and points >= both
+    last = pd.DataFrame({"epoch": [3, 4], "train": [0.1, 0.2], "test": [0.3, 0.4]})
+    for ax, split in zip(study.draw_anchor(last).axes, ("test", "train"), strict=True):
+        seeds, published = ax.lines[:2]
+        assert seeds.get_xydata().tolist() == last[["epoch", split]].to_numpy().tolist()
+        assert published.get_xydata().tolist() == [[321.5, study.ANCHOR[split][0]]]
+    plt.close("all")

@@ -21,7 +21,7 @@ from studies.checkpoint import read_state
 from studies.data import NodesOfGraph, load
 from studies.data.networks import citation_like
 from studies.data.trees import level_order
-from studies.deep import DeepNetwork
+from studies.deep import DeepNetwork, Variant, gradient_norms
 from studies.published import CONFIGS
 from studies.schedule import Schedule
 from studies.tasks import (
@@ -31,7 +31,6 @@ from studies.tasks import (
     NodeTask,
     TreeTask,
     hide_features,
-    observe_gradients,
 )
 from studies.train import STATE_FILE, fit, seed_all
 from studies.tree_networks import TreeNetwork
@@ -60,8 +59,7 @@ def network(config=SMALL, seed=0):
 
 def node_network(seed=0, layers=2, **options):
     torch.manual_seed(seed)
-    sizes = dict(in_channels=40, out_channels=3, hidden_channels=8, heads=2)
-    return DeepNetwork("gat", layers, **sizes | options)
+    return DeepNetwork(Variant(hidden_channels=8, heads=2, **options), layers, 40, 3)
 
 
 def small_trees(kind="gat", depth=2, seed=0, **options):
@@ -136,7 +134,7 @@ def case(request, splits, papers, trees):
     schedule = Schedule(epochs=4, lr=0.5, lr_patience=0)
     if request.param == "nodes":
         return node_network, NodeTask(papers), schedule, watch
-    return node_network, NodeTask(papers, evaluate=False), schedule, observe_gradients
+    return node_network, NodeTask(papers, evaluate=False), schedule, gradient_norms
 
 
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(case, tmp_path, capsys):
@@ -397,7 +395,7 @@ def test_training_ends_when_the_rate_has_died_and_without_validation_or_patience
 
 
 def test_gradients_are_observed_after_every_epoch_in_every_layer(papers):
-    found = fit(node_network(layers=3), papers, NODES, observe=observe_gradients, progress=False)
+    found = fit(node_network(layers=3), papers, NODES, observe=gradient_norms, progress=False)
     assert found.observations.groupby(["epoch", "kind"])["layer"].agg(list).map(len).eq(3).all()
     assert len(found.observations) == 5 * 3 * 2
 

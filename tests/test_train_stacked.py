@@ -11,9 +11,9 @@ from conftest import REPOSITORY, few_molecules
 from torch import nn
 
 from mapkg.models import build
-from mapkg.score_measures import COLUMNS
 from studies.observation import summarise_scores
 from studies.published import CONFIGS
+from studies.score_measures import COLUMNS
 from studies.stacked import adam, check_stackable
 from studies.train import fit, seed_all
 
