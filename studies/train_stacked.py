@@ -23,7 +23,7 @@ from torch_geometric.data import Data
 from mapkg import hooks
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
-from studies.checkpoint import read_state, refuse_another_run, write_state
+from studies.checkpoint import read_state, refuse_another_run, refuse_fewer, write_state
 from studies.provenance import commit, versions
 from studies.schedule import Fit, SeedProgress
 from studies.score_measures import COLUMNS, ScoreMeasures
@@ -351,6 +351,7 @@ class Progress:
     def _resume(self) -> dict[str, dict[str, Tensor]]:
         tensors, values = read_state(self.path)
         refuse_another_run(self.path, values["identity"], self._identity())
+        refuse_fewer(self.path, values["epoch"], self.config.max_epochs)
         self.seeds = {one["seed"]: SeedProgress(**one) for one in values["seeds"]}
         for name in _KEPT:
             setattr(self, name, values[name])
