@@ -16,8 +16,7 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg.attribution import THRESHOLDS, Edges, attribute, heat_map
-from mapkg.evaluation import predictions
-from mapkg.metrics import best_constant, each_loss, losses, pooled_mean
+from mapkg.evaluation import best_constant, each_loss, losses, pooled_mean, predictions
 from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import Splits, read_smiles

@@ -13,7 +13,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from studies.files import write_atomically
+from studies.checkpoint import write_atomically
 from studies.provenance import commit, versions
 
 STATISTICS = ("median", "mean", "range")

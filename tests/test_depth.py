@@ -9,7 +9,7 @@ from studies.__main__ import main
 from studies.data import load
 from studies.deep import Variant
 from studies.depth import beside_published, best_layers, depth, missing
-from studies.gradient_explosion import constants_against_scale, gradient_evolution, gradient_table
+from studies.gradient_explosion import constants_against_scale, gradient_table
 from studies.schedule import Schedule
 from studies.tasks import hide_features
 from studies.train import fit
@@ -162,15 +162,3 @@ def test_no_constant_exceeds_its_bounds():
     assert (normalised["constant"] <= normalised["theorem"]).all() and len(normalised) == 4
     with pytest.raises(ValueError, match="points: expected 2 or more, got 1"):
         constants_against_scale([1.0], points=1)
-
-
-@pytest.mark.slow
-def test_without_a_norm_25_layers_explode_with_it_they_do_not_and_dropout_is_why(cache):
-    still = Variant(dropout=0.0, attention_dropout=0.0)
-    variants = {"none": Variant(), "still": still, "lipschitz": Variant(norm="lipschitz")}
-    schedule = Schedule(epochs=16, lr_patience=None)
-    settings = dict(num_layers=25, seeds=[0], schedule=schedule, progress=False)
-    gradients = gradient_evolution(load("citation"), variants, **settings)
-    largest = gradients[gradients["kind"] == "weights"].groupby("variant")["norm"].max()
-    assert largest["none"] > 1e4
-    assert largest["still"] < 2 and largest["lipschitz"] < 2

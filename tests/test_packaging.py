@@ -160,7 +160,7 @@ from mapkg import lipschitz_normalise, report
 
 graph = Data(x=torch.randn(20, 8), edge_index=torch.randint(20, (2, 60)))
 model = GAT(in_channels=8, hidden_channels=16, num_layers=3, heads=4)
-print(report(model, DataLoader([graph]), names="convs.*:message"))
+print(found := report(model, DataLoader([graph]), names="convs.*:message"))
 assert lipschitz_normalise(model)(graph.x, graph.edge_index).isfinite().all()
 for absent in ("rdkit", "sklearn", "matplotlib", "captum", "papermill", "studies"):
     try:

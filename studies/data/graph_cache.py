@@ -12,7 +12,7 @@ import torch
 import torch_geometric
 from torch_geometric.data import Data
 
-from studies.files import sha256, write_atomically
+from studies.checkpoint import sha256, write_atomically
 
 
 def cached_graphs(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import platformdirs
 
-from studies.files import write_atomically
+from studies.checkpoint import write_atomically
 
 SHA256 = dict(
     reversed(line.split(maxsplit=1))

@@ -24,22 +24,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-MASSIVE_RATIO = 1000.0
-"""A ratio above this is massive, as in ``measures``."""
+from mapkg.measures import MASSIVE_RATIO, QUANTILES
+from mapkg.models.edge_attention import SCORE_CLAMP
 
 SUN_MAGNITUDE = 100.0
 """A massive activation after Sun et al. (2024) is larger than this, too."""
-
-CLAMP = 5.0
-"""Where attention clamps the summed score of a head."""
 
 BIN = 0.005
 """Width of the bins of all histograms, in decades."""
 
 _LOW, _BINS = -40.0, 16_000  # decades; float32 holds no magnitude outside
-
-QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-"""Quantiles over rows of the row ratio."""
 
 _COUNTS = (
     *("rows", "zero_medians", "nonfinite_rows", "rows_with_zero", "rows_with_massive"),
@@ -68,13 +62,7 @@ have no ln and are left out of the spread.
 
 
 class ScoreMeasures:
-    """The measures of S networks with L layers each.
-
-    Args:
-        networks, layers, channels: S, L and D; D is 2 or more.
-        heads: number of heads whose summed scores are clamped; None if there is no clamp.
-        device, dtype: of the scores.
-    """
+    """The measures of S networks with L layers each; ``heads`` is None without a clamp."""
 
     def __init__(
         self,
@@ -86,8 +74,6 @@ class ScoreMeasures:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float,
     ) -> None:
-        if channels < 2:
-            raise ValueError(f"channels: expected 2 or more, got {channels}")
         self.heads, self.channels = heads, channels
         shape = layers, networks
         self._counts = torch.zeros(len(_COUNTS), *shape, dtype=torch.long, device=device)
@@ -113,15 +99,9 @@ class ScoreMeasures:
         graph: Int[Tensor, "S E"],
         num_graphs: int,
     ) -> None:
-        """Add the scores of a batch in one layer.
+        """Add the scores of a batch in one layer; ``mask`` tells edges from padding.
 
-        Args:
-            layer: counted from 0.
-            score: one row per edge, shape [S, E, D].
-            mask: edges that are no padding, shape [S, E].
-            graph: the molecule of each edge in its network's batch, 0 to num_graphs - 1;
-                anything for padding, shape [S, E].
-            num_graphs: molecules of a batch.
+        ``graph`` is the molecule of each edge, 0 to num_graphs - 1, anything for padding.
         """
         width = self.channels
         ascending = score.abs().sort(dim=-1).values  # NaN last
@@ -168,7 +148,7 @@ class ScoreMeasures:
         counted["molecules"] = _any_of(graph, finite, num_graphs)
         if self.heads is not None:
             sums = score.unflatten(-1, (self.heads, -1)).sum(dim=-1)
-            counted["saturated"] = (sums.abs() > CLAMP) & finite.unsqueeze(-1)
+            counted["saturated"] = (sums.abs() > SCORE_CLAMP) & finite.unsqueeze(-1)
             counted["head_sums"] = finite.unsqueeze(-1).expand_as(sums)
         for name, which in counted.items():
             self._counts[_COUNTS.index(name), layer] += which.flatten(1).sum(dim=1)

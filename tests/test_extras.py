@@ -1,4 +1,4 @@
-"""Fake edges, GraphiT's kernel and SAN's gamma: dense references, limits and invariances."""
+"""Fake edges, GraphiT's kernel, SAN's gamma and its encoding: dense references and limits."""
 
 import math
 
@@ -11,7 +11,6 @@ from torch_geometric.data import Batch
 
 from mapkg import models
 from mapkg.hooks import record
-from mapkg.models.edge_attention import NodeStreamLayer
 from studies.extras import build
 from studies.extras.full_graph import (
     DiffusionKernel,
@@ -21,9 +20,11 @@ from studies.extras.full_graph import (
     complete,
     fake_edges,
 )
+from studies.extras.laplacian_encoding import LaplacianEncoding, laplacian_eigenpairs
 from studies.published import CONFIGS
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
+CLOSE = dict(rtol=1e-9, atol=1e-9)
 SIZES = dict(hidden_channels=48, heads=4, num_layers=2)
 GRAPHIT = CONFIGS["GraphiT-ZINC"].replace(**SIZES, lr=7e-4)
 SAN = CONFIGS["SAN-ZINC"].replace(**SIZES)
@@ -48,15 +49,6 @@ def random_features(graph, seed=0, channels=8):
     return rows[:nodes], rows[nodes:-1], rows[-1:]
 
 
-# Fake edges.
-
-
-def test_a_path_of_three_by_hand():
-    path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
-    batch = torch.zeros(3, dtype=torch.long)
-    assert fake_edges(path, batch).tolist() == [[0, 2], [2, 0]]
-
-
 def test_fake_edges_are_the_complement_of_each_graph():
     graphs, batch = THREE, BATCH
     found = fake_edges(batch.edge_index, batch.batch)
@@ -71,33 +63,20 @@ def test_fake_edges_are_the_complement_of_each_graph():
     assert len(pairs) == len({tuple(pair) for pair in pairs}) == 9 * 8 + 5 * 4 + 12 * 11
 
 
-def test_a_complete_graph_a_lonely_node_and_a_graph_without_edges():
-    batch = torch.tensor([0, 0, 1, 2, 2, 4])  # graph 3 has no nodes
-    edge_index = torch.tensor([[0, 1], [1, 0]])
-    assert fake_edges(edge_index, batch).tolist() == [[3, 4], [4, 3]]
-    nothing = torch.empty(2, 0, dtype=torch.long)
-    assert fake_edges(nothing, torch.zeros(1, dtype=torch.long)).shape == (2, 0)
-
-
-def test_parallel_edges_and_self_loops_stay_real_and_get_no_fake_twin():
-    edge_index = torch.tensor([[0, 0, 1, 2], [1, 1, 0, 2]])
-    found = fake_edges(edge_index, torch.zeros(3, dtype=torch.long))
-    assert found.tolist() == [[0, 1, 2, 2], [2, 2, 0, 1]]
-
-
-def test_nodes_of_graphs_that_are_mixed_up_are_an_error():
-    with pytest.raises(ValueError, match="nodes of one graph after those of another"):
-        fake_edges(torch.tensor([[0], [2]]), torch.tensor([0, 1, 0]))
-
-
-# GraphiT's kernel.
+def test_fake_edges_of_small_graphs_by_hand():
+    for edges, batch, expected in (
+        ([[0, 1, 1, 2], [1, 0, 2, 1]], [0, 0, 0], [[0, 2], [2, 0]]),
+        # A complete graph, a lonely node, two nodes, and a graph 3 without nodes.
+        ([[0, 1], [1, 0]], [0, 0, 1, 2, 2, 4], [[3, 4], [4, 3]]),
+        # Parallel edges and self-loops stay real and get no fake twin.
+        ([[0, 0, 1, 2], [1, 1, 0, 2]], [0, 0, 0], [[0, 1, 2, 2], [2, 2, 0, 1]]),
+    ):
+        assert fake_edges(torch.tensor(edges), torch.tensor(batch)).tolist() == expected
 
 
 def kernel_by_networkx(graph, gamma, power):
-    undirected = nx.Graph()
-    undirected.add_nodes_from(range(graph.num_nodes))
-    undirected.add_edges_from(graph.edge_index.T.tolist())
-    laplacian = nx.normalized_laplacian_matrix(undirected).toarray()
+    undirected = nx.Graph(graph.edge_index.T.tolist())
+    laplacian = nx.normalized_laplacian_matrix(undirected, range(graph.num_nodes)).toarray()
     return np.linalg.matrix_power(np.eye(graph.num_nodes) - gamma * laplacian, power)
 
 
@@ -122,48 +101,22 @@ def test_the_kernel_of_a_pair_follows_the_direction_of_its_edge():
     assert factor.flatten().tolist() == pytest.approx([0.375, 0.0], abs=1e-15)
 
 
-def test_pairs_further_apart_than_the_steps_or_not_connected_get_nothing():
-    path = torch.stack([torch.arange(5), torch.arange(1, 6)])  # 0 - 1 - ... - 5, and 6 alone
-    edge_index = torch.cat([path, path.flip(0)], dim=1)
-    batch = torch.zeros(7, dtype=torch.long)
-    fake = fake_edges(edge_index, batch)
-    factor = DiffusionKernel(power=3)(edge_index, fake, batch).flatten()
-    assert factor.isfinite().all()
-    for (i, j), value in zip(torch.cat([edge_index, fake], 1).T.tolist(), factor, strict=True):
-        near = max(i, j) < 6 and abs(i - j) <= 3
-        assert (value > 0) == near, (i, j)
-
-
-# SAN's gamma.
-
-
-def test_the_shares_of_real_and_fake_edges():
-    real, fake = torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 2, dtype=torch.long)
-    share = FakeEdgeShare(0.25)
-    found = share(real, fake, torch.zeros(1, dtype=torch.long))
-    assert found.flatten().tolist() == [0.8, 0.8, 0.8, 0.2, 0.2]
-    assert not list(share.parameters())
-    assert not share.state_dict()
-
-
-@pytest.mark.parametrize(("value", "clamped"), [(0.1, 0.1), (-0.5, 0.0), (3.0, 1.0)])
-def test_a_learned_gamma_is_clamped(value, clamped):
-    share = FakeEdgeShare().double()
-    assert share.gamma.item() == pytest.approx(0.1)  # the published start
+@pytest.mark.parametrize(("value", "share"), [(0.25, 0.2), (-0.5, 0.0), (3.0, 0.5)])
+def test_shares_of_real_and_fake_edges_with_a_gamma_that_is_clamped(value, share):
+    learned = FakeEdgeShare().double()
+    assert learned.gamma.item() == pytest.approx(0.1)  # the published start
     with torch.no_grad():
-        share.gamma.fill_(value)
-    edge = torch.zeros(2, 1, dtype=torch.long)
-    found = share(edge, edge, torch.zeros(1, dtype=torch.long))
-    assert found.flatten().tolist() == pytest.approx([1 / (1 + clamped), clamped / (1 + clamped)])
-
-
-@pytest.mark.parametrize("gamma", [-0.1, 1.5, math.nan])
-def test_a_gamma_out_of_range_is_an_error(gamma):
-    with pytest.raises(ValueError, match=r"gamma: expected a value in \[0, 1\]"):
-        FakeEdgeShare(gamma)
-
-
-# The attention.
+        learned.gamma.fill_(value)
+    real, fake = torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 2, dtype=torch.long)
+    found = learned(real, fake, torch.zeros(1, dtype=torch.long)).flatten().tolist()
+    assert found == pytest.approx([1 - share] * 3 + [share] * 2)
+    if value == 0.25:
+        fixed = FakeEdgeShare(value)
+        assert not list(fixed.parameters())
+        assert fixed(real, fake, torch.zeros(1).long()).flatten().tolist() == pytest.approx(found)
+    else:
+        with pytest.raises(ValueError, match=r"gamma: expected a value in \[0, 1\]"):
+            FakeEdgeShare(value)
 
 
 def attention_by_loop(attention, x, edges, fake, factor):
@@ -222,36 +175,6 @@ def test_the_equations_agree_with_a_loop_over_pairs(factor, options):
     assert len(score) == batch.num_edges + fakes
 
 
-def test_fake_edges_of_no_weight_leave_the_sparse_layer():
-    full, sparse = random_layer(), random_layer(1, layer=NodeStreamLayer)
-    sparse.load_state_dict({k: v for k, v in full.state_dict().items() if "fake" not in k})
-    graph = molecule(0, 9)
-    x, edge_attr, no_edge = random_features(graph)
-    completion = complete(
-        graph.edge_index, torch.zeros(9, dtype=torch.long), no_edge, FakeEdgeShare(0.0)
-    )
-    found, edges = full(x, graph.edge_index, edge_attr, completion)
-    expected, _ = sparse(x, graph.edge_index, edge_attr)
-    torch.testing.assert_close(found, expected, **EXACT)
-    assert edges is edge_attr
-
-
-def test_without_edges_real_and_fake_differ_by_their_projections_only():
-    attention = FullGraphAttention(8, 2, attention="no_edge")
-    names = {name.split(".")[0] for name, _ in attention.named_parameters()}
-    assert names == {"query", "key", "value", "fake_query", "fake_key"}
-
-
-# Networks.
-
-
-def test_with_their_mechanisms_off_graphit_and_san_are_the_same_function():
-    graphit, san = network(GRAPHIT), network(SAN, seed=1)
-    san.load_state_dict(graphit.state_dict())
-    batch = BATCH.x, BATCH.edge_index, BATCH.edge_attr, BATCH.batch
-    assert torch.equal(graphit(*batch), san(*batch))
-
-
 def test_edges_of_several_columns_or_of_floats_have_an_edge_that_is_not_there():
     graph = THREE[0]
     columns = graph.edge_attr.unsqueeze(1).repeat(1, 2)
@@ -270,33 +193,115 @@ def test_edges_of_several_columns_or_of_floats_have_an_edge_that_is_not_there():
         torch.testing.assert_close(no_edge[0], expected, **EXACT)
 
 
-# Configurations.
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("GT-ZINC", dict(full_graph=True), "only graphit and san"),
-        ("GAT-ZINC", dict(full_graph=True), "only graphit and san"),
-        ("GraphiT-PROTEINS", dict(full_graph=True), "node-level task"),
-        ("SAN-PROTEINS", dict(laplacian_encoding=True), "node-level task"),
-        ("GraphiT-ZINC", dict(full_graph=True, gamma=0.5), "gamma: expected a value"),
-        ("SAN-ZINC", dict(gamma=0.5), "gamma: expected a value"),
+        ("GT-ZINC", dict(full_graph=True), "one of graphit and san with full_graph, got 'gt'"),
+        ("GAT-ZINC", dict(full_graph=True), "one of graphit and san with full_graph"),
+        ("GraphiT-PROTEINS", dict(full_graph=True), "readout: expected whole graphs"),
+        ("SAN-PROTEINS", dict(laplacian_encoding=True), "readout: expected whole graphs"),
+        ("GraphiT-ZINC", dict(full_graph=True, gamma=0.5), r"gamma: expected None .*got 0\.5"),
+        ("SAN-ZINC", dict(gamma=0.5), "gamma: expected None but for san with full_graph"),
         ("SAN-ZINC", dict(full_graph=True, gamma=1.5), r"in \[0, 1\] .* got 1\.5"),
-        ("SAN-ZINC", dict(laplacian_sign_flips=True), "expected laplacian_encoding=True"),
-        ("SAN-ZINC", dict(laplacian_encoding=True, hidden_channels=8), "hidden_channels"),
+        ("SAN-ZINC", dict(laplacian_sign_flips=True), "expected laplacian_encoding with it"),
+        ("SAN-ZINC", dict(laplacian_encoding=True, hidden_channels=8), "more than the 8"),
         ("SAN-ZINC", dict(full_graph=True, explicit_bias="sink"), r"expected one of \('none',\)"),
     ],
 )
 def test_a_mechanism_that_does_not_fit_is_an_error(name, changes, message):
     with pytest.raises(ValueError, match=message):
         build(CONFIGS[name].replace(**changes))
+    if len(changes) == 1:
+        with pytest.raises(ValueError, match=r"full_graph|use studies\.extras\.build"):
+            models.build(CONFIGS[name].replace(**changes))
 
 
-@pytest.mark.parametrize(
-    "changes", [dict(full_graph=True), dict(laplacian_encoding=True), dict(gamma=0.0)], ids=str
-)
-def test_the_library_refuses_a_mechanism_and_says_what_builds_it(changes):
-    (name,) = changes
-    with pytest.raises(ValueError, match=rf"{name}: .* use studies\.extras\.build"):
-        models.build(SAN.replace(**changes))
+def both_ways(graph):
+    pairs = torch.tensor(list(graph.edges)).T
+    return torch.cat([pairs, pairs.flip(0)], dim=1)
+
+
+def tree(seed, nodes):
+    return nx.random_labeled_tree(nodes, seed=seed)
+
+
+def together(*graphs):
+    """Edges and the graph of each node of several networkx graphs."""
+    sizes = [len(graph) for graph in graphs]
+    firsts = [sum(sizes[:i]) for i in range(len(sizes))]
+    edges = [both_ways(graph) + first for graph, first in zip(graphs, firsts, strict=True)]
+    batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    return torch.cat(edges, dim=1), batch
+
+
+def random_encoding(seed=0, **options):
+    torch.manual_seed(seed)
+    return LaplacianEncoding(feedforward_channels=16, **options).double().eval()
+
+
+def test_the_pairs_are_those_of_the_smallest_eigenvalues_of_each_graph():
+    graphs = tree(0, 14), nx.petersen_graph(), tree(2, 4)
+    edge_index, batch = together(*graphs)
+    vectors, values, missing = (t.numpy() for t in laplacian_eigenpairs(edge_index, batch, 6))
+    for number, graph in enumerate(graphs):
+        rows = batch.numpy() == number
+        laplacian = nx.laplacian_matrix(graph, nodelist=sorted(graph)).toarray()
+        known = min(6, len(graph))
+        assert missing[rows].tolist() == [[k >= known for k in range(6)]] * len(graph)
+        expected = np.linalg.eigvalsh(laplacian)[:known]
+        np.testing.assert_allclose(values[rows][:, :known] - expected, 0, atol=1e-9)
+        assert (values >= 0).all()
+        v = vectors[rows][:, :known]
+        np.testing.assert_allclose(laplacian @ v, v * expected, atol=1e-9)
+        np.testing.assert_allclose(v.T @ v, np.eye(known), atol=1e-9)
+        assert (vectors[rows][:, known:] == 0).all()
+        assert ((v**3).sum(axis=0) > -1e-9).all()
+
+
+def test_lonely_nodes_and_edges_one_way():
+    batch = torch.tensor([0, 2])  # graph 1 has no nodes
+    vectors, values, missing = laplacian_eigenpairs(torch.empty(2, 0).long(), batch, 3)
+    assert vectors.tolist() == [[1, 0, 0]] * 2
+    assert values.tolist() == [[0, 0, 0]] * 2
+    assert missing.tolist() == [[False, True, True]] * 2
+    with pytest.raises(ValueError, match="expected each edge both ways"):
+        laplacian_eigenpairs(torch.tensor([[0, 1, 2], [1, 2, 1]]), torch.zeros(3).long(), 2)
+
+
+def test_a_graph_with_fewer_nodes_than_pairs_is_encoded_without_padding():
+    encoding = random_encoding()
+    graphs = tree(0, 4), tree(1, 15)
+    edge_index, batch = together(*graphs)
+    found = encoding(edge_index, batch)
+    vectors, values, _ = laplacian_eigenpairs(edge_index, batch, 10)
+    expected = []
+    for node, graph in enumerate(batch.tolist()):
+        pairs = torch.stack([vectors[node], values[node]], dim=1)[: min(10, len(graphs[graph]))]
+        pairs = encoding.project(pairs).unsqueeze(0)
+        for layer in encoding.layers:
+            pairs = layer(pairs)
+        expected.append(pairs.sum(dim=1))
+    torch.testing.assert_close(found, torch.cat(expected), **CLOSE)
+    with torch.no_grad():  # torch has another path for it
+        torch.testing.assert_close(encoding(edge_index, batch), torch.cat(expected), **CLOSE)
+    assert (found.std(dim=0) > 1e-3).all()
+
+
+def test_sign_flips_are_drawn_in_training_per_graph_and_eigenvector():
+    encoding = random_encoding(num_layers=0, sign_flips=True)
+    graphs = together(tree(5, 10), tree(5, 10))
+    # Without a transformer a pass gives sum_k s_k v_k(i) w + c_i, and V is orthogonal.
+    vectors, weight = laplacian_eigenpairs(*graphs, 10)[0], encoding.project.weight[:, 0]
+    signs = []
+    for seed in range(20):
+        torch.manual_seed(seed)
+        change = encoding.train()(*graphs) - encoding.eval()(*graphs)
+        change = (change @ weight / weight.square().sum()).view(2, 10)  # V (s - 1)
+        signs.append((vectors.view(2, 10, 10).mT @ change.unsqueeze(-1)).flatten() + 1)
+    signs = torch.stack(signs)
+    torch.testing.assert_close(signs.abs(), torch.ones_like(signs), rtol=1e-9, atol=1e-9)
+    # Each of the 20 takes both values, and no two agree in all passes or in none.
+    assert (signs.mean(dim=0).abs() < 0.99).all()
+    assert ((signs.T @ signs / 20).fill_diagonal_(0).abs() < 0.99).all()
+    encoding.sign_flips = False
+    assert torch.equal(encoding.train()(*graphs), encoding.eval()(*graphs))
