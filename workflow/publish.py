@@ -19,10 +19,6 @@ import yaml
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from studies.files import sha256, write_atomically  # noqa: E402
-
 RESULTS = Path("data/results")
 EMERGENCE = ("summary", "trajectory", "graph_maxima", "histogram", "history")
 OF_RUNS = {  # studies of finished runs, and the tables that each writes
@@ -43,6 +39,18 @@ def digest(*parts: Any) -> str:
     """Eight digits that tell settings apart; it does not matter how a text is broken in lines."""
     text = re.sub(r"(\\n|\s)+", " ", json.dumps(parts, sort_keys=True))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_bytes(content)
+    new.replace(path)
 
 
 def of_training(run: Mapping[str, Any]) -> str:
@@ -101,17 +109,18 @@ def stale(digests: Mapping[str, str], results: Path = RESULTS) -> dict[str, str]
 def publish(name: str, expected: str, tables: Sequence[Path], results: Path = RESULTS) -> None:
     """Put all tables of a run or study in place of those that it had."""
     contents = {re.sub(r"-[0-9a-f]{8}", "", path.name): path.read_bytes() for path in tables}
+    results.mkdir(parents=True, exist_ok=True)
     (results.parents[1] / "runs").mkdir(exist_ok=True)
     with FileLock(results.parents[1] / "runs" / "made.lock"):
         entries = made(results)
         for table in entries.get(name, {"tables": {}})["tables"].keys() - contents:
             (results / table).unlink(missing_ok=True)
         for table, content in contents.items():
-            write_atomically(results / table, content)
+            replace(results / table, content)
         totals = {table: sha256(results / table) for table in contents}
         entries[name] = {"digest": expected, "tables": totals}
         text = json.dumps(dict(sorted(entries.items())), indent=1)
-        write_atomically(results / "made.json", f"{text}\n".encode())
+        replace(results / "made.json", f"{text}\n".encode())
 
 
 def main(arguments: Sequence[str]) -> int:
