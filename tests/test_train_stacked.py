@@ -121,8 +121,8 @@ def test_classification_with_missing_labels_is_that_of_each_alone(splits):
 def test_each_seed_follows_its_own_schedule_and_stops_by_itself(splits, tmp_path):
     config = config_of("GT-ZINC", lr=0.01, lr_patience=0, min_lr=4e-3, max_epochs=20)
     expected = one_by_one(splits, config)
-    lengths = {len(single.history) for single in expected.values()}
-    assert len(lengths) > 1 and {single.stop_reason for single in expected.values()} == {"min lr"}
+    reasons = {single.stop_reason for single in expected.values()}
+    assert reasons == {"min lr", "max epochs"}, "choose another rate"
     for _ in range(2):  # the second time all is done
         assert_same(stacked(splits, config, folder=tmp_path), expected, tolerance=1e-5)
 
