@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
+from mapkg.calling import call
 from mapkg.hooks import scan
 from mapkg.models.config import LOSSES
 
@@ -36,7 +37,7 @@ def batches(
 
 def predict(model: nn.Module, batch: Any) -> Tensor:
     """The model's predictions for a PyG batch, shape [graphs, targets]."""
-    return model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
+    return call(model, batch)
 
 
 def targets(batch: Any) -> Tensor:

@@ -15,6 +15,7 @@ from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
+from mapkg.rows import edge_rows
 from studies.data import Splits
 from studies.extras import build
 
@@ -91,10 +92,12 @@ def edge_maxima(
     batch_size: int = 128,
 ) -> Float[Tensor, "layers E"]:
     """The largest activation ratio of every edge in every layer, NaN where a row has none."""
-    passes = hooks.scan(model, batches(graphs, batch_size), names, forward=predict)
+    modules = hooks.resolve(model, names)
     maxima = [
-        torch.stack([activation_ratio(score).amax(dim=-1) for score in seen.values()])
-        for _, seen in passes
+        torch.stack(
+            [activation_ratio(edge_rows(n, modules[n], x, batch)).amax(-1) for n, x in seen.items()]
+        )
+        for batch, seen in hooks.scan(model, batches(graphs, batch_size), names, forward=predict)
     ]
     return torch.cat(maxima, dim=1)
 
