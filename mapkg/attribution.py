@@ -106,13 +106,13 @@ def attribute(
         seed: of both.
 
     Returns:
-        A row per row of ``massive`` (``column``, its index) and label, with ``edges``, ``graphs`` with
-        such an edge, ``massive_edges``, ``share`` and ``enrichment`` with the ``_low`` and
+        A row per row of ``massive`` (``column``, its index) and label, with ``edges``, ``graphs``
+        with such an edge, ``massive_edges``, ``share`` and ``enrichment`` with the ``_low`` and
         ``_high`` ends of 95 % intervals, ``share_bound`` and ``p_value``. NaN is what cannot be
-        computed: shares of a label without an edge, enrichment where no edge is massive.
-        The interval of a share of zero is empty: ``share_bound`` is the exact one-sided 95 % bound
-        of the share of *graphs* whose edges of this label include a massive one. The p-value is
-        two-sided, for the number of massive edges of the label if labels had been dealt out at
+        computed, shares of a label without an edge, enrichment where no edge is massive.
+        The interval of a share of zero is empty, so ``share_bound`` is the exact one-sided 95 %
+        bound of the share of *graphs* whose edges of this label include a massive one. The p-value
+        is two-sided, for the number of massive edges of the label if labels had been dealt out at
         random within each graph, to each bond those of both directions of another.
 
     Raises ``ValueError`` if there are not as many edges in both arguments, or several edges from

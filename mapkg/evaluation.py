@@ -45,6 +45,13 @@ def targets(batch: Any) -> Tensor:
     return batch.y
 
 
+def check_targets(graphs: Graphs) -> None:
+    """Raise if a graph has no target."""
+    for place, graph in enumerate(graphs):
+        if graph.y is None:
+            raise ValueError(f"graph {place} has no target y, of shape [1, targets]")
+
+
 def predictions(
     model: nn.Module, graphs: Graphs, *, batch_size: int = 128
 ) -> tuple[Float[Tensor, "rows targets"], Float[Tensor, "rows targets"]]:
@@ -55,6 +62,7 @@ def predictions(
         graphs: with targets ``y``, shape [1, targets] each, NaN where unlabelled.
         batch_size: graphs per forward pass; the result does not depend on it.
     """
+    check_targets(graphs)
     passes = scan(model, batches(graphs, batch_size), "", forward=predict)
     pairs = [(seen[""], targets(batch)) for batch, seen in passes]
     predicted, target = zip(*pairs, strict=True)

@@ -26,6 +26,7 @@ nothing is patched.
 
 import difflib
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
@@ -45,6 +46,7 @@ STAGES = ("message_inputs", "message", "aggregate", "edge_update_inputs", "edge_
 """What can be seen inside a PyG ``MessagePassing`` module, as ``"module:stage"``."""
 
 Reducer = Callable[[str, Any], None]  # reduce(name, output), after each pass of a module
+_PASS = threading.RLock()  # one pass at a time: passes change modes and have hooks
 BatchReducer = Callable[[str, Any, Any], None]  # reduce(name, output, batch)
 _Place = tuple[nn.Module, str]  # a module and its stage, which is empty for the module's output
 
@@ -246,7 +248,7 @@ def _seen(
     """One pass; a function of its own, so that ``scan`` holds no outputs while it waits."""
     given = map_tensors(batch, torch.clone)  # models may write into what they are given
     of_batch = None if reduce is None else lambda name, output: reduce(name, output, batch)
-    with evaluating(model), torch.no_grad(), record(model, names, of_batch) as seen:
+    with _PASS, evaluating(model), torch.no_grad(), record(model, names, of_batch) as seen:
         forward(model, given)
     if reduce is not None:
         return {}
@@ -271,6 +273,8 @@ def refuse_compiled(model: nn.Module) -> None:
 
 
 def _places(model: nn.Module, names: str | Iterable[str]) -> dict[str, _Place]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     refuse_compiled(model)
     modules = dict(model.named_modules())
     again = dict(model.named_modules(remove_duplicate=False))

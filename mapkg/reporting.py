@@ -158,8 +158,10 @@ def report(
         TypeError: if an output is not a tensor of real numbers, or it is not clear how to call
             the model.
     """
-    if names is None:
+    if names is None and isinstance(model, nn.Module):
         names = _default_names(model)
+    if not threshold > 0:
+        raise ValueError(f"threshold: expected a positive ratio, got {threshold!r}")
     settings = dict(names=names, threshold=threshold, forward=forward, rows=rows, progress=progress)
     if null is not None and not isinstance(null, Mapping) and iter(loader) is loader:
         raise ValueError(
@@ -219,6 +221,8 @@ def _layers(
         name: _Layer(name, module, threshold, rows)
         for name, module in hooks.resolve(model, names).items()
     }
+    if not layers:
+        raise ValueError("names: expected at least one name or pattern, got none")
 
     def update(name: str, output: Any, batch: Any) -> None:
         layers[name].update(output, batch)

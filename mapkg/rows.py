@@ -48,14 +48,17 @@ def as_rows(
         axes = _axes(name, module, output, batch)
     else:
         output = rows(module, output, batch)
-    if not isinstance(output, Tensor) or not output.is_floating_point():
-        is_tensor = isinstance(output, Tensor)
-        kind = f"a tensor of {output.dtype}" if is_tensor else type(output).__name__
+    is_tensor = isinstance(output, Tensor)
+    is_dense = is_tensor and output.layout == torch.strided and not output.is_meta
+    if not is_dense or not output.is_floating_point():
+        kind = type(output).__name__
+        if is_tensor:
+            kind = f"a tensor of {output.dtype}, {output.layout}, on {output.device}"
         raise TypeError(
             f"expected {name!r} to return a tensor of real numbers, got {kind}; name the module "
             "that makes the tensor itself"
         )
-    if output.dim() not in (2, 3):
+    if output.dim() not in (2, 3) or not output.size(-1):
         raise ValueError(
             f"expected {name!r} to return [rows, channels] or [rows, heads, channels], got "
             f"{list(output.shape)}; name a module with one row per edge or node, or pass rows=, a "

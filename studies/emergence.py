@@ -137,19 +137,17 @@ def fit_to_data(config: Config, about: Description) -> Config:
 
     def refuse(name: str, needs: Any, of: str) -> None:
         has = getattr(config, name)
-        raise ValueError(
-            f"{name}: the configuration has {has!r}, but {of} {about.title} has {needs}"
-        )
+        raise ValueError(f"{name}: the configuration has {has!r}, but {about.title} {of} {needs}")
 
     for size in _SIZES:
         has, needs = getattr(config, size), getattr(about, size)
         if has is None:
             config = config.replace(**{size: needs})
         elif needs is not None and not _at_least(has, needs):
-            refuse(size, needs, "the data set")
+            refuse(size, needs, "has")
     if config.out_channels != about.num_targets:
-        refuse("out_channels", f"{about.num_targets} targets", "the data set")
-    of_nodes, of_task = about.task == "node classification", f"the task, {about.task}, of"
+        refuse("out_channels", f"{about.num_targets} targets", "has")
+    of_nodes, of_task = about.task == "node classification", f"is for {about.task}, which needs"
     if (config.readout is None) != of_nodes:
         refuse("readout", "None" if of_nodes else "mean or sum", of_task)
     loss = "l1" if about.task == "graph regression" else "bce"

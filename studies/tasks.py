@@ -190,6 +190,8 @@ class TreeTask(Task):
     solved: ClassVar = -1.0
 
     def __init__(self, splits: Splits, sampling: str = "grouped"):
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
         self.splits, self.sampling = splits, sampling
         self.train, self.test = Examples(splits.train), Examples(splits.test)
 

@@ -1,7 +1,6 @@
 """Noise on embeddings: its size at every step, its worst case, and that nothing else moves."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import nn

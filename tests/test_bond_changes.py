@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import few_molecules
-from scipy import stats
 from scipy.stats import chisquare
 
 from studies.__main__ import USAGE_ERROR, main
@@ -28,7 +27,7 @@ from studies.bond_changes import (
 from studies.data import ATOM_TYPES, DESCRIPTIONS, Splits, load, molecule_graph
 from studies.emergence import emergence
 from studies.published import CONFIGS
-from studies.results import contrasts, read_emergence
+from studies.results import read_emergence
 
 DRAWN = [name for name in CHANGES if not name.startswith(("global", "neighbour"))]
 SIZES = {"hidden_channels": 16, "heads": 4, "num_layers": 1}
@@ -208,18 +207,3 @@ def test_late_means_are_geometric_and_leave_early_epochs_and_other_states_out():
     grid = types_through_training(table, {"max_ratio": "ratio"}, logarithmic=["max_ratio"])
     lines = [line.get_xydata() for line in grid.axes[0, 0].lines if len(line.get_xdata())]
     np.testing.assert_allclose(lines[0], [[10, 7], [15, 10], [20, 4000]])
-
-
-def test_a_contrast_is_a_factor_with_the_t_interval_of_its_logarithm():
-    ratios = {("a", 0): 1.0, ("a", 1): 2.0, ("a", 2): 5.0}
-    ratios |= {("b", 0): 10.0, ("b", 1): 10.0, ("b", 2): 125.0, ("b", 3): 3.0}
-    rows = pd.Series(ratios, name="max_ratio").rename_axis(["run", "seed"]).reset_index()
-    rows["label"] = "x"
-    pairs = {"b over a": (("a", "x"), ("b", "x"))}
-    found = contrasts(rows, pairs).loc["b over a"]
-    logs = np.log([10.0, 5.0, 25.0])  # a seed that one of them lacks is left out
-    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
-    expected = [np.exp(logs.mean()), np.exp(low), np.exp(high), 5.0, 25.0]
-    assert found.to_list() == pytest.approx(expected)
-    with pytest.raises(ValueError, match="b over a: expected two common seeds or more, got 1"):
-        contrasts(rows.query("seed == 0"), pairs)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
+from torch_geometric.nn import GATConv, TransformerConv
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from mapkg import edit, lipschitz_normalise, record, report

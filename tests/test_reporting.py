@@ -1,6 +1,7 @@
 """One table and one verdict per layer: planted activations by hand, PyG models by loops."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -582,6 +583,15 @@ def test_a_tied_layer_runs_several_times_and_is_named_once():
             report(model, plain(), names=name)
 
 
+def test_two_reports_on_one_model_at_the_same_time_do_not_mix():
+    model, loader = GAT(4, 16, 2, heads=4, dropout=0.5).train(), DataLoader(plain(40), 2)
+    expected = report(model, loader).table
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: report(model, loader).table, range(2)))
+    assert found[0].equals(expected) and found[1].equals(expected)
+    assert all(module.training for module in model.modules())
+
+
 def test_the_mask_of_an_explainer_is_not_taken_for_the_model():
     model, (graph,) = GAT(4, 4, 2), plain(1)
     expected = report(model, [graph]).table
@@ -602,6 +612,9 @@ def test_the_mask_of_an_explainer_is_not_taken_for_the_model():
         (torch.ones(2, 3, 4, 5), ValueError, r"got \[2, 3, 4, 5\]; name a module"),
         (torch.ones(2, 3, dtype=torch.long), TypeError, "got a tensor of torch.int64"),
         ((torch.ones(2, 3), None), TypeError, "real numbers, got tuple; name the module"),
+        (torch.eye(3).to_sparse(), TypeError, "got a tensor of torch.float32, torch.sparse_coo, "),
+        (torch.ones(2, 3, device="meta"), TypeError, "got a tensor of .* on meta; name"),
+        (torch.ones(2, 0), ValueError, r"got \[2, 0\]; name a module"),
     ],
 )
 def test_an_output_that_is_not_rows_of_channels_is_named(output, error, message):
@@ -617,6 +630,13 @@ def test_widths_loaders_and_names_that_do_not_fit_are_errors():
         report(Scored(), [])
     with pytest.raises(KeyError, match=r"no submodule 'first.scores'; near matches: .*first.score"):
         report(Scored(), [MASSIVE], names="first.scores")
+    with pytest.raises(ValueError, match="names: expected at least one name or pattern, got none"):
+        report(Scored(), [MASSIVE], names=[])
+    with pytest.raises(ValueError, match="threshold: expected a positive ratio, got nan"):
+        report(Scored(), [MASSIVE], threshold=math.nan)
+    for model in (None, torch.relu):
+        with pytest.raises(TypeError, match="Module"):
+            report(model, [MASSIVE])
     linear = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
     with pytest.raises(KeyError, match="pass names=, of 0, 1"):
         report(linear, [torch.ones(2, 4)])
