@@ -382,10 +382,7 @@ def read_explanations(folder: Path | str, runs: Mapping[str, str]) -> dict[str, 
 
 
 def faithfulness(curves: pd.DataFrame, *, value: str = "change") -> sns.FacetGrid:
-    """Means over molecules after each share of removed bonds, a line per method.
-
-    The ratio is drawn thick and random orders dashed, both with their intervals.
-    """
+    """Means after each share of removed bonds; the ratio and random orders with intervals."""
     # The median of a value and the ends of its interval is the value.
     both = curves[curves["method"].isin(["ratio", CONTROL])]
     ends = [both.assign(**{value: both[f"{value}_{end}"]}) for end in ("low", "high")]
