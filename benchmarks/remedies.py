@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from mapkg.evaluation import batches, predict, targets
 from mapkg.models.network import build
+from studies.commands import overrides
 from studies.data import load
 from studies.emergence import fit_to_data
+from studies.explicit_bias import ARMS, OTHERS, SAME
 from studies.grid import MODELS
 from studies.provenance import commit, versions
-from studies.published import CONFIGS
-from studies.remedies import ARMS, OTHERS, SETTINGS
+from studies.published import CONFIGS, grid
 from studies.tables import write as write_table
 
 STEPS = 3
@@ -41,7 +42,9 @@ def main() -> None:
     networks = {}
     for model in MODELS:
         for arm in (*ARMS, *OTHERS) if model == "SAN" else ARMS:
-            config = CONFIGS[f"{model}-ZINC"].replace(**SETTINGS[arm])
+            name = f"{model.lower()}_zinc_{arm}"
+            options = grid()[SAME.get(name, name)]["options"].replace("--set", "")
+            config = CONFIGS[f"{model}-ZINC"].replace(**overrides(options.split()))
             network = build(fit_to_data(config, splits.description))
             optimiser = torch.optim.Adam(network.parameters(), weight_decay=config.weight_decay)
             networks[model, arm] = network, optimiser

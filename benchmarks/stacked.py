@@ -18,6 +18,7 @@ import platform
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from torch_geometric.data import Batch, Data
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a copy of the repository is enough
 
+from captured import ENGINES, CapturedStack
+
 from mapkg.models import build
 from mapkg.models.config import Config
-from studies.files import write_atomically
-from studies.padded_batches import FlatGraphs, epoch_order, in_batches
+from studies.checkpoint import write_atomically
 from studies.published import CONFIGS
 from studies.schedule import Fit
-from studies.stacked_steps import ENGINES
+from studies.stacked import FlatGraphs, epoch_batches
 from studies.train_stacked import Progress, fit_stacked
 
 DATA_FILE, ABOUT_FILE = "splits.safetensors", "run.json"
@@ -113,7 +115,7 @@ def save_splits(path: Path, splits: dict[str, FlatGraphs]) -> None:
         {
             f"{split}/{name}": short(tensor)
             for split, graphs in splits.items()
-            for name, tensor in graphs.tensors().items()
+            for name, tensor in vars(graphs).items()
         },
         path,
     )
@@ -143,8 +145,8 @@ def plain_steps(
     torch.manual_seed(seed)
     network = build(config).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.lr, fused=True)
-    order = in_batches(epoch_order(len(data), seed, 1)[0], config.batch_size)
-    batches = [Batch.from_data_list(graphs_of(data, ids)).to(device) for ids in order[:steps]]
+    order = epoch_batches(len(data), [seed], 1, config.batch_size)[0][0, :steps]
+    batches = [Batch.from_data_list(graphs_of(data, ids)).to(device) for ids in order]
 
     def step(batch: Batch) -> torch.Tensor:
         optimizer.zero_grad()
@@ -199,14 +201,14 @@ def stacked_steps(
     """Losses [steps, S] of the first steps of all networks, their weights after them, [S, P],
     and the median seconds of a step; leaves no trace."""
     stack = run.stack
-    kept = [tensor.clone() for tensor in stack._changed()]
-    stack.order.copy_(run._orders(1)[0])
+    kept = [tensor.clone() for tensor in stack.changed()]
+    stack.order.copy_(run.orders(1)[0])
     stack.lr.fill_(run.config.lr)
-    stack._begin("train")
+    stack.begin("train")
     losses = []
     for _ in range(steps):
         stack.sums["train"].zero_()
-        stack._calls["train"]()
+        stack.calls["train"]()
         losses.append((stack.sums["train"][0] / stack.sums["train"][1]).cpu())
     state = stack.state()
     names = [name for name, _ in run.single.named_parameters()]
@@ -214,10 +216,10 @@ def stacked_steps(
 
     def step() -> None:
         stack.cursor.zero_()
-        stack._calls["train"]()
+        stack.calls["train"]()
 
     seconds = median_seconds(step, again, str(run.device))
-    for tensor, value in zip(stack._changed(), kept, strict=True):
+    for tensor, value in zip(stack.changed(), kept, strict=True):
         tensor.copy_(value)
     return torch.stack(losses), after, seconds
 
@@ -231,7 +233,7 @@ def measure(run: Progress, device: str, again: int) -> dict[str, float]:
     steps = min(3, run.stack.order.size(1))
     losses, weights, of_all = stacked_steps(run, steps, again)
     of_losses, of_updates, of_one = [], [], []
-    for place, seed in enumerate(run.stacked[:2]):
+    for place, seed in enumerate(list(run.seeds)[:2]):
         expected, before, after, seconds = plain_steps(
             run.config, run.host["train"], seed, device, steps, again
         )
@@ -242,7 +244,7 @@ def measure(run: Progress, device: str, again: int) -> dict[str, float]:
         "plain_step_seconds": min(of_one),
         "stacked_step_seconds": of_all,
         "stacked_over_plain": of_all / min(of_one),
-        "over_one_by_one": of_all / (min(of_one) * len(run.stacked)),
+        "over_one_by_one": of_all / (min(of_one) * len(run.seeds)),
         "relative_difference_of_losses": max(of_losses),
         "relative_difference_of_updates": max(of_updates),
     }
@@ -262,9 +264,8 @@ def compare(splits: dict[str, FlatGraphs], device: str) -> None:
         for seed in range(16):
             torch.manual_seed(seed)
             networks.append(build(config))
-        run = Progress(
-            networks, splits, config, list(range(16)), torch.device(device), "eager", None
-        )
+        stack = partial(CapturedStack, engine="eager")
+        run = Progress(networks, splits, config, range(16), torch.device(device), stack, None)
         ratio = measure(run, device, 5)["over_one_by_one"]
         print(f"hidden {channels}, {layers} layers: {ratio:.2f} of one by one, aim {aim}")
 
@@ -300,7 +301,8 @@ class Results:
         now = time.perf_counter()
         if now - self.said >= 10 or run.epoch < 3:
             self.said = now
-            last = run.tables["history"][-1]
+            last = run.tables["history"]
+            last = last[last[:, 1] == run.epoch]
             lrs = [run.seeds[seed].lr for seed in run.running] or [0.0]
             print(
                 f"epoch {run.epoch}: {last[0, 6]:.2f} s/epoch, train {last[:, 2].mean():.4f}, "
@@ -316,8 +318,8 @@ class Results:
         """Say what is ready, time it and check it."""
         self.run = run
         print(
-            f"ready after {time.perf_counter() - self.begin:.0f} s: {len(run.stacked)} seeds, "
-            f"engine {run.engine}, rows {vars(run.shape)}, epoch {run.epoch}",
+            f"ready after {time.perf_counter() - self.begin:.0f} s: {len(run.seeds)} seeds, "
+            f"engine {run.stack.engine}, rows {run.shape}, epoch {run.epoch}",
             flush=True,
         )
         if run.epoch == 0:
@@ -338,13 +340,13 @@ class Results:
         with (self.parsed.out / "epochs.csv.gz").open("wb" if first else "ab") as file:
             file.write(gzip.compress(text.encode()))  # members of a gzip file may follow each other
         self.about |= {
-            "engine": run.engine,
+            "engine": run.stack.engine,
             "epoch": run.epoch,
             "seconds": run.seconds,
             "running": run.running,
             "commit": self.parsed.commit or run.commit,
             "versions": run.versions,
-            "shape": vars(run.shape),
+            "shape": run.shape,
             "by_seed": {
                 seed: {"best_epoch": one.best_epoch, "best_val": one.best_loss}
                 | {"last_epoch": one.last_epoch, "stop_reason": one.stop_reason}
@@ -408,7 +410,7 @@ def train(parsed: argparse.Namespace) -> None:
         seeds=range(parsed.seeds),
         folder=parsed.state,
         device=parsed.device,
-        engine=parsed.engine,
+        stack=partial(CapturedStack, engine=parsed.engine),
         record_epochs=lambda epoch: epoch <= 20 or epoch % parsed.record_every == 0,
         time_limit=parsed.time_limit - (time.perf_counter() - begin),
         save_seconds=30.0,
@@ -438,13 +440,15 @@ def self_test(device: str, last_engine: str) -> None:
     )
     found = {}
     for engine in ENGINES[: ENGINES.index(last_engine) + 1]:
-        start = time.perf_counter()
+        start, ran = time.perf_counter(), []
 
-        def watch(run: Progress) -> None:
+        def watch(run: Progress, ran: list[str] = ran) -> None:
+            ran.append(run.stack.engine)
             if run.epoch == 0:
                 measure(run, device, 10)
 
-        settings = dict(seeds=range(4), device=device, engine=engine)
+        stack = partial(CapturedStack, engine=engine)
+        settings = dict(seeds=range(4), device=device, stack=stack)
         fit = fit_stacked(build, splits, config, watch=watch, **settings)
         found[engine] = fit.history["train_loss"], fit.observations["spread_mean"]
         others = {"from eager": found["eager"]}
@@ -463,7 +467,7 @@ def self_test(device: str, last_engine: str) -> None:
             print(f"  relative differences {name}: {of_losses:.1e} {of_spreads:.1e}")
             if not max(of_losses, of_spreads) < 1e-2:
                 raise RuntimeError(f"{engine}: another result")
-        print(f"{engine} ran as {fit.engine}: {time.perf_counter() - start:.1f} s", flush=True)
+        print(f"{engine} ran as {ran[-1]}: {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def random_graphs(number: int, seed: int) -> FlatGraphs:

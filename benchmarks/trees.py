@@ -20,7 +20,7 @@ from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
 from studies.data.trees import level_order, neighbors_match
-from studies.neighbors_match import VARIANTS
+from studies.neighbors_match import untrained, variants
 
 
 def main() -> None:
@@ -36,8 +36,9 @@ def main() -> None:
     first = pairs[:: 2**parsed.depth]
     batch = next(iter(DataLoader(trees, batch_size=len(trees))))
     ways: dict[tuple[str, str], Callable[[], Tensor]] = {}
-    for name, variant in VARIANTS.items():
-        network = variant.build(parsed.depth, 0)
+    for settings in variants():
+        name = " ".join(str(value) for value in settings.values() if value is not None)
+        network = untrained(parsed.depth, 0, **settings)
         ways[name, "PyG"] = lambda n=network: n(batch.x, batch.edge_index, batch.batch)
         ways[name, "dense"] = lambda n=network: n.dense(pairs)
         if network.can_share:

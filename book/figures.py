@@ -9,8 +9,9 @@ it is out of date.
 import hashlib
 from pathlib import Path
 
-from studies import plots
+from studies import figures
 from studies.data import BUNDLED
+from studies.emergence import by_rank
 from studies.results import read_emergence
 
 PICTURE = Path(__file__).with_name("emergence.png")
@@ -19,9 +20,9 @@ TABLE = BUNDLED / "results" / f"{PREFIX}graph_maxima.csv.gz"
 
 
 def main() -> None:
-    plots.use_style()
+    figures.use_style()
     results = read_emergence(BUNDLED / "results", prefix=PREFIX)
-    figure = plots.base_against_trained(results.graph_maxima)
+    figure = by_rank(results.graph_maxima)
     checksum = hashlib.sha256(TABLE.read_bytes()).hexdigest()
     figure.savefig(PICTURE, metadata={"Source-SHA256": checksum}, dpi=110)
 

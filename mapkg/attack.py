@@ -14,9 +14,9 @@ bounded.
 
 Source: massive-activations paper, its adversarial framework (published code of GT on TOX21).
 differs: noise for every batch, where the published one has the size of the last one; noise on
-some edges alone; and a rate that falls when the loss no longer grows. The published code minimises
-the negative loss, and the relative threshold of torch's ``ReduceLROnPlateau`` takes a negative
-value that stays where it is for a better one, so that its rate never falls for that reason.
+some edges alone; and a rate that falls when the loss no longer grows by 1e-4 of itself. The
+published code minimises the negative loss, of which torch's ``ReduceLROnPlateau`` takes a value
+that stays for a better one, so that its rate never falls.
 """
 
 import sys
@@ -33,9 +33,9 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg import hooks
-from mapkg.evaluation import batches, predict, targets
+from mapkg.evaluation import batches, losses, measure, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.metrics import losses, measure
+from mapkg.models.network import SCORES
 
 SIGMAS = (0.01, 10**-1.5, 0.1)
 """The published standard deviations."""
@@ -43,6 +43,8 @@ SIGMAS = (0.01, 10**-1.5, 0.1)
 EMBEDDINGS = ("node_embedding", "edge_embedding")
 """What the noise is added to."""
 
+MASKED = ("edges", "channels", "largest")
+"""The choices of ``where_massive``, which says what they are."""
 
 Mask = Callable[[Any], Float[Tensor, "rows _"]]
 """From a batch to 1 where an embedding is disturbed and 0 elsewhere, [rows, D] or [rows, 1]."""
@@ -78,25 +80,13 @@ def scaled(
     centred: bool = False,
     mask: Float[Tensor, "rows _"] | None = None,
 ) -> Float[Tensor, "rows D"]:
-    """Noise of standard deviation sigma, over the entries that the mask leaves.
+    """Noise of standard deviation sigma, over the entries where the mask is 1 (None: all).
 
-    Args:
-        noise: n.
-        sigma: above 0.
-        centred: whether the mean over these entries is taken away.
-        mask: 1 where the noise acts; None lets it act everywhere.
-
-    Raises:
-        ValueError: if sigma is not above 0.
-        TooFewEntries: if fewer than two entries are left.
+    ``centred`` takes the mean over these entries away. Raises ``TooFewEntries`` if fewer than two
+    are left.
     """
-    if not sigma > 0:
-        raise ValueError(f"sigma: expected a standard deviation above 0, got {sigma!r}")
-    inside = (
-        torch.ones_like(noise, dtype=torch.bool)
-        if mask is None
-        else mask.expand_as(noise).to(torch.bool)
-    )
+    inside = torch.ones_like(noise) if mask is None else mask.expand_as(noise)
+    inside = inside.to(torch.bool)
     chosen = noise[inside]
     if len(chosen) < 2:
         raise TooFewEntries(
@@ -118,13 +108,13 @@ def attack(
     relative: bool = False,
     centred: bool = False,
     masks: Mapping[str, Mask] | None = None,
-    ascent: Ascent | None = None,
+    ascent: Ascent = Ascent(),
     batch_size: int = 128,
     progress: bool = True,
 ) -> pd.DataFrame:
     """What noise on the embeddings does to a network, random and optimised.
 
-    Weights are frozen, BatchNorm and dropout are as in evaluation; everything is left as it was.
+    The model is run in evaluation mode and left as it was.
 
     Args:
         model: with submodules ``node_embedding`` and ``edge_embedding``.
@@ -132,31 +122,24 @@ def attack(
         sigmas: standard deviations of what is added, above 0.
         loss: what is ascended, ``"l1"`` or ``"bce"``.
         restarts: seeds of the noise; the optimisation starts anew from each.
-        shared: whether all nodes get one vector of noise and all edges another; else each node
-            and edge has its own.
-        relative: whether sigma is in units of the standard deviation of the embedding that is
-            disturbed, over all entries and graphs.
-        centred: whether what is added has the mean 0.
-        masks: for some of ``EMBEDDINGS``, where they are disturbed, see ``where_massive``; those
-            that are not named are left alone then. None disturbs both everywhere. Not for shared
-            noise.
-        ascent: how noise is optimised; None means the published way.
+        shared: one vector of noise for all nodes and one for all edges, in place of one for each.
+        relative: sigma is in units of the standard deviation of the embedding that is disturbed.
+        centred: what is added has the mean 0.
+        masks: for some of ``EMBEDDINGS``, where they are disturbed, see ``where_massive``; the
+            others are left alone. None disturbs both everywhere. Not for shared noise.
+        ascent: how noise is optimised; by default the published way.
         batch_size: graphs per forward pass.
         progress: whether to show a progress bar on stderr.
 
     Returns:
-        A row per sigma and restart, and for ``noise`` being ``"none"``, ``"random"`` and
-        ``"optimised"``. Columns are ``sigma``, ``restart``, ``noise``, ``loss``, the metrics of
-        ``metrics.measure``, ``gain``, the optimised loss over the random one less 1 (NaN for the
-        others), ``passes``, how many the optimisation took, and ``disturbed``, the number of
-        entries that noise is added to.
+        A row per ``sigma``, ``restart`` and ``noise`` (``"none"``, ``"random"``, ``"optimised"``),
+        with ``loss``, the metrics of ``evaluation.measure``, ``gain``, the optimised loss over the
+        random one less 1 (NaN for the others), ``passes`` of the optimisation, and ``disturbed``,
+        the number of entries that noise is added to.
 
-    Raises:
-        ValueError: if there is no graph, a sigma is not above 0, or noise is shared and masked.
-        TooFewEntries: if a mask leaves nothing to disturb, or a single entry, in a batch.
-        KeyError: if the model has no such embeddings.
+    Raises ``ValueError`` if there is no graph, a sigma is not above 0, or noise is shared and
+    masked; ``TooFewEntries`` if a mask leaves fewer than two entries in a batch.
     """
-    ascent = Ascent() if ascent is None else ascent
     sigmas = tuple(sigmas)
     if len(graphs) == 0:
         raise ValueError("expected graphs to attack, got none")
@@ -167,50 +150,51 @@ def attack(
         raise ValueError("masks: expected none with shared noise, which is alike for all rows")
     every = [(batch, targets(batch)) for batch in batches(graphs, batch_size)]
     names = EMBEDDINGS if masks is None else tuple(masks)
+    rows = []
     with hooks.evaluating(model), _frozen(model):
-        embedded = _embedded(model, [batch for batch, _ in every], names)
-        units = {
-            name: torch.cat([x.flatten() for x in parts]).std().item() if relative else 1.0
-            for name, parts in embedded.items()
-        }
-        clean = _scores(model, every, None, loss)
+        passes = hooks.scan(model, [batch for batch, _ in every], names, forward=predict)
+        embedded = [seen for _, seen in passes]  # of each batch
         places = None
         if masks is not None:
-            places = {name: [mask(batch) for batch, _ in every] for name, mask in masks.items()}
+            places = [{name: masks[name](batch) for name in names} for batch, _ in every]
         disturbed = sum(
-            x.numel() if places is None else int(places[name][number].expand_as(x).sum())
-            for name, parts in embedded.items()
-            for number, x in enumerate(parts)
+            x.numel() if places is None else int(places[number][name].expand_as(x).sum())
+            for number, seen in enumerate(embedded)
+            for name, x in seen.items()
         )
-        rows = []
+        units = dict.fromkeys(names, 1.0)
+        if relative:
+            joined = {
+                name: torch.cat([seen[name].flatten() for seen in embedded]) for name in names
+            }
+            units = {name: x.std().item() for name, x in joined.items()}
+        clean = _scores(model, every, None, loss)
         pairs = [(sigma, restart) for sigma in sigmas for restart in restarts]
         for sigma, restart in tqdm(pairs, "attacks", file=sys.stderr, disable=not progress):
-            generator = torch.Generator().manual_seed(restart)
-            noise = _Noise(embedded, sigma, units, shared, centred, places, generator)
-            found = {"none": (clean, 0), "random": (_scores(model, every, noise, loss), 0)}
-            passes = _ascend(model, every, noise, loss, ascent)
-            found["optimised"] = (_scores(model, every, noise, loss), passes)
-            gain = found["optimised"][0]["loss"] / found["random"][0]["loss"] - 1
-            for kind, (scores, taken) in found.items():
-                gained = gain if kind == "optimised" else float("nan")
-                row = {"sigma": sigma, "restart": restart, "noise": kind, **scores}
-                rows.append(row | {"gain": gained, "passes": taken, "disturbed": disturbed})
-    return pd.DataFrame(rows)
-
-
-MASKED = ("edges", "channels", "largest")
-"""The choices of ``where_massive``, which says what they are."""
+            sizes = {name: sigma * unit for name, unit in units.items()}
+            noise = _Noise(embedded, sizes, shared, centred, places, restart)
+            random = _scores(model, every, noise, loss)
+            taken = _ascend(model, every, noise, loss, ascent)
+            optimised = _scores(model, every, noise, loss)
+            row = {"sigma": sigma, "restart": restart, "disturbed": disturbed}
+            rest = {"gain": float("nan"), "passes": 0}
+            gained = {"gain": optimised["loss"] / random["loss"] - 1, "passes": taken}
+            rows += [
+                row | {"noise": "none"} | clean | rest,
+                row | {"noise": "random"} | random | rest,
+                row | {"noise": "optimised"} | optimised | gained,
+            ]
+    columns = ["sigma", "restart", "noise", *clean, "gain", "passes", "disturbed"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def where_massive(
     model: nn.Module,
     by: str = "edges",
     *,
-    layers: str | Sequence[str] = "layers.*.score",
     threshold: float = MASSIVE_RATIO,
     control: bool = False,
     equal: bool = False,
-    seed: int = 0,
 ) -> Mask:
     """Where edge embeddings are disturbed so that massive activations are concerned.
 
@@ -218,25 +202,20 @@ def where_massive(
         model: the network as it is.
         by: ``"edges"``: edges with a massive activation, all their channels; ``"channels"``:
             the massive channels of each edge; ``"largest"``: the channel of each edge whose
-            score is largest in magnitude in the first of the layers, the published mask, which
-            the published attack computes and never uses.
-        layers: whose scores are looked at; something massive in one of them is enough.
+            score is largest in magnitude in the first layer, the published mask, which the
+            published attack computes and never uses. Something massive in one layer is enough.
         threshold: ratio above which an activation is massive.
         control: as many others instead, drawn at random: other edges of the batch, or other
-            channels of the same edges. Where there are fewer others, all of them.
-        equal: where there are fewer others, leave only as many of the chosen as there are
-            others, drawn at random, so that the mask and its control are of equal size.
-        seed: of what is drawn.
-
-    Raises:
-        ValueError: if ``by`` is none of these.
+            channels of the same edges; all of them where there are fewer.
+        equal: where there are fewer others, as many of the chosen as there are others, drawn at
+            random, so that the mask and its control are of equal size.
     """
     if by not in MASKED:
         raise ValueError(f"by: expected one of {MASKED}, got {by!r}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def mask(batch: Any) -> Tensor:
-        ((_, seen),) = hooks.scan(model, [batch], layers, forward=predict)
+        ((_, seen),) = hooks.scan(model, [batch], SCORES, forward=predict)
         scores = list(seen.values())
         if by == "largest":
             first = scores[0].abs()
@@ -259,38 +238,31 @@ def where_massive(
 
 
 class _Noise:
-    """The noise of all batches, and its injection into one of them."""
+    """The noise of all batches; shared noise is one vector per embedding, for all of them."""
 
     def __init__(
         self,
-        embedded: Mapping[str, Sequence[Tensor]],
-        sigma: float,
-        units: Mapping[str, float],
+        embedded: Sequence[Mapping[str, Tensor]],
+        sizes: Mapping[str, float],
         shared: bool,
         centred: bool,
-        places: Mapping[str, Sequence[Tensor]] | None,
-        generator: torch.Generator,
+        places: Sequence[Mapping[str, Tensor]] | None,
+        seed: int,
     ) -> None:
-        self.sigma, self.units, self.centred, self.places = sigma, units, centred, places
-        self.values = {
-            name: [
-                torch.randn(x.shape[-1:] if shared else x.shape, generator=generator).to(x)
-                for x in (parts[:1] if shared else parts)
-            ]
-            for name, parts in embedded.items()
-        }
-        for value in self.parameters():
-            value.requires_grad_()
-
-    def parameters(self) -> list[Tensor]:
-        return [value for values in self.values.values() for value in values]
+        self.sizes, self.centred, self.places = sizes, centred, places
+        generator = torch.Generator().manual_seed(seed)
+        self.values: dict[str, list[Tensor]] = {name: [] for name in sizes}
+        for name, values in self.values.items():
+            for x in (seen[name] for seen in embedded[: 1 if shared else None]):
+                noise = torch.randn(x.shape[-1:] if shared else x.shape, generator=generator)
+                values.append(noise.to(x).requires_grad_())
 
     def added(self, name: str, number: int) -> Tensor:
         """What is added to an embedding of a batch, [rows, D], or [1, D] for all rows."""
         values = self.values[name]
         noise = torch.atleast_2d(values[min(number, len(values) - 1)])
-        mask = None if self.places is None else self.places[name][number]
-        return scaled(noise, self.sigma * self.units[name], centred=self.centred, mask=mask)
+        mask = None if self.places is None else self.places[number][name]
+        return scaled(noise, self.sizes[name], centred=self.centred, mask=mask)
 
     def injected(self, model: nn.Module, number: int) -> AbstractContextManager[None]:
         """A context in which the model's embeddings of a batch are disturbed."""
@@ -298,22 +270,14 @@ class _Noise:
         return hooks.edit(model, edits)
 
 
-def _embedded(
-    model: nn.Module, every: Sequence[Any], names: Sequence[str]
-) -> dict[str, list[Tensor]]:
-    passes = [seen for _, seen in hooks.scan(model, every, names, forward=predict)]
-    return {name: [seen[name] for seen in passes] for name in passes[0]}
-
-
 def _scores(
     model: nn.Module, every: Sequence[tuple[Any, Tensor]], noise: _Noise | None, loss: str
 ) -> dict[str, float]:
-    found = []
-    with torch.no_grad():
-        for number, (batch, _) in enumerate(every):
-            with nullcontext() if noise is None else noise.injected(model, number):
-                found.append(predict(model, batch))
-    metrics = measure(torch.cat(found), torch.cat([target for _, target in every]), loss)
+    predicted = []
+    for number, (batch, _) in enumerate(every):
+        with torch.no_grad(), noise.injected(model, number) if noise else nullcontext():
+            predicted.append(predict(model, batch))
+    metrics = measure(torch.cat(predicted), torch.cat([target for _, target in every]), loss)
     return {"loss": metrics["mae" if loss == "l1" else loss], **metrics}
 
 
@@ -325,7 +289,8 @@ def _ascend(
     ascent: Ascent,
 ) -> int:
     """Optimise the noise in place; returns the number of passes."""
-    optimiser = torch.optim.Adam(noise.parameters(), lr=ascent.lr)
+    parameters = [value for values in noise.values.values() for value in values]
+    optimiser = torch.optim.Adam(parameters, lr=ascent.lr)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser, "max", factor=0.5, patience=ascent.patience
     )
@@ -333,9 +298,9 @@ def _ascend(
         total, number_of_losses = 0.0, 0
         for number, (batch, target) in enumerate(every):
             optimiser.zero_grad()
-            with noise.injected(model, number):
+            with noise.injected(model, number):  # also for layers that compute again backwards
                 each = losses(predict(model, batch), target, loss)
-            (-each.mean()).backward()
+                (-each.mean()).backward()
             optimiser.step()
             total += each.sum().item()
             number_of_losses += each.numel()
@@ -347,11 +312,10 @@ def _ascend(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Parameters without gradients while the context is open."""
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter, requires in zip(model.parameters(), wanted, strict=True):
-            parameter.requires_grad_(requires)
+        for parameter in wanted:
+            parameter.requires_grad_()

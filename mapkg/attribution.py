@@ -22,6 +22,7 @@ from mapkg import hooks
 from mapkg.evaluation import batches, predict
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.models.network import SCORES
+from mapkg.rows import edge_rows
 
 THRESHOLDS = (MASSIVE_RATIO, 3000.0, 4000.0)
 """The usual threshold of a massive activation, and those of the published heat maps."""
@@ -54,15 +55,9 @@ class Edges:
     def of(
         cls, graphs: Sequence[Data], labels: Sequence[Int[Tensor, " _"]], names: Sequence[str]
     ) -> "Edges":
-        """The edges of graphs.
+        """The edges of graphs with an edge at least, from a tensor of labels for each graph.
 
-        Args:
-            graphs: in any order; there must be an edge.
-            labels: one tensor per graph, a label per edge, as ``edge_labels`` gives them.
-            names: of the labels.
-
-        Raises:
-            ValueError: if a graph has not one label per edge, or a label has no name.
+        Raises ``ValueError`` if a graph has not one label per edge, or a label has no name.
         """
         for index, (graph, of_graph) in enumerate(zip(graphs, labels, strict=True)):
             if len(of_graph) != graph.num_edges:
@@ -111,20 +106,17 @@ def attribute(
         seed: of both.
 
     Returns:
-        A row per column of ``massive`` (``column``, its index) and label. Columns are ``edges``,
-        ``graphs`` (with such an edge), ``massive_edges``, ``share`` and ``enrichment`` with
-        ``_low`` and ``_high`` ends of their 95 % intervals, ``share_bound`` and ``p_value``.
-        The interval of a share of zero is empty, whatever the number of edges:
-        ``share_bound`` is the exact upper bound of the share of *graphs* whose edges of this
-        label include a massive one, one-sided, 95 %. The p-value is two-sided, for the number
-        of massive edges of the label if labels had been dealt out at random within each
-        graph, to each bond those of both directions of another; no smaller than
-        1 / (permutations + 1). What cannot be computed is NaN: shares of a label without an
-        edge, enrichment where no edge is massive.
+        A row per row of ``massive`` (``column``, its index) and label, with ``edges``, ``graphs``
+        with such an edge, ``massive_edges``, ``share`` and ``enrichment`` with the ``_low`` and
+        ``_high`` ends of 95 % intervals, ``share_bound`` and ``p_value``. NaN is what cannot be
+        computed, shares of a label without an edge, enrichment where no edge is massive.
+        The interval of a share of zero is empty, so ``share_bound`` is the exact one-sided 95 %
+        bound of the share of *graphs* whose edges of this label include a massive one. The p-value
+        is two-sided, for the number of massive edges of the label if labels had been dealt out at
+        random within each graph, to each bond those of both directions of another.
 
-    Raises:
-        ValueError: if there are not as many edges in both arguments, or several edges from one
-            node to another have different labels.
+    Raises ``ValueError`` if there are not as many edges in both arguments, or several edges from
+    one node to another have different labels.
     """
     if massive.shape[1] != len(edges.label):
         raise ValueError(
@@ -137,40 +129,40 @@ def attribute(
 
     found = _shares(total.sum(axis=0), counts.sum(axis=0))
     rng = np.random.default_rng(seed)
-    resampled = _resampled(total, counts.reshape(len(total), -1), resamples, rng)
-    drawn = [_shares(e, m.reshape(-1, columns, labels)) for e, m in resampled]
-    low_high = {}
-    for part, name in enumerate(("share", "enrichment")):
-        values = np.concatenate([chunk[part] for chunk in drawn])
-        tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-        low_high[name] = _quantiles(values, tails)
+    drawn = []
+    for start in range(0, resamples, _CHUNK):
+        size, graphs = min(_CHUNK, resamples - start), len(total)
+        times = rng.multinomial(graphs, np.full(graphs, 1 / graphs), size=size).astype(float)
+        resampled = (times @ counts.reshape(graphs, -1)).reshape(-1, columns, labels)
+        drawn.append(_shares(times @ total, resampled))
+    ends = [_interval(np.concatenate(part)) for part in zip(*drawn, strict=True)]
     # Without a massive edge every deal gives what is observed.
     p_values, some = np.ones((columns, labels)), massive.any(axis=1)
     observed = counts.sum(axis=0)[some]
     p_values[some] = _permutation_test(edges, massive[some], observed, permutations, rng)
 
-    graphs = (total > 0).sum(axis=0)
-    hit = (counts > 0).sum(axis=0)
-    rows = [
+    graphs, hit = (total > 0).sum(axis=0), (counts > 0).sum(axis=0)
+    bound = np.array(
+        [[_upper_bound(*pair) for pair in zip(row, graphs, strict=True)] for row in hit]
+    )
+    column, label = (index.ravel() for index in np.indices((columns, labels)))
+    return pd.DataFrame(
         {
             "column": column,
-            "label": edges.names[label],
-            "edges": int(total[:, label].sum()),
-            "graphs": int(graphs[label]),
-            "massive_edges": int(counts[:, column, label].sum()),
-            "share": found[0][column, label],
-            "share_low": low_high["share"][0][column, label],
-            "share_high": low_high["share"][1][column, label],
-            "share_bound": _upper_bound(int(hit[column, label]), int(graphs[label])),
-            "enrichment": found[1][column, label],
-            "enrichment_low": low_high["enrichment"][0][column, label],
-            "enrichment_high": low_high["enrichment"][1][column, label],
-            "p_value": p_values[column, label],
+            "label": np.array(edges.names, dtype=object)[label],
+            "edges": total.sum(axis=0).astype(int)[label],
+            "graphs": graphs[label],
+            "massive_edges": counts.sum(axis=0).astype(int).ravel(),
+            "share": found[0].ravel(),
+            "share_low": ends[0][0].ravel(),
+            "share_high": ends[0][1].ravel(),
+            "share_bound": bound.ravel(),
+            "enrichment": found[1].ravel(),
+            "enrichment_low": ends[1][0].ravel(),
+            "enrichment_high": ends[1][1].ravel(),
+            "p_value": p_values.ravel(),
         }
-        for column in range(columns)
-        for label in range(labels)
-    ]
-    return pd.DataFrame(rows)
+    )
 
 
 def heat_map(
@@ -181,21 +173,11 @@ def heat_map(
     *,
     thresholds: Iterable[float] = THRESHOLDS,
     names: str | Sequence[str] = SCORES,
-    batch_size: int = 128,
 ) -> Float[Tensor, "layers thresholds labels channels"]:
     """Which share of the edges of each label is massive in each channel, in evaluation mode.
 
-    Args:
-        model: as for ``train.fit``.
-        graphs: the graphs to look at.
-        labels: one tensor per graph, a label per edge.
-        num_labels: number of labels.
-        thresholds: ratios above which an activation is massive.
-        names: submodules whose output has one row per edge, names or patterns.
-        batch_size: graphs per forward pass.
-
-    Returns:
-        Shares in [0, 1], channels head-major; NaN for a label without an edge.
+    ``labels`` has one tensor per graph, a label per edge. ``names`` are submodules, or stages of
+    them, with a row per edge. Channels are head-major; NaN for a label without an edge.
 
     Source: massive-activations paper, its heat map. differs: the labels of its two axes are
     swapped there, and the median averages the two middle magnitudes.
@@ -205,13 +187,13 @@ def heat_map(
     label = torch.cat(list(labels))
     per_label = label.bincount(minlength=num_labels).double()
     start = 0
-    loader = batches(graphs, batch_size)
-    for batch, seen in hooks.scan(model, loader, names, forward=predict):
+    modules = hooks.resolve(model, names)
+    for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict):
         of_batch = label[start : start + batch.num_edges]
         start += batch.num_edges
-        for name, score in seen.items():
-            ratio = activation_ratio(score)
-            size = len(thresholds), num_labels, score.size(1)
+        for name, output in seen.items():
+            ratio = activation_ratio(edge_rows(name, modules[name], output, batch))
+            size = len(thresholds), num_labels, ratio.size(1)
             table = counts.setdefault(name, torch.zeros(size, dtype=torch.double))
             for row, threshold in zip(table, thresholds, strict=True):
                 row.index_add_(0, of_batch, is_massive(ratio, threshold).double())
@@ -237,24 +219,11 @@ def _shares(
         return share, share / of_all
 
 
-def _resampled(
-    total: Float[np.ndarray, "graphs labels"],
-    counts: Float[np.ndarray, "graphs cells"],
-    resamples: int,
-    rng: np.random.Generator,
-) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """The two tables, summed over graphs drawn with replacement, some resamples at a time."""
-    graphs = len(total)
-    for start in range(0, resamples, _CHUNK):
-        number = min(_CHUNK, resamples - start)
-        times = rng.multinomial(graphs, np.full(graphs, 1 / graphs), size=number).astype(float)
-        yield times @ total, times @ counts
-
-
-def _quantiles(values: Float[np.ndarray, "draws ..."], tails: Sequence[float]) -> np.ndarray:
-    """Quantiles over the draws that have a value; NaN where fewer than half of them have."""
+def _interval(values: Float[np.ndarray, "draws ..."]) -> Float[np.ndarray, "2 ..."]:
+    """Both ends over the draws that have a value; NaN where fewer than half of them have."""
     enough = np.isfinite(values).mean(axis=0) >= 0.5
     filled = np.where(enough, values, 0.0)
+    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     return np.where(enough, np.nanquantile(filled, tails, axis=0), np.nan)
 
 

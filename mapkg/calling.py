@@ -1,7 +1,7 @@
 """How a model is called on a batch, when nobody says how."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -15,28 +15,40 @@ def call(model: nn.Module, batch: Any) -> object:
     """Call a model by the names of its parameters, or with the whole batch.
 
     A model whose ``forward`` has only required parameters that a PyG batch carries gets these by
-    name (``x, edge_index, edge_attr, batch, batch_size, ...``), along with optional ones that it
-    carries; a model with one required parameter of another name, or ``batch``, gets the batch.
+    name (``x, edge_index, edge_attr, batch, batch_size, ...``; of a heterogeneous one ``x_dict,
+    edge_index_dict, ...``), along with optional ones that it carries; a model with one required
+    parameter of another name, or ``batch``, gets the batch.
 
     Raises:
         TypeError: if it is not clear how to call the model; says what to pass as ``forward``.
     """
-    parameters = inspect.signature(model.forward).parameters.values()
-    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    advice = "pass forward=lambda model, batch: model(...)"
+    kind, inner = type(batch).__name__, model
+    named = _named(inner)
+    while not named and isinstance(getattr(inner, "module", None), nn.Module):
+        inner = inner.module  # of DataParallel, AveragedModel and others that wrap one
+        named = _named(inner)
     required = [p.name for p in named if p.default is p.empty]
-    carried = _carried(batch, [p.name for p in named]) if isinstance(batch, Data) else {}
+    carried = {p.name: _carried(batch, p.name) for p in named}
+    carried = {name: value for name, value in carried.items() if value is not None}
     # A single parameter called "batch" means the whole batch, not its vector of that name.
     if len(required) == 1 and (required == ["batch"] or required[0] not in carried):
         return model(batch)
     if required and set(required) <= set(carried):
-        return model(**carried)
-    kind = type(batch).__name__
-    advice = "pass forward=lambda model, batch: model(...)"
+        try:
+            return model(**carried)
+        except Exception as error:
+            error.add_note(
+                f"{type(model).__name__} was called with {', '.join(carried)}, which the batch "
+                f"carries; to call it otherwise, {advice}"
+            )
+            raise
     if isinstance(batch, HeteroData):
-        reason = f"a {kind} keeps its features by type"
         advice = "pass forward=lambda model, batch: model(batch.x_dict, batch.edge_index_dict), say"
-    elif not required:
+    if not required:
         reason = f"it names no required argument, so what it wants of a {kind} is not known"
+    elif isinstance(batch, HeteroData):
+        reason = f"it needs {', '.join(required)}, and a {kind} keeps its features by type"
     else:
         missing = ", ".join(name for name in required if name not in carried)
         reason = (
@@ -45,9 +57,16 @@ def call(model: nn.Module, batch: Any) -> object:
     raise TypeError(f"{type(model).__name__}.forward: {reason}: {advice}")
 
 
-def _carried(batch: Data, names: Iterable[str]) -> dict[str, Any]:
-    stored = {name: batch[name] for name in names if name in batch}
+def _named(model: nn.Module) -> list[inspect.Parameter]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def _carried(batch: Any, name: str) -> Any:
+    """What a batch of PyG has under a name, or None."""
+    if isinstance(batch, HeteroData):
+        return batch.collect(name[:-5]) if name.endswith("_dict") else None
+    if not isinstance(batch, Data):
+        return None
     # Batches of graphs know their number without storing it.
-    if "batch_size" in names and hasattr(batch, "batch_size"):
-        stored["batch_size"] = batch.batch_size
-    return stored
+    return getattr(batch, name, None) if name == "batch_size" or name in batch else None

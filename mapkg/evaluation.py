@@ -1,53 +1,55 @@
-"""Forward passes over a data set: predictions, metrics, BatchNorm statistics."""
+"""Predictions over a data set, their losses and metrics, and BatchNorm statistics.
+
+Predictions and targets have one shape, [rows, targets]. Predictions of a classification (the
+loss ``"bce"``) are logits, and a NaN among its targets is unlabelled and left out. In a
+regression (``"l1"``) a NaN is a bad value and shows in the loss.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
+from scipy import stats
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
+from mapkg.calling import call
 from mapkg.hooks import scan
-from mapkg.metrics import measure
+from mapkg.models.config import LOSSES
 
 Graphs = Sequence[Data]
 """What a model is run on."""
 
-
-def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128) -> float:
-    """The mean loss over all labelled targets, in evaluation mode.
-
-    Args:
-        model, graphs, loss, batch_size: as for ``score``.
-    """
-    return score(model, graphs, loss=loss, batch_size=batch_size)[{"l1": "mae"}.get(loss, loss)]
+# Not "rows targets" for both: losses() itself says what is wrong if the shapes differ.
+Values = Float[Tensor, "_ _"]
 
 
-def score(
-    model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128
-) -> dict[str, float]:
-    """The metrics of a model, in evaluation mode.
-
-    Args:
-        model, graphs, batch_size: as for ``predictions``.
-        loss: what the model was trained on, ``"l1"`` or ``"bce"``.
-
-    Returns:
-        As ``metrics.measure``, so ``mae``, or ``bce``, ``roc_auc`` and ``accuracy``.
-    """
-    return measure(*predictions(model, graphs, batch_size=batch_size), loss)
+def batches(
+    graphs: Graphs, batch_size: int, device: str | torch.device = "cpu", *, shuffle: bool = False
+) -> Iterator[Any]:
+    """PyG batches of graphs on a device; shuffled by torch's generator, or in order."""
+    for batch in DataLoader(graphs, batch_size, shuffle=shuffle):
+        yield batch.to(device)
 
 
-def joined_score(pairs: Sequence[tuple[Tensor, Tensor]], loss: str) -> dict[str, float]:
-    """The metrics of predictions and targets that came batch by batch.
+def predict(model: nn.Module, batch: Any) -> Tensor:
+    """The model's predictions for a PyG batch, shape [graphs, targets]."""
+    return call(model, batch)
 
-    Args:
-        pairs: of each batch, as ``predict`` and ``targets`` give them.
-        loss: as for ``score``.
-    """
-    return measure(*_joined(pairs), loss)
+
+def targets(batch: Any) -> Tensor:
+    """The targets of a PyG batch, in the shape of its predictions."""
+    return batch.y
+
+
+def check_targets(graphs: Graphs) -> None:
+    """Raise if a graph has no target."""
+    for place, graph in enumerate(graphs):
+        if graph.y is None:
+            raise ValueError(f"graph {place} has no target y, of shape [1, targets]")
 
 
 def predictions(
@@ -56,29 +58,164 @@ def predictions(
     """Predictions and targets of all graphs in turn, in evaluation mode.
 
     Args:
-        model: as for ``fit``.
+        model: called as ``predict`` does.
         graphs: with targets ``y``, shape [1, targets] each, NaN where unlabelled.
         batch_size: graphs per forward pass; the result does not depend on it.
     """
+    check_targets(graphs)
     passes = scan(model, batches(graphs, batch_size), "", forward=predict)
-    return _joined([(seen[""], targets(batch)) for batch, seen in passes])
-
-
-def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    pairs = [(seen[""], targets(batch)) for batch, seen in passes]
     predicted, target = zip(*pairs, strict=True)
     return torch.cat(predicted), torch.cat(target)
 
 
-def calibrate_batch_norm(model: nn.Module, graphs: Graphs, *, batch_size: int = 128) -> nn.Module:
-    """Set BatchNorm statistics to those of the data, without a change of weights.
+def score(
+    model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128
+) -> dict[str, float]:
+    """The metrics of a model on graphs, as ``measure`` gives them, in evaluation mode."""
+    return measure(*predictions(model, graphs, batch_size=batch_size), loss)
 
-    The statistics of all batches are averaged with equal weight. Dropout is off. This gives
-    an untrained model the normalization that it would see in training.
+
+def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128) -> float:
+    """The mean loss of a model over all labelled targets, in evaluation mode."""
+    return score(model, graphs, loss=loss, batch_size=batch_size)[{"l1": "mae"}.get(loss, loss)]
+
+
+def each_loss(predicted: Values, target: Values, loss: str) -> Values:
+    """The loss of every entry where it stands, NaN where a target is NaN.
 
     Args:
-        model: changed in place; every submodule keeps its mode.
+        predicted: predictions; logits for ``"bce"``.
+        target: for ``"bce"`` 0, 1, or NaN where unlabelled.
+        loss: ``"l1"`` (absolute error) or ``"bce"`` (binary cross-entropy).
+
+    Raises:
+        ValueError: if the shapes differ, the loss is unknown, or a target of ``"bce"`` is
+            neither 0 nor 1 nor NaN.
+    """
+    if predicted.shape != target.shape:  # broadcasting would hide it
+        raise ValueError(
+            f"the model predicts {tuple(predicted.shape)} for targets of shape "
+            f"{tuple(target.shape)}; set out_channels to the number of targets"
+        )
+    if loss == "l1":
+        return (predicted - target).abs()
+    if loss != "bce":
+        raise ValueError(f"loss: expected one of {LOSSES}, got {loss!r}")
+    if not ((target == 0) | (target == 1) | target.isnan()).all():
+        raise ValueError("loss 'bce': expected targets 0, 1 or NaN (unlabelled)")
+    each = nn.functional.binary_cross_entropy_with_logits(
+        predicted, target.nan_to_num(), reduction="none"
+    )
+    return each.where(~target.isnan(), torch.nan)
+
+
+def losses(predicted: Values, target: Values, loss: str) -> Float[Tensor, " labelled"]:
+    """The loss of every labelled entry, flat; otherwise as ``each_loss``."""
+    each = each_loss(predicted, target, loss)
+    return each.flatten() if loss == "l1" else each[~target.isnan()]
+
+
+def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
+    """The metrics that go with a loss, over all labelled entries.
+
+    Args:
+        predicted, target, loss: as for ``each_loss``.
+
+    Returns:
+        ``{"mae": ...}`` for ``"l1"``; ``{"bce": ..., "roc_auc": ..., "accuracy": ...}`` for
+        ``"bce"``. Accuracy is that of a threshold at probability 0.5.
+    """
+    values = losses(predicted, target, loss)
+    if values.numel() == 0:
+        raise ValueError("every target is NaN (unlabelled): there is nothing to measure")
+    mean = values.double().mean().item()
+    if loss == "l1":
+        return {"mae": mean}
+    labelled = ~target.isnan()
+    right = (predicted[labelled] > 0) == (target[labelled] == 1)
+    roc_auc, accuracy = mean_roc_auc(predicted, target), right.double().mean().item()
+    return {"bce": mean, "roc_auc": roc_auc, "accuracy": accuracy}
+
+
+def mean_roc_auc(logits: Values, target: Values) -> float:
+    """Area under the ROC curve, the mean over targets.
+
+    As in Open Graph Benchmark, a target counts only if both classes are among its labelled
+    rows; NaN if no target does.
+    """
+    areas = []
+    for column, labels in zip(logits.T, target.T, strict=True):
+        labelled = ~labels.isnan()
+        positive = (labels[labelled] == 1).cpu().numpy()
+        positives, negatives = positive.sum(), (~positive).sum()
+        if positives and negatives:
+            # The area is the Mann-Whitney statistic, as a share of all pairs of two classes.
+            ranks = stats.rankdata(column[labelled].detach().cpu())
+            wins = ranks[positive].sum() - positives * (positives + 1) / 2
+            areas.append(wins / (positives * negatives))
+    return float(sum(areas) / len(areas)) if areas else float("nan")
+
+
+def best_constant(target: Values, loss: str) -> Float[Tensor, " targets"]:
+    """The prediction of each target that has the least loss if no graph is looked at.
+
+    The median of each target's labels; for ``"bce"`` the logit of their mean, which is at most a
+    million to one where all labels are alike.
+    """
+    if loss == "bce":
+        return target.nanmean(dim=0).logit(eps=1e-6)
+    return target.quantile(0.5, dim=0)
+
+
+def pooled_mean(
+    sums: Shaped[np.ndarray, " graphs"],
+    numbers: Shaped[np.ndarray, " graphs"],
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """A mean over all entries of all graphs, and its bootstrap interval over graphs.
+
+    Args:
+        sums, numbers: of the entries of each of two or more graphs.
+        resamples: number of bootstrap samples, drawn with ``seed``.
+        confidence: of the percentile interval, in (0, 1).
+
+    Returns:
+        The mean, and the lower and upper end of its interval.
+    """
+    if len(sums) < 2:
+        raise ValueError(f"expected two graphs or more, to draw from, got {len(sums)}")
+
+    def ratio(values: np.ndarray, counts: np.ndarray, axis: int = 0) -> Any:
+        return np.sum(values, axis=axis) / np.sum(counts, axis=axis)
+
+    interval = stats.bootstrap(
+        (sums, numbers),
+        ratio,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=resamples,
+        confidence_level=confidence,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(ratio(sums, numbers)), float(interval.low), float(interval.high)
+
+
+def calibrate_batch_norm(
+    model: nn.Module, graphs: Graphs, *, batch_size: int | None = None
+) -> nn.Module:
+    """Set BatchNorm statistics to those of the data, without a change of weights or of modes.
+
+    Args:
+        model: changed in place; dropout is off.
         graphs: usually the training split.
-        batch_size: graphs per forward pass.
+        batch_size: None takes all graphs as one batch, for the statistics of the data. A number
+            gives the mean over such batches, in which every layer normalizes as in training; it
+            depends on the number.
 
     Returns:
         The model.
@@ -95,34 +232,9 @@ def calibrate_batch_norm(model: nn.Module, graphs: Graphs, *, batch_size: int = 
         predict(model, batch)
 
     try:
-        for _ in scan(model, batches(graphs, batch_size), (), forward=forward):
+        for _ in scan(model, batches(graphs, batch_size or len(graphs)), (), forward=forward):
             pass
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
     return model
-
-
-def batches(
-    graphs: Graphs, batch_size: int, device: str | torch.device = "cpu", *, shuffle: bool = False
-) -> Iterator[Any]:
-    """PyG batches of graphs.
-
-    Args:
-        graphs: what to pass through a model.
-        batch_size: graphs of a batch.
-        device: where the batches go.
-        shuffle: whether in an order drawn from torch's generator.
-    """
-    for batch in DataLoader(graphs, batch_size, shuffle=shuffle):
-        yield batch.to(device)
-
-
-def predict(model: nn.Module, batch: Any) -> Tensor:
-    """The model's predictions for a PyG batch, shape [graphs, targets]."""
-    return model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
-
-
-def targets(batch: Any) -> Tensor:
-    """The targets of a PyG batch, in the shape of its predictions."""
-    return batch.y

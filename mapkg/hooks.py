@@ -24,27 +24,31 @@ as ``x_j`` (source) and ``x_i`` (target) of each edge. They are read through PyG
 nothing is patched.
 """
 
-import copy
 import difflib
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple, no_type_check  # of what is made anew in every call
+from typing import Any, no_type_check  # of what is made anew in every call
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import MessagePassing
 
 from mapkg.calling import Forward, call
+from mapkg.nested import map_tensors
 
 STAGES = ("message_inputs", "message", "aggregate", "edge_update_inputs", "edge_update")
 """What can be seen inside a PyG ``MessagePassing`` module, as ``"module:stage"``."""
 
 Reducer = Callable[[str, Any], None]  # reduce(name, output), after each pass of a module
+_PASS = threading.RLock()  # one pass at a time: passes change modes and have hooks
 BatchReducer = Callable[[str, Any, Any], None]  # reduce(name, output, batch)
+_Place = tuple[nn.Module, str]  # a module and its stage, which is empty for the module's output
 
 
 def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module]:
@@ -63,7 +67,7 @@ def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module
             stages there are.
         TypeError: if a part of the model is compiled; so do ``record``, ``scan`` and ``edit``.
     """
-    return {name: place.module for name, place in _places(model, names).items()}
+    return {name: module for name, (module, _) in _places(model, names).items()}
 
 
 @contextmanager
@@ -109,7 +113,8 @@ def record(
     Raises:
         KeyError: if a name matches nothing; no hook has been attached then.
         RuntimeError: on leaving, if a kept output was changed in place after it was recorded;
-            in a forward pass, if a module skips the stage, as PyG does for sparse adjacencies.
+            in a forward pass, if a module skips the stage, as PyG does for sparse adjacencies,
+            or if an output that is to be kept belongs to ``torch.vmap`` or ``torch.func``.
     """
     places = _places(model, names)
     outputs: dict[str, list[Any]] = {name: [] for name in places}
@@ -117,13 +122,21 @@ def record(
 
     @no_type_check
     def observe(name: str, output: Any) -> None:
-        detached = _detach(output)
+        if torch.is_grad_enabled() and _checkpoint() in ("recompute_fn", "backward"):
+            return  # computed once more for the backward pass
+        tensors: list[Tensor] = []
+        detached = map_tensors(output, lambda x: tensors.append(_detached(x)) or tensors[-1])
         if reduce is not None:
             with torch.no_grad():
                 reduce(name, detached)
             return
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
+            raise RuntimeError(
+                f"the output of {name!r} lives only inside of torch.vmap or torch.func, where it "
+                "was computed: look at it there, through reduce="
+            )
         outputs[name].append(detached)
-        versions.extend((name, x, x._version) for x in _tensors(detached) if not x.is_inference())
+        versions.extend((name, x, x._version) for x in tensors if not x.is_inference())
 
     with _hooked(places, observe):
         yield outputs
@@ -145,10 +158,10 @@ def scan(
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Run a model over batches in evaluation mode and yield what its submodules return.
 
-    Each batch is one forward pass without gradients, made when the loop asks for it, on a shallow
-    copy: what a model writes into the batch is not in the loader's. Modes and
-    hooks are changed during a pass only. In the body of the loop, and however the loop ends, the
-    model is as it was. The outputs of a batch are held as long as the loop holds them.
+    Each batch is one forward pass without gradients, made when the loop asks for it, on a copy:
+    what a model writes into the batch is not in the loader's. Modes and hooks are changed during
+    a pass only. In the body of the loop, and however the loop ends, the model is as it was. The
+    outputs of a batch are held as long as the loop holds them.
 
     Args:
         model: any module.
@@ -167,11 +180,18 @@ def scan(
         KeyError: if a name matches nothing; before the first pass.
         TypeError: if the loader is one graph, or it is not clear how to call the model.
         RuntimeError: without a reducer, if a submodule runs not once but never or several times
-            in a pass; and where ``record`` raises it.
+            in a pass; where ``record`` raises it; or if a layer of PyG still has the mask of an
+            explainer.
     """
     names = list(resolve(model, names))
-    if isinstance(loader, Data | HeteroData):
+    if isinstance(loader, Data | HeteroData | Tensor | Mapping):
         raise TypeError(f"expected batches, got one {type(loader).__name__}: pass [data]")
+    for name, module in model.named_modules():
+        if getattr(module, "_edge_mask", None) is not None:
+            raise RuntimeError(
+                f"{name!r} still has the edge mask of an explainer, which scales its messages: "
+                "torch_geometric.explain.algorithm.utils.clear_masks(model) takes it away"
+            )
     parameter = next(model.parameters(), None)
     for batch in loader:
         if parameter is not None and hasattr(batch, "to"):
@@ -192,7 +212,8 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterato
     Raises:
         KeyError: if a name matches nothing; no hook has been attached then.
         TypeError: in a forward pass, if a function returns None.
-        RuntimeError: in a forward pass, if a module skips the stage.
+        RuntimeError: in a forward pass, if a module skips the stage, or runs under activation
+            checkpointing, whose backward pass may come when the edit is gone.
     """
     functions: dict[str, list[Callable[[Any], Any]]] = {}
     places: dict[str, _Place] = {}
@@ -203,6 +224,11 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterato
 
     @no_type_check
     def replace(name: str, output: Any) -> Any:
+        if (where := _checkpoint()) and (where != "checkpoint" or torch.is_grad_enabled()):
+            raise RuntimeError(
+                f"{name!r} is edited under activation checkpointing, which runs it again in the "
+                "backward pass, with the edit or without: switch checkpointing off for it"
+            )
         for function in functions[name]:
             output = function(output)
             if output is None:
@@ -220,9 +246,9 @@ def _seen(
     model: nn.Module, batch: Any, names: list[str], forward: Forward, reduce: BatchReducer | None
 ) -> dict[str, Any]:
     """One pass; a function of its own, so that ``scan`` holds no outputs while it waits."""
-    given = copy.copy(batch)  # models may write into what they are given
+    given = map_tensors(batch, torch.clone)  # models may write into what they are given
     of_batch = None if reduce is None else lambda name, output: reduce(name, output, batch)
-    with evaluating(model), torch.no_grad(), record(model, names, of_batch) as seen:
+    with _PASS, evaluating(model), torch.no_grad(), record(model, names, of_batch) as seen:
         forward(model, given)
     if reduce is not None:
         return {}
@@ -233,13 +259,6 @@ def _seen(
                 "reduce=, which is called each time, or leave the name out"
             )
     return {name: output for name, (output,) in seen.items()}
-
-
-class _Place(NamedTuple):
-    """A module and what of it is looked at: a stage, or its output if that is empty."""
-
-    module: nn.Module
-    stage: str
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -254,74 +273,76 @@ def refuse_compiled(model: nn.Module) -> None:
 
 
 def _places(model: nn.Module, names: str | Iterable[str]) -> dict[str, _Place]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     refuse_compiled(model)
     modules = dict(model.named_modules())
+    again = dict(model.named_modules(remove_duplicate=False))
     chosen: set[tuple[str, str]] = set()
     for pattern in [names] if isinstance(names, str) else names:
         name, _, stage = pattern.rpartition(":")
-        if found := _matches(pattern, modules):
-            chosen |= {(name, "") for name in found}
-        elif stage in STAGES:
-            chosen |= {(name, stage) for name in _with_stage(name, stage, modules, model)}
-        elif ":" in pattern and _matches(name, modules):
+        if whole := _matches(pattern, modules):
+            chosen |= {(match, "") for match in whole}
+        elif not (matches := _matches(name, modules)) or ":" not in pattern:
+            pattern = name if stage in STAGES else pattern
+            if pattern in again:
+                first = next(name for name, module in modules.items() if module is again[pattern])
+                raise KeyError(f"{pattern!r} is one module with {first!r} (tied): name that one")
+            near = difflib.get_close_matches(pattern, modules, n=5, cutoff=0.4)
+            hint = f"near matches: {', '.join(near)}" if near else "it has no similar name"
+            raise KeyError(
+                f"{type(model).__name__} has no submodule {pattern!r}; {hint}. "
+                "model.named_modules() lists all names"
+            )
+        elif stage not in STAGES:
             raise KeyError(f"{pattern!r}: unknown stage {stage!r}; stages: {', '.join(STAGES)}")
+        elif staged := {match for match in matches if stage in stages(modules[match])}:
+            chosen |= {(match, stage) for match in staged}
         else:
-            raise _unknown(pattern, modules, model)
+            first = modules[min(matches)]
+            only = f"computes only {', '.join(stages(first))}"
+            if stage == STAGES[3] and STAGES[4] in stages(first):
+                only = f"shows only {', '.join(stages(first))}: PyG cannot read its source"
+            if not stages(first):
+                only = "is not a PyG MessagePassing module, only its output can be seen"
+            raise KeyError(f"{pattern!r} has no {stage!r}: {type(first).__name__} {only}")
     return {
-        f"{name}:{stage}" if stage else name: _Place(module, stage)
+        f"{name}:{stage}" if stage else name: (module, stage)
         for name, module in modules.items()
         for stage in ("", *STAGES)
         if (name, stage) in chosen
     }
 
 
-def _with_stage(
-    pattern: str, stage: str, modules: Mapping[str, nn.Module], model: nn.Module
-) -> set[str]:
-    matches = _matches(pattern, modules)
-    if not matches:
-        raise _unknown(pattern, modules, model)
-    found = {name for name in matches if stage in _stages(modules[name])}
-    if not found:
-        first = modules[min(matches)]
-        kind, stages = type(first).__name__, _stages(first)
-        reason = (
-            f"{kind} computes only {', '.join(stages)}"
-            if stages
-            else f"{kind} is not a PyG MessagePassing module, only its output can be seen"
-        )
-        raise KeyError(f"{pattern!r} has no {stage!r}: {reason}")
-    return found
+def _matches(pattern: str, names: Iterable[str]) -> set[str]:
+    if pattern in names:
+        return {pattern}
+    return {name for name in names if fnmatchcase(name, pattern)}
 
 
-def _stages(module: nn.Module) -> tuple[str, ...]:
+def stages(module: nn.Module) -> tuple[str, ...]:
+    """Which of ``STAGES`` can be seen of a module."""
     if not isinstance(module, MessagePassing):
         return ()
-    has_edge_update = type(module).edge_update is not MessagePassing.edge_update
-    return STAGES if has_edge_update else STAGES[:3]
-
-
-def _unknown(pattern: str, names: Iterable[str], model: nn.Module) -> KeyError:
-    near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.4)
-    hint = f"near matches: {', '.join(near)}" if near else "it has no similar name"
-    return KeyError(
-        f"{type(model).__name__} has no submodule {pattern!r}; {hint}. "
-        "model.named_modules() lists all names"
-    )
+    if type(module).edge_update is MessagePassing.edge_update:
+        return STAGES[:3]
+    # Without the source of a class PyG has hooks on what its edge_updater is given, per node.
+    has_source = type(module).edge_updater is not MessagePassing.edge_updater
+    return STAGES if has_source else (*STAGES[:3], STAGES[4])
 
 
 @contextmanager
 def _hooked(places: Mapping[str, _Place], hook: Callable[[str, Any], Any]) -> Iterator[None]:
     with ExitStack() as stack:
-        for name, place in places.items():
-            for handle in _attach(name, place, hook):
+        for name, (module, stage) in places.items():
+            for handle in _attach(name, module, stage, hook):
                 stack.callback(handle.remove)
         yield
 
 
-def _attach(name: str, place: _Place, hook: Callable[[str, Any], Any]) -> Iterator[RemovableHandle]:
-    module, stage = place
-
+def _attach(
+    name: str, module: nn.Module, stage: str, hook: Callable[[str, Any], Any]
+) -> Iterator[RemovableHandle]:
     @no_type_check
     def see(_module: nn.Module, _inputs: tuple, output: Any) -> Any:
         return hook(name, output)
@@ -350,39 +371,14 @@ def _attach(name: str, place: _Place, hook: Callable[[str, Any], Any]) -> Iterat
         yield module.register_message_and_aggregate_forward_pre_hook(refuse)
 
 
-def _matches(pattern: str, names: Iterable[str]) -> set[str]:
-    if pattern in names:
-        return {pattern}
-    return {name for name in names if fnmatchcase(name, pattern)}
+def _detached(x: Tensor) -> Tensor:
+    # An inference tensor has no version that tells of a change in place: it is copied.
+    return x.clone() if x.is_inference() else x.detach()
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, tuple | list | dict):
-        for item in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(item)
-    elif isinstance(output, Data | HeteroData):
-        yield from _tensors(output.to_dict())
-    elif is_dataclass(output):
-        yield from _tensors({field.name: getattr(output, field.name) for field in fields(output)})
-
-
-def _detach(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        # An inference tensor has no version that tells of a change in place: it is copied.
-        return output.clone() if output.is_inference() else output.detach()
-    if isinstance(output, tuple | list):
-        items = [_detach(item) for item in output]
-        return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-    if isinstance(output, dict):
-        return {key: _detach(value) for key, value in output.items()}
-    # One object that all layers change and hand on is kept as it is now.
-    if isinstance(output, Data | HeteroData):
-        return copy.copy(output).apply(_detach)
-    if is_dataclass(output):
-        kept = copy.copy(output)
-        for field in fields(output):
-            object.__setattr__(kept, field.name, _detach(getattr(output, field.name)))
-        return kept
-    return output
+def _checkpoint() -> str:
+    """The innermost function of torch's activation checkpointing that is running, or nothing."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != checkpoint.__file__:
+        frame = frame.f_back
+    return "" if frame is None else frame.f_code.co_name

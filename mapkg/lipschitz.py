@@ -29,8 +29,6 @@ EXACT_SIZE = 4096
 ALPHA = {"linear": 1.0, "quadratic": math.sqrt(2)}
 """The constant of the theorem's conditions. The quadratic one is what our proof needs."""
 
-Score = Callable[[Tensor], Tensor]
-
 
 def local_constant(
     function: Callable[..., Tensor], *inputs: Tensor, exact_size: int = EXACT_SIZE
@@ -48,12 +46,10 @@ def local_constant(
     """
     if not inputs:
         raise ValueError("expected one input or more, got none")
-    sizes = [x.numel() for x in inputs]
 
     def flat(point: Tensor) -> Tensor:
-        parts = point.split(sizes)
-        shaped = [part.view_as(x) for part, x in zip(parts, inputs, strict=True)]
-        return function(*shaped).flatten()
+        parts = point.split([x.numel() for x in inputs])
+        return function(*(part.view_as(x) for part, x in zip(parts, inputs, strict=True))).flatten()
 
     point = torch.cat([x.detach().flatten() for x in inputs])
     value, pull = vjp(flat, point)
@@ -112,7 +108,7 @@ def attention(score: Float[Tensor, "m n"], value: Float[Tensor, "n dv"]) -> Floa
     return score.softmax(dim=-1) @ value
 
 
-def slope(score: Score, x: Float[Tensor, "..."]) -> float:
+def slope(score: Callable[[Tensor], Tensor], x: Float[Tensor, "..."]) -> float:
     r"""An upper bound of the score's slope, from the Frobenius to the (2, inf) norm.
 
     .. math:: \lvert\lvert\lvert Dg \rvert\rvert\rvert_{F, (2, \infty)}

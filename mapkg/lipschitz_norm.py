@@ -6,15 +6,16 @@ EdgeAttention of a model.
 """
 
 import math
-import threading
-from functools import partial
+import sys
+import warnings
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, TransformerConv
-from torch_geometric.utils import scatter
+from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
+from torch_geometric.utils import is_torch_sparse_tensor, scatter, to_edge_index
 
 from mapkg.hooks import refuse_compiled
 from mapkg.models.edge_attention import EdgeAttention
@@ -23,6 +24,7 @@ MODES = ("paper", "published", "published-si")
 """What a Lipschitz normalisation divides by, see ``LipschitzNorm``."""
 
 EPS = 1e-12
+"""Added to what a score is divided by."""
 
 
 class LipschitzNorm(nn.Module):
@@ -49,7 +51,6 @@ class LipschitzNorm(nn.Module):
     Args:
         mode: one of ``MODES``.
         scale: f, above 0; None means 1 for ``"paper"`` and 4 for the others.
-        eps: what is added to c, above 0.
 
     Source: LipschitzNorm paper, linear scores; published code ``normalizations/lipschitznorm.py``.
     """
@@ -57,17 +58,14 @@ class LipschitzNorm(nn.Module):
     published_scale = 4.0
     """The factor of the published code; its origin is not known."""
 
-    def __init__(
-        self, mode: str = "paper", *, scale: float | None = None, eps: float = EPS
-    ) -> None:
+    def __init__(self, mode: str = "paper", *, scale: float | None = None) -> None:
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {MODES}, got {mode!r}")
         default = 1.0 if mode == "paper" else self.published_scale
-        self.mode, self.scale, self.eps = mode, default if scale is None else scale, eps
-        for name, value in (("scale", self.scale), ("eps", eps)):
-            if not value > 0:
-                raise ValueError(f"{name}: expected a value above 0, got {value!r}")
+        self.mode, self.scale = mode, default if scale is None else scale
+        if not self.scale > 0:
+            raise ValueError(f"scale: expected a value above 0, got {scale!r}")
 
     def forward(
         self,
@@ -93,7 +91,7 @@ class LipschitzNorm(nn.Module):
         else:
             norm = att.norm() if self.mode == "published" else att.norm(dim=-1)
             inner = largest.view(-1, 1).index_select(0, target) + of_source
-        return self.scale * norm * _root(inner) + self.eps
+        return self.scale * norm * _root(inner) + EPS
 
     def extra_repr(self) -> str:
         """Mode and scale, for ``print``."""
@@ -113,7 +111,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
     divided by the root of the channels of a head before.
 
     Args:
-        mode, scale, eps: as for ``LipschitzNorm``; None means the scale 1 in all modes.
+        mode, scale: as for ``LipschitzNorm``; None means the scale 1 in all modes.
 
     Source: LipschitzNorm paper, quadratic scores; published code
     ``normalizations/quadratic_lipschitznorm.py``. differs: maxima of keys and values are over the
@@ -140,197 +138,218 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         size = (query * query).sum(dim=-1)  # [E, H]; the gradient of square() takes a slow power
         u = _root(size if self.mode == "paper" else size.sum(dim=0, keepdim=True))
         v, w = largest(key), largest(value)
-        return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + self.eps
+        return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
 
-    def temperature(self, channels: int) -> float:
-        """What the score q . k / sqrt(C) is multiplied by before it is divided by c."""
-        return math.sqrt(channels) if self.mode == "paper" else 1.0
+    def factor(
+        self,
+        query: Float[Tensor, "E H C"],
+        key: Float[Tensor, "E H C"],
+        value: Float[Tensor, "E H C"],
+        target: Int[Tensor, " E"],
+    ) -> Float[Tensor, "E H 1"]:
+        """What the score q . k / sqrt(C) of every edge and head is multiplied by."""
+        temperature = math.sqrt(query.size(-1)) if self.mode == "paper" else 1.0
+        return (temperature / self(query, key, value, target)).unsqueeze(-1)
 
 
 def lipschitz_normalise(
-    model: nn.Module, mode: str = "paper", *, scale: float | None = None, eps: float = EPS
+    model: nn.Module, mode: str = "paper", *, scale: float | None = None
 ) -> nn.Module:
-    """Divide the scores of all attention layers in a model, in place.
+    """Divide the scores of the attention layers in a model, in place.
 
     The layers are those of PyG, unchanged: PyG's own hooks divide what they compute inside. Their
     weights, names and ``state_dict`` stay what they are; a copy of the model is normalised too.
+    ``torch.compile`` and ``torch.export`` pass over these hooks: their first call raises.
 
     Args:
         model: with layers ``GATConv`` or ``TransformerConv`` of PyG without edge features, or
             ``EdgeAttention`` without an Explicit Bias Term, whose key is gated by the edge.
-        mode, scale, eps: as for ``LipschitzNorm`` and ``QuadraticLipschitzNorm``.
+            A warning names the layers with attention of another kind, which stay as they are.
+        mode, scale: as for ``LipschitzNorm`` and ``QuadraticLipschitzNorm``.
 
     Raises:
         ValueError: if there is no such layer, or one that cannot be normalised or is already.
         TypeError: if a part of the model is compiled.
     """
     refuse_compiled(model)
-    found = {
-        name: (layer, hooks)
-        for name, layer in model.named_modules()
-        for kind, hooks in _HOOKS.items()
-        if isinstance(layer, kind)
-    }
-    if not found:
+    chosen, others = {}, []
+    for name, layer in model.named_modules():
+        kind = next((kind for kind in _KINDS if isinstance(layer, kind)), None)
+        if kind is not None:
+            chosen[name or "the layer"] = layer, _KINDS[kind]
+        elif _attends(layer):
+            others.append(f"{name} ({type(layer).__name__})")
+    if not chosen:
         raise ValueError(
             "expected a model with layers GATConv, TransformerConv or EdgeAttention, got "
             f"{type(model).__name__} without any"
         )
-    for name, (layer, hooks) in found.items():  # before the first is changed
-        if hasattr(layer, "score_norm"):
-            raise ValueError(f"{name or 'the layer'}: its scores are normalised already")
-        if reason := hooks.refused(layer):
-            raise ValueError(f"{name or 'the layer'}: {type(layer).__name__} {reason}")
-    for layer, hooks in found.values():
-        layer.score_norm = hooks(layer, mode, scale, eps)
+    for name, (layer, _) in chosen.items():  # before the first is changed
+        if getattr(layer, "score_norm", None) is not None:
+            raise ValueError(f"{name}: its scores are normalised already")
+        if reason := _refusal(layer):
+            raise ValueError(f"{name}: {type(layer).__name__} {reason}")
+    if others:
+        message = f"attention that is not normalised and stays as it is: {', '.join(others)}"
+        warnings.warn(message, stacklevel=2)
+    for layer, normalised in chosen.values():
+        layer.score_norm = normalised(layer, mode, scale)
     return model
 
 
-class _ScoreHooks(nn.Module):
+def _refusal(layer: nn.Module) -> str | None:
+    """Why the scores of a layer cannot be normalised."""
+    if isinstance(layer, EdgeAttention):
+        if type(layer) is not EdgeAttention:
+            return "attends over pairs of nodes that are no edges"
+        if layer.explicit_bias != "none":
+            return f"has an Explicit Bias Term, {layer.explicit_bias!r}"
+        return None if layer.attention != "uniform" else "attends to all alike, without its score"
+    if layer.lin_edge is not None:
+        return "has edge features in its score; expected edge_dim=None"
+    if isinstance(layer, GATConv) and layer.lin is None:
+        return "has two projections, for sources and targets; expected one for all nodes"
+    return None
+
+
+def _attends(layer: nn.Module) -> bool:
+    """Whether a layer has an attention of its own; those of PyG import ``softmax``."""
+    if isinstance(layer, MessagePassing):
+        return hasattr(sys.modules[type(layer).__module__], "softmax")
+    return isinstance(layer, nn.MultiheadAttention)
+
+
+_PASS: ContextVar[dict[str, Any]] = ContextVar("pass")
+"""What the hooks of one layer keep of the pass that this thread is in."""
+
+
+class _Normalised(nn.Module):
     """Divides the scores of the layer whose submodule it is.
 
     Bound methods are registered as hooks, so that a deep copy of the layer has hooks of its own.
-    ``_passes`` has what hooks need of one forward pass, by thread, until it has been used or, if
-    the pass failed, until the next one begins.
     """
 
     norm_type: type[LipschitzNorm] = QuadraticLipschitzNorm
 
-    def __init__(self, layer: nn.Module, mode: str, scale: float | None, eps: float) -> None:
+    def __init__(self, layer: nn.Module, mode: str, scale: float | None) -> None:
         super().__init__()
-        self.norm = self.norm_type(mode, scale=scale, eps=eps)
-        self._passes: dict[int, dict[str, Any]] = {}
+        self.norm = self.norm_type(mode, scale=scale)
         self.register(layer)
 
-    def _start(self, **seen: Any) -> None:
-        self._passes[threading.get_ident()] = seen
+    def register(self, layer: nn.Module) -> None:
+        layer.register_forward_pre_hook(self._begin, with_kwargs=True)
+        layer.register_forward_hook(self._end)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise TypeError(
+            "TorchScript leaves out the norm of attention scores; run the network as it is"
+        )
+
+    def _begin(self, _layer: nn.Module, _inputs: tuple, _named: dict[str, Any]) -> None:
+        _PASS.set({})
 
     def _end(self, layer: nn.Module, _inputs: tuple, _output: Any) -> None:
-        if self._passes.pop(threading.get_ident(), None) is not None:
+        if not _PASS.get().get("divided"):
             raise RuntimeError(
                 f"the scores of {type(layer).__name__} were not normalised: torch.compile and "
                 "torch.export pass over the hooks of PyG's layers; run the network as it is"
             )
 
-    @property
-    def _seen(self) -> dict[str, Any]:
-        return self._passes.get(threading.get_ident(), {})
 
-    def _taken(self, *names: str) -> list[Any]:
-        seen = self._passes.pop(threading.get_ident(), {})
-        return [seen[name] for name in names]
-
-
-class _OfGAT(_ScoreHooks):
+class _OfGAT(_Normalised):
     norm_type = LipschitzNorm
 
-    @staticmethod
-    def refused(layer: GATConv) -> str | None:
-        if layer.lin is None:
-            return "has two projections, for sources and targets; expected one for all nodes"
-        if layer.lin_edge is not None:
-            return "has edge features in its score; expected edge_dim=None"
-        return None
-
     def register(self, layer: GATConv) -> None:
-        layer.register_forward_pre_hook(self._begin, with_kwargs=True)
+        super().register(layer)
         layer.register_edge_update_forward_pre_hook(self._divide)
-        layer.register_forward_hook(self._end)
 
     def _begin(self, layer: GATConv, inputs: tuple, named: dict[str, Any]) -> None:
         x = inputs[0] if inputs else named.get("x")
         if not isinstance(x, Tensor):
             raise ValueError("expected one x for all nodes, got a pair of sources and targets")
-        if "watch" in self._seen:  # of a pass that failed
-            self._seen["watch"].remove()
+        if "watch" in (failed := _PASS.get({})):
+            failed["watch"].remove()
         # For this pass alone: the projection may be another by the next.
-        self._start(watch=layer.lin.register_forward_hook(self._see))
-
-    def _see(self, _linear: nn.Module, _inputs: tuple, z: Tensor) -> None:
-        if "watch" in self._seen:
-            self._seen.pop("watch").remove()
-            self._seen["z"] = z
+        _PASS.set({"watch": layer.lin.register_forward_hook(_keep_projected)})
 
     def _divide(self, layer: GATConv, inputs: tuple) -> tuple:
         edge_index, size, arguments = inputs
-        if not isinstance(edge_index, Tensor) or edge_index.is_sparse:
+        if not isinstance(edge_index, Tensor):
             raise ValueError(
-                "GATConv with a normalised score: expected edge_index as a tensor of shape [2, E], "
-                f"got {type(edge_index).__name__}"
+                "GATConv with a normalised score: expected edge_index as a tensor of shape [2, E] "
+                f"or a sparse one of torch, got {type(edge_index).__name__}"
             )
-        (z,) = self._taken("z")
-        z = z.view(-1, layer.heads, layer.out_channels)
+        if is_torch_sparse_tensor(edge_index):
+            source, target = to_edge_index(edge_index)[0].flip(0)  # row i has the sources of i
+        else:
+            source, target = directed(layer, edge_index)
+        state = _PASS.get()
+        z = state["z"].view(-1, layer.heads, layer.out_channels)
         att = torch.cat([layer.att_src, layer.att_dst], dim=-1).squeeze(0)
-        divisor = self.norm(z, att, directed(layer, edge_index))
+        divisor = self.norm(z, att, torch.stack([source, target]))
+        state["divided"] = True
+        if "alpha" in arguments:
+            # PyG cannot read the source of a layer that is defined in a notebook, and shows scores
+            # of nodes: those of edges are given as if each edge had a source of its own.
+            left, right = arguments["alpha"]
+            score = left.index_select(0, source) + right.index_select(0, target)
+            edge_index = torch.stack([torch.arange(len(source)).to(target), target])
+            alpha = ((score / divisor).to(left.dtype), torch.zeros_like(right))
+            return edge_index, size, arguments | {"alpha": alpha}
         for name in ("alpha_j", "alpha_i"):
             divided = (arguments[name] / divisor).to(arguments[name].dtype)
             arguments = arguments | {name: divided}
         return edge_index, size, arguments
 
 
-class _OfTransformer(_ScoreHooks):
-    @staticmethod
-    def refused(layer: TransformerConv) -> str | None:
-        return None if layer.lin_edge is None else "has edge features; expected edge_dim=None"
+def _keep_projected(_linear: nn.Module, _inputs: tuple, z: Tensor) -> None:
+    state = _PASS.get({})
+    if "watch" in state:
+        state.pop("watch").remove()
+        state["z"] = z
 
+
+class _OfTransformer(_Normalised):
     def register(self, layer: TransformerConv) -> None:
-        layer.register_forward_pre_hook(self._begin)
+        super().register(layer)
         layer.register_message_forward_pre_hook(self._divide)
-        layer.register_forward_hook(self._end)
 
-    def _begin(self, _layer: TransformerConv, _inputs: tuple) -> None:
-        self._start()
-
-    def _divide(self, layer: TransformerConv, inputs: tuple) -> tuple:
-        self._taken()
+    def _divide(self, _layer: TransformerConv, inputs: tuple) -> tuple:
         (arguments,) = inputs
-        query = arguments["query_i"]
-        divisor = self.norm(query, arguments["key_j"], arguments["value_j"], arguments["index"])
-        factor = self.norm.temperature(layer.out_channels) / divisor
-        query = (query * factor.unsqueeze(-1)).to(query.dtype)
-        return (arguments | {"query_i": query},)
+        _PASS.get()["divided"] = True
+        query, key, value = (arguments[name] for name in ("query_i", "key_j", "value_j"))
+        factor = self.norm.factor(query, key, value, arguments["index"])
+        return (arguments | {"query_i": (query * factor).to(query.dtype)},)
 
 
-class _OfEdgeAttention(_ScoreHooks):
-    @staticmethod
-    def refused(layer: EdgeAttention) -> str | None:
-        if type(layer) is not EdgeAttention:
-            return "attends over pairs of nodes that are no edges"
-        if layer.explicit_bias != "none":
-            return f"has an Explicit Bias Term, {layer.explicit_bias!r}"
-        return None if layer.attention != "uniform" else "attends to all alike, without its score"
-
+class _OfEdgeAttention(_Normalised):
     def register(self, layer: EdgeAttention) -> None:
-        self.heads, self.channels = layer.heads, layer.head_channels
-        layer.register_forward_pre_hook(self._begin)
-        for name in ("query", "key", "edge"):
-            if (projection := getattr(layer, name)) is not None:
-                projection.register_forward_hook(partial(self._see, name))
-        layer.score.register_forward_hook(partial(self._divide, layer.value))
+        """Nothing: the layer calls it."""
 
-    def _begin(self, layer: EdgeAttention, inputs: tuple) -> None:
-        self._start(x=inputs[0], edge_index=directed(layer, inputs[1]))
-
-    def _see(self, name: str, _projection: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        self._seen[name] = output
-
-    def _divide(
-        self, value: nn.Linear, _identity: nn.Module, _inputs: tuple, score: Tensor
-    ) -> Tensor:
-        gate = self._seen.get("edge")
-        x, edge_index, query, key = self._taken("x", "edge_index", "query", "key")
-        source, target = edge_index
-        value = nn.functional.linear(x, value.weight, value.bias)  # the layer's own comes later
+    def forward(
+        self,
+        layer: EdgeAttention,
+        score: Float[Tensor, "E D"],
+        x: Float[Tensor, "N D"],
+        query: Float[Tensor, "N D"],
+        key: Float[Tensor, "N D"],
+        edge_index: Int[Tensor, "2 E"],
+        edge: Float[Tensor, "E D"] | None,
+    ) -> Float[Tensor, "E D"]:
+        """The normalised score, from queries that are scaled; the edge gates the key."""
+        query = query * math.sqrt(layer.head_channels)
+        # The layer computes its values later; hooks on them are to see one pass.
+        value = nn.functional.linear(x, layer.value.weight, layer.value.bias)
         query, key, value = (
-            rows.index_select(0, ends).unflatten(-1, (self.heads, self.channels))
-            for rows, ends in ((query, target), (key, source), (value, source))
+            layer.split_heads(rows.index_select(0, ends))
+            for rows, ends in zip((query, key, value), edge_index[[1, 0, 0]], strict=True)
         )
-        key = key if gate is None else key * gate.view_as(key)
-        factor = self.norm.temperature(self.channels) / self.norm(query, key, value, target)
-        return (score.view_as(query) * factor.unsqueeze(-1)).view_as(score).to(score.dtype)
+        key = key if edge is None else key * layer.split_heads(edge)
+        factor = self.norm.factor(query, key, value, edge_index[1])
+        return (layer.split_heads(score) * factor).flatten(1).to(score.dtype)
 
 
-_HOOKS = {GATConv: _OfGAT, TransformerConv: _OfTransformer, EdgeAttention: _OfEdgeAttention}
+_KINDS = {GATConv: _OfGAT, TransformerConv: _OfTransformer, EdgeAttention: _OfEdgeAttention}
 
 
 def directed(layer: nn.Module, edge_index: Int[Tensor, "2 E"]) -> Int[Tensor, "2 E"]:

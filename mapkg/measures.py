@@ -32,8 +32,7 @@ def activation_ratio(x: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows c
         x: activations, shape [rows, channels].
 
     Returns:
-        Ratios, shape [rows, channels]. Rows whose median is zero or not finite are NaN, so
-        that they can be counted and never enter a statistic as infinity.
+        Ratios, shape [rows, channels]; NaN in rows that are not finite or whose median is zero.
 
     Source: massive-activations paper, Equation (1). differs: zero medians gave infinity.
     """
@@ -61,25 +60,15 @@ def is_massive(
 def ratio_parts(
     magnitude: Float[Tensor, "rows channels"],
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Median and maximum of each row of magnitudes, NaN where the row has a NaN.
-
-    Args:
-        magnitude: as ``x.abs()``, shape [rows, channels].
-    """
+    """Median and maximum of each row of magnitudes, NaN where the row has a NaN."""
     largest = magnitude.amax(dim=-1)
-    return _lower_median(magnitude, largest), largest
-
-
-def _lower_median(
-    magnitude: Float[Tensor, "rows channels"], largest: Float[Tensor, " rows"]
-) -> Float[Tensor, " rows"]:
     plain = magnitude.dtype in (torch.float32, torch.float64) and not magnitude.requires_grad
     if magnitude.device.type != "cpu" or not plain:
-        return magnitude.median(dim=-1).values
+        return magnitude.median(dim=-1).values, largest
     # numpy selects in rows this short many times faster than torch, but takes NaN for the largest.
     middle = (magnitude.size(-1) - 1) // 2
     values = np.partition(magnitude.numpy(), middle, axis=-1)[..., middle]
-    return torch.from_numpy(values.copy()).where(~largest.isnan(), torch.nan)
+    return torch.from_numpy(values.copy()).where(~largest.isnan(), torch.nan), largest
 
 
 LOG_EPS = 2.220446049250313e-16
@@ -115,14 +104,9 @@ class StreamingHistogram:
     def from_counts(
         cls, low: float, high: float, counts: Int[Tensor, " bins"]
     ) -> "StreamingHistogram":
-        """A histogram that was filled elsewhere.
+        """A histogram that was filled elsewhere, with how many values each bin holds.
 
-        Args:
-            low, high: the range.
-            counts: how many values each bin holds, shape [bins].
-
-        Returns:
-            The histogram; ``min`` and ``max`` are the outer edges of its filled bins.
+        Its ``min`` and ``max`` are the outer edges of its filled bins.
         """
         histogram = cls(low, high, len(counts))
         histogram._counts[1:-1] = counts
@@ -184,8 +168,7 @@ class ActivationSummary:
     """What one layer's activations look like, gathered batch by batch.
 
     Memory does not grow with the number of batches, apart from one number per graph in
-    ``graph_maxima``, which the base-against-trained figure draws. Summaries of a batch of
-    graphs and of the same graphs one by one are equal.
+    ``graph_maxima``. Summaries of a batch of graphs and of the same graphs one by one are equal.
 
     Args:
         heads: number of attention heads, to measure how often the summed score of a head
@@ -198,19 +181,15 @@ class ActivationSummary:
         self, *, heads: int | None = None, threshold: float = MASSIVE_RATIO, clamp: float = 5.0
     ) -> None:
         self.heads, self.threshold, self.clamp = heads, threshold, clamp
-        self.num_rows = 0
-        self.num_zero_medians = 0
-        self.num_nonfinite_rows = 0
-        self.num_rows_with_massive = 0
-        self.num_saturated = 0
-        self.num_head_sums = 0
+        self.num_rows = self.num_zero_medians = self.num_nonfinite_rows = 0
+        self.num_rows_with_massive = self.num_saturated = self.num_head_sums = 0
         self.massive_by_channel: Tensor | None = None
         self.graph_maxima: list[float] = []
         self.neg_log_ratio = StreamingHistogram(*NEG_LOG_RATIO_BINS)
         # Decades of a row's quantities: 0.005 decades are 1.2 %.
-        self._row_max_ratio = StreamingHistogram(-40.0, 40.0, 16_000)
-        self._row_max = StreamingHistogram(-40.0, 40.0, 16_000)
-        self._row_median = StreamingHistogram(-40.0, 40.0, 16_000)
+        self._row_max_ratio, self._row_max, self._row_median = (
+            StreamingHistogram(-40.0, 40.0, 16_000) for _ in range(3)
+        )
 
     def update(
         self,
@@ -221,14 +200,10 @@ class ActivationSummary:
         """Add activations.
 
         Args:
-            x: activations, shape [rows, channels].
+            x: activations, shape [rows, channels]; as many channels as before, a multiple of heads.
             graph: which graph of this batch each row belongs to, shape [rows]; None means
                 that all rows are of one graph.
             num_graphs: number of graphs in this batch; None means as many as ``graph`` names.
-
-        Raises:
-            ValueError: if the number of channels is not that of earlier batches, or is not a
-                multiple of the number of heads.
         """
         num_rows, num_channels = x.shape
         if self.massive_by_channel is None:
@@ -252,7 +227,14 @@ class ActivationSummary:
         self.num_rows += num_rows
         self.num_nonfinite_rows += int((~finite).sum())
         self.num_zero_medians += int((finite & ~usable).sum())
-        self._count_saturated(_kept(x, finite).double())
+        if self.heads is not None:
+            if num_channels % self.heads:
+                raise ValueError(
+                    f"{num_channels} channels are not a multiple of {self.heads} heads"
+                )
+            sums = _kept(x, finite).double().unflatten(-1, (self.heads, -1)).sum(dim=-1)
+            self.num_saturated += int((sums.abs() > self.clamp).sum())
+            self.num_head_sums += sums.numel()
 
         magnitude, median, largest, row_max_ratio = (
             _kept(part, usable) for part in (magnitude, median, largest, row_max_ratio)
@@ -271,15 +253,6 @@ class ActivationSummary:
         maxima.scatter_reduce_(0, _kept(graph, usable), row_max_ratio, "amax", include_self=False)
         self.graph_maxima += maxima.tolist()
 
-    def _count_saturated(self, x: Float[Tensor, "rows channels"]) -> None:
-        if self.heads is None:
-            return
-        if x.size(-1) % self.heads:
-            raise ValueError(f"{x.size(-1)} channels are not a multiple of {self.heads} heads")
-        sums = x.unflatten(-1, (self.heads, -1)).sum(dim=-1)
-        self.num_saturated += int((sums.abs() > self.clamp).sum())
-        self.num_head_sums += sums.numel()
-
     def statistics(self) -> dict[str, Any]:
         """The summary as one flat row.
 
@@ -289,18 +262,18 @@ class ActivationSummary:
 
         Returns:
             A dict with the keys ``rows`` and ``channels``; ``zero_medians`` and
-            ``nonfinite_rows``; ``rows_with_massive``, their number, and
-            ``share_rows_with_massive``, of usable rows; ``share_massive``, of all activations
-            in usable rows; ``share_channels_with_massive``, of channels; ``max_ratio`` and
-            ``row_max_ratio_qXX``, maximum and quantiles over rows of the row's largest ratio;
-            ``max_abs``, the largest magnitude; ``row_max_abs_q50`` and ``row_median_q50``,
-            medians over rows of the row's largest and median magnitude; and
-            ``share_saturated``, the share of (row, head), over all finite rows, whose summed
-            score lies outside the clamp, None without heads.
+            ``nonfinite_rows``; ``rows_with_massive`` and their share; the shares of activations
+            and of channels that are massive; ``max_ratio`` and ``row_max_ratio_qXX``, maximum and
+            quantiles over rows of the row's largest ratio; ``max_abs``; ``row_max_abs_q50`` and
+            ``row_median_q50``, medians over rows of the row's largest and median magnitude; and
+            ``share_saturated``, of (row, head), over all finite rows, whose summed score lies
+            outside the clamp, None without heads.
         """
         channels = 0 if self.massive_by_channel is None else len(self.massive_by_channel)
         usable = self.num_rows - self.num_zero_medians - self.num_nonfinite_rows
         massive = self.massive_by_channel if usable else torch.zeros(channels)
+        saturated = _share(self.num_saturated, self.num_head_sums)
+        shown = channels if usable else 0
         return {
             "rows": self.num_rows,
             "channels": channels,
@@ -309,9 +282,7 @@ class ActivationSummary:
             "rows_with_massive": self.num_rows_with_massive,
             "share_rows_with_massive": _share(self.num_rows_with_massive, usable),
             "share_massive": _share(int(massive.sum()), usable * channels),
-            "share_channels_with_massive": _share(
-                int((massive > 0).sum()), channels if usable else 0
-            ),
+            "share_channels_with_massive": _share(int((massive > 0).sum()), shown),
             "max_ratio": _power(self._row_max_ratio.max),
             **{
                 f"row_max_ratio_q{round(100 * q):02d}": _power(self._row_max_ratio.quantile(q))
@@ -320,9 +291,7 @@ class ActivationSummary:
             "max_abs": _power(self._row_max.max),
             "row_max_abs_q50": _power(self._row_max.quantile(0.5)),
             "row_median_q50": _power(self._row_median.quantile(0.5)),
-            "share_saturated": None
-            if self.heads is None
-            else _share(self.num_saturated, self.num_head_sums),
+            "share_saturated": None if self.heads is None else saturated,
         }
 
 

@@ -35,16 +35,7 @@ _GRID = _STEP * np.arange(-_ZERO, 2801)
 def product_of_normals(
     rows: int, channels: int, *, factors: int = 3, seed: int = 0
 ) -> Float[Tensor, "rows channels"]:
-    """A null model of the score: products of independent standard normals.
-
-    The score is a product of three projections; if these were independent and normal, its
-    rows would look like this.
-
-    Args:
-        rows: number of rows.
-        channels: number of channels.
-        factors: how many normals are multiplied.
-        seed: of the draw.
+    """Draw the null model of the score, products of so many independent standard normals.
 
     Returns:
         Activations, shape [rows, channels], double precision.
@@ -70,9 +61,6 @@ class ProductNull:
     Args:
         channels: D, from 2 to ``MAX_CHANNELS``.
         factors: how many normals are multiplied.
-
-    Raises:
-        ValueError: if there are too many or too few channels or factors.
     """
 
     channels: int
@@ -89,11 +77,8 @@ class ProductNull:
         """The probability that the largest ratio of independent rows is above a value.
 
         Args:
-            ratio: one or several, any shape; NaN stays NaN.
+            ratio: one or several, any shape, which is that of the result; NaN stays NaN.
             rows: number of rows.
-
-        Returns:
-            Probabilities, of the shape of ``ratio``.
         """
         ratio = np.asarray(ratio, dtype=float)
         one_row = np.array([self._one_row(value) for value in ratio.flat]).reshape(ratio.shape)
@@ -107,9 +92,6 @@ class ProductNull:
                 threshold, in (0, 1): a false positive rate per row with one row, family-wise
                 with several.
             rows: number of rows.
-
-        Raises:
-            ValueError: if the rate is not in (0, 1).
         """
         if not 0 < rate < 1:
             raise ValueError(f"expected a rate in (0, 1), got {rate}")
@@ -172,9 +154,6 @@ def p_value(observed: Values, null: Values) -> Float[np.ndarray, "..."]:
 
     Returns:
         P-values, of the shape of ``observed``; NaN where that is NaN.
-
-    Raises:
-        ValueError: if the shapes do not fit.
     """
     observed, null = np.asarray(observed, dtype=float), np.asarray(null, dtype=float)
     if null.shape[1:] != observed.shape or null.ndim == 0:

@@ -9,12 +9,13 @@ Source: backward-oversmoothing paper.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from scipy import sparse
+from scipy import linalg, sparse
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
@@ -79,16 +80,16 @@ def _apart(x: Tensor, direction: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Limits:
-    """Where repeated averaging over neighbors leads."""
+    """Where repeated averaging over neighbors leads.
+
+    Columns of ``features`` are drawn to the right eigenvector of the largest eigenvalue, those of
+    ``errors`` to the left one. Differences shrink by ``contraction`` in each layer of linear
+    averaging, the second largest modulus of an eigenvalue over the largest.
+    """
 
     features: Float[Tensor, " N"]
-    """The direction to which columns of features are drawn, the right eigenvector of the largest
-    eigenvalue."""
     errors: Float[Tensor, " N"]
-    """The same for errors, the left eigenvector."""
     contraction: float
-    """The second largest modulus of an eigenvalue over the largest; differences shrink by this
-    much in each layer of linear averaging."""
 
 
 def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
@@ -110,7 +111,7 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
             f"operator: expected a connected graph, got one of {parts} parts; features of "
             "different parts never meet. Take the largest part"
         )
-    values, right = np.linalg.eig(matrix)
+    values, left, right = linalg.eig(matrix, left=True)
     order = np.argsort(-np.abs(values))
     contraction = float(abs(values[order[1]] / values[order[0]])) if len(matrix) > 1 else 0.0
     if contraction > 1 - 1e-12:
@@ -118,9 +119,7 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
             "operator: expected one eigenvalue of the largest modulus, got two (a bipartite graph "
             "without self-loops alternates); add self-loops"
         )
-    left_values, left = np.linalg.eig(matrix.T)
-    vectors = (right[:, order[0]], left[:, np.argmax(np.abs(left_values))])
-    features, errors = (torch.from_numpy(np.abs(np.real(vector))) for vector in vectors)
+    features, errors = (torch.from_numpy(np.abs(v[:, order[0]].real)) for v in (right, left))
     return Limits(features, errors, contraction)
 
 
@@ -181,31 +180,24 @@ def smoothing_by_layer(
     Raises ``KeyError`` if a name matches nothing, and ``ValueError`` if a layer is run more than
     once, or the loss does not depend on it.
     """
-    patterns = {"features": features, "errors": features if errors is None else errors}
-    seen: dict[str, dict[str, Tensor]] = {
-        kind: dict.fromkeys(_outermost(resolve(model, names))) for kind, names in patterns.items()
-    }
+    of_features = _outermost(resolve(model, features))
+    of_errors = of_features if errors is None else _outermost(resolve(model, errors))
+    seen: dict[str, Tensor] = {}
 
-    def keep(kind: str, name: str) -> Callable[[Tensor], Tensor]:
-        def kept(output: Tensor) -> Tensor:
-            if seen[kind][name] is not None:
-                raise ValueError(f"{name}: expected one forward pass, it ran more than once")
-            seen[kind][name] = output
-            return output
+    def keep(name: str, output: Tensor) -> Tensor:
+        if name in seen:
+            raise ValueError(f"{name}: expected one forward pass, it ran more than once")
+        seen[name] = output
+        return output
 
-        return kept
-
-    with (
-        edit(model, {name: keep("features", name) for name in seen["features"]}),
-        edit(model, {name: keep("errors", name) for name in seen["errors"]}),
-        torch.enable_grad(),
-    ):
+    every = dict.fromkeys([*of_features, *of_errors])
+    with edit(model, {name: partial(keep, name) for name in every}), torch.enable_grad():
         value = loss()
-    missing = [name for outputs in seen.values() for name, x in outputs.items() if x is None]
-    if missing:
+    if missing := [name for name in every if name not in seen]:
         raise ValueError(f"{missing[0]}: expected the loss to run it, it did not run")
-    gradients = torch.autograd.grad(value, list(seen["errors"].values()), allow_unused=True)
-    for name, gradient in zip(seen["errors"], gradients, strict=True):
+    outputs = [seen[name] for name in of_errors]
+    gradients = torch.autograd.grad(value, outputs, allow_unused=True)
+    for name, gradient in zip(of_errors, gradients, strict=True):
         if gradient is None:
             raise ValueError(f"{name}: expected a loss that depends on its output")
     forward = [
@@ -214,7 +206,7 @@ def smoothing_by_layer(
             "features_spread": spread(x.detach()),
             "features_rank_one": rank_one_distance(x.detach()),
         }
-        for x in seen["features"].values()
+        for x in (seen[name] for name in of_features)
     ]
     backward = [
         {
@@ -230,9 +222,5 @@ def smoothing_by_layer(
 
 def _outermost(names: Iterable[str]) -> list[str]:
     """Those names of submodules that are not inside another one of them."""
-    every = set(names)
-
-    def is_inside(name: str) -> bool:
-        return any(name[:end] in every for end, letter in enumerate(name) if letter == ".")
-
-    return [name for name in names if not is_inside(name)]
+    every = tuple(f"{name}." for name in names)
+    return [name for name in names if not name.startswith(every)]

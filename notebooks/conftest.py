@@ -5,7 +5,9 @@ A notebook whose executed copy is out of date or missing is run again.
 
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbval import plugin
@@ -57,6 +59,21 @@ def _setup(notebook: plugin.IPyNbFile) -> None:
         notebook.setup_sanitize_files()
     else:
         _start_kernel(notebook)
+        notebook.kernel.get_message = _without_stderr(
+            notebook.kernel.get_message
+        )
+
+
+def _without_stderr(get_message: Callable[..., dict]) -> Callable[..., dict]:
+    """Progress bars are there on slow machines and not on fast ones."""
+
+    def get(*arguments: Any, **options: Any) -> dict:
+        while True:
+            message = get_message(*arguments, **options)
+            if message["content"].get("name") != "stderr":
+                return message
+
+    return get
 
 
 _start_kernel, plugin.IPyNbFile.setup = plugin.IPyNbFile.setup, _setup

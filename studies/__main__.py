@@ -8,9 +8,9 @@ import argparse
 import ast
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from difflib import get_close_matches
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,29 +19,32 @@ USAGE_ERROR = 2
 """Exit status when what was asked for cannot be done, as argparse uses it."""
 
 COMMANDS = {
-    "run": ("notebook:command", "run a notebook with other parameters"),
-    "train": ("commands:train", "train one network, and record its scores as it learns"),
-    "data": ("commands:data", "say what a data set is: origin, task and sizes"),
+    "run": ("notebook:command", "Run a notebook with other parameters"),
+    "train": ("commands:train", "Train a network and watch its activations"),
+    "data": ("commands:data", "Describe a data set: origin, task, sizes"),
 }
 STUDIES = {
-    "emergence": ("results:of_run", "of finished runs: join the tables that training wrote"),
-    "bonds": ("bond_types:bond_types", "of finished runs: what massive activations sit on"),
-    "shares": ("bond_types:shares_elsewhere", "of finished runs: the same on other molecules"),
-    "explain": ("explanations:explain_run", "of finished runs: ratios as attributions of edges"),
-    "remedy": ("remedies:compact_run", "of finished runs: compact tables, with a fitted law"),
-    "idle": ("explicit_bias:idle_term_of_run", "of finished runs: a bias term without effect"),
-    "sink": ("explicit_bias:weight_on_sink_of_run", "of finished runs: attention to the sink"),
-    "attack": ("robustness:attack_run", "of finished runs: noise on their embeddings"),
-    "laws": ("grid:laws_of_runs", "of tables of emergence: laws fitted to their ratios"),
-    "untrained": ("commands:untrained", "scores of networks that are not trained, as a null"),
-    "gradients": ("depth:gradients", "train deep networks: gradients of every layer"),
-    "depth": ("depth:depth", "train deep networks: accuracy by number of layers"),
-    "missing": ("missing_features:missing", "train deep networks: features that are hidden"),
-    "smoothing": ("deep_smoothing:smoothing", "train deep networks: features and errors alike"),
-    "trees": ("neighbors_match:trees", "train networks on Tree-NeighborsMatch"),
+    "emergence": ("results:of_run", "Join the tables that training wrote (pages 04 to 06)"),
+    "bonds": ("bond_types:bond_types", "Bonds with massive activations, by type (pages 08, 10)"),
+    "shares": ("bond_types:shares_elsewhere", "The same on molecules of other data (page 08)"),
+    "explain": ("explanations:explain_run", "Activation ratios beside attributions (page 09)"),
+    "remedy": ("explicit_bias:compact_run", "Ratios through training and a fitted law (page 11)"),
+    "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (page 11)"),
+    "sink": ("explicit_bias:weight_on_sink_of_run", "Attention to the sink of a term (page 11)"),
+    "attack": ("robustness:attack_run", "The most harmful noise on embeddings (page 12)"),
+    "laws": ("grid:laws_of_runs", "Fit laws to the ratios that study emergence joined (page 06)"),
+    "untrained": ("commands:untrained", "Untrained networks, as a null (pages 05, 06)"),
+    "gradients": ("gradient_explosion:gradients", "Gradients of every layer (page 21)"),
+    "depth": ("depth:depth", "Accuracy by number of layers (page 22)"),
+    "missing": ("depth:missing", "Accuracy with hidden node features (page 24)"),
+    "smoothing": ("deep:smoothing", "Oversmoothing, forward and backward (page 25)"),
+    "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (page 23)"),
 }
 """Where each command and study is, and what it does. The tables in data/results begin with the
 name of the study that writes them."""
+
+OF_FINISHED_RUNS = 8
+"""How many studies, the first ones, look at runs of train."""
 
 EXAMPLES = """\
 for example:
@@ -50,7 +53,6 @@ for example:
   python -m studies study bonds runs/try-0 --dataset moses --output my_bonds
 """
 SHORT = {"output": ["-o"], "parameter": ["-p"]}
-METAVARS = {"int": "N", "float": "X", "str": "NAME", "Path": "PATH"}
 FROM_ZERO = ("seed", "seeds", "first_seed", "epochs")
 """Whole numbers that may be 0; all others count something."""
 
@@ -79,27 +81,33 @@ def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     whole.epilog = EXAMPLES
     commands = whole.add_subparsers(required=True, title="commands", metavar="COMMAND")
     for name, (place, about) in COMMANDS.items():
-        command = commands.add_parser(name, help=about, description=_sentence(about))
+        command = commands.add_parser(name, help=about, description=f"{about}.")
         if arguments[:1] == [name]:
             command.set_defaults(place=place)
-            _add_parameters(command, place)
-    about = "make the tables of a study"
-    study = commands.add_parser("study", help=about, description=_sentence(about))
-    names = study.add_subparsers(required=True, title="studies", metavar="NAME")
+            _add_parameters(command, place, command.add_argument_group("required"))
+    study = commands.add_parser("study", help="Make the tables of a study")
+    study.description, study.usage = _list_of_studies(), f"{study.prog} NAME ..."
+    look = dict(prog=study.prog, metavar="NAME", help=argparse.SUPPRESS)
+    names = study.add_subparsers(required=True, **look)
     for name, (place, about) in STUDIES.items():
-        command = names.add_parser(name, help=about, description=_sentence(about))
+        command = names.add_parser(name, description=f"{about}.")
         if arguments[:2] == ["study", name]:
             command.set_defaults(place=place, study=name)
             _add_study(command, place)
     return whole
 
 
+class _Look(argparse.RawDescriptionHelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)  # no GT-, then ZINC
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and first of all about options that are unknown."""
 
     def __init__(self, **settings: Any) -> None:
-        look = partial(argparse.RawDescriptionHelpFormatter, max_help_position=28)
-        super().__init__(allow_abbrev=False, formatter_class=look, **settings)
+        super().__init__(allow_abbrev=False, formatter_class=_Look, **settings)
+        self._negative_number_matcher = re.compile(r"-[\d.]|-(inf|nan)$")  # -1e-3 is one, too
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in () if self._subparsers else args:
@@ -109,33 +117,43 @@ class _Parser(argparse.ArgumentParser):
                 self.error(f"no option {name}{f'; did you mean {close[0]}?' if close else ''}")
         return super().parse_known_args(args, namespace)
 
+    def format_help(self) -> str:
+        self._action_groups.sort(key=lambda group: group.title == "options")  # come last
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"error: {message} (see {self.prog} --help)\n")
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _list_of_studies() -> str:
+    lines = [f"  {name:<11}{about}" for name, (_, about) in STUDIES.items()]
+    lines.insert(OF_FINISHED_RUNS, "\nothers:")
+    about = "Make the tables of a study. With NAME --help for its options."
+    return "\n".join([about, "\nstudies of finished runs, as train wrote them:", *lines])
 
 
 def _add_study(command: argparse.ArgumentParser, place: str) -> None:
     """The options of ``commands.make`` that a study needs, and those of its own."""
-    takes = _add_parameters(command, place)
+    required = command.add_argument_group("required")
+    takes = _add_parameters(command, place, required)
     if "folder" in takes:
         about = "finished runs, as train wrote them"
         command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=about)
     if "splits" in takes:
         about = "the one they were trained on" if "folder" in takes else "for example citation"
-        command.add_argument("--dataset", required=True, metavar="NAME", help=about)
+        required.add_argument("--dataset", required=True, metavar="NAME", help=about)
     if takes >= {"folder", "splits"}:
         about = "the change of the data that they were trained with"
         command.add_argument("--change", metavar="NAME", help=about)
+        about = "only so many graphs of each split, if they were trained on so many"
+        command.add_argument("--limit", type=_whole("limit"), metavar="N", help=about)
     about = "what names of tables begin with, for example data/results/my"
-    command.add_argument("-o", "--output", required=True, metavar="PREFIX", help=about)
-    about = "CPU threads, if not as many as torch takes"
+    required.add_argument("-o", "--output", required=True, metavar="PREFIX", help=about)
+    about = "CPU threads; without it as many as torch takes"
     command.add_argument("--threads", type=_whole("threads"), metavar="N", help=about)
 
 
-def _add_parameters(command: argparse.ArgumentParser, place: str) -> set[str]:
+def _add_parameters(command: argparse.ArgumentParser, place: str, required: Any) -> set[str]:
     """Add what a function takes: by place, or as an option if it is keyword-only. Their names."""
     module, name = place.split(":")
     source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
@@ -150,14 +168,13 @@ def _add_parameters(command: argparse.ArgumentParser, place: str) -> set[str]:
         how = _how(name, ast.unparse(parameter.annotation))
         how["help"] = lines[parameter.lineno - 1].partition("#")[2].strip()
         if parameter in by_place:
-            how.pop("action", None)
-            command.add_argument(name, **how | {"metavar": name.upper()})
+            command.add_argument(name, **how | {"action": None, "metavar": name.upper()})
             continue
         if (shown := default and _shown(default, tree)) is not None:
             how["help"] += f" (default: {shown})"
         flags = [*SHORT.get(name, []), f"--{name.replace('_', '-')}"]
         how |= {"dest": name, "required": default is None, "default": argparse.SUPPRESS}
-        command.add_argument(*flags, **how)
+        (command if default else required).add_argument(*flags, **how)
     return {parameter.arg for parameter in (*by_place, *options)}
 
 
@@ -180,15 +197,19 @@ def _how(name: str, annotation: str) -> dict[str, Any]:
         return {"action": "append", "nargs": 2, "metavar": ("NAME", "VALUE")}
     if several := re.fullmatch(r"Sequence\[(\w+)\]", kind):
         return _how(name, several[1]) | {"action": "extend", "nargs": "+"}
-    convert = {"int": _whole(name), "float": float, "Path": Path, "str": str}[kind]
-    return {"type": convert, "metavar": "NAME=VALUE" if name == "set" else METAVARS[kind]}
+    if name == "set":
+        return {"metavar": "NAME=VALUE"}
+    kinds = {"int": (_whole(name), "N"), "float": (float, "X"), "Path": (Path, "PATH")}
+    return dict(zip(("type", "metavar"), kinds.get(kind, (str, "NAME")), strict=True))
 
 
 def _whole(name: str) -> Any:
+    least, most = int(name not in FROM_ZERO), 1024 if name == "threads" else 10**9
+
     def whole(text: str) -> int:
-        if not text.isdigit() or (int(text) == 0 and name not in FROM_ZERO):
-            least = "" if name in FROM_ZERO else " above 0"
-            raise argparse.ArgumentTypeError(f"expected a whole number{least}, got {text!r}")
+        if not text.isdigit() or len(text) > 10 or not least <= int(text) <= most:
+            expected = f"expected a whole number from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
         return int(text)
 
     return whole

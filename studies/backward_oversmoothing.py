@@ -1,13 +1,8 @@
-"""Errors that smooth on their way back: the vanilla network, and what training makes of it.
-
-The experiments: K1, features forward; K2, errors backward; K3, training the last layer alone; K4,
-training all layers.
-"""
+"""Errors that smooth on their way back: the vanilla network, and what training makes of it."""
 
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
@@ -18,7 +13,6 @@ import seaborn as sns
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,30 +24,50 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "linear": nn.Identity}
 GAINS = {"relu": math.sqrt(2), "tanh": 1.0, "linear": 1.0}
 """Gains of orthogonal weights that keep the size of features, by activation."""
 
+Settings = Mapping[str, Any]
+"""Keyword arguments of a ``VanillaNetwork``, for example ``{"activation": "tanh"}``."""
+
 
 class VanillaNetwork(nn.Module):
     r"""L layers that average and mix, without biases, norms or residual connections.
 
     .. math:: H^{(k)} = P X^{(k)} W^{(k)}, \qquad X^{(k+1)} = \rho(H^{(k)})
 
-    for k from 0 to L - 1, and the output :math:`P X^{(L)} W^{(L)}`. Hooks find H at the L + 1
-    ``layers``, the last of which gives the output, and X at the L ``activations``.
-
-    Args:
-        operator: P; None means the identity, a multilayer perceptron for each node.
-        sizes: channels of the input, of every hidden layer, and of the output.
-        activation: one of ``ACTIVATIONS``.
+    for k from 0 to L - 1, and the output :math:`P X^{(L)} W^{(L)}`, in double precision. Hooks find
+    H at the L + 1 ``layers``, the last of which gives the output, and X at the L ``activations``.
+    Weights are drawn ``"orthogonal"`` (rectangular ones have orthonormal rows or columns) or
+    ``"normal"`` with variance gain^2 over the number of inputs. If it is no graph, P is the
+    identity, and the network a multilayer perceptron for each node.
 
     Source: backward-oversmoothing paper, vanilla GNN; without a graph its counter-example.
     """
 
     def __init__(
-        self, operator: Float[Tensor, "N N"] | None, sizes: Sequence[int], activation: str
+        self,
+        task: RegularTask,
+        num_layers: int,
+        seed: int,
+        *,
+        activation: str = "relu",
+        hidden_channels: int = 64,
+        gain: float | None = None,
+        draw: str = "orthogonal",
+        is_graph: bool = True,
     ) -> None:
         super().__init__()
-        self.register_buffer("operator", operator, persistent=False)
-        self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
+        self.register_buffer("operator", task.operator if is_graph else None, persistent=False)
+        gain = GAINS[activation] if gain is None else gain
+        sizes = [task.x.size(1), *[hidden_channels] * num_layers, 1]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.layers = nn.ModuleList(nn.Linear(a, b, bias=False) for a, b in pairwise(sizes))
+            for layer in self.layers:
+                if draw == "orthogonal":
+                    nn.init.orthogonal_(layer.weight, gain)
+                else:
+                    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
         self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in sizes[2:])
+        self.double()
 
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N out"]:
         """Predictions of every node."""
@@ -73,104 +87,48 @@ class VanillaNetwork(nn.Module):
         return x if self.operator is None else self.operator @ x
 
 
-@dataclass(frozen=True, kw_only=True)
-class Vanilla:
-    """Hyper-parameters of a ``VanillaNetwork``, without the number of layers.
-
-    Attributes:
-        activation: one of ``ACTIVATIONS``.
-        hidden_channels: width of every hidden layer.
-        gain: of the weights; None means that of ``GAINS``.
-        draw: of the initial weights, ``"orthogonal"`` (rectangular ones have orthonormal rows or
-            columns) or ``"normal"`` with variance gain^2 over the number of inputs.
-        is_graph: whether it averages over neighbors; without, it is a multilayer perceptron.
-    """
-
-    activation: str = "relu"
-    hidden_channels: int = 64
-    gain: float | None = None
-    draw: str = "orthogonal"
-    is_graph: bool = True
-
-    def build(self, task: RegularTask, num_layers: int, seed: int) -> VanillaNetwork:
-        """The untrained network of a seed, in double precision."""
-        gain = GAINS[self.activation] if self.gain is None else self.gain
-        sizes = [task.x.size(1), *[self.hidden_channels] * num_layers, 1]
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            operator = task.operator if self.is_graph else None
-            network = VanillaNetwork(operator, sizes, self.activation)
-            for layer in network.layers:
-                if self.draw == "orthogonal":
-                    nn.init.orthogonal_(layer.weight, gain)
-                else:
-                    nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
-        return network.double()
-
-
 def squared_loss(prediction: Tensor, task: RegularTask) -> Float[Tensor, ""]:
     """Half the mean squared error over all nodes."""
     return 0.5 * (prediction - task.y).square().mean()
 
 
 def smoothing(
-    variant: Vanilla,
-    *,
-    num_layers: int = 30,
-    seeds: Sequence[int] = (0, 1, 2),
-    degree: int = 20,
-    num_nodes: int = 200,
+    *, num_layers: int, seeds: Sequence[int], degree: int = 20, **settings: Any
 ) -> pd.DataFrame:
     """K1 and K2: smoothness of features and errors by layer, at initialization.
 
-    Args:
-        variant: the network.
-        num_layers: L.
-        seeds: of graph, data and weights.
-        degree, num_nodes: of the regular graph.
-
-    Returns:
-        The rows of ``oversmoothing.smoothing_by_layer`` with ``seed`` and ``limit_error``, see
-        ``linear_limit_errors``. Row k has the features :math:`X^{(k+1)}` that layer k gives and the
-        errors at its :math:`H^{(k)}`.
-
-    Source: backward-oversmoothing paper; settings ours.
+    Row k has the features :math:`X^{(k+1)}` that layer k gives and the errors at its
+    :math:`H^{(k)}`. Source: backward-oversmoothing paper; settings ours.
     """
     parts = []
     for seed in seeds:
-        task = regular_task(num_nodes, degree, seed=seed)
-        network = variant.build(task, num_layers, seed)
-        table = smoothing_by_layer(
-            network,
-            lambda n=network, t=task: squared_loss(n(t.x), t),
-            "activations.*",
-            "layers.*",
-        )
-        limit = linear_limit_errors(network, task)
-        parts.append(table.assign(seed=seed, limit_error=limit))
+        task = regular_task(degree=degree, seed=seed)
+        network = VanillaNetwork(task, num_layers, seed, **settings)
+
+        def loss(network: nn.Module = network, task: RegularTask = task) -> Tensor:
+            return squared_loss(network(task.x), task)
+
+        table = smoothing_by_layer(network, loss, "activations.*", "layers.*")
+        parts.append(table.assign(seed=seed, limit_error=linear_limit_errors(network, task)))
     return pd.concat(parts, ignore_index=True)
 
 
 def shrinkage(table: pd.DataFrame, first: int = 5) -> pd.Series:
-    """By how much the relative spread of features shrinks from layer to layer, for each seed.
-
-    Fitted to the logarithm from layer ``first`` on, since theory speaks of many layers.
-    """
+    """By how much the spread of features shrinks from layer to layer, a fit for each seed."""
     rows = table[(table["layer"] >= first) & (table["features"] > 0)]
-    return pd.Series(
-        {
-            seed: math.exp(np.polyfit(of_seed["layer"], np.log(of_seed["features"]), 1)[0])
-            for seed, of_seed in rows.groupby("seed")
-        }
-    )
+    slopes = {
+        seed: np.polyfit(of_seed["layer"], np.log(of_seed["features"]), 1)[0]
+        for seed, of_seed in rows.groupby("seed")
+    }
+    return np.exp(pd.Series(slopes))
 
 
 def layer_matrices(
-    variant: Vanilla, layers: Sequence[int], *, num_layers: int = 30, seed: int = 0
+    layers: Sequence[int], *, num_layers: int, seed: int, **settings: Any
 ) -> dict[str, dict[int, Float[Tensor, "N D"]]]:
     """``features`` and ``errors`` of all nodes in some layers, divided by their largest entry."""
     task = regular_task(seed=seed)
-    states, output = variant.build(task, num_layers, seed).trace(task.x)
+    states, output = VanillaNetwork(task, num_layers, seed, **settings).trace(task.x)
     errors = torch.autograd.grad(squared_loss(output, task), [h for h, _ in states])
     features = [x.detach() for _, x in states]
     return {
@@ -186,8 +144,7 @@ def linear_limit_errors(network: VanillaNetwork, task: RegularTask) -> list[floa
         b^{(L)} = \bar B^{(L)}, \quad
         b^{(k)} = \bar\rho'(H^{(k)}) \odot W^{(k+1)} b^{(k+1)},
 
-    with means over nodes: the errors as they would be if activations were the same at all nodes,
-    so that they smooth as in a linear network.
+    with means over nodes: the errors if activations were the same at all nodes.
     """
     states, output = network.trace(task.x)
     inputs = [*(h for h, _ in states), output]
@@ -204,10 +161,7 @@ def linear_limit_errors(network: VanillaNetwork, task: RegularTask) -> list[floa
 
 
 def hidden_gradient(network: VanillaNetwork, task: RegularTask) -> float:
-    r"""Norm of the gradient of all weights but the last layer's.
-
-    .. math:: \Bigl(\sum_{k < L} \lVert \partial L / \partial W^{(k)} \rVert_F^2\Bigr)^{1/2}
-    """
+    """Norm of the gradient of all weights but the last layer's."""
     weights = [layer.weight for layer in network.layers[:-1]]
     gradients = torch.autograd.grad(squared_loss(network(task.x), task), weights)
     return torch.stack([gradient.norm() for gradient in gradients]).norm().item()
@@ -217,14 +171,12 @@ def hidden_gradient(network: VanillaNetwork, task: RegularTask) -> float:
 def train_last_layer(network: VanillaNetwork, task: RegularTask, steps: int = 2000) -> None:
     """Gradient descent on the last layer alone, in place, at the largest step that descends.
 
-    The step is one over the largest eigenvalue of the second derivative. Solving the least squares
-    outright would use directions of 1e-12, with huge weights.
+    Solving the least squares outright would use directions of 1e-12, with huge weights.
 
     Source: backward-oversmoothing paper, stationary points.
     """
     z = network.average(network.trace(task.x)[0][-1][1])
-    curvature = z.t() @ z / len(z)
-    pull = z.t() @ task.y / len(z)
+    curvature, pull = z.t() @ z / len(z), z.t() @ task.y / len(z)
     rate = 1 / torch.linalg.matrix_norm(curvature, ord=2)
     weight = network.layers[-1].weight.t().clone()
     for _ in range(steps):
@@ -232,18 +184,26 @@ def train_last_layer(network: VanillaNetwork, task: RegularTask, steps: int = 20
     network.layers[-1].weight.copy_(weight.t())
 
 
+def _networks(
+    variants: Mapping[str, Settings], depths: Sequence[int], seeds: Sequence[int], progress: bool
+) -> Iterator[tuple[dict[str, Any], RegularTask, VanillaNetwork]]:
+    """What a row says of each network, its data, and the untrained network."""
+    cases = list(product(variants.items(), depths, seeds))
+    bar = tqdm(cases, "networks", file=sys.stderr, disable=not progress)
+    for (name, settings), depth, seed in bar:
+        task = regular_task(seed=seed)
+        about = {"variant": name, "num_layers": depth, "seed": seed}
+        yield about, task, VanillaNetwork(task, depth, seed, **settings)
+
+
 def last_layer_study(
-    variants: Mapping[str, Vanilla],
+    variants: Mapping[str, Settings],
     *,
-    depths: Sequence[int] = (2, 4, 8, 16, 32),
+    depths: Sequence[int],
     seeds: Sequence[int] = (0, 1, 2),
     progress: bool = True,
 ) -> pd.DataFrame:
     """K3: what is left of the gradient of hidden layers once the last layer is trained.
-
-    Returns:
-        A row per variant, depth and seed. ``before`` and ``after`` are the norms of
-        ``hidden_gradient``; ``loss`` after; and ``constant_loss``, that of the best constant.
 
     Source: backward-oversmoothing paper, spurious stationary points; settings ours.
     """
@@ -259,11 +219,9 @@ def last_layer_study(
 
 def last_layer_table(table: pd.DataFrame) -> pd.DataFrame:
     """Medians over seeds: gradients, what is left of them, and the loss over the constant's."""
-    shares = table.assign(
-        left=table["after"] / table["before"], share=table["loss"] / table["constant_loss"]
-    )
-    columns = ["before", "after", "left", "share"]
-    return shares.groupby(["variant", "num_layers"], sort=False)[columns].median()
+    left, share = table["after"] / table["before"], table["loss"] / table["constant_loss"]
+    by_network = table.assign(left=left, share=share).groupby(["variant", "num_layers"], sort=False)
+    return by_network[["before", "after", "left", "share"]].median()
 
 
 OPTIMIZERS = {
@@ -274,20 +232,15 @@ OPTIMIZERS = {
 
 
 def full_training(
-    variants: Mapping[str, Vanilla],
+    variants: Mapping[str, Settings],
     *,
-    depths: Sequence[int] = (1, 2, 4, 8, 16),
-    seeds: Sequence[int] = (0, 1, 2),
-    steps: int = 1000,
+    depths: Sequence[int],
+    seeds: Sequence[int],
+    steps: int,
     optimizer: str = "gradient descent",
-    every: int = 10,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """K4: losses of whole networks in training, by one of ``OPTIMIZERS``.
-
-    Returns:
-        A row per variant, depth, seed and ``step``, every so many and the last, with ``loss``
-        before the step, ``gradient``, the norm of ``hidden_gradient``, and ``constant_loss``.
+    """K4: losses and hidden gradients of whole networks before every tenth step, and the last.
 
     Source: backward-oversmoothing paper, training of deep networks; settings ours.
     """
@@ -299,7 +252,7 @@ def full_training(
             loss = squared_loss(network(task.x), task)
             descent.zero_grad()
             loss.backward()
-            if step % every == 0 or step == steps:
+            if step % 10 == 0 or step == steps:
                 norms = [weight.grad.norm() for weight in weights[:-1]]
                 row = {**about, "step": step, "loss": loss.item()}
                 row |= {"gradient": torch.stack(norms).norm().item()}
@@ -316,27 +269,13 @@ def training_table(table: pd.DataFrame, quantity: str = "share") -> pd.DataFrame
     return last.pivot_table(quantity, index, "num_layers", aggfunc="median", sort=False)
 
 
-def _networks(
-    variants: Mapping[str, Vanilla], depths: Sequence[int], seeds: Sequence[int], progress: bool
-) -> Iterator[tuple[dict[str, Any], RegularTask, VanillaNetwork]]:
-    """What a row says of each network, its data, and the untrained network."""
-    cases = list(product(variants.items(), depths, seeds))
-    bar = tqdm(cases, "networks", file=sys.stderr, disable=not progress)
-    for (name, variant), depth, seed in bar:
-        task = regular_task(seed=seed)
-        about = {"variant": name, "num_layers": depth, "seed": seed}
-        yield about, task, variant.build(task, depth, seed)
-
-
 def spread_by_layer(spreads: Mapping[str, pd.DataFrame]) -> sns.FacetGrid:
     """Relative spreads of features and errors by layer, a line per network, but those of zero."""
-    table = pd.concat({name: table.reset_index() for name, table in spreads.items()}, names=["of"])
+    table = pd.concat([table.assign(of=name) for name, table in spreads.items()])
     titles = {"features": "features, forward", "errors": "errors, backward"}
-    long = table.rename(columns=titles).melt(
-        ["layer", "seed"], list(titles.values()), ignore_index=False
-    )
+    long = table.rename(columns=titles).melt(["of", "layer", "seed"], list(titles.values()))
     grid = over_seeds(
-        long[long["value"] > 0].reset_index(),
+        long[long["value"] > 0],
         **dict(x="layer", y="value", color="of", panel="variable", log="y", marker=None),
         labels={"value": "relative spread over nodes"},
         size=(4.2, 3.2),
@@ -359,25 +298,8 @@ def collapse(matrices: Mapping[str, Mapping[int, Tensor]], *, nodes: int = 40) -
     return figure
 
 
-def last_layer_gradients(table: pd.DataFrame) -> sns.FacetGrid:
-    """The gradient of hidden layers before and after the last layer is trained, by depth."""
-    long = table.melt(["variant", "num_layers", "seed"], ["before", "after"])
-    grid = over_seeds(
-        long,
-        **dict(x="num_layers", y="value", color="variable", panel="variant", log="xy"),
-        labels={"num_layers": "hidden layers", "value": "gradient of hidden layers"},
-        palette={"before": "#8D99AE", "after": "#E76F51"},
-        size=(2.4, 2.8),
-    )
-    depths = sorted(table["num_layers"].unique())
-    for ax in grid.axes.flat:
-        ax.set_xticks(depths, [str(depth) for depth in depths])
-        ax.minorticks_off()
-    return grid
-
-
-def losses_in_training(table: pd.DataFrame, *, bottom: float = 1e-3) -> sns.FacetGrid:
-    """Training loss over that of the best constant, by step, cut below ``bottom``."""
+def losses_in_training(table: pd.DataFrame) -> sns.FacetGrid:
+    """Training loss over that of the best constant, by step, cut below a thousandth."""
     grid = over_seeds(
         table.assign(share=table["loss"] / table["constant_loss"]),
         **dict(x="step", y="share", color="num_layers", panel="variant", log="y", marker=None),
@@ -387,8 +309,4 @@ def losses_in_training(table: pd.DataFrame, *, bottom: float = 1e-3) -> sns.Face
     )
     grid.legend.set_title("hidden layers")
     grid.refline(y=1, color="black", lw=0.8, ls=":")
-    grid.set(ylim=(max(grid.axes.flat[0].get_ylim()[0], bottom), None))
-    for ax in grid.axes.flat:
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    return grid
+    return grid.set(ylim=(max(grid.axes.flat[0].get_ylim()[0], 1e-3), None))

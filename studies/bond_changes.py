@@ -15,7 +15,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 from torch_geometric.data import Data
 from tqdm import tqdm
 
@@ -26,7 +26,7 @@ from studies.data.description import SPLITS
 from studies.emergence import fit_to_data
 from studies.extras import build
 from studies.first_layer import distinct_edges, first_layer_table
-from studies.runs import titles
+from studies.published import titles
 from studies.train import fit, seed_all
 
 EXPERIMENTS = titles("changes")
@@ -38,12 +38,11 @@ SHARES = (0.70, 0.25, 0.05)
 
 def shuffle_types(splits: Splits, seed: int) -> Splits:
     """The same graphs, the types of all bonds of a split permuted among them."""
-    return _retyped(
-        splits,
-        seed,
-        lambda types, generator: types[torch.randperm(len(types), generator=generator)],
-        "bond types shuffled",
-    )
+
+    def draw(types: Tensor, generator: Generator) -> Tensor:
+        return types[torch.randperm(len(types), generator=generator)]
+
+    return _retyped(splits, seed, draw, "bond types shuffled")
 
 
 def uniform_types(splits: Splits, seed: int) -> Splits:
@@ -52,47 +51,38 @@ def uniform_types(splits: Splits, seed: int) -> Splits:
     Source: massive-activations paper, its "random edges" ablation. differs: its code draws once
     for each direction of a bond, without a seed.
     """
-    names = torch.tensor(sorted(splits.description.edge_types))
-    return _retyped(
-        splits,
-        seed,
-        lambda types, generator: names[
-            torch.randint(len(names), (len(types),), generator=generator)
-        ],
-        "bond types drawn uniformly",
-    )
+    ids = torch.tensor(sorted(splits.description.edge_types))
+
+    def draw(types: Tensor, generator: Generator) -> Tensor:
+        return ids[torch.randint(len(ids), (len(types),), generator=generator)]
+
+    return _retyped(splits, seed, draw, "bond types drawn uniformly")
 
 
 def split_types(splits: Splits, seed: int) -> Splits:
     """The same graphs, each type divided at random into so many that all are equally frequent.
 
-    A type that is n times as frequent as the rarest one becomes n types, n rounded; each of its
-    bonds has one of them, drawn uniformly.
+    A type that is n times as frequent as the rarest one becomes n types, n rounded.
     """
-    _whole_graphs(splits)
-    about = splits.description
-    counts = torch.cat([graph.edge_type for graph in splits.train]).bincount(
-        minlength=max(about.edge_types) + 1
-    )
-    absent = [name for i, name in about.edge_types.items() if counts[i] == 0]
-    if absent:
+    about = _whole_graphs(splits)
+    types = torch.cat([graph.edge_type for graph in splits.train])
+    counts = {i: int((types == i).sum()) for i in about.edge_types}
+    if absent := [name for i, name in about.edge_types.items() if counts[i] == 0]:
         raise ValueError(
             f"expected every edge type in the training split of {about.title}, but there is no "
             f"edge of the type {', '.join(absent)}"
         )
-    rarest = min(int(counts[i]) for i in about.edge_types)
-    parts = {i: round(int(counts[i]) / rarest) for i in about.edge_types}
+    parts = {i: round(count / min(counts.values())) for i, count in counts.items()}
     names, first = {}, {}
     for i, name in about.edge_types.items():
         first[i] = len(names) + 1  # id 0 stays "no edge"
         names |= {first[i] + k: f"{name} {k + 1}" for k in range(parts[i])}
 
-    def draw(types: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(types: Tensor, generator: Generator) -> Tensor:
         drawn = torch.empty_like(types)
         for i, number in parts.items():
-            of_type = types == i
-            bonds = int(of_type.sum())
-            drawn[of_type] = first[i] + torch.randint(number, (bonds,), generator=generator)
+            bonds = (int((types == i).sum()),)
+            drawn[types == i] = first[i] + torch.randint(number, bonds, generator=generator)
         return drawn
 
     return _retyped(splits, seed, draw, "types divided until equally frequent", names)
@@ -110,18 +100,15 @@ def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
     expected of the molecule; over the training split its standard deviation is 1. The other two
     types can change places without a change of the target.
     """
-    shares = torch.tensor(SHARES)
-    names = {i + 1: f"type {i + 1} ({share:.0%})" for i, share in enumerate(SHARES)}
+    names = {i: f"type {i} ({share:.0%})" for i, share in enumerate(SHARES, start=1)}
     names[informative] += ", informative"
-    changed = _retyped(
-        splits,
-        seed,
-        lambda types, generator: (
-            1 + torch.multinomial(shares, len(types), replacement=True, generator=generator)
-        ),
-        f"target depends on type {informative}",
-        names,
-    )
+
+    def draw(types: Tensor, generator: Generator) -> Tensor:
+        look = dict(num_samples=len(types), replacement=True, generator=generator)
+        return 1 + torch.multinomial(torch.tensor(SHARES), **look)
+
+    what = f"target depends on type {informative}"
+    changed = _retyped(splits, seed, draw, what, names)
     heteroatom = torch.tensor([name.split()[0] != "C" for name in ATOM_TYPES])
 
     def raw(graph: Data) -> Float[Tensor, ""]:
@@ -129,9 +116,8 @@ def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
         return (excess * heteroatom[graph.x[graph.edge_index[0]]]).sum()
 
     scale = torch.stack([raw(graph) for graph in changed.train]).std()
-    for name in SPLITS:
-        for graph in getattr(changed, name):
-            graph.y = (raw(graph) / scale).reshape(1, 1)
+    for graph in _every(changed):
+        graph.y = (raw(graph) / scale).reshape(1, 1)
     target = "edges of the informative type from heteroatoms, less the expected number"
     return replace(changed, description=replace(changed.description, target=target))
 
@@ -148,28 +134,24 @@ def join_global_node(
     of two new types as there are atoms. Our reading: the code that adds the node is not
     published, so its atom type, and that the readout counts it, are our choice.
     """
-    _whole_graphs(splits)
-    about = splits.description
+    about = _whole_graphs(splits)
 
-    def joined(graph: Data) -> Data:
-        changed = copy(graph)
+    def joined(graph: Data) -> dict[str, Tensor]:
         atoms = torch.arange(graph.num_nodes)
         hub = torch.full_like(atoms, graph.num_nodes)
-        edges = torch.cat([torch.stack([atoms, hub]), torch.stack([hub, atoms])], dim=1)
+        new = torch.stack([torch.cat([atoms, hub]), torch.cat([hub, atoms])])
         types = torch.tensor(edge_types).repeat_interleave(graph.num_nodes)
-        changed.x = torch.cat([graph.x, graph.x.new_tensor([about.num_node_types])])
-        changed.edge_index = torch.cat([graph.edge_index, edges], dim=1)
-        changed.edge_attr = changed.edge_type = torch.cat([graph.edge_type, types])
-        return changed
+        return {
+            "x": torch.cat([graph.x, graph.x.new_tensor([about.num_node_types])]),
+            "edge_index": torch.cat([graph.edge_index, new], dim=1),
+            "edge_type": torch.cat([graph.edge_type, types]),
+        }
 
     names = dict(about.edge_types)
     for i, name in zip(edge_types, GLOBAL, strict=True):
         names[i] = f"{names[i]} / {name}" if i in names else name
     what = "global node, edge types {} and {}".format(*edge_types)
-    return Splits(
-        **{name: [joined(graph) for graph in getattr(splits, name)] for name in SPLITS},
-        description=_described(about, what, names, num_node_types=about.num_node_types + 1),
-    )
+    return _changed(splits, joined, what, names, num_node_types=about.num_node_types + 1)
 
 
 def count_neighbors(splits: Splits, seed: int = 0) -> Splits:
@@ -178,29 +160,19 @@ def count_neighbors(splits: Splits, seed: int = 0) -> Splits:
     The new id is the old one plus the number of old ids times the number of neighbors. A mean
     over neighbors, whatever its weights, cannot tell how many they are; here each node is told.
     """
-    _whole_graphs(splits)
-    about = splits.description
+    about = _whole_graphs(splits)
 
     def neighbors(graph: Data) -> Int[Tensor, " N"]:
         return graph.edge_index[1].bincount(minlength=graph.num_nodes)
 
-    def counted(graph: Data) -> Data:
-        changed = copy(graph)
-        changed.x = graph.x + about.num_node_types * neighbors(graph)
-        changed.edge_attr = changed.edge_type = graph.edge_type.clone()
-        return changed
+    def counted(graph: Data) -> dict[str, Tensor]:
+        x = graph.x + about.num_node_types * neighbors(graph)
+        return {"x": x, "edge_type": graph.edge_type.clone()}
 
-    every = [graph for name in SPLITS for graph in getattr(splits, name)]
-    most = max((int(neighbors(graph).max()) for graph in every), default=0)
-    return Splits(
-        **{name: [counted(graph) for graph in getattr(splits, name)] for name in SPLITS},
-        description=_described(
-            about,
-            "node types with the number of neighbours",  # as checkpoints and tables have it
-            about.edge_types,
-            num_node_types=about.num_node_types * (most + 1),
-        ),
-    )
+    most = max((int(neighbors(graph).max()) for graph in _every(splits)), default=0)
+    what = "node types with the number of neighbours"  # as checkpoints and tables have it
+    number = about.num_node_types * (most + 1)
+    return _changed(splits, counted, what, about.edge_types, num_node_types=number)
 
 
 Change = Callable[[Splits, int], Splits]
@@ -214,9 +186,7 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
         "frequent-informative": lambda splits, seed: type_target(splits, seed, informative=1),
         "rare-informative": lambda splits, seed: type_target(splits, seed, informative=3),
         "global-node": join_global_node,
-        "global-node-triple": lambda splits, seed: join_global_node(
-            splits, seed, edge_types=(3, 3)
-        ),
+        "global-node-triple": lambda splits, seed: join_global_node(splits, edge_types=(3, 3)),
         "neighbour-count": count_neighbors,
     }
 )
@@ -226,23 +196,22 @@ CHANGES: Mapping[str, Change] = MappingProxyType(
 def _retyped(
     splits: Splits,
     seed: int,
-    draw: Callable[[Int[Tensor, " bonds"], torch.Generator], Int[Tensor, " bonds"]],
+    draw: Callable[[Int[Tensor, " bonds"], Generator], Int[Tensor, " bonds"]],
     what: str,
     names: Mapping[int, str] | None = None,
 ) -> Splits:
     """New types for the bonds of each split, all bonds of a split at once."""
-    _whole_graphs(splits)
-    generator = torch.Generator().manual_seed(seed)
-    changed = {}
-    for name in SPLITS:
-        graphs = [copy(graph) for graph in getattr(splits, name)]
-        bonds = [_bond_types(graph) for graph in graphs]
-        drawn = draw(torch.cat(bonds), generator) if bonds else torch.empty(0)
-        for graph, types in zip(graphs, drawn.split([len(b) for b in bonds]), strict=True):
-            graph.edge_attr = graph.edge_type = types.repeat_interleave(2)
-        changed[name] = graphs
-    about = splits.description
-    return Splits(**changed, description=_described(about, what, names or about.edge_types))
+    about = _whole_graphs(splits)
+    generator, drawn = Generator().manual_seed(seed), []
+    for split in SPLITS:
+        if bonds := [_bond_types(graph) for graph in getattr(splits, split)]:
+            drawn += draw(torch.cat(bonds), generator).split([*map(len, bonds)])
+    types = iter(drawn)
+
+    def retyped(graph: Data) -> dict[str, Tensor]:
+        return {"edge_type": next(types).repeat_interleave(2)}
+
+    return _changed(splits, retyped, what, names or about.edge_types)
 
 
 def _bond_types(graph: Data) -> Int[Tensor, " bonds"]:
@@ -255,24 +224,39 @@ def _bond_types(graph: Data) -> Int[Tensor, " bonds"]:
     return graph.edge_type[::2]
 
 
-def _described(about: Description, what: str, names: Mapping[int, str], **sizes) -> Description:
-    return replace(
-        about,
-        title=f"{about.title}, {what}",
-        edge_types=names,
-        num_edge_types=max(*names, 0) + 1,
-        deviations=(*about.deviations, f"Changed: {what}."),
-        **sizes,
-    )
+def _changed(
+    splits: Splits,
+    change: Callable[[Data], Mapping[str, Tensor]],
+    what: str,
+    names: Mapping[int, str],
+    **sizes: int,
+) -> Splits:
+    """Copies of all graphs with what ``change`` gives, and a description that says so."""
+    made = []
+    for graph in _every(splits):
+        made.append(copy(graph))
+        made[-1].update(change(graph))
+        made[-1].edge_attr = made[-1].edge_type
+    ends = len(splits.train), len(splits.train) + len(splits.val)
+    about = splits.description
+    sizes |= {"num_edge_types": max(*names, 0) + 1}
+    title, deviations = f"{about.title}, {what}", (*about.deviations, f"Changed: {what}.")
+    about = replace(about, title=title, edge_types=names, deviations=deviations, **sizes)
+    return Splits(made[: ends[0]], made[ends[0] : ends[1]], made[ends[1] :], about)
 
 
-def _whole_graphs(splits: Splits) -> None:
+def _every(splits: Splits) -> list[Data]:
+    return [*splits.train, *splits.val, *splits.test]
+
+
+def _whole_graphs(splits: Splits) -> Description:
     about = splits.description
     if not isinstance(about.num_edge_types, int):
         raise ValueError(
             f"expected whole graphs with one type id per edge, but {about.title} has not; use a "
             "data set of molecules, as zinc or moses"
         )
+    return about
 
 
 def type_shares(data: Mapping[str, Splits]) -> pd.DataFrame:
@@ -280,9 +264,8 @@ def type_shares(data: Mapping[str, Splits]) -> pd.DataFrame:
     rows = {}
     for title, splits in data.items():
         ids = torch.cat([graph.edge_type for graph in splits.train])
-        counts = ids.bincount(minlength=max(splits.description.edge_types) + 1)
         names = splits.description.edge_types
-        rows[title] = {f"type {i}": f"{float(counts[i] / len(ids)):.2%}" for i in names}
+        rows[title] = {f"type {i}": f"{float((ids == i).float().mean()):.2%}" for i in names}
     return pd.DataFrame(rows).T.fillna("")
 
 
@@ -296,8 +279,7 @@ def retrain(
 ) -> pd.DataFrame:
     """Train a network on data with changed types, and read its first layer.
 
-    A row per title of ``changes`` (``run``), seed, state (``base`` and ``best``) and edge type,
-    with the columns of ``first_layer_table`` and the least validation loss, ``val_loss``.
+    A row per title of ``changes`` (``run``), seed, state (``base``, ``best``) and edge type.
     """
     parts = []
     pairs = [(title, seed) for title in changes for seed in seeds]
@@ -311,12 +293,12 @@ def retrain(
         model = build(sized)
         base = {name: value.clone() for name, value in model.state_dict().items()}
         run = fit(model, changed, sized, seed=seed, progress=False)
+        named = {"run": title, "seed": seed, "val_loss": run.history["val_loss"].min()}
         for state, weights in (("base", base), ("best", run.best_weights)):
             model.load_state_dict(weights)
             start = base["edge_embedding.weight"]
             table = first_layer_table(model, *triples, about.edge_types, start)
-            named = {"run": title, "seed": seed, "state": state}
-            parts.append(table.assign(**named, val_loss=run.history["val_loss"].min()))
+            parts.append(table.assign(state=state, **named))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -330,8 +312,8 @@ def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
     late = late[late["epoch"] >= since]
     logarithmic = ["max_ratio", "gate_median"]
     late = late.assign(**np.log(late[logarithmic]), epochs_with=late["measured"] > 0, epochs=1)
-    names = [*logarithmic, "measured"]
-    how = dict.fromkeys(names, "mean") | {"epochs": "sum", "epochs_with": "sum"}
+    how = dict.fromkeys([*logarithmic, "measured"], "mean")
+    how |= {"epochs": "sum", "epochs_with": "sum"}
     means = late.groupby(["run", "label", "seed"], sort=False).agg(how)
     means[logarithmic] = np.exp(means[logarithmic])
     return means.reset_index()
@@ -344,23 +326,11 @@ def types_through_training(
 
     ``values`` are columns with the labels of their axes; ``logarithmic`` names some of them.
     """
-    long = first_layer.melt(["run", "label", "seed", "epoch"], list(values), var_name="quantity")
-    grid = sns.relplot(
-        long,
-        kind="line",
-        x="epoch",
-        y="value",
-        hue="label",
-        units="seed",
-        estimator=None,
-        col="run",
-        row="quantity",
-        palette="colorblind",
-        marker=".",
-        height=2.2,
-        aspect=1.25,
-        facet_kws=dict(sharey="row", margin_titles=True),
-    )
+    long = first_layer.melt(["run", "label", "seed", "epoch"], [*values], var_name="quantity")
+    lines = dict(x="epoch", y="value", hue="label", units="seed", estimator=None, marker=".")
+    panels = dict(col="run", row="quantity", height=2.2, aspect=1.25, palette="colorblind")
+    shared = dict(sharey="row", margin_titles=True)
+    grid = sns.relplot(long, kind="line", **lines, **panels, facet_kws=shared)
     grid.set_titles(col_template="{col_name}", row_template="")
     for (value, text), row in zip(values.items(), grid.axes, strict=True):
         row[0].set_ylabel(text)

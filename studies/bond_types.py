@@ -1,5 +1,6 @@
 """What the massive activations of finished runs sit on: tables by type of edge, and figures."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,23 +11,21 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from jaxtyping import Int
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg.attribution import THRESHOLDS, Edges, attribute, heat_map
-from mapkg.evaluation import predictions
-from mapkg.metrics import best_constant, each_loss, losses, pooled_mean
+from mapkg.evaluation import best_constant, each_loss, losses, pooled_mean, predictions
 from mapkg.models.config import Config
 from studies import checkpoint
-from studies.data import Splits, read_smiles
-from studies.data.bond_properties import edge_labels
+from studies.data import BOND_TYPES, Splits, read_smiles
+from studies.data.bond_properties import Labels, edge_labels
 from studies.extras import build
-from studies.first_layer import distinct_edges, first_layer_table, score_parts
+from studies.first_layer import distinct_edges, first_layer_table, heat_table, score_parts
 from studies.observation import edge_maxima
-from studies.runs import titles
+from studies.published import titles
 from studies.train import seed_all
 
 RUNS = titles("grid")
@@ -35,22 +34,8 @@ RUNS = titles("grid")
 ON_ZINC = {name: title for name, title in RUNS.items() if name.endswith("_zinc")}
 """Those on ZINC, whose first layer can be read off the weights as a table of types."""
 
-STATES = ("base", "best")
-"""The states of a run that are looked at, untrained and with the least validation loss."""
-
-TABLES = ("shares", "heat", "parts", "first_layer", "losses")
-"""What ``bond_types`` gives:
-
-- ``shares``: per state, layer, threshold, property of the edge (``by``) and label, the columns of
-  ``mapkg.attribution.attribute``;
-- ``heat``: per layer, threshold, label and channel of the best state, the percentage of massive
-  edges, zeros left out;
-- ``parts``: per state, layer and label, the columns of ``first_layer.score_parts``;
-- ``first_layer``: per kept epoch and label, the columns of ``first_layer.first_layer_table``;
-  empty where edges have more than one type id;
-- ``losses``: per state, the mean test loss with its bootstrap interval over graphs, its ``kind``,
-  and ``constant``, the loss of the best constant prediction.
-"""
+State = tuple[str, nn.Module, Mapping[str, Any]]
+"""Its name, the network, and what its checkpoint says of it."""
 
 
 def bond_types(
@@ -61,39 +46,32 @@ def bond_types(
     resamples: int = 1000,  # of bootstraps, and permutations of tests
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """Make ``TABLES`` of a finished run on the test split of the data it was trained on.
-
-    Properties of edges are those of ``bond_properties.edge_labels``; the untrained network is
-    looked at by the first one only.
-    """
-    folder = Path(folder)
-    names = [*STATES, *sorted(path.stem for path in folder.glob("epoch_*.safetensors"))]
-    trained_on = checkpoint.load(folder / "best")[1]["dataset"]
+    """The tables of a finished run, see ``tables_of``, on the test split it was trained for."""
+    names = [
+        "base",
+        "best",
+        *sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors")),
+    ]
+    trained_on = checkpoint.load(Path(folder) / "best")[1]["dataset"]
     if trained_on != splits.description.title:
         raise ValueError(
             f"{folder} was trained on {trained_on!r}, got {splits.description.title!r}; load the "
             "same data and make the same change"
         )
-    states = (
-        (name, *checkpoint.load(folder / name))
-        for name in tqdm(names, "states", file=sys.stderr, disable=not progress)
-    )
-    return _tables(states, splits, by, resamples)
+    shown = tqdm(names, "states", file=sys.stderr, disable=not progress)
+    states = ((name, *checkpoint.load(Path(folder) / name)) for name in shown)
+    return tables_of(states, splits, by, resamples)
 
 
 def examine_bond_types(
-    path: Path | str,
-    splits: Splits,
-    *,
-    properties: Sequence[str] = ("type",),
-    resamples: int = 200,
+    path: Path | str, splits: Splits, *, properties: Sequence[str] = ("type",), resamples: int = 200
 ) -> dict[str, pd.DataFrame]:
-    """Make ``TABLES`` of a saved network and its untrained self, rebuilt from its seed."""
+    """The same tables of a saved network and of its untrained self, rebuilt from its seed."""
     model, information = checkpoint.load(path)
     seed_all(information["seed"])
     base = build(Config.from_dict(information["config"])).eval()
     states = [("base", base, {**information, "epoch": 0}), ("best", model, information)]
-    return _tables(states, splits, properties, resamples)
+    return tables_of(states, splits, properties, resamples)
 
 
 def shares_elsewhere(
@@ -104,7 +82,7 @@ def shares_elsewhere(
     by: Sequence[str] = ("type",),  # properties of edges: type, atom pair, ring, conjugation, role
     resamples: int = 200,  # of bootstraps, and permutations of tests
 ) -> dict[str, pd.DataFrame]:
-    """Make the table ``shares`` of a run's best state on other molecules than it was trained on."""
+    """The table ``shares`` of a run's best state on other molecules than it was trained on."""
     model, information = checkpoint.load(Path(folder) / "best")
     graphs = read_smiles(smiles)
     labelled = {name: edge_labels(graphs, name, splits.description) for name in by}
@@ -112,13 +90,14 @@ def shares_elsewhere(
     return {"shares": shares.assign(**_origin(information, "best"), looked_at=smiles.name)}
 
 
-def _tables(
-    states: Iterable[tuple[str, nn.Module, Mapping[str, Any]]],
-    splits: Splits,
-    properties: Sequence[str],
-    resamples: int,
+def tables_of(
+    states: Iterable[State], splits: Splits, properties: Sequence[str], resamples: int
 ) -> dict[str, pd.DataFrame]:
-    """The tables of several states of one network; the first state is the untrained one."""
+    """Tables of several states of one network, the untrained one first; see data/README.md.
+
+    The untrained state is looked at by the first property only. ``first_layer`` is empty where
+    edges have more than one type id.
+    """
     about = splits.description
     labelled = {by: edge_labels(splits.test, by, about) for by in properties}
     first = {properties[0]: labelled[properties[0]]}
@@ -126,22 +105,22 @@ def _tables(
     has_types = isinstance(about.num_edge_types, int) and isinstance(about.num_node_types, int)
     if has_types:
         triples = distinct_edges(splits.train), distinct_edges(splits.test)
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
-    start = None
+    parts = {name: [] for name in ("shares", "heat", "parts", "first_layer", "losses")}
     for state, model, information in states:
-        found = {}
+        made = {}
         if has_types:
-            start = model.edge_embedding.weight.detach() if start is None else start
-            found["first_layer"] = first_layer_table(model, *triples, about.edge_types, start)
-        if state in STATES:
+            start = model.edge_embedding.weight.detach() if state == "base" else start
+            made["first_layer"] = first_layer_table(model, *triples, about.edge_types, start)
+        if state in ("base", "best"):
             looked = labelled if state == "best" else first
-            found["shares"] = _shares(model, splits.test, looked, resamples)
-            found["parts"] = score_parts(model, splits.test, labels, names)
+            made["shares"] = _shares(model, splits.test, looked, resamples)
+            made["parts"] = score_parts(model, splits.test, labels, names)
             kind = Config.from_dict(information["config"]).loss
-            found["losses"] = _losses(model, splits, kind, resamples)
+            made["losses"] = _losses(model, splits, kind, resamples)
         if state == "best":
-            found["heat"] = _heat(model, splits, labels, names)
-        for name, table in found.items():
+            shares = heat_map(model, splits.test, labels, len(names))
+            made["heat"] = heat_table(shares, THRESHOLDS, names)
+        for name, table in made.items():
             parts[name].append(table.assign(**_origin(information, state)))
     empty = pd.DataFrame(columns=["label", *_origin(information, state)])
     return {name: pd.concat(p, ignore_index=True) if p else empty for name, p in parts.items()}
@@ -153,16 +132,12 @@ def _origin(information: Mapping[str, Any], state: str) -> dict[str, Any]:
 
 
 def _shares(
-    model: nn.Module,
-    graphs: Sequence[Data],
-    labelled: dict[str, tuple[list[Int[Tensor, " _"]], tuple[str, ...]]],
-    resamples: int,
+    model: nn.Module, graphs: Sequence[Data], labelled: Mapping[str, Labels], resamples: int
 ) -> pd.DataFrame:
     maxima = edge_maxima(model, graphs).numpy()
     massive = np.concatenate([maxima > threshold for threshold in THRESHOLDS])
-    columns = pd.MultiIndex.from_product(
-        [THRESHOLDS, range(len(maxima))], names=["threshold", "layer"]
-    ).to_frame(index=False)
+    levels = {"threshold": THRESHOLDS, "layer": range(len(maxima))}
+    columns = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
     parts = []
     for by, (labels, names) in labelled.items():
         edges = Edges.of(graphs, labels, names)
@@ -174,32 +149,16 @@ def _shares(
 
 def _losses(model: nn.Module, splits: Splits, kind: str, resamples: int) -> pd.DataFrame:
     predicted, target = predictions(model, splits.test)
-    found = each_loss(predicted, target, kind)
-    pairs = found.nansum(dim=1).numpy(), found.isfinite().sum(dim=1).numpy()
+    each = each_loss(predicted, target, kind)
+    pairs = each.nansum(dim=1).numpy(), each.isfinite().sum(dim=1).numpy()
     loss, low, high = pooled_mean(*pairs, resamples=resamples)
-    trained_on = torch.cat([graph.y for graph in splits.train])
-    constant = best_constant(trained_on, kind).expand_as(target)
-    row = {"kind": kind, "loss": loss, "loss_low": low, "loss_high": high}
-    return pd.DataFrame([row | {"constant": losses(constant, target, kind).mean().item()}])
+    constant = best_constant(torch.cat([graph.y for graph in splits.train]), kind)
+    constant = losses(constant.expand_as(target), target, kind).mean().item()
+    row = {"kind": kind, "loss": loss, "loss_low": low, "loss_high": high, "constant": constant}
+    return pd.DataFrame([row])
 
 
-def _heat(
-    model: nn.Module, splits: Splits, labels: list[Tensor], names: Sequence[str]
-) -> pd.DataFrame:
-    shares = heat_map(model, splits.test, labels, len(names))
-    layer, threshold, label, channel = (shares > 0).nonzero(as_tuple=True)
-    return pd.DataFrame(
-        {
-            "layer": layer,
-            "threshold": np.asarray(THRESHOLDS)[threshold],
-            "label": np.asarray(names)[label],
-            "channel": channel,
-            "percent": 100 * shares[layer, threshold, label, channel],
-        }
-    )
-
-
-# Tables to read.
+# Tables to read, and figures.
 
 
 def edge_counts(shares: pd.DataFrame) -> dict[str, int]:
@@ -216,18 +175,14 @@ def share_table(
     shares: pd.DataFrame, value: str = "share", *, columns: Sequence[str] = ("run", "seed")
 ) -> pd.DataFrame:
     """A value as text with its interval, ``VALUE_low`` to ``VALUE_high``; labels down."""
-    texts = shares.apply(
-        lambda row: (
-            "none"
-            if np.isnan(row[value])
-            else f"{row[value]:.3f} [{row[f'{value}_low']:.3f}, {row[f'{value}_high']:.3f}]"
-        ),
-        axis=1,
-    )
+    texts = [
+        "none" if np.isnan(row[value]) else "{:.3f} [{:.3f}, {:.3f}]".format(*row)
+        for _, row in shares[[value, f"{value}_low", f"{value}_high"]].iterrows()
+    ]
     wide = shares.assign(text=texts).pivot(index="label", columns=list(columns), values="text")
-    order = shares[list(columns)].drop_duplicates()
     wide = wide.reindex(index=shares["label"].unique())
-    return wide[[tuple(row) if len(row) > 1 else row[0] for row in order.to_numpy()]]
+    order = shares[list(columns)].drop_duplicates().itertuples(index=False, name=None)
+    return wide[[row if len(row) > 1 else row[0] for row in order]]
 
 
 def range_table(
@@ -240,14 +195,11 @@ def range_table(
     """Least and greatest of each value over seeds, as text; ``values`` gives the headings."""
 
     def text(group: pd.Series) -> str:
-        low, high = group.min(), group.max()
-        ends = [f"{end:,.0f}" if abs(end) >= 1000 else f"{end:.{digits}g}" for end in (low, high)]
-        return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+        ends = (group.min(), group.max())
+        texts = [f"{end:,.0f}" if abs(end) >= 1000 else f"{end:.{digits}g}" for end in ends]
+        return " to ".join(dict.fromkeys(texts))
 
     return table.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
-
-
-# Figures.
 
 
 def heat_maps(
@@ -268,25 +220,41 @@ def heat_maps(
     axes are swapped.
     """
     chosen = heat.query("layer == @layer and threshold == @threshold")
-    vmax = max(chosen["percent"].max(), 1.0) if len(chosen) else 1.0
-    figure, axes = plt.subplots(
-        1, len(edges), figsize=(3.1 * len(edges) + 0.6, 3.4), layout="constrained", squeeze=False
-    )
+    size = (3.1 * len(edges) + 0.6, 3.4)
+    figure, axes = plt.subplots(1, len(edges), figsize=size, layout="constrained", squeeze=False)
     for ax, (label, number) in zip(axes.flat, edges.items(), strict=True):
-        values = np.zeros(heads * channels)
-        rows = chosen[chosen["label"] == label]
-        values[rows["channel"].to_numpy(int)] = rows["percent"].to_numpy(float)
-        values = values.reshape(heads, channels)
-        image = ax.imshow(values, cmap="rocket_r", vmin=0, vmax=vmax, aspect="auto")
-        ax.set(xlabel="channel of the head", ylabel="head" if ax is axes.flat[0] else None)
-        ax.set(xticks=range(channels), yticks=range(heads))
+        of_channel = chosen[chosen["label"] == label].set_index("channel")["percent"]
+        values = of_channel.reindex(range(heads * channels), fill_value=0).to_numpy(float)
+        look = dict(cmap="rocket_r", vmin=0, vmax=max([1.0, *chosen["percent"]]), aspect="auto")
+        image = ax.imshow(values.reshape(heads, channels), **look)
+        ax.set(xlabel="channel of the head", xticks=range(channels), yticks=range(heads))
         ax.set_title(f"{label}: {number / sum(edges.values()):.2%} of edges")
         if not values.any():
-            note = "no such edge" if number == 0 else "nothing above the threshold"
+            note = "nothing above the threshold" if number else "no such edge"
             ax.text(0.5, 0.5, note, transform=ax.transAxes, ha="center", va="center")
+    axes[0, 0].set_ylabel("head")
     figure.colorbar(image, ax=axes, label="% of edges of the type", pad=0.01)
     figure.suptitle(f"layer {layer}, ratio above {threshold:g}")
     return figure
+
+
+def published_heat() -> pd.DataFrame:
+    """The published heat map as ``heat_maps`` takes it, with the ``low`` and ``high`` of each cell.
+
+    GraphiT on ZINC, layer 0, ratio above 4000: read off the colors of the authors' figure
+    (LorenzoBini4/GNN-MAs, commit 3d3f1007, plot/heatmap.ipynb), one of 256 each. The numbers are
+    not ours to pass on: without them under ``MAPKG_DATA`` the table is empty.
+    """
+    path = Path(os.environ.get("MAPKG_DATA", "")) / "published/graphit_zinc_layer0_heat_4000.csv"
+    columns = ["layer", "threshold", "label", "channel", "percent", "low", "high"]
+    if not path.is_file():
+        return pd.DataFrame(columns=columns)
+    cells = pd.read_csv(path)
+    cells = cells[cells["colour_index"] > 0].rename(columns=lambda name: name.split("percent_")[-1])
+    channel = 8 * cells["attention_head"] + cells["feature_dimension"]
+    label = cells["edge_type"].map(BOND_TYPES)
+    made = cells.assign(layer=0, threshold=4000.0, label=label, channel=channel)
+    return made.rename(columns={"mid": "percent"})[columns]
 
 
 def by_label(
@@ -299,46 +267,38 @@ def by_label(
     line: float | None = None,
     axis: str = "share of edges with an MA",
 ) -> sns.FacetGrid:
-    """A dot for each seed and label, a panel for each run.
+    """A dot for each seed and label, a panel for each run; ``line`` is drawn across.
 
-    If there are columns ``VALUE_low`` and ``VALUE_high``, a dot has an interval. ``line`` is where
-    a dotted line is drawn across, ``axis`` the label of the value's axis.
+    A dot has an interval if there are columns ``VALUE_low`` and ``VALUE_high``.
     """
-    columns = min(columns, rows[panel].nunique())
-    most = rows.groupby(panel)["label"].nunique().max()
-    width = 3.0 if columns > 2 else max(3.6, 0.35 * most)
-    letters = rows.groupby(panel)["label"].agg(lambda labels: sum(map(len, labels.unique())))
-    crowded = letters.max() > 9 * width
-    height = 3.2 if crowded else 2.5
-    look = dict(height=height, aspect=width / height, col_wrap=columns, sharex=False)
-    grid = sns.FacetGrid(rows, col=panel, **look)
+    # The median of a value and the ends of its interval is the value.
+    three = [name for name in (value, f"{value}_low", f"{value}_high") if name in rows]
+    long = rows.melt([panel, "label", "seed"], three)
     seeds = sorted(rows["seed"].unique())
-    grid.map_dataframe(_dots, value=value, seeds=seeds, turn=crowded)
+    most = rows.groupby(panel)["label"].nunique().max()
+    look = dict(col_wrap=min(columns, rows[panel].nunique()), aspect=max(1.1, 0.12 * most))
+    grid = sns.FacetGrid(long, col=panel, height=3, sharex=False, **look)
+    grid.map_dataframe(
+        sns.pointplot,
+        "label",
+        "value",
+        hue="seed",
+        hue_order=seeds,
+        palette="colorblind",
+        estimator="median",
+        errorbar=("pi", 100),
+        dodge=0.4 if len(seeds) > 1 else False,
+        linestyle="none",
+        markersize=4,
+        err_kws=dict(linewidth=1.2),
+        log_scale=(False, log),
+    )
     grid.set_titles("{col_name}").set_axis_labels("", axis)
-    if log:
-        grid.set(yscale="log")
+    grid.tick_params(axis="x", rotation=30 if most < 10 else 90)
     if value == "share":
         grid.set(ylim=(-0.03, 1.03))
     if line is not None:
         grid.refline(y=line, color="black", lw=0.8, ls=":")
     if len(seeds) > 1:
         grid.add_legend(title="seed")
-    grid.tight_layout()
     return grid
-
-
-def _dots(data: pd.DataFrame, *, value: str, seeds: Sequence[Any], turn: bool, **_: object) -> None:
-    """A dot for each seed at each label of one panel, with its interval if there is one."""
-    ax, labels = plt.gca(), list(data["label"].unique())
-    colors = sns.color_palette("colorblind", len(seeds))
-    offsets = np.linspace(-0.22, 0.22, len(seeds)) if len(seeds) > 1 else [0.0]
-    for seed, color, offset in zip(seeds, colors, offsets, strict=True):
-        points = data[data["seed"] == seed].set_index("label").reindex(labels)
-        middle, place = points[value].to_numpy(float), np.arange(len(labels)) + offset
-        ends = None
-        if f"{value}_low" in points:
-            ends = np.abs(points[[f"{value}_low", f"{value}_high"]].to_numpy(float).T - middle)
-        ax.errorbar(place, middle, ends, fmt="o", ms=4.5, color=color, lw=1.2, label=str(seed))
-    turned = {"rotation": 90} if len(labels) > 9 else {"rotation": 30, "ha": "right"}
-    ax.set_xticks(range(len(labels)), labels, fontsize="small", **turned if turn else {})
-    ax.set_xlim(-0.5, len(labels) - 0.5)

@@ -11,12 +11,17 @@ import pandas as pd
 import torch
 
 from mapkg.models.config import Config
-from studies import checkpoint, controls, tables
+from studies import checkpoint, tables
 from studies.bond_changes import CHANGES
 from studies.data import NodesOfGraph, Splits, load
-from studies.emergence import emergence, observation_epochs
-from studies.published import CONFIGS
-from studies.runs import known
+from studies.emergence import (
+    emergence,
+    fit_to_data,
+    observation_epochs,
+    with_permuted_targets,
+    without_training,
+)
+from studies.published import CONFIGS, known
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
     "remedy": {"epochs": 4},
@@ -32,34 +37,29 @@ def train(
     dataset: str,  # a data set, for example moses
     out: Path,  # the folder of the run; one that was stopped goes on
     seed: int = 0,  # of initial weights, order of the data and dropout
-    epochs: int | None = None,  # at most so many, if not as many as the configuration has
-    set: Sequence[str] = (),  # values of the configuration to change, for example heads=4 lr=0.001
+    epochs: int | None = None,  # at most so many; without it as many as the network states
+    set: Sequence[str] = (),  # values of the network to change, for example heads=4 lr=0.001
     change: str | None = None,  # change the data first, for example shuffled-types
-    permute_targets: bool = False,  # a null: targets that have nothing to do with the graphs
+    permute_targets: bool = False,  # a null: give each graph the targets of another one
     keep_every: int | None = None,  # also keep the weights of each Nth epoch
     limit: int | None = None,  # only so many graphs of each split, to try out
     device: str = "cpu",  # for example cuda
-    threads: int | None = None,  # CPU threads, if not as many as torch takes
+    threads: int | None = None,  # CPU threads; without it as many as torch takes
 ) -> int:
     """Train a network and write what emerges."""
     changed = _change(change)  # a misspelt name is refused before data are read
     settings, splits, where = _network(config, dataset, set, limit, device)
-    _use(threads)
+    torch.set_num_threads(threads or torch.get_num_threads())
     if epochs is not None:
         settings = settings.replace(max_epochs=epochs)
     splits = changed(splits, seed)
     if permute_targets:
-        splits = controls.permute_targets(splits, seed)
-    emergence(
-        settings,
-        splits,
-        seed=seed,
-        name=config,
-        folder=out,
-        device=where,
-        observe_epochs=observation_epochs(settings.max_epochs),
-        keep_every=keep_every,
-    )
+        splits = with_permuted_targets(splits, seed)
+    settings = fit_to_data(settings, splits.description)  # or nothing is written
+    observed = observation_epochs(settings.max_epochs)
+    further = dict(folder=out, device=where, observe_epochs=observed, keep_every=keep_every)
+    with checkpoint.alone(out):
+        emergence(settings, splits, seed=seed, name=config, **further)
     return 0
 
 
@@ -69,14 +69,14 @@ def untrained(
     dataset: str,  # a data set, for example moses
     networks: int = 20,  # how many, with seeds one after the other
     first_seed: int = 1000,  # of initial weights; other ones than those of trained networks
-    set: Sequence[str] = (),  # values of the configuration to change, for example heads=4
+    set: Sequence[str] = (),  # values of the network to change, for example heads=4
     limit: int | None = None,  # only so many graphs of each split, to try out
     device: str = "cpu",  # for example cuda
 ) -> pd.DataFrame:
-    """``controls.untrained`` of a configuration and a data set by name."""
+    """``emergence.without_training`` of a configuration and a data set by name."""
     settings, splits, where = _network(config, dataset, set, limit, device)
     seeds = range(first_seed, first_seed + networks)
-    return controls.untrained(settings, splits, seeds, name=config, device=where)
+    return without_training(settings, splits, seeds, name=config, device=where)
 
 
 def data(
@@ -104,6 +104,7 @@ def make(
     output: str,
     folders: Sequence[Path] = (),
     change: str | None = None,
+    limit: int | None = None,
     threads: int | None = None,
     **settings: Any,
 ) -> int:
@@ -116,8 +117,10 @@ def make(
     data: tuple[Splits, ...] = ()
     if "splits" in takes:
         seeds = [checkpoint.load(folder / "best")[1]["seed"] for folder in folders]
-        data = (load(settings.pop("dataset")),)
-    _use(threads)
+        data = (_limited(load(settings.pop("dataset")), limit),)
+    elif "limit" in takes:  # it loads its data by itself
+        settings["limit"] = limit
+    torch.set_num_threads(threads or torch.get_num_threads())
     if "prefix" in takes:
         function(*data, prefix=output, **settings)
         return 0
@@ -143,44 +146,35 @@ def _network(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {device}: cannot be used here: {reason}") from None
-    splits = load(dataset)
-    if limit is not None:
-        limited = {name: getattr(splits, name)[:limit] for name in ("train", "val", "test")}
-        title = f"{splits.description.title}, first {limit}"
-        splits = replace(splits, description=replace(splits.description, title=title), **limited)
-    return settings, splits, torch.device(device)
+    return settings, _limited(load(dataset), limit), torch.device(device)
+
+
+def _limited(splits: Splits, limit: int | None) -> Splits:
+    if limit is None:
+        return splits
+    limited = {name: getattr(splits, name)[:limit] for name in ("train", "val", "test")}
+    title = f"{splits.description.title}, first {limit}"
+    return replace(splits, description=replace(splits.description, title=title), **limited)
 
 
 def _change(name: str | None) -> Callable[[Splits, int], Splits]:
     return (lambda splits, seed: splits) if name is None else known("--change", name, CHANGES)
 
 
-def _use(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
 def overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Values of ``NAME=VALUE``, converted to the type of the configuration's field."""
-    types = get_type_hints(Config)
-    values = {}
+    types, values = get_type_hints(Config), {}
     for assignment in assignments:
-        name, found, text = assignment.partition("=")
-        if not found or name not in types:
-            raise ValueError(
-                f"--set {assignment}: expected NAME=VALUE with NAME one of {', '.join(types)}"
-            )
+        name, sign, text = assignment.partition("=")
+        if not sign or name not in types:
+            names = ", ".join(types)
+            raise ValueError(f"--set {assignment}: expected NAME=VALUE with NAME one of {names}")
         kinds = get_args(types[name]) or (types[name],)  # int | None has two
+        literals = {"true": True, "false": False} if bool in kinds else {}
+        literals |= {"none": None} if NoneType in kinds else {}
         try:
-            values[name] = None if text == "None" and NoneType in kinds else _parse(text, kinds[0])
-        except ValueError:
+            is_literal = text.lower() in literals or bool in kinds
+            values[name] = literals[text.lower()] if is_literal else kinds[0](text)
+        except (KeyError, ValueError):
             raise ValueError(f"--set {assignment}: expected a {kinds[0].__name__}") from None
     return values
-
-
-def _parse(text: str, kind: type) -> Any:
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    return kind(text)

@@ -1,15 +1,36 @@
-"""Deep networks for the nodes of one graph, any number of layers, a normalization by name.
+"""Deep networks for the nodes of one graph, and how features and errors smooth in them.
 
 The skeleton is that of the LipschitzNorm paper's code: a linear map, L times dropout, a layer of
 PyG and an activation (but for the last), and a linear map to the classes.
 """
 
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, PairNorm, TransformerConv
+from torch_geometric.transforms import LargestConnectedComponents
+from torch_geometric.utils import index_to_mask
+from tqdm import tqdm
 
 from mapkg.lipschitz_norm import lipschitz_normalise
+from mapkg.oversmoothing import smoothing_by_layer, uniform_attention_limits
+from studies import tables
+from studies.backward_oversmoothing import OPTIMIZERS, full_training
+from studies.data import Description, NodesOfGraph, Splits
+from studies.data.networks import regular_task
+from studies.provenance import commit, versions
+from studies.published import known
+from studies.schedule import Schedule
+from studies.tasks import NodeTask
+from studies.train import fit
 
 FEATURE_NORMS = {
     "none": lambda _channels, _scale: nn.Identity(),
@@ -42,28 +63,54 @@ ACTIVATIONS = {"gcn": nn.functional.relu, "ggnn": lambda x: x}
 """Of architectures that have another one than ELU."""
 
 
-class DeepNetwork(nn.Module):
-    """Linear -> L x [dropout -> layer -> LayerNorm? -> activation -> PairNorm? -> + x?] -> Linear.
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Hyper-parameters of a ``DeepNetwork``, without the number of layers.
 
-    Seed torch before the call to fix the initial weights.
-
-    Args:
+    Attributes:
         architecture: one of ``LAYERS``.
-        num_layers: L, 1 or more.
-        in_channels, out_channels: features of a node, and classes.
-        hidden_channels: of each head.
-        heads: their outputs are concatenated. GCN and GGNN have no heads, and channels for as many.
         norm: one of ``NORMS``: nothing, a norm of the nodes' features after every layer, or a
             normalization of the scores inside it.
         scale: f of LipschitzNorm or s of PairNorm; None means their defaults.
+        hidden_channels: of each head.
+        heads: their outputs are concatenated. GCN and GGNN have no heads, and channels for as many.
         dropout: of features; None means the published one, 0.6 for GAT and else 0.5.
         attention_dropout: of attention weights, if there are any.
         residual: whether each layer but the first, which changes the width, is added to what came
             before it.
+    """
 
-    Raises:
-        ValueError: if a name is unknown, a size is below 1, or scores are to be normalized that a
-            layer does not have.
+    architecture: str = "gat"
+    norm: str = "none"
+    scale: float | None = None
+    hidden_channels: int = 16
+    heads: int = 4
+    dropout: float | None = None
+    attention_dropout: float = 0.3
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        known("architecture", self.architecture, LAYERS)
+        known("norm", self.norm, dict.fromkeys(NORMS))
+        for name in ("heads", "hidden_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        if self.norm in LIPSCHITZ_NORMS and self.architecture not in ("gat", "gt"):
+            raise ValueError(
+                f"norm: {self.norm!r} divides attention scores, which {self.architecture!r} does "
+                "not have; expected architecture 'gat' or 'gt'"
+            )
+
+    def build(self, num_layers: int, splits: Splits, seed: int) -> "DeepNetwork":
+        """The untrained network of a seed for the features and classes of a data set."""
+        sizes = splits.train.graph.num_features, splits.description.num_targets
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return DeepNetwork(self, num_layers, *sizes)
+
+
+class DeepNetwork(nn.Module):
+    """Linear -> L x [dropout -> layer -> LayerNorm? -> activation -> PairNorm? -> + x?] -> Linear.
 
     Source: LipschitzNorm paper, published code ``models/deepgat.py`` and ``models/deepgt.py``.
     differs: LayerNorm has weights of its own in every layer, takes any number of heads, and is
@@ -71,53 +118,29 @@ class DeepNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        architecture: str,
-        num_layers: int,
-        *,
-        in_channels: int,
-        out_channels: int,
-        hidden_channels: int = 64,
-        heads: int = 8,
-        norm: str = "none",
-        scale: float | None = None,
-        dropout: float | None = None,
-        attention_dropout: float = 0.3,
-        residual: bool = False,
+        self, variant: Variant, num_layers: int, in_channels: int, out_channels: int
     ) -> None:
         super().__init__()
-        if architecture not in LAYERS:
-            raise ValueError(f"architecture: expected one of {tuple(LAYERS)}, got {architecture!r}")
-        if norm not in NORMS:
-            raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {norm!r}")
-        sizes = {"num_layers": num_layers, "heads": heads, "hidden_channels": hidden_channels}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}")
-        if norm in LIPSCHITZ_NORMS and architecture not in ("gat", "gt"):
-            raise ValueError(
-                f"norm: {norm!r} divides attention scores, which {architecture!r} does not have; "
-                "expected architecture 'gat' or 'gt'"
-            )
-        width = hidden_channels * heads
+        if num_layers < 1:
+            raise ValueError(f"num_layers: expected 1 or more, got {num_layers}")
+        hidden, norm, architecture = variant.hidden_channels, variant.norm, variant.architecture
+        width = hidden * variant.heads
         layers = [
-            LAYERS[architecture](size, hidden_channels, heads, attention_dropout)
-            for size in [hidden_channels, *[width] * (num_layers - 1)]
+            LAYERS[architecture](size, hidden, variant.heads, variant.attention_dropout)
+            for size in [hidden, *[width] * (num_layers - 1)]
         ]
         make_norm = FEATURE_NORMS.get(norm, FEATURE_NORMS["none"])
-        size = 1.0 if scale is None else scale
-        self.embed = nn.Linear(in_channels, hidden_channels)
+        scale = 1.0 if variant.scale is None else variant.scale
+        self.embed = nn.Linear(in_channels, hidden)
         self.layers = nn.ModuleList(layers)
-        self.norms = nn.ModuleList(make_norm(width, size) for _ in layers)
+        self.norms = nn.ModuleList(make_norm(width, scale) for _ in layers)
         self.head = nn.Linear(width, out_channels)
-        if dropout is None:
-            dropout = 0.6 if architecture == "gat" else 0.5
-        self.dropout = nn.Dropout(dropout)
+        usual = 0.6 if architecture == "gat" else 0.5
+        self.dropout = nn.Dropout(usual if variant.dropout is None else variant.dropout)
         self.activation = ACTIVATIONS.get(architecture, nn.functional.elu)
-        self.is_norm_first = norm == "layer"
-        self.residual = residual
+        self.is_norm_first, self.residual = norm == "layer", variant.residual
         if norm in LIPSCHITZ_NORMS:
-            lipschitz_normalise(self, LIPSCHITZ_NORMS[norm], scale=scale)
+            lipschitz_normalise(self, LIPSCHITZ_NORMS[norm], scale=variant.scale)
 
     def forward(
         self, x: Float[Tensor, "N words"], edge_index: Int[Tensor, "2 E"]
@@ -143,19 +166,165 @@ PARAMETERS = {
 """What the names of a layer's parameters begin with, by kind; all matrices, and those of scores."""
 
 
-def gradient_norms(network: DeepNetwork) -> dict[str, list[float]]:
-    """Frobenius norm of the gradients that the last backward pass left, by kind and layer.
-
-    Empty for attention where a layer has none; NaN or infinite where gradients are.
-    """
-    norms: dict[str, list[float]] = {kind: [] for kind in PARAMETERS}
-    for layer in network.layers:
-        for kind, beginnings in PARAMETERS.items():
+def gradient_norms(network: DeepNetwork, epoch: int = 1) -> list[dict[str, Any]]:
+    """Frobenius norms of the last gradients, a row per layer and kind; an observer of ``fit``."""
+    rows = []
+    for kind, beginnings in PARAMETERS.items() if epoch else ():
+        for number, layer in enumerate(network.layers):
             gradients = [
                 parameter.grad.double().norm()
                 for name, parameter in layer.named_parameters()
                 if name.startswith(beginnings) and parameter.dim() > 1
             ]
-            if gradients:
-                norms[kind].append(torch.stack(gradients).norm().item())
-    return norms
+            if gradients:  # of attention there are none in GCN and GGNN
+                norm = torch.stack(gradients).norm().item()
+                rows.append({"epoch": epoch, "layer": number, "kind": kind, "norm": norm})
+    return rows
+
+
+_PLAIN = Variant(dropout=0.0, attention_dropout=0.0)
+REMEDIES = {
+    "no remedy": _PLAIN,
+    "PairNorm": replace(_PLAIN, norm="pair"),
+    "LayerNorm": replace(_PLAIN, norm="layer"),
+    "LipschitzNorm": replace(_PLAIN, norm="lipschitz"),
+    "residual": replace(_PLAIN, residual=True),
+}
+"""Deep GATs without dropout, which the theory of smoothing does not have."""
+
+CLASSES = 4
+"""Of the nodes of ``regular_splits``."""
+
+
+def regular_splits(num_nodes: int = 200, degree: int = 20, *, seed: int = 0) -> Splits:
+    """The regular graph of the theory with the quartiles of its target as classes of its nodes."""
+    task = regular_task(num_nodes, degree, seed=seed)
+    target = task.y.flatten()
+    bounds = torch.quantile(target, torch.arange(1, CLASSES).to(target) / CLASSES)
+    edges = (task.operator - torch.diag(task.operator.diag())).nonzero().t().contiguous()
+    graph = Data(x=task.x, edge_index=edges, y=torch.bucketize(target, bounds))
+    about = Description(
+        **dict(name="regular", title=f"{degree}-regular", task="node classification"),
+        **dict(target="quantile of a projection of averaged features", num_targets=CLASSES),
+        **dict(num_node_types=None, num_edge_types=None),
+        **dict(source="drawn at random", licence="none needed"),
+    )
+    nodes = torch.arange(num_nodes)
+    every, none = NodesOfGraph(graph, nodes), NodesOfGraph(graph, nodes[:0])
+    return Splits(every, none, none, about)
+
+
+def largest_component(splits: Splits) -> Splits:
+    """The training nodes of the largest part of a graph: features of different parts never meet."""
+    graph = splits.train.graph.clone()
+    graph.is_train = index_to_mask(splits.train.nodes, graph.num_nodes)
+    part = LargestConnectedComponents(connection="strong")(graph)
+    train = NodesOfGraph(part, part.is_train.nonzero().flatten())
+    none = NodesOfGraph(part, train.nodes[:0])
+    about = replace(splits.description, title=f"{splits.description.title}, largest component")
+    return Splits(train, none, none, about)
+
+
+def deep_smoothing(
+    splits: Splits,
+    variants: Mapping[str, Variant] = REMEDIES,
+    *,
+    num_layers: int = 16,
+    seeds: Sequence[int] = (0, 1, 2),
+    epochs: int = 100,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Smoothness of features and errors in every layer of deep networks, before and after training.
+
+    On the largest component. Where features are alike, attention weighs neighbors alike, and errors
+    are drawn to the degrees, the direction of ``errors``; where they are not, no direction is
+    known, and ``errors_rank_one`` takes the best. The ``gradient`` is of a layer's weights, and the
+    ``contraction`` that of uniform attention on the graph.
+
+    Source: ours; it joins the LipschitzNorm and the backward-oversmoothing paper.
+    """
+    schedule = Schedule(epochs=epochs, lr_patience=None)
+    splits = largest_component(splits)
+    graph, task = splits.train.graph, NodeTask(splits, evaluate=False)
+    limits = uniform_attention_limits(graph.edge_index, graph.num_nodes)
+    origin = {"dataset": splits.description.title, "versions": versions(), "commit": commit()}
+    origin |= {"num_layers": num_layers, "contraction": limits.contraction}
+    parts = []
+    pairs = list(product(variants.items(), seeds))
+    for (name, variant), seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
+        network = variant.build(num_layers, splits, seed).to(graph.x.dtype)
+        for state in ("untrained", "trained"):
+            if state == "trained":
+                fit(network, task, schedule, seed=seed, progress=False)
+            network.eval()
+
+            def loss(network: nn.Module = network) -> Tensor:
+                return next(task.steps(network, schedule))[0]
+
+            table = smoothing_by_layer(network, loss, "layers.*", errors_direction=limits.errors)
+            network.zero_grad()
+            value = loss()
+            value.backward()
+            rows = gradient_norms(network)
+            table["gradient"] = [row["norm"] for row in rows if row["kind"] == "weights"]
+            about = {"variant": name, "seed": seed, "state": state, "loss": value.item()}
+            about |= {"epochs": epochs * (state == "trained")}
+            parts.append(table.assign(**about, **origin))
+    return pd.concat(parts, ignore_index=True)
+
+
+def smoothing(
+    splits: Splits,
+    *,
+    layers: Sequence[int] = (2, 16),  # of attention networks
+    epochs: int = 200,  # of attention networks
+    depths: Sequence[int] = (1, 2, 4, 8, 16, 32),  # layers of vanilla networks on regular graphs
+    steps: int = 1000,  # of vanilla networks
+    seeds: Sequence[int] = (0, 1, 2),  # of both, a training for each
+) -> dict[str, pd.DataFrame]:
+    """``deep`` attention on a graph and on regular ones, and ``training`` of vanilla networks."""
+    cases = [(splits, seeds), *((regular_splits(seed=seed), [seed]) for seed in seeds)]
+    deep = [
+        deep_smoothing(case, num_layers=num_layers, seeds=of_case, epochs=epochs)
+        for case, of_case in cases
+        for num_layers in layers
+    ]
+    variants = {
+        f"{name}, {activation}": dict(
+            activation=activation, gain=gain, hidden_channels=32, is_graph=name == "GNN"
+        )
+        for activation, gain in (("relu", None), ("tanh", 1.2))
+        for name in ("GNN", "MLP")
+    }
+    sizes = dict(depths=depths, seeds=seeds, steps=steps)
+    trained = [
+        full_training(variants, optimizer=name, **sizes).assign(optimiser=name)
+        for name in OPTIMIZERS
+    ]
+    training = pd.concat(trained, ignore_index=True)
+    training = training.assign(versions=versions(), commit=commit())
+    return {"deep": pd.concat(deep, ignore_index=True), "training": training}
+
+
+def smoothing_table(smoothness: pd.DataFrame) -> pd.DataFrame:
+    """Spread of features in the last layer, least of errors in any, and the gradient of all."""
+    keys = ["dataset", "num_layers", "state", "variant", "seed"]
+    by_network = smoothness.sort_values("layer", kind="stable").groupby(keys, sort=False)
+    table = by_network.agg(
+        features=("features", "last"),
+        errors=("errors", "min"),
+        rank=("errors_rank_one", "min"),
+        gradient=("gradient", lambda norms: norms.pow(2).sum() ** 0.5),
+        loss=("loss", "first"),
+    )
+    return table.rename(columns={"rank": "rank one"}).reset_index()
+
+
+def remedy_table(smoothness: pd.DataFrame) -> pd.DataFrame:
+    """``smoothing_table`` over seeds of one data set, from the least to the greatest."""
+    networks = smoothing_table(smoothness)
+    forms = dict(features=".2g", errors=".2g", gradient=".3g", loss=".3g") | {"rank one": ".2g"}
+    look = dict(rows=["num_layers", "state", "variant"], statistic="range")
+    names = ("features", "errors", "rank one", "gradient", "loss")
+    parts = [tables.over_seeds(networks, name, form=forms[name], **look) for name in names]
+    return pd.concat(parts, axis="columns")

@@ -1,8 +1,7 @@
-"""Deep attention networks: gradients through training, convergence and accuracy by depth."""
+"""Deep attention networks: loss and accuracy by depth, also where features are hidden."""
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,246 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
-from matplotlib.colors import LogNorm
-from matplotlib.ticker import NullFormatter
-from tqdm import tqdm
 
 from studies import tables
 from studies.data import Splits
-from studies.deep import NORMS, DeepNetwork
+from studies.deep import LAYERS, NORMS, Variant
 from studies.figures import layer_colors, over_seeds, whole_ticks
-from studies.provenance import commit, versions
-from studies.runs import known, titles
-from studies.schedule import Fit, Schedule
-from studies.study import Result, Study, run_study
-from studies.tasks import COLUMNS, NodeTask, observe_gradients
+from studies.published import known, titles
+from studies.schedule import Schedule
+from studies.tables import Result, Study, run_study
+from studies.tasks import COLUMNS, hide_features
 from studies.train import fit
-
-DEPTHS = (1, 2, 5, 10, 15, 20, 25, 30)
-"""Numbers of layers of the depth study."""
-
-TARGET_LOSS = 0.5
-"""The training loss below which a network has converged."""
-
-CURVE_EVERY = 5
-"""Epochs between two points of a tracked loss curve."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """Hyper-parameters of a ``DeepNetwork``, without the number of layers."""
-
-    architecture: str = "gat"
-    norm: str = "none"
-    scale: float | None = None
-    hidden_channels: int = 16
-    heads: int = 4
-    dropout: float | None = None
-    attention_dropout: float = 0.3
-    residual: bool = False
-
-    def build(self, num_layers: int, splits: Splits, seed: int) -> DeepNetwork:
-        """The untrained network of a seed for the features and classes of a data set."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return DeepNetwork(
-                num_layers=num_layers,
-                in_channels=splits.train.graph.num_features,
-                out_channels=splits.description.num_targets,
-                **asdict(self),
-            )
-
-
-def gradient_variants(**sizes: int) -> dict[str, Variant]:
-    """The networks whose gradients are compared, by title, with these widths and heads."""
-    settings: dict[str, dict[str, Any]] = {
-        "no norm": {},
-        "no norm, no dropout": {"dropout": 0.0, "attention_dropout": 0.0},
-        "LipschitzNorm, f = 1": {"norm": "lipschitz", "scale": 1.0},
-        "LipschitzNorm, f = 4": {"norm": "lipschitz", "scale": 4.0},
-        "LipschitzNorm, published": {"norm": "lipschitz-published"},
-        "published, per head": {"norm": "lipschitz-published-si"},
-        "PairNorm": {"norm": "pair"},
-        "PairNorm-SI": {"norm": "pair-si"},
-        "LayerNorm": {"norm": "layer"},
-    }
-    return {title: Variant(**values, **sizes) for title, values in settings.items()}
-
-
-def gradient_evolution(
-    splits: Splits,
-    variants: Mapping[str, Variant],
-    *,
-    num_layers: int = 25,
-    seeds: Sequence[int] = (0, 1, 2),
-    schedule: Schedule | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Gradient norms of every layer through training, by default 60 epochs at a constant rate.
-
-    Returns:
-        A row per ``variant``, ``seed``, ``epoch``, ``layer`` and ``kind`` of parameters, with the
-        ``norm`` of the gradient and the ``train_loss`` before the step.
-
-    Source: LipschitzNorm paper, gradient evolution of a 25-layer GAT.
-    """
-    schedule = Schedule(epochs=60, lr_patience=None) if schedule is None else schedule
-    parts = []
-    pairs = list(product(variants.items(), seeds))
-    for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
-        network = variant.build(num_layers, splits, seed)
-        settings = dict(seed=seed, observe=observe_gradients, progress=False)
-        training = fit(network, NodeTask(splits, evaluate=False), schedule, **settings)
-        losses = training.history[["epoch", "train_loss"]]
-        about = {"variant": name, "seed": seed, "num_layers": num_layers}
-        about |= {"dataset": splits.description.title}
-        parts.append(training.observations.merge(losses, on="epoch").assign(**about))
-    return pd.concat(parts, ignore_index=True)
-
-
-def compact_gradients(gradients: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """What is tracked: ``heat``, all layers of the first seed, and ``largest`` over layers."""
-    is_first = gradients["seed"] == gradients["seed"].iloc[0]
-    heat = gradients[is_first & (gradients["kind"] == "weights")].drop(columns="train_loss")
-    keys = ["variant", "seed", "num_layers", "dataset", "epoch", "kind"]
-    largest = gradients.groupby(keys, sort=False).agg(
-        norm=("norm", lambda norms: norms.max(skipna=False)),  # a NaN is no small gradient
-        train_loss=("train_loss", "first"),
-    )
-    origin = {"versions": versions(), "commit": commit()}
-    return {"heat": heat.assign(**origin), "largest": largest.reset_index().assign(**origin)}
-
-
-def gradients(
-    splits: Splits,
-    *,
-    layers: int = 25,  # of every network
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),  # of weights and dropout, a training for each
-    epochs: int = 60,  # of each training, at a constant rate
-    hidden: int = 16,  # channels of a head
-    heads: int = 4,  # of attention
-) -> dict[str, pd.DataFrame]:
-    """``compact_gradients`` of all ``gradient_variants``."""
-    variants = gradient_variants(hidden_channels=hidden, heads=heads)
-    schedule = Schedule(epochs=epochs, lr_patience=None)
-    whole = gradient_evolution(splits, variants, num_layers=layers, seeds=seeds, schedule=schedule)
-    sizes = dict(heads=heads, hidden=hidden)
-    return {name: table.assign(**sizes) for name, table in compact_gradients(whole).items()}
-
-
-def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
-    """The largest gradient of whole trainings, the last loss, and how many seeds overflowed."""
-    keys = ["heads", "variant"]
-    by_seed = largest[largest["kind"] == "weights"].groupby([*keys, "seed"], sort=False)
-    values = by_seed.agg(
-        **{
-            "largest gradient": ("norm", lambda norms: norms.max(skipna=False)),
-            "last loss": ("train_loss", "last"),
-        }
-    ).reset_index()
-    shown = list(values.columns[3:])
-    is_finite = np.isfinite(values[shown[0]])
-    values[shown] = values[shown].where(is_finite)
-    parts = [tables.over_seeds(values, name, rows=keys) for name in shown]
-    counts = (~is_finite).groupby([values[key] for key in keys], sort=False).agg(["sum", "count"])
-    overflowed = counts["sum"].astype(str) + "/" + counts["count"].astype(str)
-    return pd.concat([*parts, overflowed.rename("overflowed")], axis="columns")
-
-
-def depth_study(
-    splits: Splits,
-    variants: Sequence[Variant],
-    *,
-    depths: Sequence[int] = DEPTHS,
-    seeds: Sequence[int] = (0, 1, 2),
-    schedule: Schedule | None = None,
-    prefix: Path | str | None = None,
-    progress: bool = True,
-) -> Study:
-    """Train every variant at every depth with every seed, by default with the published schedule.
-
-    Args:
-        splits: of ``NodesOfGraph``.
-        variants, depths, seeds: networks, numbers of layers, and seeds of weights and dropout.
-        schedule: of training; None means the published one, 200 epochs.
-        prefix: of the tables, see ``run_study``.
-        progress: whether to show a progress bar on stderr.
-
-    Returns:
-        In ``runs`` a row per training with its settings and ``fit_summary``; in ``curves`` training
-        losses of the first and every fifth epoch.
-
-    Source: LipschitzNorm paper, convergence and accuracy against depth.
-    """
-    schedule = Schedule() if schedule is None else schedule
-
-    def train(variant: Variant, depth: int, seed: int) -> Result:
-        network = variant.build(depth, splits, seed)
-        training = fit(network, splits, schedule, seed=seed, progress=False)
-        history = training.history
-        is_shown = history["epoch"].isin([1, *range(0, schedule.epochs + 1, CURVE_EVERY)])
-        return fit_summary(training), history.loc[is_shown, ["epoch", "train_loss"]]
-
-    trainings = []
-    for depth, seed, variant in product(depths, seeds, variants):
-        about = {**asdict(variant), "num_layers": depth, "seed": seed}
-        about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
-        trainings.append((about, partial(train, variant, depth, seed)))
-    labels = ("architecture", "norm", "scale", "num_layers", "seed")
-    return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
-
-
-def depth(
-    splits: Splits,
-    *,
-    architecture: str,  # gat or gt
-    norms: Sequence[str],  # names of studies.deep.NORMS; lipschitz=4 sets the scale, too
-    layers: Sequence[int] = DEPTHS,  # numbers of layers
-    seeds: Sequence[int] = (0, 1, 2),  # of weights and dropout, a training for each
-    constant_rate: bool = False,  # a learning rate that does not fall
-    epochs: int = 200,  # of each training
-    hidden: int = 16,  # channels of a head
-    heads: int = 4,  # of attention
-    prefix: Path | str,
-) -> None:
-    """``depth_study`` of one architecture and norms by name."""
-    known("--architecture", architecture, dict.fromkeys(("gat", "gt")))
-    variants = []
-    for text in norms:
-        norm, is_scaled, scale = text.partition("=")
-        known("--norms", norm, dict.fromkeys(NORMS))
-        try:
-            number = float(scale) if is_scaled else None
-        except ValueError:
-            raise ValueError(f"--norms {text}: expected NORM or NORM=SCALE") from None
-        sizes = dict(hidden_channels=hidden, heads=heads)
-        variants.append(Variant(architecture=architecture, norm=norm, scale=number, **sizes))
-    schedule = Schedule(epochs=epochs, lr_patience=None if constant_rate else Schedule.lr_patience)
-    depth_study(splits, variants, depths=layers, seeds=seeds, schedule=schedule, prefix=prefix)
-
-
-def fit_summary(training: Fit) -> dict[str, Any]:
-    """What a row says of a training: accuracies, losses, convergence.
-
-    ``test_last`` is of the last epoch, the published protocol; ``test_best`` of the first
-    ``best_epoch`` with the best validation accuracy ``val_best``; ``converged`` is the first epoch
-    with a training loss below ``TARGET_LOSS``, NaN for never. Training ends before the last epoch
-    if the learning rate has died or the loss is no longer finite.
-    """
-    history = training.history
-    best = history.loc[history["val_accuracy"].idxmax()]
-    return {
-        "test_last": history["test_accuracy"].iloc[-1],
-        "test_best": best["test_accuracy"],
-        "val_best": best["val_accuracy"],
-        "best_epoch": int(best["epoch"]),
-        "last_epoch": int(history["epoch"].iloc[-1]),
-        "least_loss": history["train_loss"].min(),
-        "converged": float(history.loc[history["train_loss"] < TARGET_LOSS, "epoch"].min()),
-        "finite": training.stop_reason != "not finite",
-    }
-
 
 TITLES = {
     "none": "no norm",
@@ -269,6 +38,86 @@ CONSTANT_RATE = titles("constant depth")
 """Tracked depth studies, from their files to their titles; that at a constant rate is a control."""
 
 
+def depth(
+    splits: Splits,
+    *,
+    architecture: str,  # gat, gt, gcn or ggnn
+    norms: Sequence[str],  # names of studies.deep.NORMS; lipschitz=4 sets the scale, too
+    layers: Sequence[int] = (1, 2, 5, 10, 15, 20, 25, 30),  # numbers of layers
+    seeds: Sequence[int] = (0, 1, 2),  # of weights and dropout, a training for each
+    constant_rate: bool = False,  # a learning rate that does not fall
+    epochs: int = 200,  # of each training
+    lr: float = 0.005,  # learning rate at the start
+    weight_decay: float = 0.0005,  # of Adam
+    hidden: int = 16,  # channels of a head
+    heads: int = 4,  # of attention
+    dropout: float | None = None,  # of features, if not 0.6 for GAT and else 0.5
+    attention_dropout: float = 0.3,  # of attention weights
+    prefix: Path | str | None = None,
+    progress: bool = True,
+) -> Study:
+    """Train networks of every norm and depth: ``runs``, and ``curves`` of their training losses.
+
+    Source: LipschitzNorm paper, convergence and accuracy against depth.
+    """
+    known("--architecture", architecture, LAYERS)
+    rates = dict(dropout=dropout, attention_dropout=attention_dropout)
+    sizes = dict(architecture=architecture, hidden_channels=hidden, heads=heads, **rates)
+    variants = [Variant(**norm_and_scale(norm, NORMS), **sizes) for norm in norms]
+    schedule = _schedule(constant_rate, epochs=epochs, lr=lr, weight_decay=weight_decay)
+    trainings = []
+    for num_layers, seed, variant in product(layers, seeds, variants):
+        about = {**asdict(variant), "num_layers": num_layers, "seed": seed}
+        about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
+        training = partial(_train, variant, splits, num_layers, seed, schedule, 5)
+        trainings.append((about, training))
+    labels = ("architecture", "norm", "scale", "num_layers", "seed")
+    return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
+
+
+def norm_and_scale(text: str, among: Collection[str]) -> dict[str, Any]:
+    """What NORM or NORM=SCALE stands for."""
+    norm, is_scaled, scale = text.partition("=")
+    known("--norms", norm, dict.fromkeys(among))
+    try:
+        return {"norm": norm, "scale": float(scale) if is_scaled else None}
+    except ValueError:
+        raise ValueError(f"--norms {text}: expected NORM or NORM=SCALE") from None
+
+
+def _schedule(constant_rate: bool, **settings: Any) -> Schedule:
+    """The published schedule, or one whose rate does not fall."""
+    return Schedule(**settings, lr_patience=None if constant_rate else Schedule.lr_patience)
+
+
+def _train(
+    variant: Variant, splits: Splits, num_layers: int, seed: int, schedule: Schedule, every: int
+) -> Result:
+    """What a row says of a training, and its curve: every so many epochs, or the last one for 0.
+
+    ``test_last`` is the published protocol. Training ends before the last epoch if the learning
+    rate has died or the loss is no longer finite.
+    """
+    network = variant.build(num_layers, splits, seed)
+    training = fit(network, splits, schedule, seed=seed, progress=False)
+    history = training.history
+    best, last = history.loc[history["val_accuracy"].idxmax()], history.iloc[-1]
+    row = {
+        "test_last": last["test_accuracy"],
+        "test_best": best["test_accuracy"],
+        "val_best": best["val_accuracy"],
+        "best_epoch": int(best["epoch"]),
+        "last_epoch": int(last["epoch"]),
+        "least_loss": history["train_loss"].min(),
+        "converged": float(history.loc[history["train_loss"] < 0.5, "epoch"].min()),
+        "finite": training.stop_reason != "not finite",
+    }
+    if not every:
+        return row, history.drop(columns="seconds").tail(1)
+    is_shown = (history["epoch"] == 1) | (history["epoch"] % every == 0)
+    return row, history.loc[is_shown, ["epoch", "train_loss"]]
+
+
 def read_depth(
     folder: Path | str, table: str = "runs", studies: Mapping[str, str] = STUDIES
 ) -> pd.DataFrame:
@@ -278,73 +127,28 @@ def read_depth(
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """The table with ``variant``, the title of the norm and, if it is set, the scale."""
-    titles = table["norm"].map(TITLES)
-    scale = table["scale"].astype(float)
-    return table.assign(
-        variant=titles.where(scale.isna(), titles + ", f = " + scale.map("{:g}".format))
-    )
+    norm, scale = table["norm"].map(TITLES), table["scale"].astype(float)
+    scaled = norm + ", f = " + scale.map("{:g}".format)
+    return table.assign(variant=norm.where(scale.isna(), scaled))
 
 
-def gradient_heat(gradients: pd.DataFrame, *, columns: int = 3) -> sns.FacetGrid:
-    """Gradient norms of every layer after every step for the first seed, a panel per variant."""
-    is_first = gradients["seed"] == gradients["seed"].iloc[0]
-    rows = gradients[is_first & (gradients["kind"] == "weights")]
-    positive = rows.loc[np.isfinite(rows["norm"]) & (rows["norm"] > 0), "norm"]
-    look = dict(norm=LogNorm(positive.min(), positive.max()), cmap="magma")
-    columns = min(columns, rows["variant"].nunique())
-    grid = sns.FacetGrid(rows, col="variant", col_wrap=columns, height=2.4, aspect=1.25)
-    for variant, ax in grid.axes_dict.items():
-        wide = rows[rows["variant"] == variant].pivot(index="layer", columns="epoch", values="norm")
-        mesh = ax.pcolormesh(wide.columns, wide.index, wide, **look)
-    whole_ticks(grid, "xy", 5)
-    grid.set_titles("{col_name}").set_axis_labels("step", "layer")
-    grid.figure.colorbar(mesh, ax=list(grid.axes.flat), label="norm of the gradient")
-    return grid
-
-
-def largest_gradients(gradients: pd.DataFrame, **look: Any) -> sns.FacetGrid:
-    """The largest gradient norm of any layer by step; a line ends where one is not finite."""
-    keys = ["variant", "epoch", *([look["panel"]] if "panel" in look else [])]
-    rows = gradients[gradients["kind"] == "weights"]
-    rows = rows.groupby([*keys, "seed"], sort=False)["norm"].max(skipna=False).reset_index()
-    is_finite = np.isfinite(rows["norm"]).groupby([rows[key] for key in keys]).transform("all")
-    labels = {"epoch": "step", "norm": "largest gradient norm of any layer"}
-    settings = dict(x="epoch", y="norm", color="variant", log="y", labels=labels, marker=None)
-    grid = over_seeds(rows[is_finite], **settings, **look)
-    whole_ticks(grid)
-    return grid
-
-
-def loss_by_depth(curves: pd.DataFrame, *, columns: int = 4, top: float = 10.0) -> sns.FacetGrid:
-    """Training losses, a panel per variant, a color per number of layers; cut above ``top``."""
+def loss_by_depth(curves: pd.DataFrame, *, columns: int = 4) -> sns.FacetGrid:
+    """Training losses, a panel per variant, a color per number of layers; cut above 10."""
     grid = over_seeds(
         curves,
         **dict(x="epoch", y="train_loss", color="num_layers", panel="variant", log="y"),
-        columns=columns,
+        **dict(columns=columns, size=(2.6, 2.3), marker=None),
         labels={"train_loss": "training loss"},
         palette=layer_colors(curves["num_layers"]),
-        marker=None,
-        size=(2.6, 2.3),
     )
     grid.legend.set_title("layers")
-    grid.set(ylim=(None, min(grid.axes.flat[0].get_ylim()[1], top)))
-    for ax in grid.axes.flat:
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    return grid
+    return grid.set(ylim=(None, min(grid.axes.flat[0].get_ylim()[1], 10)))
 
 
 def by_depth(
     runs: pd.DataFrame, values: Mapping[str, str], *, panel: str = "run", **look: Any
 ) -> sns.FacetGrid:
-    """Accuracies by number of layers, means over seeds, a panel per group and value.
-
-    Args:
-        runs: columns ``num_layers``, ``seed``, ``variant``, that of the panel and the values.
-        values: from columns to what titles of panels say of them; nothing if it is empty.
-        panel: the column that tells panels apart.
-        **look: of ``figures.over_seeds``.
-    """
+    """Accuracies by number of layers, means over seeds, a panel per group and value."""
     parts = [
         runs.assign(accuracy=runs[value], panel=runs[panel] + (f"\n{title}" if title else ""))
         for value, title in values.items()
@@ -354,3 +158,115 @@ def by_depth(
     grid = over_seeds(pd.concat(parts), **settings, estimator="mean", **look)
     whole_ticks(grid)
     return grid
+
+
+MODELS = {
+    "GCN": Variant(architecture="gcn"),
+    "GGNN": Variant(architecture="ggnn"),
+    "GAT": Variant(architecture="gat"),
+    "GAT-Pn": Variant(architecture="gat", norm="pair"),
+    "GAT-Lip": Variant(architecture="gat", norm="lipschitz"),
+}
+"""The networks of the table of missing features, by their names in it."""
+
+MISSING = tuple(titles("missing"))
+CONSTANT_MISSING = tuple(titles("constant missing"))
+"""Tracked studies of missing features, by the prefix of their files; the second are those at a rate
+that does not fall, of some networks and layers."""
+
+CHOICES = {"validation": ("val_best", "test_best"), "test": ("test_last", "test_last")}
+"""What the number of layers is chosen by, and what is reported. ``validation``, the mean of the
+best validation accuracy, with the test accuracy of these epochs; ``test``, the mean test accuracy
+of the last epoch, which is also what is reported and so is too high."""
+
+_TABLE = """
+GCN      82.5 1.2  2  58.8 3.5  2  69.5 2.1  2  31.3 2.7  2  77.9 1.4  2  44.9 4.4  2
+GGNN     81.8 2.0  2  68.2 2.5  6  68.5 1.9  3  40.5 1.4  5  78.4 2.1  4  56.6 1.9  4
+GAT      82.3 2.3  2  65.3 2.1  4  69.3 1.6  2  42.8 1.6  4  77.4 0.5  6  63.1 0.7  4
+GAT-Pn   78.8 0.6  4  73.8 1.2 12  67.2 0.8  4  51.7 1.1 10  77.6 1.6  8  70.4 1.1 12
+GAT-Lip  83.1 0.5  5  75.3 0.9 11  69.1 1.5  3  50.9 1.9  9  78.9 1.3  5  73.3 1.4 15
+"""
+
+
+def missing(
+    splits: Splits,
+    *,
+    rates: Sequence[float] = (0.0, 1.0),  # shares of nodes whose features are hidden, in [0, 1]
+    models: Sequence[str] = ("GCN", "GGNN", "GAT", "GAT-Pn", "GAT-Lip"),  # names in the table
+    layers: Sequence[int] = (2, 3, 4, 6, 8, 10, 12, 15),  # numbers of layers
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),  # of weights, dropout and of what is hidden
+    constant_rate: bool = False,  # a learning rate that does not fall
+    epochs: int = 200,  # of each training
+    lr: float = 0.005,  # learning rate at the start
+    hidden: int = 16,  # channels of a head
+    heads: int = 4,  # of attention
+    prefix: Path | str | None = None,
+    progress: bool = True,
+) -> Study:
+    """Train networks on a graph with features hidden outside the training set, the same for all.
+
+    Source: LipschitzNorm paper, missing features, after the PairNorm paper.
+    """
+    sizes = dict(hidden_channels=hidden, heads=heads)
+    chosen = {name: replace(known("--models", name, MODELS), **sizes) for name in models}
+    schedule = _schedule(constant_rate, epochs=epochs, lr=lr)
+    data = {both: hide_features(splits, *both) for both in product(rates, seeds)}
+    trainings = []
+    for seed, depth, rate, (name, variant) in product(seeds, layers, rates, chosen.items()):
+        about = {"model": name, **asdict(variant), "num_layers": depth, "rate": rate, "seed": seed}
+        about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
+        training = partial(_train, variant, data[rate, seed], depth, seed, schedule, 0)
+        trainings.append((about, training))
+    labels = ("model", "num_layers", "rate", "seed")
+    return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
+
+
+def read_missing(folder: Path | str, studies: Sequence[str] = MISSING) -> pd.DataFrame:
+    """The runs of tracked studies as one table, data sets by the names of the published one."""
+    runs = tables.read(folder, "", studies, "runs")
+    return runs.assign(dataset=runs["dataset"].str.removesuffix(", features missing"))
+
+
+def published_table() -> pd.DataFrame:
+    """Accuracy in percent, its deviation, and layers, chosen we do not know how.
+
+    Source: LipschitzNorm paper, slides of its talk.
+    """
+    rows = []
+    for model, *values in map(str.split, _TABLE.strip().splitlines()):
+        for number, (dataset, rate) in enumerate(
+            product(("Cora", "CiteSeer", "PubMed"), (0.0, 1.0))
+        ):
+            accuracy, deviation, layers = values[3 * number : 3 * number + 3]
+            row = {"model": model, "dataset": dataset, "rate": rate, "accuracy": float(accuracy)}
+            rows.append(row | {"deviation": float(deviation), "num_layers": int(layers)})
+    return pd.DataFrame(rows)
+
+
+def best_layers(runs: pd.DataFrame, choice: str = "validation") -> pd.DataFrame:
+    """Best number of layers and its accuracy in percent, by network, data set and rate."""
+    (criterion, reported), keys = CHOICES[choice], ["dataset", "rate", "model"]
+    rows = []
+    for values, group in runs.groupby(keys, sort=False):
+        layers = int(group.groupby("num_layers")[criterion].mean().idxmax())
+        percent = 100 * group.loc[group["num_layers"] == layers, reported]
+        row = dict(zip(keys, values, strict=True)) | {"num_layers": layers}
+        row |= {"accuracy": percent.mean(), "deviation": percent.std(), "seeds": len(percent)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def beside_published(best: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies of ``best_layers`` and published ones as text, mean, deviation and layers."""
+    keys = ["dataset", "rate", "model"]
+    both = best.merge(published_table(), on=keys, how="left", suffixes=("", "_published"))
+
+    def text(end: str) -> list[str]:
+        columns = [f"{name}{end}" for name in ("accuracy", "deviation", "num_layers")]
+        return [
+            "-" if np.isnan(mean) else f"{mean:.1f} {deviation:.1f} ({layers:.0f})"
+            for mean, deviation, layers in both[columns].itertuples(index=False)
+        ]
+
+    difference = (both["accuracy"] - both["accuracy_published"]).round(1)
+    return both[keys].assign(ours=text(""), published=text("_published"), difference=difference)

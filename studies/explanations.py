@@ -1,92 +1,301 @@
 """Do massive activations attribute? Ratios beside established methods, and what removal does.
 
-Bonds are removed from a graph in the order of an importance, and the network predicts the graph
-that is left. If the importance is faithful, the prediction changes early when the most important
-bonds go first (*descending*), and late when the least important ones do (*ascending*); a random
-order lies between. Atoms stay. Such graphs are no molecules and unlike any graph of the training
-set: a change is not only what the bond was worth, but also how strange the graph has become. That
-holds for every order alike. Insertion curves pass through the same graphs backwards.
+Each method gives one number per directed edge, the larger the more important:
 
-Source: Samek et al. 2017 (curves of removed parts), Petsiuk et al. 2018 (deletion, insertion);
+- *ratio*: the largest activation ratio of the edge in one layer, the claim of the paper. Knows
+  neither the layers after it nor the prediction.
+- *gradient x input* and *integrated gradients* (Captum) on the one-hot row of the edge's type,
+  summed over its columns. Their baseline, a row of zeros, is an edge that still counts in the
+  softmax and brings its source's value: they weigh what the type says, not that there is a bond.
+- *edge mask*: Captum's integrated gradients on a factor on the messages of each edge, the same
+  in all layers, through PyG's ``CaptumExplainer``. A masked edge keeps its place in the
+  denominator of the attention; GT's edge stream, no message, goes on as if unmasked.
+- *GNNExplainer* (PyG): a mask on messages, learned so that the prediction stays as it is while
+  few edges are kept. One seed is a noisy estimate.
+- *AttentionExplainer* (PyG): the attention weight of the edge, its mean over layers and heads
+  (PyG's default is the largest). Knows neither the values nor the prediction.
+- *random*: uniform numbers, the control.
+
+Deletion curves ask what none of them does, the prediction without the bond. Bonds are removed in
+the order of an importance. If it is faithful, the prediction changes early when the most important
+bonds go first (*descending*) and late when they go last (*ascending*); a random order lies between.
+Atoms stay. Such graphs are no molecules: a change is also how strange the graph has become.
+
+Source: Sundararajan et al. 2017 (integrated gradients), Shrikumar et al. 2016 (gradient x
+input), Ying et al. 2019 (GNNExplainer), Samek et al. 2017 and Petsiuk et al. 2018 (curves);
 differs: the change of a real-valued prediction in place of the probability of a class.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy, deepcopy
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+from warnings import warn
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from jaxtyping import Float
+from captum.attr import InputXGradient, IntegratedGradients
+from jaxtyping import Float, Int, Shaped
 from scipy import stats
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.explain import (
+    AttentionExplainer,
+    CaptumExplainer,
+    Explainer,
+    ExplainerAlgorithm,
+    GNNExplainer,
+)
+from torch_geometric.explain.algorithm.utils import clear_masks
 from tqdm import tqdm
 
+from mapkg import hooks
 from mapkg.evaluation import batches, predict
-from mapkg.hooks import scan
 from mapkg.interventions import intervene, summarise_interventions
-from mapkg.measures import MASSIVE_RATIO
+from mapkg.measures import activation_ratio
 from mapkg.models.config import Config
+from mapkg.models.network import SCORES, TypeEmbedding
+from mapkg.rows import with_loops_of_layers
 from studies import checkpoint, tables
 from studies.data import Splits
-from studies.edge_scores import (
-    METHODS,
-    bond_importance,
-    bond_of_edge,
-    edge_importance,
-    rank_correlation,
-)
-from studies.first_layer import distinct_edges
+from studies.first_layer import type_frequency
 
 CONTROL = "random"
-"""The method that the others are compared with."""
-
-REFERENCE_GRAPHS = 2000
-"""Training graphs over whose edges the mean of a channel is taken."""
-
-RANDOM_ORDERS = 5
-"""How many random orders the control is the mean of."""
-
-ORDERS = ("descending", "ascending")
-"""The most important bonds first, or last."""
+"""The method that the others are compared with, the mean of five draws."""
 
 FRACTIONS = tuple(step / 10 for step in range(11))
-"""Which share of the bonds is removed."""
 
 
-def explain_run(
-    folder: Path | str,
-    splits: Splits,
+def edge_importance(
+    model: nn.Module,
+    graphs: Sequence[Data],
+    method: str,
     *,
-    graphs: int = 100,  # test graphs, the first ones
-    resamples: int = 2000,  # of bootstraps
+    layer: int = 0,
+    target: int = 0,
+    seed: int = 0,
+    batch_size: int = 32,
     progress: bool = True,
-) -> dict[str, pd.DataFrame]:
-    """The tables of ``explain`` of a finished run on its first test graphs, and ``interventions``.
+) -> list[Float[Tensor, " _"]]:
+    """How important each directed edge is to a prediction for its graph, in evaluation mode.
 
-    Interventions are on the scores of all layers on all test graphs, see ``remove_massive``.
-    Besides the methods there is ``frequency``, of ``type_frequency``.
+    A tensor per graph, a magnitude per edge, NaN where a ratio is undefined. ``method`` is one of
+    ``METHODS``, ``layer`` says whose ratio is meant, ``target`` which prediction is explained;
+    ``seed`` is that of ``"random"`` and ``"GNNExplainer"``. The model is called by the names of
+    its parameters and stays as it is. Where its layers replace self-loops, a loop of the graph
+    stands for that of its node.
     """
-    model, information = checkpoint.load(Path(folder) / "best")
-    explained = splits.test[:graphs]
-    others = {"frequency": type_frequency(splits.train, explained)}
-    found = explain(model, explained, others=others, resamples=resamples, progress=progress)
-    found = {name: table.assign(layer=0) for name, table in found.items()}
-    found["interventions"] = remove_massive(
-        model,
-        splits.test,
-        splits.train[:REFERENCE_GRAPHS],
-        loss=Config.from_dict(information["config"]).loss,
-        resamples=resamples,
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    if getattr(model, "edge_factor", None) is not None:
+        raise ValueError("expected attention over the data's edges, got full-graph attention")
+    # On a copy: PyG's explainers leave attributes behind, and gradients in weights.
+    network = deepcopy(model).eval().requires_grad_(False)
+    if masked := sum(getattr(m, "_edge_mask", None) is not None for m in network.modules()):
+        warn(
+            f"an explainer left its edge mask in {masked} layers; it is ignored here", stacklevel=2
+        )
+        clear_masks(network)
+    parts = []
+    with (
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=[]),
+        tqdm(total=len(graphs), desc=method, file=sys.stderr, delay=1, disable=not progress) as bar,
+    ):
+        torch.manual_seed(seed)
+        for batch in batches(graphs, 1 if method == "GNNExplainer" else batch_size):
+            whole, place = with_loops_of_layers(network, batch)
+            # An explainer takes means over edges, which there must be.
+            made = torch.empty(0)
+            if batch.num_edges:
+                made = METHODS[method](OneTarget(network, target, whole), layer)[place]
+            parts.append(made.detach().abs())
+            bar.update(batch.num_graphs)
+    return list(torch.cat(parts).split([graph.num_edges for graph in graphs]))
+
+
+class OneTarget(nn.Module):
+    """One target of a network on a batch, called as PyG's explainers call a model."""
+
+    def __init__(self, model: nn.Module, target: int, batch: Any) -> None:
+        super().__init__()
+        self.model, self.target, self.batch = model, target, batch
+
+    def forward(self, *_: Tensor, **changes: Tensor) -> Float[Tensor, " graphs"]:
+        """The predictions of that target, with other features of edges."""
+        predicted = predict(self.model, copy(self.batch).update(changes))
+        if len(predicted) != self.batch.num_graphs:
+            raise ValueError(
+                f"expected a prediction for each of {self.batch.num_graphs} graphs, got shape "
+                f"{list(predicted.shape)}; pool the nodes of a graph in the model's forward"
+            )
+        return predicted.reshape(len(predicted), -1)[:, self.target]
+
+
+def _ratio(network: OneTarget, layer: int) -> Float[Tensor, " E"]:
+    names = list(hooks.resolve(network.model, SCORES))
+    if layer not in range(len(names)):
+        raise ValueError(f"layer: expected 0 to {len(names) - 1}, got {layer}")
+    ((_, seen),) = hooks.scan(network.model, [network.batch], names[layer], forward=predict)
+    return activation_ratio(seen[names[layer]]).amax(dim=-1)
+
+
+def _of_types(
+    network: OneTarget, method: Callable[..., Any], **settings: Any
+) -> Float[Tensor, " E"]:
+    """A Captum method on the one-hot rows of edge types, summed over the columns."""
+    embedding = getattr(network.model, "edge_embedding", None)
+    types = network.batch.edge_attr
+    if not isinstance(embedding, TypeEmbedding) or types is None or types.is_floating_point():
+        got = None if types is None else f"{types.dtype}, {list(types.shape)}"
+        raise ValueError(
+            "expected edges with type ids and a network whose edge_embedding is a TypeEmbedding, "
+            f"got edge_attr {got}; use a method that masks messages, as 'edge mask'"
+        )
+    columns = zip(types.reshape(len(types), -1).unbind(dim=1), embedding.sizes, strict=True)
+    one_hot = torch.cat([nn.functional.one_hot(ids, size) for ids, size in columns], dim=1)
+
+    def prediction(rows: Tensor) -> Tensor:
+        return (
+            network(edge_attr=rows[0]) + 0 * rows.sum()
+        )  # a network that ignores types has a gradient, of zero
+
+    # Captum takes the first dimension for that of its samples: the batch is one sample. The
+    # gradient of the sum of predictions is each graph's own, since graphs share no edge.
+    rows = one_hot.to(embedding.weight).unsqueeze(0).requires_grad_()
+    return method(prediction).attribute(rows, **settings)[0].sum(dim=1).to(rows.dtype)
+
+
+def _explained(algorithm: Callable[[], ExplainerAlgorithm]) -> Callable[..., Tensor]:
+    """The edge mask that an algorithm of PyG finds."""
+
+    def method(network: OneTarget, _: int) -> Float[Tensor, " E"]:
+        settings = dict(mode="regression", task_level="graph", return_type="raw")
+        about = dict(explanation_type="model", model_config=settings, edge_mask_type="object")
+        x = network.batch.x
+        x = x.reshape(len(x), -1)  # GNNExplainer unpacks two dimensions
+        return Explainer(network, algorithm(), **about)(x, network.batch.edge_index).edge_mask
+
+    return method
+
+
+METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
+    {
+        "ratio": _ratio,
+        "gradient x input": lambda network, _: _of_types(network, InputXGradient),
+        "integrated gradients": lambda network, _: _of_types(
+            network, IntegratedGradients, internal_batch_size=1
+        ),
+        "edge mask": _explained(lambda: CaptumExplainer(IntegratedGradients)),
+        "GNNExplainer": _explained(lambda: GNNExplainer()),
+        "AttentionExplainer": _explained(lambda: AttentionExplainer(reduce="mean")),
+        "random": lambda network, _: torch.rand(network.batch.num_edges),
+    }
+)
+"""The methods by name; each gives a number per edge of the network's batch."""
+
+
+def bond_of_edge(graph: Data) -> Int[Tensor, " edges"]:
+    """Which bond each directed edge is of, numbered in the order of their first edges.
+
+    Edges between the same two nodes, whatever their direction, are one bond.
+    """
+    ends = graph.edge_index.sort(dim=0).values.numpy()
+    _, first, bond = np.unique(ends, axis=1, return_index=True, return_inverse=True)
+    return torch.from_numpy(first.argsort().argsort()[bond.flatten()])
+
+
+def bond_importance(graph: Data, importance: Shaped[Tensor, " edges"]) -> Shaped[Tensor, " bonds"]:
+    """The larger importance of a bond's two directions, in the order of ``bond_of_edge``."""
+    bond = bond_of_edge(graph)
+    largest = importance.new_full((len(bond.unique()),), -torch.inf)
+    return largest.scatter_reduce(0, bond, importance, "amax")
+
+
+def rank_correlation(
+    a: Sequence[Float[Tensor, " _"]], b: Sequence[Float[Tensor, " _"]], graphs: Sequence[Data]
+) -> Float[np.ndarray, " graphs"]:
+    """Spearman's rank correlation of two importances of edges over the bonds of each graph.
+
+    NaN where a side is the same for all bonds or has a NaN, and with fewer than two bonds.
+    """
+    correlation = np.full(len(graphs), np.nan)
+    for index, (graph, *sides) in enumerate(zip(graphs, a, b, strict=True)):
+        ranked = [bond_importance(graph, side) for side in sides]
+        if all(len(side) and side.isfinite().all() and side.max() > side.min() for side in ranked):
+            correlation[index] = stats.spearmanr(*ranked).statistic
+    return correlation
+
+
+def curve(
+    model: nn.Module,
+    graphs: Sequence[Data],
+    importance: Sequence[Float[Tensor, " _"]],
+    *,
+    order: str = "descending",
+    fractions: Sequence[float] = FRACTIONS,
+) -> pd.DataFrame:
+    """What a network predicts while bonds, each with both directions, are removed in an order.
+
+    A bond has the larger ``importance`` of its directions. Fractions of a graph's bonds are
+    rounded, a half to the even number; equally important bonds go in an order drawn at random.
+
+    A row per ``graph`` and ``fraction``: ``bonds`` of the whole graph, how many are ``removed``,
+    ``prediction``, its ``change`` from that of the whole graph, and ``absolute_error``.
+    """
+    rng, rows, left = np.random.default_rng(0), [], []
+    for index, (graph, of_graph) in enumerate(zip(graphs, importance, strict=True)):
+        if of_graph.isnan().any():
+            raise ValueError(f"graph {index}: expected an importance without NaN; leave it out")
+        values = bond_importance(graph, of_graph).numpy(force=True)
+        by_importance = np.lexsort((rng.random(len(values)), -values))
+        by_importance = by_importance[:: -1 if order == "ascending" else 1]
+        place = torch.from_numpy(by_importance.argsort())[bond_of_edge(graph)]
+        target = np.nan if graph.y is None else float(graph.y[0, 0])
+        for fraction in fractions:
+            removed = round(fraction * len(values))
+            left.append(graph.edge_subgraph(place >= removed))
+            rows.append((index, float(fraction), len(values), removed, target))
+    passes = hooks.scan(model, batches([*graphs, *left], 128), "", forward=predict)
+    predicted = torch.cat([seen[""][:, 0] for _, seen in passes]).double().numpy()
+    whole, prediction = np.split(predicted, [len(graphs)])
+    table = pd.DataFrame(rows, columns=["graph", "fraction", "bonds", "removed", "y"])
+    change = np.abs(prediction - whole[table["graph"]])
+    error = np.abs(prediction - table.pop("y"))
+    return table.assign(prediction=prediction, change=change, absolute_error=error)
+
+
+def compare(curves_by_method: Mapping[str, pd.DataFrame], *, resamples: int) -> pd.DataFrame:
+    """Mean areas under the curves of changes, and how far each is from that of ``CONTROL``.
+
+    By the trapezium rule. Several curves of a graph, as of random orders, are averaged first.
+    """
+    areas = {}
+    for method, curves in curves_by_method.items():
+        table = curves.groupby(["graph", "fraction"])["change"].mean().unstack()
+        areas[method] = np.trapezoid(table, x=table.columns.to_numpy(float), axis=1)
+    return pd.DataFrame(
+        {"method": method, "graphs": len(of_graphs)}
+        | _mean("area", of_graphs, resamples)
+        | _mean("difference", of_graphs - areas[CONTROL], resamples)
+        for method, of_graphs in areas.items()
     )
-    origin = {key: information[key] for key in ("seed", "dataset", "epoch", "versions", "commit")}
-    origin["config"] = information["name"]
-    return {name: table.assign(**origin) for name, table in found.items()}
+
+
+def _mean(name: str, values: Any, resamples: int) -> dict[str, float]:
+    """The mean of the finite values with a percentile bootstrap interval, NaN without two."""
+    finite = np.asarray(values)[np.isfinite(values)]
+    ends = [np.nan] * 3
+    if len(finite) > 1:
+        look = dict(n_resamples=resamples, method="percentile", batch=1000)
+        drawn = stats.bootstrap((finite,), np.mean, rng=np.random.default_rng(0), **look)
+        ends = [finite.mean(), *drawn.confidence_interval]
+    names = [name, f"{name}_low", f"{name}_high"] if name else ["mean", "low", "high"]
+    return dict(zip(names, ends, strict=True))
 
 
 def explain(
@@ -97,251 +306,93 @@ def explain(
     others: Mapping[str, Sequence[Tensor]] = MappingProxyType({}),
     layer: int = 0,
     resamples: int = 2000,
-    seed: int = 0,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """Compare the ratio with established attributions of edges, on one trained network.
 
-    ``methods`` must have the ratio and the control; ``others`` are further importances by name, a
-    tensor per graph with a number per edge. ``layer`` says whose ratio is meant.
+    ``methods`` must have the ratio and the control; ``others`` are further importances by name.
 
-    - ``correlation``: per method, Spearman's rank correlation with the ratio over the bonds of a
-      molecule: the ``mean`` over molecules with its 95 % interval, and of how many of the
-      ``graphs`` it is ``defined``;
-    - ``curves``: per order, method and fraction of the bonds, ``change`` of the prediction and
-      ``absolute_error``: means over molecules with 95 % intervals;
+    - ``correlation``: per method, the mean over molecules of Spearman's rank correlation with the
+      ratio over the bonds, and of how many of the ``graphs`` it is ``defined``;
+    - ``curves``: per order, method and fraction of the bonds, the means of ``curve``;
     - ``areas``: per order and method, the columns of ``compare``.
     """
-    for needed in ("ratio", CONTROL):
-        if needed not in methods:
-            raise ValueError(f"methods: expected {needed!r} among them, got {', '.join(methods)}")
     scores = {
-        method: edge_importance(model, graphs, method, layer=layer, seed=seed, progress=progress)
+        method: edge_importance(model, graphs, method, layer=layer, progress=progress)
         for method in methods
         if method != CONTROL
     } | dict(others)
-    controls = [
-        edge_importance(model, graphs, CONTROL, seed=seed + draw, progress=False)
-        for draw in range(RANDOM_ORDERS)
-    ]
-    correlation = []
+    controls = [edge_importance(model, graphs, CONTROL, seed=draw) for draw in range(5)]
+    correlation, curves, areas = [], [], []
     for method, values in {**scores, CONTROL: controls[0]}.items():
         if method != "ratio":
-            found = rank_correlation(scores["ratio"], values, graphs)
-            row = {"method": method, **_mean_with_interval(found, resamples, seed)}
-            correlation.append(row | {"graphs": len(graphs)})
-    curves, areas = [], []
-    named = {**{method: [values] for method, values in scores.items()}, CONTROL: controls}
-    for order in tqdm(ORDERS, "curves", file=sys.stderr, disable=not progress):
-        found = {
+            of_graphs = rank_correlation(scores["ratio"], values, graphs)
+            about = {"defined": np.isfinite(of_graphs).sum(), "graphs": len(graphs)}
+            correlation.append({"method": method} | _mean("", of_graphs, resamples) | about)
+    named = {method: [values] for method, values in scores.items()} | {CONTROL: controls}
+    for order in tqdm(("descending", "ascending"), "curves", file=sys.stderr, disable=not progress):
+        drawn = {
             method: pd.concat([curve(model, graphs, draw, order=order) for draw in draws])
             for method, draws in named.items()
         }
         where = {"mode": "deletion", "order": order}
-        areas.append(compare(found, resamples=resamples, seed=seed).assign(**where))
-        curves += [
-            _mean_curve(of_method, resamples, seed).assign(method=method, **where)
-            for method, of_method in found.items()
-        ]
-    return {
-        "correlation": pd.DataFrame(correlation),
-        "curves": pd.concat(curves, ignore_index=True),
-        "areas": pd.concat(areas, ignore_index=True),
-    }
+        areas.append(compare(drawn, resamples=resamples).assign(**where))
+        for method, of_method in drawn.items():
+            of_graphs = of_method.groupby(["fraction", "graph"]).mean()
+            for fraction, at in of_graphs.groupby("fraction"):
+                means = [_mean(n, at[n], resamples) for n in ("change", "absolute_error")]
+                curves.append(
+                    {"fraction": fraction, **means[0], **means[1], "method": method, **where}
+                )
+    made = {"correlation": pd.DataFrame(correlation), "curves": pd.DataFrame(curves)}
+    return made | {"areas": pd.concat(areas, ignore_index=True)}
 
 
-def curve(
-    model: nn.Module,
-    graphs: Sequence[Data],
-    importance: Sequence[Float[Tensor, " _"]],
+def explain_run(
+    folder: Path | str,
+    splits: Splits,
     *,
-    order: str = "descending",
-    fractions: Sequence[float | int] = FRACTIONS,
-    seed: int = 0,
-    batch_size: int = 128,
-) -> pd.DataFrame:
-    """What a network predicts while bonds, each with both directions, are removed in an order.
+    graphs: int = 100,  # test graphs, the first ones
+    resamples: int = 2000,  # of bootstraps
+    progress: bool = True,
+) -> dict[str, pd.DataFrame]:
+    """The tables of ``explain`` of a finished run, and ``interventions`` on its scores.
 
-    ``importance`` has a number per edge of each graph; a bond has the larger one of its
-    directions. Fractions of a graph's bonds are rounded to a whole number (a half to the even
-    one); equally important bonds go in an order drawn from ``seed``.
-
-    A row per ``graph`` and ``fraction``. Columns are ``bonds`` of the whole graph; how many are
-    ``removed``; ``prediction``; ``change``, its distance from that of the whole graph; and
-    ``absolute_error``, its distance from the target, NaN where there is none.
+    Interventions take the mean of a channel over 2,000 training graphs. Besides the methods there
+    is ``frequency``, of ``type_frequency``.
     """
-    rng = np.random.default_rng(seed)
-    rows, changed = [], []
-    for index, (graph, of_graph) in enumerate(zip(graphs, importance, strict=True)):
-        if of_graph.isnan().any():
-            raise ValueError(
-                f"graph {index}: expected an importance that can be ordered, got NaN; leave the "
-                "graph out, or put such edges last with torch.nan_to_num"
-            )
-        bond = bond_of_edge(graph)
-        values = bond_importance(graph, of_graph).numpy(force=True)
-        by_importance = np.lexsort((rng.random(len(values)), -values))
-        if order == "ascending":
-            by_importance = by_importance[::-1]
-        place = torch.from_numpy(by_importance.argsort())
-        target = np.nan if graph.y is None else float(graph.y[0, 0])
-        for fraction in fractions:
-            removed = round(fraction * len(place))
-            kept = (place >= removed)[bond]
-            changed.append(_input(graph, kept))
-            rows.append((index, float(fraction), len(place), removed, target))
-    whole = [_input(graph, torch.ones(graph.num_edges, dtype=torch.bool)) for graph in graphs]
-    passes = scan(model, batches(whole + changed, batch_size), "", forward=predict)
-    predicted = torch.cat([seen[""][:, 0] for _, seen in passes]).double().numpy()
-    prediction = predicted[len(graphs) :]
-    table = pd.DataFrame(rows, columns=["graph", "fraction", "bonds", "removed", "y"])
-    return table.drop(columns="y").assign(
-        prediction=prediction,
-        change=np.abs(prediction - predicted[table["graph"]]),
-        absolute_error=np.abs(prediction - table["y"]),
-    )
-
-
-def _input(graph: Data, kept: Tensor) -> Data:
-    """What a model is given of a graph, with some of its edges and all of its nodes."""
-    return Data(x=graph.x, edge_index=graph.edge_index[:, kept], edge_attr=graph.edge_attr[kept])
-
-
-def area(curves: pd.DataFrame, value: str = "change") -> pd.Series:
-    """The area under each graph's curve, by the trapezium rule over the fractions.
-
-    Several curves of a graph, as of several random orders, are averaged first.
-    """
-    table = curves.groupby(["graph", "fraction"])[value].mean().unstack("fraction")
-    values = np.trapezoid(table, x=table.columns.to_numpy(float), axis=1)
-    return pd.Series(values, table.index, name="area")
-
-
-def compare(
-    curves_by_method: Mapping[str, pd.DataFrame], *, resamples: int = 9999, seed: int = 0
-) -> pd.DataFrame:
-    """Mean areas of several orders, and how far each is from ``CONTROL`` on the same graphs.
-
-    A row per ``method`` with the number of ``graphs``, and ``area`` and ``difference`` with
-    ``_low`` and ``_high`` ends of 95 % intervals (percentile bootstrap over graphs).
-    """
-    areas = {method: area(curves) for method, curves in curves_by_method.items()}
-    rows = []
-    for method, of_graphs in areas.items():
-        row = {"method": method, "graphs": len(of_graphs)}
-        for name, values in (("area", of_graphs), ("difference", of_graphs - areas[CONTROL])):
-            found = _mean_with_interval(values.to_numpy(), resamples, seed)
-            row |= {name: found["mean"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def type_frequency(train: Sequence[Data], graphs: Sequence[Data]) -> list[Float[Tensor, " edges"]]:
-    """How many training edges have the types of each edge and of its two ends.
-
-    What an edge's importance would be if it went by how common the edge is, without any network.
-    """
-    known, asked = distinct_edges(train), distinct_edges(graphs)
-    keys = (
-        list(zip(t.source.tolist(), t.target.tolist(), t.edge.tolist(), strict=True))
-        for t in (known, asked)
-    )
-    counts = dict(zip(next(keys), known.count.tolist(), strict=True))
-    of_triples = torch.tensor([float(counts.get(key, 0)) for key in next(keys)])
-    return list(of_triples[asked.index].split([graph.num_edges for graph in graphs]))
-
-
-def remove_massive(
-    model: nn.Module,
-    graphs: Sequence[Data],
-    reference: Sequence[Data],
-    *,
-    threshold: float = MASSIVE_RATIO,
-    loss: str = "l1",
-    resamples: int = 2000,
-) -> pd.DataFrame:
-    """What becomes of predictions when massive scores are replaced in all layers.
-
-    The channels' means over ``reference`` are one of the replacements; the columns are those of
-    ``mapkg.interventions.summarise_interventions``.
-    """
-    settings = dict(layers="layers.*.score", threshold=threshold, loss=loss)
-    table = intervene(model, graphs, reference=reference, **settings)
-    return summarise_interventions(table, resamples=resamples)
-
-
-def _mean_curve(curves: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
-    """Means over molecules at each fraction, several orders of one molecule averaged first."""
-    rows = []
-    for fraction, at in curves.groupby("fraction"):
-        row = {"fraction": fraction}
-        for value in ("change", "absolute_error"):
-            of_graphs = at.groupby("graph")[value].mean().to_numpy()
-            found = _mean_with_interval(of_graphs, resamples, seed)
-            row |= {value: found["mean"]}
-            row |= {f"{value}_{end}": found[end] for end in ("low", "high")}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _mean_with_interval(
-    values: Float[np.ndarray, " graphs"], resamples: int, seed: int
-) -> dict[str, float]:
-    """The mean of the finite values with a percentile bootstrap interval, NaN without two."""
-    finite = values[np.isfinite(values)]
-    row = {"mean": np.nan, "low": np.nan, "high": np.nan, "defined": len(finite)}
-    if len(finite) < 2:
-        return row
-    interval = stats.bootstrap(
-        (finite,),
-        np.mean,
-        n_resamples=resamples,
-        method="percentile",
-        batch=1000,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return row | {"mean": finite.mean(), "low": interval.low, "high": interval.high}
+    model, information = checkpoint.load(Path(folder) / "best")
+    explained = splits.test[:graphs]
+    others = {"frequency": type_frequency(splits.train, explained)}
+    made = explain(model, explained, others=others, resamples=resamples, progress=progress)
+    made = {name: table.assign(layer=0) for name, table in made.items()}
+    loss = Config.from_dict(information["config"]).loss
+    replaced = intervene(model, splits.test, reference=splits.train[:2000], loss=loss)
+    made["interventions"] = summarise_interventions(replaced, resamples=resamples)
+    origin = {key: information[key] for key in ("seed", "dataset", "epoch", "versions", "commit")}
+    return {n: table.assign(**origin, config=information["name"]) for n, table in made.items()}
 
 
 def read_explanations(folder: Path | str, runs: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    """The tracked tables of several runs, from names of files to titles (``run``).
-
-    For ``bond_types.by_label``, methods and what is changed are in a column ``label``, but in the
-    curves, and the interval of a mean correlation in ``mean_low`` and ``mean_high``.
-    """
+    """The tracked tables of several runs, as ``bond_types.by_label`` takes them, but the curves."""
     renamed = {"method": "label", "what": "label", "low": "mean_low", "high": "mean_high"}
-    found = {
-        name: tables.read(folder, "explain", runs, name)
-        for name in ("correlation", "curves", "areas", "interventions")
-    }
-    return {
-        name: table if name == "curves" else table.rename(columns=renamed)
-        for name, table in found.items()
-    }
+    names = ("correlation", "areas", "interventions")
+    made = {name: tables.read(folder, "explain", runs, name) for name in (*names, "curves")}
+    return made | {name: made[name].rename(columns=renamed) for name in names}
 
 
 def faithfulness(curves: pd.DataFrame, *, value: str = "change") -> sns.FacetGrid:
-    """Means over molecules after each share of removed bonds, a line per method.
-
-    Panels are runs and orders. The ratio is drawn thick and random orders dashed, both with
-    their intervals.
-    """
+    """Means after each share of removed bonds; the ratio and random orders with intervals."""
+    # The median of a value and the ends of its interval is the value.
+    both = curves[curves["method"].isin(["ratio", CONTROL])]
+    ends = [both.assign(**{value: both[f"{value}_{end}"]}) for end in ("low", "high")]
     methods = curves["method"].unique()
     colors = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
-    colors[CONTROL] = "black"
-
-    def draw(data: pd.DataFrame, **_: object) -> None:
-        for method, line in data.groupby("method", sort=False):
-            look = dict(color=colors[method], lw=2.6 if method == "ratio" else 1.3, label=method)
-            look["ls"] = "--" if method == CONTROL else "-"
-            plt.plot(line["fraction"], line[value], **look)
-            if method in ("ratio", CONTROL):
-                ends = line[f"{value}_low"], line[f"{value}_high"]
-                plt.fill_between(line["fraction"], *ends, color=colors[method], alpha=0.15)
-
-    aspect = 1.2 if curves["run"].nunique() > 1 else 2.0
-    look = dict(row="order", col="run", height=2.5, aspect=aspect)
-    grid = sns.FacetGrid(curves, **look).map_dataframe(draw)
-    axis = {"change": "|change of prediction|", "absolute_error": "absolute error"}[value]
-    grid.set_titles("{col_name}, {row_name}").set_axis_labels("share of bonds removed", axis)
-    return grid.add_legend()
+    look = dict(palette=colors | {CONTROL: "black"}, height=2.5, row="order", col="run")
+    look["sizes"] = {method: 2.6 if method == "ratio" else 1.3 for method in methods}
+    look["dashes"] = {method: (4, 2) if method == CONTROL else "" for method in methods}
+    look |= dict.fromkeys(("hue", "size", "style"), "method")
+    look |= dict(estimator="median", errorbar=("pi", 100))
+    grid = sns.relplot(pd.concat([curves, *ends]), kind="line", x="fraction", y=value, **look)
+    axis = value.replace("_", " ").replace("change", "|change of prediction|")
+    return grid.set_titles("{col_name}, {row_name}").set_axis_labels("share of bonds removed", axis)

@@ -1,13 +1,15 @@
-"""What the readings of the Explicit Bias Term do to a layer, without training anything."""
+"""Readings of the Explicit Bias Term: in a layer, on the record, and in trained networks."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+from scipy import stats
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import scatter
@@ -18,15 +20,17 @@ from mapkg.measures import MASSIVE_RATIO, ActivationSummary
 from mapkg.models import EdgeAttention, GraphNetwork, build
 from mapkg.models.config import Config
 from mapkg.models.edge_attention import SCORE_CLAMP
+from studies import tables
 from studies.data import Splits
-from studies.figures import THRESHOLD_LOOK
+from studies.figures import THRESHOLD_LOOK, over_seeds, whole_ticks
+from studies.grid import MODELS
+from studies.laws import compare_laws
 from studies.observation import summarise_scores
-from studies.results import read_network
+from studies.published import grid
+from studies.results import Emergence, read_emergence, read_network
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
 """What ``readings`` compares; the last is a sink whose coefficient is minus infinity."""
-
-_Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def readings(
@@ -34,58 +38,75 @@ def readings(
 ) -> pd.DataFrame:
     """What a fresh term does to each layer of a trained network, in double precision.
 
-    Every layer is given what it is given in the network, all ``graphs`` as one batch, and a term
-    as at the start of a training: k', e' and v' standard normal, times ``scale``. Its own weights
-    stay as they are.
-
-    A row per layer and reading, see ``READINGS``. Columns are
-
-    - ``to_plain``: root mean square, over nodes with neighbors and channels, of o - (o of the
-      layer without the term), over that of o without it;
-    - ``to_shifted``: the same for o - (o without the term + v');
-    - ``to_mean``: the same for o - (mean of the neighbors' V + v');
-    - ``key_gradient``, ``edge_gradient``: largest magnitude of the gradient of the sum of o with
-      respect to the weights of the key and edge projections;
-    - statistics of the recorded score as in ``ActivationSummary``, and ``max_abs_sum``, the
-      largest magnitude of the summed score of a head, before the clamp.
+    Every layer gets what it gets in the network, all ``graphs`` as one batch, and a term as at the
+    start of a training: k', e' and v' standard normal, times ``scale``. ``to_plain``,
+    ``to_shifted`` and ``to_mean`` are root mean squares of o minus o without the term, that plus
+    v', and the mean of the neighbors' V plus v', over that of o without the term. ``key_gradient``
+    and ``edge_gradient`` are the largest of the sum of o with respect to a projection's weights.
     """
-    attentions = [getattr(layer, "attention", None) for layer in model.layers]
     rows = []
     for layer, inputs in enumerate(_inputs(model, graphs)):
-        plain = copy.deepcopy(attentions[layer]).double().eval()
+        plain = copy.deepcopy(model.layers[layer].attention).double().eval()
         generator = torch.Generator().manual_seed(seed)
         size = plain.heads, plain.head_channels
         vectors = {
             name: scale * torch.randn(size, generator=generator, dtype=torch.float64)
             for name in ("key_term", "edge_term", "value_term")
         }
-        without, _ = plain(*inputs)
-        mean = _mean_value(plain, inputs)
-        shift = vectors["value_term"].flatten()
-        neighbours = torch.isin(torch.arange(len(mean)), inputs[1][1])
-        scale_of_output = without[neighbours].square().mean().sqrt()
+        (without, _), (x, (source, target), _) = plain(*inputs), inputs
+        mean = scatter(plain.value(x)[source], target, dim_size=len(x), reduce="mean")
+        shift, has_neighbors = vectors["value_term"].flatten(), target.unique()
+        others = {"plain": without, "shifted": without + shift, "mean": mean + shift}
+        size_of_output = without[has_neighbors].square().mean().sqrt()
         for reading in READINGS:
             attention = _with_term(plain, reading.partition(",")[0], vectors)
             edits = {"coefficient": lambda beta: torch.full_like(beta, -torch.inf)}
             with hooks.edit(attention, edits if reading == "sink, closed" else {}):
-                found, score = attention(*inputs)
-            others = {"plain": without, "shifted": without + shift, "mean": mean + shift}
+                attended, score = attention(*inputs)
             row = {"layer": layer, "reading": reading}
             for name, other in others.items():
-                off = (found - other)[neighbours].square().mean().sqrt() / scale_of_output
+                off = (attended - other)[has_neighbors].square().mean().sqrt() / size_of_output
                 row[f"to_{name}"] = off.item()
-            rows.append(row | _gradients(attention, found) | _of_score(attention, score))
+            for name in ("key", "edge"):
+                weight = getattr(attention, name).weight
+                (gradient,) = torch.autograd.grad(
+                    attended.sum(), weight, retain_graph=True, materialize_grads=True
+                )
+                row[f"{name}_gradient"] = gradient.abs().max().item()
+            summary = ActivationSummary(heads=attention.heads, clamp=SCORE_CLAMP)
+            summary.update(score.detach())
+            rows.append(row | {name: summary.statistics()[name] for name in SCORES})
     return pd.DataFrame(rows)
 
 
-def with_idle_term(model: GraphNetwork, config: Config, *, seed: int = 0) -> GraphNetwork:
-    """The same network with an intended term that no weight and no attended value can feel.
+def _inputs(model: GraphNetwork, graphs: Sequence[Data]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What each layer is given, in double precision, all graphs in one batch."""
+    names = ["node_embedding", "edge_embedding", *(f"layers.{i}" for i in range(len(model.layers)))]
+    ((batch, seen),) = hooks.scan(model, batches(graphs, len(graphs)), names, forward=predict)
+    x, edge_attr = (seen[name] for name in names[:2])
+    for name in names[2:]:
+        yield x.double(), batch.edge_index, edge_attr.double()
+        x, edge_attr = seen[name]
 
-    k' and e' are standard normal, e' less its mean within each head, and v' is zero. What the
-    term adds to a summed score is then zero but for rounding, clamp or no clamp; only the
-    recorded score differs. (The edge stream of GT is fed by the score, so there the next layers
-    do differ.)
 
+def _with_term(plain: EdgeAttention, reading: str, vectors: dict[str, Tensor]) -> EdgeAttention:
+    """The same layer with a term of that reading."""
+    settings = dict(bias=plain.query.bias is not None, attention=plain.attention)
+    channels = plain.heads * plain.head_channels
+    attention = EdgeAttention(channels, plain.heads, explicit_bias=reading, **settings).double()
+    terms = {name: vectors[name] for name, _ in attention.named_parameters() if name in vectors}
+    attention.load_state_dict(plain.state_dict() | terms)
+    return attention
+
+
+def idle_term(
+    model: GraphNetwork, config: Config, graphs: Sequence[Data], *, seed: int = 0
+) -> pd.DataFrame:
+    """What a term that no weight and no attended value can feel does to record and predictions.
+
+    An intended one with k' and e' standard normal, e' less its mean within each head, and v' = 0:
+    it adds zero to a summed score, clamp or no clamp. Predictions' ``largest_change`` is over their
+    standard deviation.
     """
     if config.explicit_bias != "none":
         raise ValueError(f"config: expected no Explicit Bias Term, got {config.explicit_bias!r}")
@@ -99,19 +120,6 @@ def with_idle_term(model: GraphNetwork, config: Config, *, seed: int = 0) -> Gra
             for term in (attention.key_term, attention.edge_term):
                 term.copy_(torch.randn(term.shape, generator=generator))
             attention.edge_term -= attention.edge_term.mean(dim=-1, keepdim=True)
-    return changed.train(model.training)
-
-
-def idle_term(
-    model: GraphNetwork, config: Config, graphs: Sequence[Data], *, seed: int = 0
-) -> pd.DataFrame:
-    """What ``with_idle_term`` does to what is recorded, and to what is predicted.
-
-    A row per layer, and for ``term`` being False and True, with the statistics of
-    ``ActivationSummary`` and ``largest_change``, the largest magnitude of the change of a
-    prediction by the term, over the standard deviation of the predictions.
-    """
-    changed = with_idle_term(model, config, seed=seed)
     before, after = (
         predictions(network, graphs, batch_size=config.batch_size)[0].double()
         for network in (model, changed)
@@ -135,42 +143,46 @@ def idle_term_of_run(
     return idle_term(model, config, splits.test, seed=seed).assign(**origin)
 
 
+def with_and_without_term(table: pd.DataFrame) -> sns.FacetGrid:
+    """Ratio, magnitude and median of each layer's scores, a row of panels per ``label``."""
+    names = {"max_ratio": "largest ratio", "max_abs": "largest |s|", "row_median_q50": "median |s|"}
+    long = table.melt(["label", "seed", "layer", "term"], [*names])
+    long["panel"] = long["label"] + ", " + long["variable"].map(names)
+    long["term"] = long["term"].map({False: "without the term", True: "with it"})
+    look = dict(x="layer", y="value", color="term", panel="panel", labels={"value": ""}, log="y")
+    sharing = dict(sharey=False)
+    long = long.sort_values("label", kind="stable")
+    grid = over_seeds(long, **look, columns=3, palette=["#264653", "#E76F51"], sharing=sharing)
+    for ax in grid.axes[::3]:
+        ax.axhline(MASSIVE_RATIO, **THRESHOLD_LOOK)
+    whole_ticks(grid)
+    return grid
+
+
 def weight_on_sink(
     model: GraphNetwork, graphs: Sequence[Data], *, batch_size: int = 128
 ) -> pd.DataFrame:
-    """How much of its attention a node gives to the sink, by its number of neighbours.
+    """How much of its attention a node gives to the sink, by its number of neighbors.
 
-    The weights of a node and of its sink add up to 1, but for the small number in the denominator,
-    so that what the neighbours lack is the sink's. A softmax without a sink cannot tell one
-    neighbour from two alike; with one, two take more from the sink.
-
-    A row per layer and number of ``neighbours`` (1 or more): how many ``nodes`` have so many;
-    ``share``, the weight of the sink, mean over these nodes and over heads; and ``least_head`` and
-    ``most_head``, the mean over nodes of the heads that have least and most.
+    ``share``, what the neighbors lack, is the mean over ``nodes`` and heads, ``least_head`` and
+    ``most_head`` are the means of the heads that give least and most.
     """
-    for number, layer in enumerate(model.layers):
-        attention = getattr(layer, "attention", None)
-        if getattr(attention, "explicit_bias", None) != "sink":
-            raise ValueError(f"model: expected layers with a sink, but layer {number} has none")
-    found = []
+    if any(layer.attention.explicit_bias != "sink" for layer in model.layers):
+        raise ValueError("model: expected layers with a sink")
+    parts = []
     name = "layers.*.attention.attention_weight"
     for batch, seen in hooks.scan(model, batches(graphs, batch_size), name, forward=predict):
         target = batch.edge_index[1]
-        neighbours = torch.bincount(target, minlength=batch.num_nodes)
+        number = torch.bincount(target, minlength=batch.num_nodes)
         for layer, weight in enumerate(seen.values()):
             share = 1 - scatter(weight.double(), target, dim_size=batch.num_nodes)  # [N, H]
-            table = pd.DataFrame(share.numpy()).assign(layer=layer, neighbours=neighbours.numpy())
-            found.append(table[table["neighbours"] > 0])
-    by_neighbours = pd.concat(found).groupby(["layer", "neighbours"])
-    heads = by_neighbours.mean()  # a column per head
-    return pd.DataFrame(
-        {
-            "nodes": by_neighbours.size(),
-            "share": heads.mean(axis=1),
-            "least_head": heads.min(axis=1),
-            "most_head": heads.max(axis=1),
-        }
-    ).reset_index()
+            table = pd.DataFrame(share.numpy()).assign(layer=layer, neighbours=number.numpy())
+            parts.append(table[table["neighbours"] > 0])
+    by_number = pd.concat(parts).groupby(["layer", "neighbours"])
+    heads = by_number.mean()  # a column per head
+    columns = {"nodes": by_number.size(), "share": heads.mean(axis=1)}
+    columns |= {"least_head": heads.min(axis=1), "most_head": heads.max(axis=1)}
+    return pd.DataFrame(columns).reset_index()
 
 
 def weight_on_sink_of_run(folder: Path | str, splits: Splits) -> pd.DataFrame:
@@ -179,95 +191,177 @@ def weight_on_sink_of_run(folder: Path | str, splits: Splits) -> pd.DataFrame:
     return weight_on_sink(model, splits.test, batch_size=config.batch_size).assign(**origin)
 
 
-def _inputs(model: GraphNetwork, graphs: Sequence[Data]) -> Iterator[_Inputs]:
-    """What each layer is given, in double precision, all graphs in one batch."""
-    names = ["node_embedding", "edge_embedding", *(f"layers.{i}" for i in range(len(model.layers)))]
-    ((batch, seen),) = hooks.scan(model, batches(graphs, len(graphs)), names, forward=predict)
-    x, edge_attr = (seen[name] for name in names[:2])
-    for name in names[2:]:
-        yield x.double(), batch.edge_index, edge_attr.double()
-        x, edge_attr = seen[name]
+ARMS = {
+    "none": "none",
+    "bias": "biases",
+    "published": "published + biases",
+    "intended": "intended + biases",
+    "term": "intended",
+    "sink": "sink",
+}
+"""The readings that are trained, from names of files to titles."""
+
+OTHERS = {
+    "layernorm": "LayerNorm for BatchNorm",
+    "decay": "weight decay 0.0001",
+    "clip": "score clipped",
+    "tanh": "tanh of the score",
+    "dropout": "dropout on the score",
+}
+"""Other remedies that are trained."""
+
+COUNTED = {"count": "neighbours counted", "countsink": "sink, neighbours counted"}
+"""Controls of the sink, whose node types say how many neighbors a node has, see
+``bond_changes.count_neighbors``."""
+
+SAME = {"gt_zinc_intended": "gt_zinc_published"}
+"""GT's published term is the intended one."""
+
+SCORES = ("max_ratio", "share_rows_with_massive", "max_abs", "row_median_q50", "share_saturated")
+LOGARITHMIC = ("max_ratio", "max_abs", "row_median_q50")
+"""Those of the ``SCORES`` of a layer whose means are geometric."""
+
+_ORIGIN = ("config", "changes", "dataset", "epochs", "versions", "commit")
 
 
-def _with_term(plain: EdgeAttention, reading: str, vectors: dict[str, Tensor]) -> EdgeAttention:
-    attention = EdgeAttention(
-        plain.heads * plain.head_channels,
-        plain.heads,
-        bias=plain.query.bias is not None,
-        attention=plain.attention,
-        explicit_bias=reading,
-    ).double()
-    terms = {name: vectors[name] for name, _ in attention.named_parameters() if name in vectors}
-    attention.load_state_dict(plain.state_dict() | terms)
-    return attention
+def compact(run: Emergence, fits: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
+    """Scores, metrics and ``laws.compare_laws`` of ``layers`` in two states, and of ``epochs``."""
+    keys, states = ["seed", "layer", "state"], ("base", "best")
+    if fits is None:
+        chosen = run.histogram[run.histogram["state"].isin(states)]
+        bins = chosen[[*keys, "bin", "low", "count"]].assign(run="")
+        fits = compare_laws(bins, base=states[0])
+    gamma = fits[fits["law"] == "gamma"][[*keys, "ks_own", "ks_base", "ks_two_sample"]]
+    summary = run.summary[run.summary["state"].isin(states)]
+    metrics = [name for name in summary if name.startswith("test_")]
+    layers = summary[[*keys, *SCORES, *metrics, "best_epoch", *_ORIGIN]]
+    epochs = run.trajectory[["seed", "layer", "epoch", *SCORES, *_ORIGIN]]
+    return {"layers": layers.merge(gamma, on=keys, validate="one_to_one"), "epochs": epochs}
 
 
-def _mean_value(attention: EdgeAttention, inputs: _Inputs) -> Tensor:
-    """The mean over neighbours of V, [N, D]; 0 for a node without any."""
-    x, (source, target), _ = inputs
-    value = attention.value(x)
-    total = torch.zeros_like(value).index_add(0, target, value[source])
-    count = torch.bincount(target, minlength=len(x)).clamp(min=1)
-    return total / count.unsqueeze(-1)
+def compact_run(folder: Path | str) -> dict[str, pd.DataFrame]:
+    """The compact tables of a finished run."""
+    return compact(read_emergence(folder))
 
 
-def _gradients(attention: EdgeAttention, attended: Tensor) -> dict[str, float]:
-    modules = {"key": attention.key, "edge": attention.edge}
-    found = {}
-    for name, module in modules.items():
-        if module is None:
-            found[f"{name}_gradient"] = float("nan")
-            continue
-        (gradient,) = torch.autograd.grad(
-            attended.sum(), module.weight, retain_graph=True, allow_unused=True
-        )
-        found[f"{name}_gradient"] = 0.0 if gradient is None else gradient.abs().max().item()
-    return found
+def read_remedies(
+    folder: Path | str,
+    data: str,
+    arms: Mapping[str, str] = ARMS,
+    models: Iterable[str] = MODELS,
+) -> dict[str, pd.DataFrame]:
+    """The tracked tables of several networks, with architecture (``label``) and title (``run``)."""
+    parts: dict[str, list[pd.DataFrame]] = {"layers": [], "epochs": []}
+    for model in models:
+        for arm, title in arms.items():
+            pair = f"{model.lower()}_{data}"
+            name = SAME.get(f"{pair}_{arm}", f"{pair}_{arm}")
+            if (
+                arm == "none" and name not in grid()
+            ):  # the grid of emergence has it, as long trained
+                laws = pd.read_csv(Path(folder) / "laws.csv.gz").query("run == @pair")
+                network = compact(read_emergence(folder, f"emergence_{pair}_"), laws)
+            else:
+                network = {kind: tables.read(folder, "remedy", [name], kind) for kind in parts}
+            for kind, table in network.items():
+                parts[kind].append(table.assign(label=model, run=title))
+    return {kind: pd.concat(part, ignore_index=True) for kind, part in parts.items()}
 
 
-def _of_score(attention: EdgeAttention, score: Tensor) -> dict[str, float]:
-    summary = ActivationSummary(heads=attention.heads, clamp=SCORE_CLAMP)
-    summary.update(score.detach())
-    statistics = summary.statistics()
-    names = ("max_ratio", "share_rows_with_massive", "max_abs", "row_median_q50", "share_saturated")
-    sums = attention.split_heads(score.detach()).sum(dim=-1)
-    return {name: statistics[name] for name in names} | {"max_abs_sum": sums.abs().max().item()}
+def later_epochs(epochs: pd.DataFrame, *, keys: Sequence[str] = ()) -> pd.DataFrame:
+    """What the scores are like over the second half of training, by network and ``keys``.
 
-
-def with_and_without_term(table: pd.DataFrame) -> sns.FacetGrid:
-    """Ratio, magnitude and median of each layer's scores, from ``idle_term`` of networks.
-
-    A row of panels per network, ``label``, and a line for each ``seed``.
+    Means of ``SCORES``, geometric for those of ``LOGARITHMIC``, and over epochs of the ``largest``
+    ratio of any layer, of ``edges_with`` a massive activation in the layer that has most, and of
+    whether any layer has one, ``epochs_with``.
     """
-    names = {
-        "max_ratio": "largest ratio",
-        "max_abs": "largest |s|",
-        "row_median_q50": "typical median |s|",
-    }
-    shown = table.rename(columns=names).replace(
-        {"term": {False: "without the term", True: "with it"}}
+    half = epochs.groupby(["label", "run", "seed"])["epoch"].transform("max") / 2
+    late = epochs[epochs["epoch"] > half]
+    by = ["label", "run", "seed", *keys]
+    logs = late.assign(**{name: np.log(late[name]) for name in LOGARITHMIC})
+    means = logs.groupby(by, sort=False)[list(SCORES)].mean()
+    any_layer = logs.groupby([*by, "epoch"], sort=False).agg(
+        largest=("max_ratio", "max"), edges_with=("share_rows_with_massive", "max")
     )
-    long = shown.melt(["label", "seed", "layer", "term"], list(names.values()))
-    grid = sns.relplot(
-        long,
-        kind="line",
-        x="layer",
-        y="value",
-        hue="term",
-        palette=["#264653", "#E76F51"],
-        units="seed",
-        estimator=None,
-        row="label",
-        col="variable",
-        marker=".",
-        height=1.9,
-        aspect=1.35,
-        facet_kws=dict(sharey="col", margin_titles=True),
-    )
-    grid.set(yscale="log", ylabel="")
-    grid.set_titles(col_template="{col_name}", row_template="{row_name}")
-    for ax in grid.axes[:, 0]:
-        ax.axhline(MASSIVE_RATIO, **THRESHOLD_LOOK)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    grid.legend.set_title(None)
+    any_layer["epochs_with"] = any_layer["edges_with"] > 0
+    means = means.join(any_layer.groupby(by, sort=False).mean())
+    logarithmic = [*LOGARITHMIC, "largest"]
+    means[logarithmic] = np.exp(means[logarithmic])
+    return means.reset_index()
+
+
+def by_network(remedies: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFrame:
+    """``later_epochs`` of each network with ``test_METRIC`` at its best epoch."""
+    keys = ["label", "run", "seed"]
+    best = remedies["layers"].query("state == 'best'")
+    metrics = best.groupby(keys, sort=False)[[f"test_{metric}"]].first().reset_index()
+    return metrics.merge(later_epochs(remedies["epochs"]), on=keys, validate="one_to_one")
+
+
+def typical_scores(networks: pd.DataFrame) -> pd.DataFrame:
+    """Geometric means over seeds of ``by_network``, a row per architecture and arm."""
+    logs = np.log(networks.set_index(["label", "run"])[[*LOGARITHMIC, "largest"]])
+    return np.exp(logs.groupby(level=[0, 1]).mean())
+
+
+def remedy_table(remedies: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFrame:
+    """What remedies do and what they cost, as text, a row per architecture and arm.
+
+    The metric, mean over seeds with its 95 % t interval; ranges over seeds of ``later_epochs``; and
+    median Kolmogorov-Smirnov distances of ratios from their gamma law and from untrained ones.
+    """
+    keys = ["label", "run"]
+    networks = by_network(remedies, metric)
+    networks["max_abs"] = networks["max_abs"].map("{:.3g}".format).astype(float)  # 1,100, not 1,099
+    table = networks.groupby(keys, sort=False)[f"test_{metric}"].agg(_mean_and_interval)
+    table = table.to_frame(f"test {metric}").rename_axis(["network", "arm"])
+    for title, name, form in (
+        ("edges", "edges_with", ".1%"),
+        ("epochs", "epochs_with", ".0%"),
+        ("ratio", "largest", ",.0f"),
+        ("largest |s|", "max_abs", ",.6g"),
+        ("median |s|", "row_median_q50", ".2g"),
+    ):
+        ranges = tables.over_seeds(networks, name, rows=keys, statistic="range", form=form)
+        table[title] = ranges[name].str.replace(" to ", "-")
+    best = remedies["layers"].query("state == 'best'").groupby(keys)
+    table["KS gamma"] = best["ks_own"].median().map("{:.3f}".format)
+    table["KS base"] = best["ks_two_sample"].median().map("{:.2f}".format)
+    return table
+
+
+def _mean_and_interval(values: pd.Series) -> str:
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+
+
+def arms(
+    late: pd.DataFrame, values: Mapping[str, str], *, logarithmic: Sequence[str] = ()
+) -> sns.FacetGrid:
+    """Values of networks with different remedies (``run``), a row of panels per architecture.
+
+    A dot is a seed; a line is at the mean over seeds, the geometric one on a logarithmic axis.
+    """
+    order = list(late["run"].unique())
+    height = 0.6 + 0.2 * len(order)
+    long = late.melt(["label", "run", "seed"], list(values), var_name="quantity")
+    size = dict(height=height, aspect=2.2 / height, sharex="col", margin_titles=True)
+    grid = sns.FacetGrid(long, row="label", col="quantity", **size)
+    for (_, value), ax in grid.axes_dict.items():
+        ax.set_xscale("log" if value in logarithmic else "linear")
+    look = dict(x="value", y="run", hue="run", order=order, hue_order=order, palette="colorblind")
+    grid.map_dataframe(sns.stripplot, **look, jitter=False, alpha=0.8, size=4.5)
+    grid.map_dataframe(sns.pointplot, **look, errorbar=None, marker="|", markersize=9)
+    grid.set_titles(row_template="{row_name}", col_template="").set_axis_labels("", "")
+    for (_, value), ax in grid.axes_dict.items():
+        if value == "largest":
+            ax.axvline(MASSIVE_RATIO, **THRESHOLD_LOOK)
+        if value in logarithmic:  # often less than a decade; of more than two, labels have no room
+            low, high = ax.get_xlim()
+            ax.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 3)))
+            powers = high > 10_000 * low  # of ten, beside which 10000 and 1e+06 would read badly
+            ax.xaxis.set_major_formatter(LogFormatterSciNotation() if powers else "{x:g}")
+            ax.xaxis.set_minor_formatter(NullFormatter())
+    for ax, title in zip(grid.axes[-1], values.values(), strict=True):
+        ax.set_xlabel(title)
     return grid

@@ -1,10 +1,13 @@
-"""Figures: their look, and lines over seeds."""
+"""Figures: their look, panels, and lines over seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 THRESHOLD_LOOK = dict(color="black", ls="--", lw=1)
@@ -59,19 +62,12 @@ def over_seeds(
 ) -> sns.FacetGrid:
     """A line over seeds, in a band from the least to the greatest, a panel for each group.
 
-    Args:
-        table: a row per place on the horizontal axis, group and seed.
-        x, y: its columns that are drawn.
-        color: the column that tells lines apart.
-        panel: the column that tells panels apart.
-        columns: panels in a row, at most.
-        log: which axes are logarithmic, ``"y"`` or ``"xy"``.
-        threshold: where a dashed line says that activations are massive; None draws none.
-        labels: what axes say in place of a column's name.
-        size: width and height of a panel, inches.
-        estimator: of the line, ``"median"`` or ``"mean"``.
-        sharing: ``sharex`` and ``sharey``, see seaborn's ``FacetGrid``.
-        **look: of seaborn's ``relplot``, ``palette`` for example.
+    ``table`` has a row per place on the horizontal axis, group and seed; ``x`` and ``y`` are its
+    columns that are drawn, ``color`` and ``panel`` those that tell lines and panels apart, no more
+    than ``columns`` panels in a row. ``log`` names logarithmic axes, ``"y"`` or ``"xy"``. A dashed
+    line is drawn at ``threshold``. ``labels`` are said of axes in place of a column's name.
+    ``size`` is of a panel, inches; ``sharing`` is seaborn's ``facet_kws``, ``look`` of its
+    ``relplot``.
     """
     look = dict(marker="o", ms=3.5, lw=1.3) | look
     grid = sns.relplot(
@@ -100,7 +96,35 @@ def over_seeds(
     return grid
 
 
-def layer_colors(layers: Sequence[int]) -> dict[int, tuple[float, float, float]]:
+def panels(
+    count: int, columns: int, size: tuple[float, float] = (2.6, 2.1), **sharing: Any
+) -> tuple[Figure, list[Axes]]:
+    """Panels of ``size`` inches in rows of at most ``columns``, with room for a legend."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    inches = (size[0] * columns + 2.2, size[1] * rows + 0.8)
+    look = dict(figsize=inches, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, **look, **sharing)
+    for ax in axes.flat[count:]:
+        ax.remove()
+    return figure, list(axes.flat[:count])
+
+
+def band(ax: Axes, by_seed: pd.DataFrame, **look: Any) -> None:
+    """The median over columns as a line, in a band from the least to the greatest."""
+    (line,) = ax.plot(by_seed.index, by_seed.median(axis=1), **dict(lw=1.3) | look)
+    edges = by_seed.min(axis=1), by_seed.max(axis=1)
+    ax.fill_between(by_seed.index, *edges, color=line.get_color(), alpha=0.2, lw=0)
+
+
+def legend_once(figure: Figure, **where: Any) -> None:
+    """One legend of a figure for what is labelled in any of its panels."""
+    pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes]
+    handles = {label: handle for panel in pairs for handle, label in panel}
+    figure.legend(handles.values(), handles, **where)
+
+
+def layer_colors(layers: Iterable[int]) -> dict[int, tuple[float, float, float]]:
     """A color for each layer, from the first to the last."""
     ordered = sorted(set(layers))
     return dict(zip(ordered, sns.color_palette("viridis", len(ordered)), strict=True))
@@ -111,3 +135,35 @@ def whole_ticks(grid: sns.FacetGrid, axes: str = "x", number: int = 6) -> None:
     for ax in grid.axes.flat:
         for axis in axes:
             getattr(ax, f"{axis}axis").set_major_locator(MaxNLocator(number, integer=True))
+
+
+def draw_score(ax: Axes) -> None:
+    """Where the score sits in a GraphTransformer layer, as a diagram."""
+    boxes = {
+        "nodes": (0.07, 0.62, "node features\n$h_j,\\ h_i$"),
+        "edges": (0.07, 0.22, "edge features\n$e_{ji}$"),
+        "value": (0.28, 0.90, "value\n$V_j$"),
+        "pair": (0.28, 0.62, "key of source, query of target\n$K_j \\odot Q_i\\,/\\sqrt{d}$"),
+        "gate": (0.28, 0.22, "edge gate\n$E_{ji}$"),
+        "score": (0.50, 0.42, "score\n$s_{ji}$  [E, D]"),
+        "weight": (0.67, 0.62, "sum per head, clamp,\nexp, normalize: $\\alpha_{ji}$"),
+        "attended": (0.81, 0.90, "attended\n$o_i = \\sum_j \\alpha_{ji} V_j$  [N, D]"),
+        "node block": (0.96, 0.62, "node block\n$h_i'$"),
+        "edge block": (0.96, 0.22, "edge block\n$e_{ji}'$"),
+    }
+    arrows = "nodes>value nodes>pair edges>gate pair>score gate>score score>weight"
+    arrows += " value>attended weight>attended"
+    pairs = [arrow.split(">") for arrow in arrows.split()]
+    pairs += [("attended", "node block"), ("score", "edge block")]
+    patches = {}
+    for name, (x, y, text) in boxes.items():
+        look = dict(boxstyle="round,pad=0.5", edgecolor="#444444")
+        look["facecolor"] = "#FFE0B2" if name in ("score", "attended") else "white"
+        label = ax.text(x, y, text, ha="center", va="center", fontsize=10, bbox=look)
+        patches[name] = label.get_bbox_patch()
+    for start, end in pairs:
+        look = dict(arrowstyle="-|>", color="#444444", shrinkA=3, shrinkB=3)
+        look |= dict(patchA=patches[start], patchB=patches[end])
+        ax.annotate("", xy=boxes[end][:2], xytext=boxes[start][:2], arrowprops=look)
+    ax.set(xlim=(0, 1.03), ylim=(0.1, 1.0))
+    ax.set_axis_off()

@@ -4,16 +4,25 @@ papermill injects a misspelt parameter without a word; here a name or a type tha
 does not know is an error before anything runs.
 """
 
+import ast
+import collections.abc
 import contextlib
 import json
 import os
+import pathlib
+import re
 import sys
-from collections.abc import Iterable, Sequence
+import tokenize
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 KERNEL = "python3"  # resolves to the interpreter that runs papermill
 
@@ -56,38 +65,30 @@ def command(
 
 def parameters(path: Path | str) -> dict[str, Parameter]:
     """What the cell tagged ``parameters`` of a notebook declares."""
-    path = Path(path)
-    if not path.is_file():
-        siblings = sorted(p.name for p in path.parent.glob("*.ipynb")) or ["none"]
-        raise FileNotFoundError(f"no notebook at {path}; notebooks there: {', '.join(siblings)}")
+    _, cell = _read(path)
+    source = re.sub(r"^[%!].*", "", cell.source, flags=re.MULTILINE)  # what only IPython knows
     try:
-        cells = json.loads(path.read_text())["cells"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a notebook: {error}") from error
-    if not any("parameters" in cell["metadata"].get("tags", ()) for cell in cells):
-        raise ValueError(f"{path}: no cell is tagged 'parameters', so nothing can be set")
-    found = papermill.inspect_notebook(str(path))
-    return {
-        name: Parameter(name, entry["inferred_type_name"], entry["default"], entry["help"])
-        for name, entry in found.items()
-    }
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"{path}: the cell tagged 'parameters': {error}") from None
+    tokens = tokenize.generate_tokens(StringIO(source).readline)
+    comments = {t.start[0]: t.string[1:].strip() for t in tokens if t.type == tokenize.COMMENT}
+    found = {}
+    for node in body:
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
+        for target in [node.target] if isinstance(node, ast.AnnAssign) else node.targets:
+            default = ast.unparse(node.value)
+            annotated = isinstance(node, ast.AnnAssign)
+            kind = ast.unparse(node.annotation) if annotated else _type_of(node.value)
+            about = (ast.unparse(target), kind, default, comments.get(node.end_lineno, ""))
+            found[about[0]] = Parameter(*about)
+    return found
 
 
 def parse(path: Path | str, assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Values of parameters from pairs of name and text, each checked against the notebook."""
-    known = parameters(path)
-    values = {}
-    for name, text in assignments:
-        if name not in known:
-            raise ValueError(f"{path} has no parameter {name!r}; it knows:\n{describe(known)}")
-        try:
-            values[name] = _convert(text, known[name].type)
-        except (ValueError, json.JSONDecodeError):
-            raise ValueError(
-                f"parameter {name!r} is of type {known[name].type}, got {text!r}; "
-                f"{path} knows:\n{describe(known)}"
-            ) from None
-    return values
+    return _checked(path, dict(assignments), _readings)
 
 
 def describe(known: dict[str, Parameter]) -> str:
@@ -98,10 +99,24 @@ def describe(known: dict[str, Parameter]) -> str:
     )
 
 
+def injected(path: Path | str, values: Mapping[str, Any]) -> nbformat.NotebookNode:
+    """The notebook with a cell of other parameters after its own, each checked against it."""
+    book, cell = _read(path)
+    code = [f"{name} = {value!r}" for name, value in _checked(path, values).items()]
+    for module, names in (("math", "inf|nan"), ("pathlib", "PosixPath|WindowsPath")):
+        if used := sorted({*re.findall(rf"\b({names})\b", "\n".join(code))}):
+            code.insert(0, f"from {module} import {', '.join(used)}")
+    if values:
+        new = nbformat.v4.new_code_cell("\n".join(code))
+        new.metadata["tags"] = ["injected-parameters"]
+        book.cells.insert(book.cells.index(cell) + 1, new)
+    return book
+
+
 def run(
     path: Path | str,
     output: Path | str,
-    values: dict[str, Any],
+    values: Mapping[str, Any],
     *,
     progress: bool = True,
     **engine: Any,
@@ -112,14 +127,15 @@ def run(
     ``engine`` are options of nbclient, for example ``kernel_manager_class``.
     """
     path, output = Path(path).resolve(), Path(output).resolve()
+    book = injected(path, values)
     output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     try:
         papermill.execute_notebook(
-            str(path),
+            book,
             str(failed),
-            parameters=values,
             kernel_name=KERNEL,
+            language="python",
             # Not cwd=, which changes the folder of this process: others may run beside.
             resources={"metadata": {"path": str(path.parent)}},
             progress_bar=progress,
@@ -136,16 +152,72 @@ def run(
     return output
 
 
-def _convert(text: str, kind: str) -> Any:
-    if kind == "str":
-        return text
-    if kind == "bool":
-        if text.lower() not in ("true", "false"):
-            raise ValueError(text)
-        return text.lower() == "true"
-    if kind in ("int", "float"):
-        return {"int": int, "float": float}[kind](text)
-    value = json.loads(text)
-    if not isinstance(value, list if kind.startswith(("list", "List")) else object):
-        raise ValueError(text)
-    return value
+def _read(path: Path | str) -> tuple[nbformat.NotebookNode, nbformat.NotebookNode]:
+    """A notebook and its cell of parameters."""
+    path = Path(path)
+    if not path.is_file():
+        siblings = sorted(p.name for p in path.parent.glob("*.ipynb")) or ["none"]
+        raise FileNotFoundError(f"no notebook at {path}; notebooks there: {', '.join(siblings)}")
+    try:
+        book = nbformat.read(path, 4)
+        tagged = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", ())]
+    except Exception as error:  # whatever nbformat makes of a file that is none
+        raise ValueError(f"{path}: not a notebook: {str(error).splitlines()[0]}") from error
+    if not tagged:
+        raise ValueError(f"{path}: no cell is tagged 'parameters', so nothing can be set")
+    return book, tagged[0]
+
+
+def _type_of(default: ast.expr) -> str:
+    """The type of a parameter that has none, from its default."""
+    try:
+        kind = type(ast.literal_eval(default))
+    except ValueError:
+        return "Any"
+    if kind in (int, float):
+        return "int | float"
+    return kind.__name__ if kind in (bool, str, list, tuple, dict) else "Any"
+
+
+def _checked(path: Path | str, values: Mapping[str, Any], readings: Any = None) -> dict[str, Any]:
+    """The values, each of the type that the notebook declares."""
+    known, fitting = parameters(path), {}
+    for name, given in values.items():
+        if name not in known:
+            raise ValueError(f"{path} has no parameter {name!r}; it knows:\n{describe(known)}")
+        adapter = _adapter(known[name].type)
+        for reading in readings(given, known[name].type) if readings else [given]:
+            with contextlib.suppress(ValidationError, TypeError):
+                # By way of JSON: it has no types of numpy, and its lists may be tuples.
+                fitting[name] = adapter.validate_json(json.dumps(reading, default=_plain))
+                break
+        else:
+            raise ValueError(
+                f"parameter {name!r} is of type {known[name].type}, got {given!r}; "
+                f"{path} knows:\n{describe(known)}"
+            )
+    return fitting
+
+
+def _readings(text: str, kind: str) -> Iterator[Any]:
+    """What a text may stand for: literals of JSON and Python but for strings, then itself."""
+    for read in (json.loads, ast.literal_eval, float) if kind != "str" else ():
+        with contextlib.suppress(ValueError, SyntaxError):
+            if not isinstance(value := read(text), str):
+                yield value
+    yield text
+
+
+def _adapter(kind: str) -> TypeAdapter:
+    """What checks values of an annotation; those of a class only the notebook knows are any."""
+    names = {**vars(typing), **vars(collections.abc), **vars(pathlib)}
+    try:
+        known = eval(kind, {"typing": typing, "pathlib": pathlib, **names})
+        return TypeAdapter(known, config={"strict": True})
+    except (NameError, AttributeError, TypeError, PydanticSchemaGenerationError):
+        return TypeAdapter(Any)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch, and paths, as JSON has them."""
+    return value.tolist() if hasattr(value, "tolist") else os.fspath(value)

@@ -1,7 +1,8 @@
-"""Tidy tables of experiments: write, read, join, and set as tables to read."""
+"""Tables of emergence runs, the networks of these runs, and tables to read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from scipy import stats
 
 from mapkg.models import GraphNetwork
 from mapkg.models.config import Config
-from studies import checkpoint
+from studies import checkpoint, tables
 from studies.data import ATOM_TYPES, BOND_TYPES, Splits
 from studies.provenance import commit, versions
 from studies.train import Fit
@@ -47,14 +48,9 @@ class Emergence:
 
 def read_emergence(folder: Path | str, prefix: str = "") -> Emergence:
     """Read the tables that ``emergence`` wrote to a folder, or ``of_run`` with a prefix."""
+    writes = "python -m studies train, or study emergence,"
     paths = {table: Path(folder) / f"{prefix}{table}.csv.gz" for table in TABLES}
-    for path in paths.values():
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no table at {path}; write it with python -m studies train, or join those of "
-                "finished runs with python -m studies study emergence"
-            )
-    return Emergence(**{table: pd.read_csv(path) for table, path in paths.items()})
+    return Emergence(**{name: tables.read_one(path, writes) for name, path in paths.items()})
 
 
 def of_run(
@@ -63,22 +59,17 @@ def of_run(
     states: Sequence[str] = (),  # keep only these states in the two large tables, not all
 ) -> dict[str, pd.DataFrame]:
     """The tables of a finished run."""
-    run = read_emergence(folder)
-    there = run.summary["state"].unique().tolist()
+    made = {name: getattr(read_emergence(folder), name) for name in TABLES}
+    there = made["summary"]["state"].unique().tolist()
     if unknown := sorted({*states} - {*there}):
         raise ValueError(f"no state {', '.join(unknown)} in {folder}; there are {', '.join(there)}")
-    made = {name: getattr(run, name) for name in TABLES}
     for name in ("graph_maxima", "histogram") if states else ():
         made[name] = made[name][made[name]["state"].isin(states)]
     return made
 
 
 def read_network(folder: Path | str, splits: Splits) -> tuple[GraphNetwork, Config, dict[str, Any]]:
-    """The best network of a finished run, in evaluation mode, and its configuration.
-
-    And for the columns of a table its ``seed``, ``config``, ``explicit_bias``, ``use_bias``,
-    ``dataset`` and ``epochs``, with the versions and the commit that are at work now.
-    """
+    """The best network of a finished run, its configuration, and columns of a table about it."""
     model, information = checkpoint.load(Path(folder) / "best")
     title = splits.description.title
     if information["dataset"] != title:
@@ -99,40 +90,33 @@ def emergence_table(summary: pd.DataFrame, states: Sequence[str]) -> pd.DataFram
     An edge with an MA has a massive activation in at least one channel; the share of such edges is
     given. The typical median is the median over edges of the row's median magnitude.
     """
-    columns = {
+    titles = {
         "max_ratio": "largest ratio",
         "share_rows_with_massive": "edges with an MA",
         "max_abs": "largest |s|",
         "row_median_q50": "typical median |s|",
     }
-    wide = summary.pivot(index="layer", columns="state", values=list(columns))
-    wide = wide[[(statistic, state) for statistic in columns for state in states]]
-    wide.columns = pd.MultiIndex.from_tuples(
-        [(columns[statistic], state.removeprefix("base_")) for statistic, state in wide.columns]
-    )
+    wide = summary.pivot(index="layer", columns="state", values=list(titles))
+    wide = wide[[(statistic, state) for statistic in titles for state in states]]
+    wide = wide.rename(columns=titles | {state: state.removeprefix("base_") for state in states})
     return wide.map(lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.3g}")
 
 
 def range_over_seeds(summary: pd.DataFrame, statistic: str) -> pd.DataFrame:
     """Least and greatest value of a statistic over seeds, a row per layer, a column per state."""
-    values = summary.groupby(["layer", "state"], sort=False)[statistic].agg(["min", "max"])
-    texts = values.apply(lambda row: f"{row['min']:,.0f} to {row['max']:,.0f}", axis=1)
-    return texts.unstack("state")
+    look = dict(rows=["layer"], columns=["state"], statistic="range", form=",.0f")
+    return tables.over_seeds(summary, statistic, **look)
 
 
 def count_types(splits: Splits) -> pd.DataFrame:
     """How often each type of atom and, once per direction, of bond occurs in each split."""
+    kinds = {"atom": ("x", dict(enumerate(ATOM_TYPES))), "bond": ("edge_attr", BOND_TYPES)}
     rows = []
-    for split in ("train", "val", "test"):
-        graphs = getattr(splits, split)
-        for kind, ids in (("atom", "x"), ("bond", "edge_attr")):
-            names = dict(enumerate(ATOM_TYPES)) if kind == "atom" else BOND_TYPES
-            counts = torch.cat([graph[ids] for graph in graphs]).bincount(minlength=max(names) + 1)
-            rows += [
-                {"split": split, "kind": kind, "id": i, "type": name, "count": int(counts[i])}
-                for i, name in names.items()
-            ]
-    return pd.DataFrame(rows)
+    for split, (kind, (ids, names)) in product(("train", "val", "test"), kinds.items()):
+        found = torch.cat([graph[ids] for graph in getattr(splits, split)])
+        counts = found.bincount(minlength=max(names) + 1).tolist()
+        rows += [(split, kind, i, name, counts[i]) for i, name in names.items()]
+    return pd.DataFrame(rows, columns=["split", "kind", "id", "type", "count"])
 
 
 def contrasts(
@@ -140,23 +124,20 @@ def contrasts(
     pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]],
     *,
     value: str = "max_ratio",
-    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """By which factor a value differs between two kinds of rows, with intervals over seeds.
 
     ``table`` has a row per ``run``, ``label`` and ``seed``. ``pairs`` are two pairs of run and
     label by title; the factor is that of the second over the first in networks of the same seed.
     A row per title: ``factor``, the geometric mean over seeds, ``low`` and ``high``, Student's t
-    interval for the logarithms, and ``least`` and ``greatest`` of a seed.
+    interval of 95 % for the logarithms, and ``least`` and ``greatest`` of a seed.
     """
     logs = np.log(table.set_index(["run", "label", "seed"])[value]).sort_index()
     rows = {}
     for title, (one, other) in pairs.items():
         difference = (logs[other] - logs[one]).dropna()
-        if len(difference) < 2:
-            raise ValueError(f"{title}: expected two common seeds or more, got {len(difference)}")
         mean, error = difference.mean(), stats.sem(difference)
-        low, high = stats.t.interval(confidence, len(difference) - 1, mean, error)
+        low, high = stats.t.interval(0.95, len(difference) - 1, mean, error)
         found = (mean, low, high, difference.min(), difference.max())
         names = ("factor", "low", "high", "least", "greatest")
         rows[title] = {name: np.exp(v) for name, v in zip(names, found, strict=True)}

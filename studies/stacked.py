@@ -4,24 +4,22 @@ The S networks share nothing, and a graph network does not mix graphs that share
 batches of all networks are laid one below another as one batch: rows 0 to R - 1 of every tensor
 belong to the first network, the next R rows to the second, and so on. Message passing, readout
 and every function of a row run **as they are**; only modules that own weights, or that mix rows,
-are exchanged for a form that knows S weights:
+are exchanged for a form that knows S weights. Unlike with ``torch.func.vmap`` over the whole
+network, indexing is that of one large batch, and hooks see the modules as they are.
 
-- linear maps, LayerNorm and embeddings use the weights of the network a row belongs to;
-- BatchNorm takes its statistics over the real rows of one network, padding left out;
-- dropout can draw what each network would draw alone.
-
-Unlike with ``torch.func.vmap`` over the whole network, indexing is that of one large batch, and
-hooks see the modules as they are.
+A batch is assembled by indexing from a data set that lies on the device as a few tensors. Rows
+that no graph needs are padding, which belongs to a graph of its own and is masked.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch_geometric.data import Data
 from torch_geometric.nn.aggr import SumAggregation
 
 from mapkg.models.edge_attention import (
@@ -32,6 +30,7 @@ from mapkg.models.edge_attention import (
 )
 from mapkg.models.egat import EdgeGATAttention, EdgeGATLayer
 from mapkg.models.network import GraphNetwork, TypeEmbedding
+from studies.schedule import EPOCH_STRIDE
 
 TERMS = ("key_term", "edge_term", "value_term")
 """Parameters of ``EdgeAttention`` itself, the Explicit Bias Term of each head."""
@@ -43,215 +42,250 @@ _ROW_BY_ROW = (
 )
 """Modules that own no weight but ``TERMS`` and treat every row, or every graph, by itself."""
 
-_WEIGHT_GRADIENT_PRODUCTS = 128
-"""Products a GPU should work on at once to fill its multiprocessors."""
+_BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's defaults of Adam, as studies.train has them
+_ROW_MULTIPLE = 64  # of rows per network, for matrix products of even sizes
+_PADDING_TARGETS = 16  # nodes over which padding edges are spread: sums at one would take turns
 
 
-@dataclass
-class Rows:
-    """Which rows of one kind, nodes or edges, are real; ``sizes`` is ``count`` on the host."""
+# Data.
 
-    mask: Float[Tensor, "S R 1"]
-    count: Float[Tensor, "S 1 1"]
-    sizes: list[int] | None = None
+
+@dataclass(frozen=True)
+class FlatGraphs:
+    """The graphs of a split, one below another; ends of edges count from the graph's first node.
+
+    ``node_ptr`` and ``edge_ptr`` are the first row of each graph, and the number of rows.
+    """
+
+    x: Shaped[Tensor, "nodes ..."]
+    edge_index: Int[Tensor, "2 edges"]
+    edge_attr: Shaped[Tensor, "edges ..."]
+    y: Float[Tensor, "graphs targets"]
+    node_ptr: Int[Tensor, " ptr"]
+    edge_ptr: Int[Tensor, " ptr"]
+
+    def __len__(self) -> int:
+        """Number of graphs."""
+        return len(self.y)
+
+    @classmethod
+    def of(cls, graphs: Sequence[Data]) -> "FlatGraphs":
+        """Flatten PyG graphs."""
+        nodes = torch.tensor([0, *(graph.num_nodes for graph in graphs)])
+        edges = torch.tensor([0, *(graph.num_edges for graph in graphs)])
+        joined = {n: torch.cat([getattr(g, n) for g in graphs]) for n in ("x", "edge_attr", "y")}
+        edge_index = torch.cat([graph.edge_index for graph in graphs], dim=1)
+        ptr = dict(node_ptr=nodes.cumsum(0), edge_ptr=edges.cumsum(0))
+        return cls(edge_index=edge_index, **joined, **ptr)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "FlatGraphs":
+        """The same on a device; targets and float features in another precision."""
+        items = vars(self).items()
+        return FlatGraphs(
+            **{n: t.to(device, dtype if t.is_floating_point() else None) for n, t in items}
+        )
+
+    def rows(self, batches: Int[Tensor, "*batches size"]) -> list[Int[Tensor, "*batches"]]:
+        """Nodes and edges of each batch of graphs; -1 stands for no graph."""
+        counts = (ptr.cpu().diff() for ptr in (self.node_ptr, self.edge_ptr))
+        return [torch.cat([count, count.new_zeros(1)])[batches].sum(dim=-1) for count in counts]
+
+
+def in_batches(order: Int[Tensor, " graphs"], batch_size: int) -> Int[Tensor, "steps size"]:
+    """An order cut into batches; the last one is filled with -1."""
+    steps = -(-len(order) // batch_size)
+    padded = order.new_full((steps * batch_size,), -1)
+    padded[: len(order)] = order
+    return padded.view(steps, batch_size)
+
+
+def epoch_batches(
+    graphs: int, seeds: Iterable[int], epoch: int, batch_size: int
+) -> tuple[Int[Tensor, "S steps size"], list[torch.Generator]]:
+    """The batches that ``train.fit`` draws in an epoch for each seed, and generators for dropout.
+
+    Source: torch's ``DataLoader`` and ``RandomSampler`` after ``torch.manual_seed``.
+    """
+    batches, generators = [], []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed + EPOCH_STRIDE * epoch)
+        torch.empty((), dtype=torch.int64).random_(generator=generator)  # the workers' seed
+        own = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+        order = torch.randperm(graphs, generator=torch.Generator().manual_seed(own))
+        batches.append(in_batches(order, batch_size))
+        generators.append(generator)
+    return torch.stack(batches), generators
+
+
+def padded(nodes: int, edges: int) -> tuple[int, int]:
+    """Rows per network, of nodes and of edges, that hold batches of at most so many real ones."""
+    nodes = -(-(nodes + _PADDING_TARGETS) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    edges = -(-max(edges, 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    # A module tells nodes from edges by the number of rows.
+    return nodes, edges + _ROW_MULTIPLE * (edges == nodes)
+
+
+def assemble(data: FlatGraphs, ids: Int[Tensor, "S graphs"], nodes: int, edges: int) -> Data:
+    """The batches of graphs with these ids, -1 for none, one network below another.
+
+    Every network has one graph more than its batch holds, the padding. ``edge_graph`` [S, edges] is
+    the graph of each edge, counted within its network; masks are of what is real.
+    """
+    real = ids >= 0
+    ids = ids.clamp(min=0)
+    (networks, graphs), device = ids.shape, ids.device
+    network = torch.arange(networks, device=device).unsqueeze(1)
+    rows, graph, first_node, node_mask = _rows(data.node_ptr, ids, real, nodes)
+    columns, edge_graph, _, edge_mask = _rows(data.edge_ptr, ids, real, edges)
+    padding = nodes - 1 - torch.arange(edges, device=device) % _PADDING_TARGETS
+    ends = data.edge_index[:, columns] + first_node.gather(1, edge_graph.clamp(max=graphs - 1))
+    ends = torch.where(edge_mask, ends, padding) + network * nodes
+    return Data(
+        x=_masked(data.x[rows], node_mask),
+        edge_index=ends.flatten(1),
+        edge_attr=_masked(data.edge_attr[columns], edge_mask),
+        batch=(graph + network * (graphs + 1)).flatten(),
+        batch_size=networks * (graphs + 1),
+        edge_graph=edge_graph,
+        y=data.y[ids],
+        graph_mask=real,
+        node_mask=node_mask.unsqueeze(-1),
+        edge_mask=edge_mask.unsqueeze(-1),
+    )
+
+
+def _rows(ptr: Tensor, ids: Tensor, real: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Which row of the data set is in which slot, its graph, the graphs' first slots, a mask."""
+    counts = torch.where(real, ptr[ids + 1] - ptr[ids], 0)  # [S, graphs]
+    ends = counts.cumsum(dim=1)
+    slots = torch.arange(size, device=ids.device).expand(len(ids), -1).contiguous()
+    graph = torch.searchsorted(ends, slots, right=True)  # [S, size], graphs for padding
+    mask = slots < ends[:, -1:]
+    first = ends - counts
+    inside = graph.clamp(max=ids.size(1) - 1)
+    rows = ptr[ids].gather(1, inside) + slots - first.gather(1, inside)
+    return torch.where(mask, rows, 0), graph, first, mask
+
+
+def _masked(values: Tensor, mask: Tensor) -> Tensor:
+    """Values [S, rows, ...] with zeros where masked, rows of all networks one below another."""
+    mask = mask.view(*mask.shape, *([1] * (values.dim() - 2)))
+    return torch.where(mask, values, 0).flatten(0, 1)
+
+
+# Networks.
 
 
 @dataclass
 class Layout:
     """How the rows of S networks lie; one object shared by all modules of a stacked network.
 
-    Modules tell nodes from edges by R. From one CPU generator per network dropout draws what the
-    network would draw alone; None draws from torch's own generator for all at once.
+    ``masks`` [S, R, 1] say which nodes and which edges are real; modules tell them apart by R.
+    From one CPU generator per network dropout draws what the network would draw alone; None draws
+    from torch's own generator for all at once.
     """
 
     networks: int
-    nodes: Rows | None = None
-    edges: Rows | None = None
+    masks: Sequence[Float[Tensor, "S _ 1"]] = ()
     generators: Sequence[torch.Generator] | None = None
 
-    def of(self, rows: int) -> Rows:
-        """The kind of rows of which each network has this many."""
-        for kind in (self.nodes, self.edges):
-            if kind.mask.size(1) == rows:
-                return kind
-        raise ValueError(
-            f"expected {self.nodes.mask.size(1)} rows per network (nodes) or "
-            f"{self.edges.mask.size(1)} (edges), got {rows}"
-        )
+    def mask(self, rows: int) -> Float[Tensor, "S R 1"]:
+        """The mask of the kind of rows of which each network has this many."""
+        return next(mask for mask in self.masks if mask.size(1) == rows)
 
 
-class _Linear(torch.autograd.Function):
-    """x W^T + b for stacked x [S, R, in], W [S, out, in] and b [S, out] or None.
+class _Stacked(nn.Module):
+    """S modules of one kind as one, their parameters and statistics with a first dimension S."""
 
-    The gradient of W sums over R rows. For one network that is one small product with a long
-    sum, which leaves a GPU idle, so the sum is cut into ``parts`` products.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, parts):
-        ctx.save_for_backward(x, weight)
-        ctx.parts, ctx.has_bias = parts, bias is not None
-        y = torch.bmm(x, weight.transpose(1, 2))
-        # Not in place: compiled by torch 2.11, an output changed in place has no gradient.
-        return y if bias is None else y + bias.unsqueeze(1)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        # All gradients, whether needed or not: torch 2.11 compiles ctx.needs_input_grad wrongly.
-        x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        of_x = torch.bmm(gradient, weight)
-        parts = x.size(0) * ctx.parts, x.size(1) // ctx.parts
-        of_weight = torch.bmm(gradient.reshape(*parts, -1).transpose(1, 2), x.reshape(*parts, -1))
-        if ctx.parts > 1:
-            of_weight = of_weight.unflatten(0, (x.size(0), ctx.parts)).sum(dim=1)
-        of_bias = gradient.sum(dim=1) if ctx.has_bias else None
-        return of_x, of_weight, of_bias, None
-
-
-class _BatchNorm(torch.autograd.Function):
-    """BatchNorm of stacked rows x [S, R, D] from what it is made of.
-
-    ``centered`` is x minus its mean over real rows, 0 in padding rows, and ``inverse`` one over
-    the standard deviation, [S, 1, D]. The gradient is with respect to x, on which both depend.
-    Padding rows come out as the bias, so that they stay small however deep the network is.
-    """
-
-    @staticmethod
-    def forward(ctx, x, centered, inverse, mask, count, weight, bias):
-        ctx.save_for_backward(centered, inverse, mask, count, weight)
-        return torch.addcmul(bias.unsqueeze(1), centered, inverse * weight.unsqueeze(1))
-
-    @staticmethod
-    def backward(ctx, gradient):
-        centered, inverse, mask, count, weight = ctx.saved_tensors
-        # Padding rows of the gradient are exact zeros: nothing real depends on them.
-        of_bias = gradient.sum(dim=1, keepdim=True)
-        along = (gradient * centered).sum(dim=1, keepdim=True) * inverse
-        scale = inverse * weight.unsqueeze(1)
-        of_x = torch.addcmul(-scale * of_bias / count, gradient, scale) * mask
-        of_x = torch.addcmul(of_x, centered, -scale * inverse * along / count)
-        return of_x, None, None, None, None, along.squeeze(1), of_bias.squeeze(1)
-
-
-class StackedLinear(nn.Module):
-    """S linear maps."""
-
-    def __init__(self, weight: Float[Tensor, "S out in"], bias: Float[Tensor, "S out"] | None):
+    def __init__(self, single: nn.Module, tensors: Mapping[str, Tensor], layout: Layout):
         super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.layout, self.training = layout, single.training
+        for name in ("eps", "momentum", "p", "sizes", "offsets"):
+            setattr(self, name, getattr(single, name, None))
+        for name, parameter in single._parameters.items():
+            own = None if parameter is None else nn.Parameter(tensors[name])
+            self.register_parameter(name, own)
+        for name in {"running_mean", "running_var"} & tensors.keys():
+            self.register_buffer(name, tensors[name])
 
+    def by_network(self, x: Tensor) -> Float[Tensor, "S R D"]:
+        """The rows of each network."""
+        return x.reshape(self.layout.networks, -1, x.size(-1))
+
+
+class _StackedLinear(_Stacked):
     def forward(self, x: Float[Tensor, "*rows in"]) -> Float[Tensor, "*rows out"]:
-        """Map every row by the weights of its network."""
-        rows = x.reshape(self.weight.size(0), -1, self.weight.size(2))
-        y = _Linear.apply(rows, self.weight, self.bias, self._parts(rows))
-        return y.reshape(*x.shape[:-1], self.weight.size(1))
-
-    def _parts(self, rows: Tensor) -> int:
-        parts = 1
-        if rows.is_cuda:
-            wanted = _WEIGHT_GRADIENT_PRODUCTS // rows.size(0)
-            while 2 * parts <= wanted and rows.size(1) % (2 * parts) == 0:
-                parts *= 2
-        return parts
+        y = torch.bmm(self.by_network(x), self.weight.transpose(1, 2))
+        y = y if self.bias is None else y + self.bias.unsqueeze(1)
+        return y.reshape(*x.shape[:-1], y.size(-1))
 
 
-class StackedLayerNorm(nn.Module):
-    """S LayerNorms of one width."""
-
-    def __init__(self, weight: Float[Tensor, "S D"], bias: Float[Tensor, "S D"], eps: float):
-        super().__init__()
-        self.weight, self.bias, self.eps = nn.Parameter(weight), nn.Parameter(bias), eps
-
+class _StackedLayerNorm(_Stacked):
     def forward(self, x: Float[Tensor, "rows D"]) -> Float[Tensor, "rows D"]:
-        """Normalise every row, then scale it by the weights of its network."""
-        networks, width = self.weight.shape
-        y = nn.functional.layer_norm(x, (width,), eps=self.eps).view(networks, -1, width)
+        y = self.by_network(nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps))
         return (y * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)).view_as(x)
 
 
-class StackedBatchNorm(nn.Module):
-    """S BatchNorms over the real rows of each network; all networks see as many batches."""
-
-    def __init__(
-        self,
-        weight: Float[Tensor, "S D"],
-        bias: Float[Tensor, "S D"],
-        running_mean: Float[Tensor, "S D"],
-        running_var: Float[Tensor, "S D"],
-        single: nn.BatchNorm1d,
-        layout: Layout,
-    ):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        self.register_buffer("running_mean", running_mean)
-        self.register_buffer("running_var", running_var)
-        self.eps, self.momentum, self.layout = single.eps, single.momentum, layout
+class _StackedBatchNorm(_Stacked):
+    """Over the real rows of each network; padding comes out as the bias, so that it stays small."""
 
     def forward(self, x: Float[Tensor, "rows D"]) -> Float[Tensor, "rows D"]:
-        """Normalise by the batch in training, by the running statistics otherwise."""
-        stacked = x.view(self.weight.size(0), -1, self.weight.size(1))
+        stacked = self.by_network(x)
         if not self.training:
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             shift = self.bias - self.running_mean * scale
             return (stacked * scale.unsqueeze(1) + shift.unsqueeze(1)).view_as(x)
-        rows = self.layout.of(stacked.size(1))
+        mask = self.layout.mask(stacked.size(1))
+        count = mask.sum(dim=1, keepdim=True).clamp(min=1)
+        mean = (stacked * mask).sum(dim=1, keepdim=True) / count
+        centered = (stacked - mean) * mask
+        variance = centered.square().sum(dim=1, keepdim=True) / count
         with torch.no_grad():
-            mean = (stacked * rows.mask).sum(dim=1, keepdim=True) / rows.count
-            centered = (stacked - mean) * rows.mask
-            variance = (centered * centered).sum(dim=1, keepdim=True) / rows.count
-            unbiased = variance * (rows.count / (rows.count - 1).clamp(min=1))
+            unbiased = variance * (count / (count - 1).clamp(min=1))
             self.running_mean.lerp_(mean.squeeze(1), self.momentum)
             self.running_var.lerp_(unbiased.squeeze(1), self.momentum)
-            inverse = (variance + self.eps).rsqrt()
-        y = _BatchNorm.apply(
-            *(stacked, centered, inverse, rows.mask, rows.count, self.weight, self.bias)
-        )
-        return y.view_as(x)
+        scale = (variance + self.eps).rsqrt() * self.weight.unsqueeze(1)
+        return torch.addcmul(self.bias.unsqueeze(1), centered, scale).view_as(x)
 
 
-class StackedTypeEmbedding(nn.Module):
-    """S tables of type embeddings, for ids only."""
-
-    def __init__(self, weight: Float[Tensor, "S types D"], single: TypeEmbedding):
-        super().__init__()
-        self.weight, self.sizes = nn.Parameter(weight), single.sizes
-        first = torch.arange(len(weight), device=weight.device) * weight.size(1)
-        self.register_buffer("first", first, persistent=False)
-        self.register_buffer("offsets", single.offsets.to(weight.device), persistent=False)
+class _StackedTypeEmbedding(_Stacked):
+    """For ids only."""
 
     def forward(self, types: Shaped[Tensor, "rows ..."]) -> Float[Tensor, "rows D"]:
-        """Embed ids of shape [rows] or [rows, columns] by the table of a row's network."""
-        rows = len(types) // len(self.weight)
-        ids = types.view(len(self.weight), rows, -1) + self.first.view(-1, 1, 1) + self.offsets
-        table = self.weight.reshape(-1, self.weight.size(2))
-        embedded = table.index_select(0, ids.flatten())
+        networks, sizes = self.weight.shape[:2]
+        first = sizes * torch.arange(networks, device=types.device)
+        ids = types.view(networks, len(types) // networks, -1) + first.view(-1, 1, 1)
+        ids = ids + self.offsets.to(types.device)
+        embedded = self.weight.flatten(0, 1).index_select(0, ids.flatten())
         if len(self.sizes) == 1:
             return embedded
         return embedded.unflatten(0, (len(types), len(self.sizes))).sum(dim=1)
 
 
-class StackedDropout(nn.Module):
-    """Dropout of S networks, drawn over real rows only where the layout has generators."""
-
-    def __init__(self, p: float, layout: Layout):
-        super().__init__()
-        self.p, self.layout = p, layout
+class _StackedDropout(_Stacked):
+    """Drawn over real rows only where the layout has generators."""
 
     def forward(self, x: Float[Tensor, "rows D"]) -> Float[Tensor, "rows D"]:
-        """Zero entries with probability p and scale the others, in training only."""
         if not self.training or self.p == 0:
             return x
         if self.layout.generators is None:
             return nn.functional.dropout(x, self.p)
-        stacked = x.view(self.layout.networks, -1, x.size(-1))
+        stacked = self.by_network(x)
         noise = torch.zeros_like(stacked)
-        sizes = self.layout.of(stacked.size(1)).sizes
+        sizes = self.layout.mask(stacked.size(1)).sum(dim=(1, 2)).long().tolist()
         for part, size, generator in zip(noise, sizes, self.layout.generators, strict=True):
             drawn = torch.empty(size, x.size(-1), dtype=x.dtype)
             part[:size] = drawn.bernoulli_(1 - self.p, generator=generator).div_(1 - self.p)
         return (stacked * noise).view_as(x)
+
+
+_EXCHANGED = {
+    nn.Linear: _StackedLinear,
+    nn.LayerNorm: _StackedLayerNorm,
+    nn.BatchNorm1d: _StackedBatchNorm,
+    TypeEmbedding: _StackedTypeEmbedding,
+    nn.Dropout: _StackedDropout,
+}
 
 
 class _RowsOfTerm(nn.Module):
@@ -262,7 +296,7 @@ class _RowsOfTerm(nn.Module):
         self.layout = layout
 
     def forward(self, term: Tensor) -> Tensor:
-        nodes = self.layout.nodes.mask.size(1)
+        nodes = self.layout.masks[0].size(1)
         return term.unsqueeze(1).expand(-1, nodes, -1, -1).reshape(-1, *term.shape[1:])
 
 
@@ -277,60 +311,36 @@ def stack_networks(
     network = copy.deepcopy(single)
     layout = Layout(len(next(iter(tensors.values()))))
     for name, module in list(single.named_modules()):
-        prefix = f"{name}." if name else ""
+        own = {k.rpartition(".")[2]: v for k, v in tensors.items() if k.rpartition(".")[0] == name}
         parent, _, child = name.rpartition(".")
-        stacked = _stacked(module, prefix, tensors, layout)
-        if stacked is not None:
+        if type(module) in _EXCHANGED:
+            stacked = _EXCHANGED[type(module)](module, own, layout)
             setattr(network.get_submodule(parent), child, stacked)
-        for term in TERMS:
-            if term in module._parameters:
-                attention = network.get_submodule(name)
-                attention._parameters[term] = nn.Parameter(tensors[prefix + term])
-                parametrize.register_parametrization(
-                    attention, term, _RowsOfTerm(layout), unsafe=True
-                )
-    return network.train(single.training), layout
-
-
-def _stacked(
-    module: nn.Module, prefix: str, tensors: Mapping[str, Tensor], layout: Layout
-) -> nn.Module | None:
-    def of(*names: str) -> list[Tensor | None]:
-        return [tensors.get(prefix + name) for name in names]
-
-    if type(module) is nn.Linear:
-        return StackedLinear(*of("weight", "bias"))
-    if type(module) is nn.LayerNorm:
-        return StackedLayerNorm(*of("weight", "bias"), module.eps)
-    if type(module) is nn.BatchNorm1d:
-        names = ("weight", "bias", "running_mean", "running_var")
-        return StackedBatchNorm(*of(*names), module, layout)
-    if type(module) is TypeEmbedding:
-        return StackedTypeEmbedding(*of("weight"), module)
-    if type(module) is nn.Dropout:
-        return StackedDropout(module.p, layout)
-    return None
+        for term in (term for term in TERMS if term in own):
+            attention, rows = network.get_submodule(name), _RowsOfTerm(layout)
+            attention._parameters[term] = nn.Parameter(own[term])
+            parametrize.register_parametrization(attention, term, rows, unsafe=True)
+    return network, layout
 
 
 def check_stackable(network: nn.Module) -> None:
     """Raise if a network cannot be stacked; names the module and says why."""
-    exchanged = (nn.Linear, nn.LayerNorm, nn.BatchNorm1d, TypeEmbedding, nn.Dropout)
     for name, module in network.named_modules():
-        kind, reason = type(module), None
-        if kind not in (*_ROW_BY_ROW, *exchanged):
-            reason = "is not known to treat every row, or every graph, by itself"
-        elif kind is nn.BatchNorm1d and not (
-            module.affine and module.track_running_stats and module.momentum is not None
-        ):
-            reason = "is stacked with weights, running statistics and a momentum only"
-        elif kind is nn.LayerNorm and (module.bias is None or len(module.normalized_shape) != 1):
-            reason = "is stacked with weight and bias over the last dimension only"
-        elif kind in _ROW_BY_ROW and set(module._parameters) - set(TERMS):
-            reason = "owns a parameter"
-        if reason is not None:
+        kind = type(module)
+        stackable = kind in _EXCHANGED or (
+            kind in _ROW_BY_ROW and set(module._parameters) <= set(TERMS)
+        )
+        if kind is nn.BatchNorm1d:
+            usual = module.affine and module.track_running_stats and module.momentum is not None
+        elif kind is nn.LayerNorm:
+            usual = module.bias is not None and len(module.normalized_shape) == 1
+        else:
+            usual = True
+        if not (stackable and usual):
             raise ValueError(
-                f"{name or 'the network'}: {kind.__name__} {reason}, so that its networks cannot "
-                "be stacked; train them one by one with studies.train.fit"
+                f"{name or 'the network'}: {kind.__name__} is not known to treat every row, or "
+                "every graph, by itself, or has unusual weights or statistics, so that its "
+                "networks cannot be stacked; train them one by one with studies.train.fit"
             )
 
 
@@ -340,6 +350,32 @@ def stacked_state(networks: Sequence[nn.Module]) -> dict[str, Shaped[Tensor, "S 
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
-def plain_name(name: str) -> str:
-    """What a parameter of a stacked network is called in a single one."""
-    return name.replace("parametrizations.", "").removesuffix(".original")
+# What a step needs.
+
+
+def losses(
+    network: nn.Module, batch: Data, loss: str
+) -> tuple[Float[Tensor, "S graphs targets"], Int[Tensor, " S"]]:
+    """Losses, 0 where a batch has no label, and the number of labels of each network."""
+    about = batch.edge_index, batch.edge_attr, batch.batch, batch.batch_size
+    predicted = network(batch.x, *about).unflatten(0, (len(batch.y), -1))[:, :-1]
+    labeled = batch.graph_mask.unsqueeze(-1).expand_as(batch.y)
+    if loss == "bce":
+        labeled = labeled & ~batch.y.isnan()
+    y = torch.where(labeled, batch.y, 0)
+    if loss == "bce":
+        values = nn.functional.binary_cross_entropy_with_logits(predicted, y, reduction="none")
+    else:
+        values = (predicted - y).abs()
+    return torch.where(labeled, values, 0), labeled.sum(dim=(1, 2))
+
+
+def adam(weights, gradient, first, second, steps, lr, active) -> None:
+    """A step of torch's Adam in place, for weights [S, P], with a rate [S]; 0 in active: none."""
+    (beta1, beta2), share = _BETAS, active.to(weights.dtype).unsqueeze(1)
+    steps.add_(active)
+    first.lerp_(gradient, (1 - beta1) * share)
+    second.lerp_(gradient.square(), (1 - beta2) * share)
+    size = (lr * active / (1 - beta1**steps).clamp(min=1e-3)).to(weights.dtype).unsqueeze(1)
+    root = (1 - beta2**steps).clamp(min=1e-4).sqrt().to(weights.dtype).unsqueeze(1)
+    weights.sub_(size * first / (second.sqrt() / root + _EPS))

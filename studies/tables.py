@@ -1,25 +1,29 @@
 """Tables of results: written the same for the same table, read together, shown over seeds."""
 
 import gzip
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
-from studies.files import write_atomically
+from studies.checkpoint import write_atomically
+from studies.provenance import commit, versions
 
 STATISTICS = ("median", "mean", "range")
 
+Result = tuple[Mapping[str, Any], pd.DataFrame]
+"""What a training of a study gives, values of its row and its curve."""
+
 
 def write(path: Path | str, table: pd.DataFrame, *, digits: int = 6) -> None:
-    """Write a table as compressed CSV, whole or not at all, the same bytes for the same table.
-
-    Args:
-        path: where to.
-        table: without a meaningful index.
-        digits: significant digits of numbers.
-    """
+    """Write a table as CSV, compressed, whole or not at all, without its index."""
     text = table.to_csv(index=False, float_format=f"%.{digits}g").encode()
     write_atomically(Path(path), gzip.compress(text, mtime=0))
 
@@ -29,30 +33,16 @@ def write_all(
 ) -> list[Path]:
     """Write tables as ``PREFIX_NAME.csv.gz``, one without a name as ``PREFIX.csv.gz``.
 
-    Nothing is written if a file of another study, with other columns, would be replaced. Tables
-    that ``digits`` does not name have six.
+    Nothing is written if a table of another study, with other columns, would be replaced.
     """
     base = str(prefix).removesuffix(".csv.gz")
     paths = {name: Path("_".join(filter(None, (base, name))) + ".csv.gz") for name in made}
     for name, path in paths.items():
         if path.is_file():
-            refuse_another_study(path, read_columns(path) == list(made[name]))
+            _refuse_another_study(path, list(pd.read_csv(path, nrows=0)) == list(made[name]))
     for name, path in paths.items():
         write(path, made[name], digits=digits.get(name, 6))
     return list(paths.values())
-
-
-def read_columns(path: Path) -> list[str]:
-    """The columns of a table that was written."""
-    return list(pd.read_csv(path, nrows=0).columns)
-
-
-def refuse_another_study(path: Path, is_same: bool) -> None:
-    """Raise unless a table that is there is of the same study."""
-    if not is_same:
-        raise ValueError(
-            f"{path} holds the table of another study; name another prefix, or remove the file"
-        )
 
 
 def read(
@@ -71,23 +61,21 @@ def read(
         runs: their names; a mapping also gives the title that stands in the column ``run``.
         table: for example ``"summary"``.
         text: whether the text "none" is a value and not missing.
-
-    Returns:
-        The rows in the order of ``runs``; ``run`` is the title, or the name.
-
-    Raises:
-        FileNotFoundError: if a table is missing; names it and what writes it.
     """
     titles = runs if isinstance(runs, Mapping) else {name: name for name in runs}
     parts = []
     for name, title in titles.items():
         path = Path(folder) / ("_".join(filter(None, (kind, name, table))) + ".csv.gz")
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no table at {path}; workflow/Snakefile writes it: snakemake {name}"
-            )
-        parts.append(pd.read_csv(path, keep_default_na=not text).assign(run=title))
+        part = read_one(path, f"make paper WHAT={name}", keep_default_na=not text)
+        parts.append(part.assign(run=title))
     return pd.concat(parts, ignore_index=True)
+
+
+def read_one(path: Path, command: str, **settings: Any) -> pd.DataFrame:
+    """A table, or an error that names the command that writes it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no table at {path}; {command} writes it")
+    return pd.read_csv(path, **settings)
 
 
 def over_seeds(
@@ -108,9 +96,6 @@ def over_seeds(
         statistic: ``"median"``, as "median [least, greatest]"; ``"mean"``, as "mean ± standard
             deviation"; ``"range"``, as "least to greatest".
         form: format of a number, ``",.0f"`` for example.
-
-    Raises:
-        ValueError: if the statistic is unknown.
     """
     if statistic not in STATISTICS:
         raise ValueError(f"statistic: expected one of {STATISTICS}, got {statistic!r}")
@@ -138,3 +123,92 @@ def _shown(values: pd.Series, statistic: str, form: str) -> str:
     if statistic == "range":
         return least if least == greatest else f"{least} to {greatest}"
     return f"{values.median():{form}} [{least}, {greatest}]"
+
+
+@dataclass
+class Study:
+    """A row for each finished training, with settings, results and origin; and their curves."""
+
+    runs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def run_study(
+    trainings: Sequence[tuple[Mapping[str, Any], Callable[[], Result]]],
+    *,
+    labels: Sequence[str],
+    prefix: Path | str | None = None,
+    progress: bool = True,
+) -> Study:
+    """Do what is not done yet of a list of trainings, pairs of settings and what does it.
+
+    Both tables are written after each training, ``PREFIX_runs.csv.gz`` and, with those settings
+    that are ``labels``, ``PREFIX_curves.csv.gz``; no prefix keeps all in memory.
+    """
+    paths = {n: Path(f"{prefix}_{n}.csv.gz") for n in ("curves", "runs") if prefix is not None}
+    with _alone(prefix):
+        study = _read(paths, {name for about, _ in trainings for name in about}, labels)
+        done = [_texts(row) for row in study.runs.to_dict("records")]
+        origin = {"versions": versions(), "commit": commit()}
+        for about, train in tqdm(trainings, "trainings", file=sys.stderr, disable=not progress):
+            if any(_texts(about) <= row for row in done):
+                continue
+            values, curve = train()
+            row = pd.DataFrame([{**about, **values, **origin}])
+            curve = curve.assign(**{name: about[name] for name in labels})
+            study.runs = pd.concat([study.runs, row], ignore_index=True)
+            study.curves = pd.concat([study.curves, curve], ignore_index=True)
+            for name, path in paths.items():  # curves first, see _read
+                write(path, getattr(study, name), digits=4 if name == "curves" else 6)
+    return study
+
+
+@contextmanager
+def _alone(prefix: Path | str | None) -> Iterator[None]:
+    """Keep other processes from writing tables of that prefix, each over what the other wrote."""
+    if prefix is None:
+        yield
+        return
+    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{prefix}.lock", timeout=0) as lock:
+            try:
+                yield
+            finally:
+                Path(lock.lock_file).unlink()
+    except Timeout:
+        raise ValueError(
+            f"another study is writing to {prefix} now; wait for it, or name another prefix"
+        ) from None
+
+
+def _read(paths: Mapping[str, Path], settings: set[str], labels: Sequence[str]) -> Study:
+    """What was done before of a study with these settings, without a curve whose row is missing."""
+    there = [name for name, path in paths.items() if path.is_file()]
+    if there == ["runs"]:
+        raise ValueError(
+            f"expected {paths['curves']} beside {paths['runs']}: restore it, or remove the other "
+            "to train again"
+        )
+    if "runs" not in there:
+        return Study()
+    done = Study(**{name: pd.read_csv(path) for name, path in paths.items()})
+    _refuse_another_study(paths["runs"], settings <= {*done.runs})
+    whole = pd.MultiIndex.from_frame(done.runs[[*labels]])
+    done.curves = done.curves[pd.MultiIndex.from_frame(done.curves[[*labels]]).isin(whole)]
+    return done
+
+
+def _refuse_another_study(path: Path, is_same: bool) -> None:
+    if not is_same:
+        raise ValueError(
+            f"{path} holds the table of another study; name another prefix, or remove the file"
+        )
+
+
+def _texts(settings: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Settings, alike before and after they are written to a table."""
+    return {
+        (name, "none" if pd.isna(value) else f"{value}".removesuffix(".0"))
+        for name, value in settings.items()
+    }

@@ -6,24 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
-from mapkg.evaluation import batches, evaluate, predict, targets
+from mapkg.evaluation import batches, evaluate, losses, predict, targets
 from mapkg.hooks import evaluating
-from mapkg.metrics import losses
 from mapkg.models.config import Config
 from studies.data import NodesOfGraph, Splits, Trees
 from studies.data.trees import level_order
-from studies.deep import gradient_norms
-from studies.schedule import Schedule
+from studies.schedule import EPOCH_STRIDE, Schedule
 from studies.tree_networks import TreeNetwork
 
 COLUMNS = ("epochs", "lr", "weight_decay", "lr_factor", "lr_patience", "min_lr")
 """What tables of nodes say of a schedule."""
-
-SAMPLINGS = ("grouped", "shuffled")
-"""How batches are drawn, whole permutations with their keys, or examples as published."""
 
 TREES = Schedule(
     **dict(epochs=500, batch_size=1024, lr=1e-3, weight_decay=0.0, min_lr=0.0),
@@ -32,10 +26,9 @@ TREES = Schedule(
 """The published schedule but for its length, up to 50,000 epochs in blocks of 100, with batches of
 64 up to depth 3. Progress is a gain in ``train_accuracy`` while training."""
 
+
 Steps = Iterator[tuple[Tensor, int, dict[str, float]]]
 """Mean loss of each batch of an epoch, its number of targets, and sums to be averaged over them."""
-
-_EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
 
 
 class Task:
@@ -75,9 +68,7 @@ class Task:
 
 @dataclass
 class GraphTask(Task):
-    """Graphs, or seed nodes with their neighborhoods, by the loss of a configuration.
-
-    Order and dropout of an epoch depend on the seed and the epoch alone.
+    """Graphs by the loss of a configuration; an epoch's order and dropout depend on its seed alone.
 
     Source: massive-activations paper, training script of its code.
     """
@@ -87,13 +78,11 @@ class GraphTask(Task):
     device: torch.device | str = "cpu"
     least_epochs: ClassVar[int] = 0
 
-    def to(self, device: torch.device) -> "GraphTask":
-        """Batches go to the device one by one."""
-        return GraphTask(self.splits, self.config, device)
+    def to(self, device):
+        return replace(self, device=device)
 
-    def begin_epoch(self, seed: int, epoch: int) -> None:
-        """Seed order and dropout."""
-        torch.manual_seed(seed + _EPOCH_STRIDE * epoch)
+    def begin_epoch(self, seed, epoch):
+        torch.manual_seed(seed + EPOCH_STRIDE * epoch)
 
     def steps(self, model, schedule):
         """Shuffled batches; one without a label teaches nothing."""
@@ -103,12 +92,10 @@ class GraphTask(Task):
                 yield values.mean(), values.numel(), {}
 
     def validate(self, model, schedule):
-        """The mean loss over labelled targets."""
         loss, size = self.config.loss, schedule.batch_size
         return {"val_loss": evaluate(model, self.splits.val, loss=loss, batch_size=size)}
 
     def settings(self, schedule, model):
-        """The configuration, with what the schedule says."""
         values = asdict(schedule)
         settings = {name: values.get(name, old) for name, old in self.config.to_dict().items()}
         return {k: v for k, v in settings.items() if k not in ("max_epochs", "max_hours")}
@@ -132,45 +119,32 @@ class NodeTask(Task):
     adam: ClassVar[dict[str, Any]] = {}
     may_diverge: ClassVar[bool] = True
 
-    def to(self, device: torch.device) -> "NodeTask":
-        """The graph goes to the device."""
-        graph = self.splits.train.graph.clone().to(device)
-        return replace(self, splits=_with_graph(self.splits, graph))
+    def to(self, device):
+        return replace(self, splits=_with_graph(self.splits, self._graph.clone().to(device)))
 
     def steps(self, model, schedule):
-        """The whole graph at once."""
-        yield self._loss(self._scores(model), "train"), 1, {}
+        yield self._loss(model(self._graph.x, self._graph.edge_index), "train"), 1, {}
 
     @torch.no_grad()
-    def validate(self, model: nn.Module, schedule: Schedule) -> dict[str, float]:
-        """Loss of validation nodes, and the accuracies."""
+    def validate(self, model, schedule):
         if not self.evaluate:
             return {}
         with evaluating(model):
-            scores = self._scores(model)
-        right = scores.nan_to_num().argmax(dim=1) == self.splits.train.graph.y
-        accuracies = {
-            f"{name}_accuracy": right[getattr(self.splits, name).nodes].double().mean().item()
-            for name in ("val", "test")
-        }
-        return {"val_loss": self._loss(scores, "val").item(), **accuracies}
+            scores = model(self._graph.x, self._graph.edge_index)
+        right = scores.nan_to_num().argmax(dim=1) == self._graph.y
+        row = {"val_loss": self._loss(scores, "val").item()}
+        for name in ("val", "test"):
+            nodes = getattr(self.splits, name).nodes
+            row[f"{name}_accuracy"] = right[nodes].double().mean().item()
+        return row
 
-    def _scores(self, model: nn.Module) -> torch.Tensor:
-        graph = self.splits.train.graph
-        return model(graph.x, graph.edge_index)
+    @property
+    def _graph(self) -> Any:
+        return self.splits.train.graph
 
-    def _loss(self, scores: torch.Tensor, name: str) -> torch.Tensor:
+    def _loss(self, scores: Tensor, name: str) -> Tensor:
         nodes = getattr(self.splits, name).nodes
-        return nn.functional.cross_entropy(scores[nodes], self.splits.train.graph.y[nodes])
-
-
-def observe_gradients(model: nn.Module, epoch: int) -> list[dict[str, Any]]:
-    """The ``deep.gradient_norms`` of an epoch, a row per layer and kind, for ``fit``."""
-    return [
-        {"epoch": epoch, "layer": layer, "kind": kind, "norm": norm}
-        for kind, norms in (gradient_norms(model) if epoch else {}).items()
-        for layer, norm in enumerate(norms)
-    ]
+        return nn.functional.cross_entropy(scores[nodes], self._graph.y[nodes])
 
 
 def hide_features(splits: Splits, rate: float, seed: int = 0) -> Splits:
@@ -187,14 +161,18 @@ def hide_features(splits: Splits, rate: float, seed: int = 0) -> Splits:
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
     graph.x = graph.x.clone()
     graph.x[others[order[: round(rate * len(others))]]] = 0
-    about = splits.description
+    title = f"{splits.description.title}, {rate:.0%} missing"
     hidden = _with_graph(splits, graph)
-    return replace(hidden, description=replace(about, title=f"{about.title}, {rate:.0%} missing"))
+    return replace(hidden, description=replace(splits.description, title=title))
 
 
 def _with_graph(splits: Splits, graph: Any) -> Splits:
     names = ("train", "val", "test")
     return replace(splits, **{n: NodesOfGraph(graph, getattr(splits, n).nodes) for n in names})
+
+
+SAMPLINGS = ("grouped", "shuffled")
+"""How batches are drawn, whole permutations with their keys, or examples as published."""
 
 
 class TreeTask(Task):
@@ -218,7 +196,6 @@ class TreeTask(Task):
         self.train, self.test = Examples(splits.train), Examples(splits.test)
 
     def steps(self, model, schedule):
-        """Batches of examples, with how many are right."""
         for chosen in self.train.batches(schedule.batch_size, self.sampling):
             scores, y = self.train.scores(model, chosen), self.train.y[chosen]
             right = int((scores.argmax(dim=1) == y).sum())
@@ -229,7 +206,6 @@ class TreeTask(Task):
         return -row["train_accuracy"]
 
     def settings(self, schedule, model):
-        """With how batches are drawn."""
         return super().settings(schedule, model) | {"sampling": self.sampling}
 
     def accuracies(self, model: TreeNetwork) -> dict[str, float]:
@@ -239,17 +215,7 @@ class TreeTask(Task):
 
 
 class Examples:
-    """Trees as training wants them.
-
-    Attributes:
-        pairs: of every example in level order.
-        y: their classes.
-        group: the permutation of every example.
-    """
-
-    pairs: Int[Tensor, "B nodes 2"]
-    y: Int[Tensor, " B"]
-    group: Int[Tensor, " B"]
+    """Trees with their classes ``y``: ``pairs`` in level order, ``group``, the permutation."""
 
     def __init__(self, trees: Trees):
         if not isinstance(trees, Trees):

@@ -1,12 +1,10 @@
 """Train many seeds of one network at once, by the schedule of its configuration; stop and go on.
 
 Every seed is trained as ``studies.train.fit`` trains it alone: the same initial weights, order of
-graphs, learning rate schedule and stop; on the CPU also the same dropout. On a GPU dropout is
-another draw for a stacked run, from the seeds and the epoch, and reproducible only for the same
-seeds together. Nothing here needs RDKit or a data set's own files, see ``padded_batches``.
+graphs, learning rate schedule and stop; on the CPU also dropout, which a GPU draws for all seeds.
 """
 
-import gc
+import math
 import sys
 import time
 import zlib
@@ -17,16 +15,29 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch_geometric.data import Data
 
+from mapkg import hooks
 from mapkg.models.config import Config
-from mapkg.score_measures import COLUMNS
-from studies.checkpoint import read_state, refuse_another_run, write_state
-from studies.padded_batches import FlatGraphs, Shape, epoch_order, in_batches
+from mapkg.models.network import CLAMPED, SCORES
+from studies.checkpoint import read_state, refuse_another_run, refuse_fewer, write_state
 from studies.provenance import commit, versions
 from studies.schedule import Fit, SeedProgress
-from studies.stacked import check_stackable, stacked_state
-from studies.stacked_steps import ENGINES, Stack
+from studies.score_measures import COLUMNS, ScoreMeasures
+from studies.stacked import (
+    FlatGraphs,
+    adam,
+    assemble,
+    check_stackable,
+    epoch_batches,
+    in_batches,
+    losses,
+    padded,
+    stack_networks,
+    stacked_state,
+)
 
 STATE_FILE = "stacked.safetensors"
 """What ``fit_stacked`` resumes from, in the folder it is given."""
@@ -34,12 +45,130 @@ STATE_FILE = "stacked.safetensors"
 HISTORY = ("seed", "epoch", "train_loss", "val_loss", "test_loss", "lr", "seconds")
 MEASURES = ("seed", "epoch", "layer", *COLUMNS)
 
-_COUNTER = "num_batches_tracked"
-_MAY_GO_ON = ("", "max epochs", "time limit")
+_FIXED = ("val", "test")  # splits whose batches are the same in each epoch
 _OPTIMIZER = ("first", "second", "steps")
-# A stack is made anew without its finished seeds when this share of it or less still runs: to
-# capture or compile takes as long as some epochs of seeds that are not needed.
-_SHRINK = {"eager": 1.0, "graph": 0.75, "compile+graph": 0.5}
+_KEPT = ("epoch", "seconds", "commit", "versions")
+
+
+class Stack:
+    """S networks on a device, their optimizer, and the steps that train and measure them.
+
+    All a step needs lies on the device under fixed addresses, and a step returns nothing: what it
+    computes is added up there. So a CUDA graph can hold it, and an epoch never waits.
+    """
+
+    def __init__(self, single, tensors, data, config, shape):
+        self.data, self.config, self.shape = data, config, shape
+        self.device, self.dtype = data["train"].y.device, data["train"].y.dtype
+        tensors = {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
+        self.network, self.layout = stack_networks(single.to(self.device), tensors)
+        self.networks, self.layers = self.layout.networks, self.network.layers
+        self.parameters = list(self.network.parameters())
+        sizes = [parameter[0].numel() for parameter in self.parameters]
+        self.weights = torch.cat([p.detach().flatten(1) for p in self.parameters], dim=1)
+        for parameter, part in zip(self.parameters, self.weights.split(sizes, 1), strict=True):
+            parameter.data = part.view(parameter.shape)
+        self.first, self.second = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
+        zeros = dict(dtype=torch.double, device=self.device)
+        self.steps, self.lr = (torch.zeros(self.networks, **zeros) for _ in range(2))
+        self.sums = {split: torch.zeros(2, self.networks, **zeros) for split in data}
+        self.cursor = torch.zeros(1, dtype=torch.long, device=self.device)
+        heads = config.heads if config.architecture in CLAMPED else None
+        sizes = self.networks, len(self.layers), config.hidden_channels
+        self.measures = ScoreMeasures(*sizes, heads=heads, device=self.device, dtype=self.dtype)
+        self.update = adam
+
+    def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:
+        """Make the steps ready for batches of these sizes."""
+        self.fixed = {split: ids.to(self.device) for split, ids in fixed.items()}
+        self.order = order.to(self.device, copy=True)
+        self.calls = self.all_steps()
+
+    def all_steps(self) -> dict[str, Callable[[], None]]:
+        """What is done with a batch, by what the batch is for."""
+        return {
+            "train": self._train_step,
+            **{split: lambda split=split: self._evaluate_step(split) for split in self.fixed},
+            "record": lambda: self._evaluate_step("test", record=True),
+        }
+
+    def begin(self, name: str) -> None:
+        """Go to the first batch, in the mode of a step."""
+        self.cursor.zero_()
+        self.network.train(name == "train")
+
+    def train(self, order: Tensor, generators: list[torch.Generator]) -> None:
+        """Train for an epoch on batches [S, steps, graphs]; generators draw exact dropout."""
+        self.layout.generators = generators if self.device.type == "cpu" else None
+        self.order.copy_(order)
+        self.sums["train"].zero_()
+        self.begin("train")
+        for _ in range(order.size(1)):
+            self.calls["train"]()
+
+    def evaluate(self, split: str, *, record: bool = False) -> None:
+        """Evaluate on a split, and measure the scores if asked for, of the test split only."""
+        name = "record" if record else split
+        if record:
+            self.measures.reset()
+        self.sums[split].zero_()
+        self.begin(name)
+        for _ in range(len(self.fixed[split])):
+            self.calls[name]()
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and running statistics of all networks by their plain names, copied, [S, ...]."""
+        named = {
+            name.replace("parametrizations.", "").removesuffix(".original"): tensor
+            for name, tensor in self.network.named_parameters()
+        }
+        named |= dict(self.network.named_buffers())
+        return {name: t.detach().clone() for name, t in named.items() if t.is_floating_point()}
+
+    def gradient(self) -> tuple[Float[Tensor, "S P"], Float[Tensor, " S"], Int[Tensor, " S"]]:
+        """Gradient of each network's mean loss; sum and number of the losses."""
+        ids = self.order.index_select(1, self.cursor).squeeze(1)
+        values, count = losses(self.network, self._take("train", ids), self.config.loss)
+        total, decay = values.sum(dim=(1, 2)), self.config.weight_decay
+        mean = (total / count.clamp(min=1)).sum()
+        gradients = torch.autograd.grad(mean, self.parameters, allow_unused=True)
+        parts = [  # torch's Adam does not decay a parameter without a gradient either
+            torch.zeros_like(p) if g is None else g.add(p.detach(), alpha=decay) if decay else g
+            for g, p in zip(gradients, self.parameters, strict=True)
+        ]
+        return torch.cat([p.flatten(1) for p in parts], dim=1), total.detach(), count
+
+    def _train_step(self) -> None:
+        gradient, total, count = self.gradient()
+        with torch.no_grad():
+            active = (count > 0).double()  # a batch without a label teaches nothing
+            moments = self.first, self.second, self.steps
+            self.update(self.weights, gradient, *moments, self.lr, active)
+            # The mean as torch has it, in the precision of the networks.
+            mean = (total / count.clamp(min=1)).double()
+            self.sums["train"] += torch.stack([mean * count, count.double()])
+            self.cursor += 1
+
+    @torch.no_grad()
+    def _evaluate_step(self, split: str, record: bool = False) -> None:
+        ids = self.fixed[split].index_select(0, self.cursor).expand(self.networks, -1)
+        batch = self._take(split, ids)
+        names = list(hooks.resolve(self.network, SCORES)) if record else []
+
+        def measure(name: str, score: Tensor) -> None:
+            of_network = score.unflatten(0, (self.networks, -1))
+            edges = batch.edge_mask.squeeze(-1), batch.edge_graph, ids.size(1)
+            self.measures.update(names.index(name), of_network, *edges)
+
+        with hooks.record(self.network, names, reduce=measure):
+            values, count = losses(self.network, batch, self.config.loss)
+        self.sums[split] += torch.stack([values.double().sum(dim=(1, 2)), count.double()])
+        self.cursor += 1
+
+    def _take(self, split: str, ids: Int[Tensor, "S graphs"]) -> Data:
+        batch = assemble(self.data[split], ids, *self.shape)
+        self.layout.masks = [mask.to(self.dtype) for mask in (batch.node_mask, batch.edge_mask)]
+        return batch
 
 
 def fit_stacked(
@@ -50,21 +179,19 @@ def fit_stacked(
     seeds: Sequence[int],
     folder: Path | str | None = None,
     device: str | torch.device = "cpu",
-    engine: str = "eager",
+    stack: Callable[..., Stack] = Stack,
     record_epochs: Callable[[int], bool] = lambda epoch: True,
     time_limit: float = float("inf"),
     save_seconds: float = 0.0,
-    watch: Callable[["Progress"], None] | None = None,
+    watch: Callable[["Progress"], None] = lambda run: None,
 ) -> Fit:
     """Train one network per seed, all at once.
 
     Args:
         build: gives an untrained network after torch was seeded, as ``models.build``.
-        splits: train, val and test, of graphs or flat.
-        config: schedule and batch size.
+        splits, config: train, val and test, of graphs or flat; schedule and batch size.
         seeds: of initial weights, order and dropout; different ones.
-        folder, device: as for ``train.fit``.
-        engine: one of ``stacked_steps.ENGINES``; falls back with a message if it must.
+        stack: makes the stack, for steps that run in another way.
         record_epochs: the epochs at which the scores of the test split are measured.
         time_limit: seconds after which this call writes its state and returns.
         save_seconds: least time between two writes of the state; 0 writes after each epoch.
@@ -78,169 +205,121 @@ def fit_stacked(
             raise ValueError(f"the {split} split is empty; training needs at least one graph")
     if len(seeds) == 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected at least one, and different ones, got {list(seeds)}")
-    if engine not in ENGINES:
-        raise ValueError(f"engine: expected one of {ENGINES}, got {engine!r}")
     splits = {n: g if isinstance(g, FlatGraphs) else FlatGraphs.of(g) for n, g in splits.items()}
     device = torch.device(device)
-    seeds = [int(seed) for seed in seeds]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         networks = []
         for seed in seeds:
             torch.manual_seed(seed)
             networks.append(build(config))
         check_stackable(networks[0])
-        run = Progress(networks, splits, config, seeds, device, engine, folder)
-        del networks
-        if watch is not None:
-            watch(run)
-        if run.epoch == 0 and record_epochs(0) and not run.tables["measures"]:
+        run = Progress(networks, splits, config, [int(s) for s in seeds], device, stack, folder)
+        watch(run)
+        if run.epoch == 0 and record_epochs(0) and not len(run.tables["measures"]):
             run.stack.evaluate("test", record=True)
             run.keep_measures()
         saved = time.perf_counter()
         while run.running and time.perf_counter() - begin < time_limit:
             run.train_epoch(record_epochs)
-            if watch is not None:
-                watch(run)
-            if folder is not None and time.perf_counter() - saved >= save_seconds:
+            watch(run)
+            if time.perf_counter() - saved >= save_seconds:
                 run.save()
                 saved = time.perf_counter()
-        if folder is not None:
-            run.save()
+        run.save()
     return run.fit()
 
 
 class Progress:
-    """The state of a stacked run; what ``watch`` of ``fit_stacked`` sees.
+    """The state of a stacked run, which ``watch`` sees; ``tables`` are float64, blocks joined."""
 
-    ``tables`` are blocks of float64 rows, columns as ``HISTORY`` and ``MEASURES``.
-    """
-
-    def __init__(self, networks, splits, config, seeds, device, engine, folder):
-        self.config, self.device, self.engine = config, device, engine
+    def __init__(self, networks, splits, config, seeds, device, stack, folder):
+        self.config, self.device, self.single, self.host = config, device, networks[0], splits
         self.path = None if folder is None else Path(folder) / STATE_FILE
-        self.single = networks[0]
-        self.host = dict(splits)
-        dtype = next(self.single.parameters()).dtype
-        self.data = {name: graphs.to(device, dtype) for name, graphs in splits.items()}
-        self.epoch, self.seconds = 0, 0.0
-        self.tables: dict[str, list[Tensor]] = {"history": [], "measures": []}
+        self.epoch, self.seconds, self.commit, self.versions = 0, 0.0, commit(), versions()
+        widths = {"history": len(HISTORY), "measures": len(MEASURES)}
+        self.tables = {n: torch.zeros(0, width).double() for n, width in widths.items()}
         self.seeds = {seed: SeedProgress(seed, config.lr) for seed in seeds}
-        self.commit, self.versions = commit(), versions()
-        self.finished: dict[str, dict[int, dict[str, Tensor]]] = {"best": {}, "last": {}}
-        self.best: dict[str, Tensor] = {}
-        self.stacked = list(seeds)
-        start, optimizer = stacked_state(networks), {}
+        state = {"state": stacked_state(networks)}
         if self.path is not None and self.path.is_file():
-            start, optimizer = self._resume()
+            state = self._resume()
             print(f"resumed after epoch {self.epoch} from {self.path}", file=sys.stderr)
-        self.stack: Stack | None = None
-        self.shape = self._shape()
-        if self.running:
-            self._stack(start, optimizer)
+        fixed = {n: in_batches(torch.arange(len(splits[n])), config.batch_size) for n in _FIXED}
+        rows = [splits[split].rows(ids) for split, ids in fixed.items()]
+        for epoch in range(self.epoch + 1, config.max_epochs + 1):
+            rows.append(splits["train"].rows(self.orders(epoch)[0]))
+        self.shape = padded(*(max(int(r[kind].max()) for r in rows) for kind in (0, 1)))
+        dtype = next(self.single.parameters()).dtype
+        data = {name: graphs.to(device, dtype) for name, graphs in splits.items()}
+        self.stack = stack(self.single, state["state"], data, config, self.shape)
+        for name, tensor in state.get("optimizer", {}).items():
+            getattr(self.stack, name).copy_(tensor)
+        self.stack.prepare(self.orders(self.epoch + 1)[0], fixed)
+        self.weights = {name: self.stack.state() for name in ("best", "last")}
+        for name, kept in self.weights.items():
+            kept |= {key: tensor.to(device) for key, tensor in state.get(name, {}).items()}
 
     @property
     def running(self) -> list[int]:
         """Seeds that have not stopped."""
         return [seed for seed, one in self.seeds.items() if not one.stop_reason]
 
-    # Batches.
-
-    def _orders(self, epoch: int) -> tuple[Tensor, list[torch.Generator]]:
-        """Batches of the stacked seeds in an epoch, [S, steps, graphs], and their generators."""
-        drawn = [epoch_order(len(self.host["train"]), seed, epoch) for seed in self.stacked]
-        batches = [in_batches(order, self.config.batch_size) for order, _ in drawn]
-        return torch.stack(batches), [generator for _, generator in drawn]
-
-    def _fixed(self, split: str) -> Tensor:
-        return in_batches(torch.arange(len(self.host[split])), self.config.batch_size)
-
-    def _shape(self) -> Shape:
-        """Rows that hold every batch there will be."""
-        host, last = self.host, self.config.max_epochs if self.running else 0
-        rows = [host[split].rows(self._fixed(split)) for split in ("val", "test")]
-        for epoch in range(self.epoch + 1, last + 1):
-            rows.append(host["train"].rows(self._orders(epoch)[0]))
-        nodes, edges = (max(int(r[kind].max()) for r in rows) for kind in (0, 1))
-        return Shape.holding(nodes, edges, self.config.batch_size)
-
-    def _stack(self, start: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-        """Make the stack of ``self.stacked`` from its state, and its steps."""
-        fits, about = True, (self.single, start, self.data, self.config, self.shape)
-        try:
-            self.stack = Stack(*about, engine=self.engine)
-            for name, tensor in optimizer.items():
-                getattr(self.stack, name).copy_(tensor)
-            fixed = {split: self._fixed(split) for split in ("val", "test")}
-            self.stack.prepare(self._orders(self.epoch + 1)[0], fixed)
-        except torch.cuda.OutOfMemoryError:
-            fits = False  # what the error holds is free only after it
-        if not fits:
-            raise ValueError(
-                f"{len(self.stacked)} seeds do not fit into the memory of {self.device}; pass "
-                "fewer seeds at a time"
-            )
-        self.engine = self.stack.engine
-        self.best = self.best or self.stack.state()
-
-    # Epochs.
+    def orders(self, epoch: int) -> tuple[Tensor, list[torch.Generator]]:
+        """Batches of the seeds in an epoch, [S, steps, graphs], and their generators."""
+        graphs, batch_size = len(self.host["train"]), self.config.batch_size
+        return epoch_batches(graphs, self.seeds, epoch, batch_size)
 
     def keep_measures(self) -> None:
         """Keep what was measured of the scores of the test split in the epoch at hand."""
-        table = self.stack.measures.table()
         rows = [
-            torch.cat([torch.tensor([seed, self.epoch, layer]), table[index, layer]])
-            for index, seed in enumerate(self.stacked)
-            if not self.seeds[seed].stop_reason
-            for layer in range(table.size(1))
+            torch.cat([torch.tensor([one.seed, self.epoch, layer]), values])
+            for one, layers in zip(self.seeds.values(), self.stack.measures.table(), strict=True)
+            for layer, values in enumerate(layers)
+            if not one.stop_reason
         ]
-        self.tables["measures"].append(torch.stack(rows))
+        self.tables["measures"] = torch.cat([self.tables["measures"], torch.stack(rows)])
 
     def train_epoch(self, record_epochs: Callable[[int], bool]) -> None:
-        """Train all running seeds for one epoch, evaluate, and let each schedule decide."""
-        start = time.perf_counter()
-        epoch = self.epoch + 1
-        order, generators = self._orders(epoch)
-        lrs = torch.tensor([self.seeds[seed].lr for seed in self.stacked], dtype=torch.double)
-        self.stack.lr.copy_(lrs)
+        """Train all seeds for one epoch, evaluate, and let the schedule of each decide."""
+        start, epoch, stack = time.perf_counter(), self.epoch + 1, self.stack
+        lrs = [one.lr for one in self.seeds.values()]
+        stack.lr.copy_(torch.tensor(lrs, dtype=torch.double))
         if self.device.type == "cuda":  # dropout is drawn on the device
-            torch.cuda.manual_seed(zlib.crc32(repr((self.stacked, epoch)).encode()))
-        recorded = record_epochs(epoch)
-        self.stack.train(order, generators)
-        self.stack.evaluate("val")
-        self.stack.evaluate("test", record=recorded)
-        sums = torch.stack(list(self.stack.sums.values())).cpu()  # [splits, 2, S]
+            torch.cuda.manual_seed(zlib.crc32(repr((list(self.seeds), epoch)).encode()))
+        stack.train(*self.orders(epoch))
+        stack.evaluate("val")
+        stack.evaluate("test", record=record_epochs(epoch))
+        sums = torch.stack([stack.sums[name] for name in ("train", *_FIXED)]).cpu()
         self.epoch = epoch
-        if recorded:
+        if record_epochs(epoch):
             self.keep_measures()
         seconds = time.perf_counter() - start
         self.seconds += seconds
         if (sums[0, 1] == 0).any():
-            raise ValueError(
-                "every training target is NaN (unlabeled); training needs at least one label"
-            )
-        means = sums[:, 0] / sums[:, 1]
+            raise ValueError("every training target is NaN (unlabeled): there is nothing to learn")
         rows, improved, stopped = [], [], []
-        for index, (seed, lr) in enumerate(zip(self.stacked, lrs.tolist(), strict=True)):
-            one = self.seeds[seed]
+        for index, (one, lr) in enumerate(zip(self.seeds.values(), lrs, strict=True)):
             if one.stop_reason:
-                continue  # runs on until the stack is made anew, for nothing
-            train, val, test = means[:, index].tolist()
-            rows.append([seed, epoch, train, val, test, lr, seconds])
+                continue  # runs on for nothing
+            train, val, test = (sums[:, 0, index] / sums[:, 1, index]).tolist()
+            rows.append([one.seed, epoch, train, val, test, lr, seconds])
             one.last_epoch = epoch
-            if not means[:2, index].isfinite().all():
-                print(f"seed {seed}: a loss is not finite in epoch {epoch}", file=sys.stderr)
-                one.stop_reason = "not finite"
-            else:
+            one.stop_reason = "not finite"
+            if math.isfinite(train + val):
                 one.learn_from(val, self.config)
+                one.stop_reason = self._reason_to_stop(one)
                 if val < one.best_loss:
                     one.best_loss, one.best_epoch = val, epoch
                     improved.append(index)
-                one.stop_reason = self._reason_to_stop(one)
             if one.stop_reason:
                 stopped.append(index)
-        self.tables["history"].append(torch.tensor(rows, dtype=torch.double))
-        self._keep_best(improved)
-        self._finish(stopped)
+        rows = torch.tensor(rows, dtype=torch.double)
+        self.tables["history"] = torch.cat([self.tables["history"], rows])
+        self._keep(best=improved, last=stopped)
+        if {one.stop_reason for one in self.seeds.values()} == {"not finite"}:
+            raise FloatingPointError(
+                f"no seed has a finite loss after epoch {self.epoch}. Lower the learning rate "
+                f"(lr={self.config.lr:g}) or look for bad values in the data"
+            )
 
     def _reason_to_stop(self, one: SeedProgress) -> str:
         if self.epoch >= self.config.max_epochs:
@@ -249,151 +328,73 @@ class Progress:
             return "min lr"
         return "time limit" if self.seconds >= self.config.max_hours * 3600 else ""
 
-    def _keep_best(self, improved: list[int]) -> None:
-        if improved:
-            index = torch.tensor(improved, device=self.device)
-            for name, tensor in self.stack.state().items():
-                self.best[name][index] = tensor[index]
-
-    def _finish(self, stopped: list[int]) -> None:
-        """Keep the weights of seeds that stopped, and make the stack anew once it is worth it."""
-        if stopped:
-            last = self.stack.state()
-            for index in stopped:
-                for name, state in (("best", self.best), ("last", last)):
-                    self.finished[name][self.stacked[index]] = {
-                        key: tensor[index].cpu() for key, tensor in state.items()
-                    }
-        reasons = {one.stop_reason for one in self.seeds.values()}
-        if reasons == {"not finite"}:
-            raise FloatingPointError(
-                f"no seed has a finite loss after epoch {self.epoch}. Lower the learning rate "
-                f"(lr={self.config.lr:g}) or look for bad values in the data"
-            )
-        running = [i for i, seed in enumerate(self.stacked) if not self.seeds[seed].stop_reason]
-        enough = _SHRINK[self.engine] * len(self.stacked)
-        if len(running) < len(self.stacked) and 0 < len(running) <= enough:
-            if self.engine == "compile+graph":
-                self.engine = "graph"  # to compile again takes longer than what is left
-            self._restack(running)
-
-    def _restack(self, kept: Sequence[int]) -> None:
-        state, optimizer = self._of(kept)
-        index = torch.tensor(list(kept), device=self.device)
-        self.best = {name: tensor[index] for name, tensor in self.best.items()}
-        self.stacked = [self.stacked[i] for i in kept]
-        self._drop_stack()
-        self._stack(state, optimizer)
-
-    def _drop_stack(self) -> None:
-        """Give the memory of the stack and of its CUDA graphs back."""
-        self.stack = None
-        gc.collect()  # a captured step and the stack hold each other
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _of(self, kept: Sequence[int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """State of the networks and of the optimizer for some places of the stack."""
-        index = torch.tensor(list(kept), device=self.device)
-        state = {name: tensor[index] for name, tensor in self.stack.state().items()}
-        return state, {name: getattr(self.stack, name)[index] for name in _OPTIMIZER}
-
-    # What is kept.
+    def _keep(self, **places: list[int]) -> None:
+        """Keep the present weights of some seeds as their best or their last ones."""
+        for key, tensor in self.stack.state().items():
+            for name, chosen in places.items():
+                self.weights[name][key][chosen] = tensor[chosen]
 
     def save(self) -> None:
         """Write the state, whole or not at all."""
-        if self.stack is None:  # nothing was left to do
+        if self.path is None:
             return
-        tensors: dict[str, dict[str, Tensor]] = {"tables": self._joined()}
-        for name, by_seed in self.finished.items():
-            tensors |= {f"{name}-{seed}": state for seed, state in by_seed.items()}
-        alive = [seed for seed in self.stacked if self.seeds[seed].stop_reason in _MAY_GO_ON]
-        if alive:
-            places = [self.stacked.index(seed) for seed in alive]
-            tensors["state"], tensors["optimizer"] = self._of(places)
-            index = torch.tensor(places, device=self.device)
-            tensors["best"] = {name: tensor[index] for name, tensor in self.best.items()}
+        optimizer = {name: getattr(self.stack, name) for name in _OPTIMIZER}
+        tensors = {"tables": self.tables, "state": self.stack.state(), "optimizer": optimizer}
         values = {
             "identity": self._identity(),
-            "stacked": alive,
             "seeds": [asdict(one) for one in self.seeds.values()],
-            **{name: getattr(self, name) for name in ("epoch", "seconds", "commit", "versions")},
+            **{name: getattr(self, name) for name in _KEPT},
         }
-        write_state(self.path, tensors, values)
+        write_state(self.path, tensors | self.weights, values)
 
-    def _resume(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _resume(self) -> dict[str, dict[str, Tensor]]:
         tensors, values = read_state(self.path)
         refuse_another_run(self.path, values["identity"], self._identity())
+        refuse_fewer(self.path, values["epoch"], self.config.max_epochs)
         self.seeds = {one["seed"]: SeedProgress(**one) for one in values["seeds"]}
-        for name in ("epoch", "seconds", "commit", "versions"):
+        for name in _KEPT:
             setattr(self, name, values[name])
-        self.tables = {name: [r] if len(r) else [] for name, r in tensors["tables"].items()}
-        for name, by_seed in self.finished.items():
-            for seed in self.seeds:
-                if f"{name}-{seed}" in tensors:
-                    by_seed[seed] = tensors[f"{name}-{seed}"]
-        self.stacked = values["stacked"]
-        for seed in self.stacked:  # a stop by the length of a run that is longer now
-            self.seeds[seed].stop_reason = self._reason_to_stop(self.seeds[seed])
-            if not self.seeds[seed].stop_reason:
-                for by_seed in self.finished.values():
-                    by_seed.pop(seed, None)
-        self.best = {
-            name: tensor.to(self.device) for name, tensor in tensors.get("best", {}).items()
-        }
-        return tensors.get("state", {}), tensors.get("optimizer", {})
+        self.tables = tensors["tables"]
+        for one in self.seeds.values():  # a stop by the length of a run that is longer now
+            if one.stop_reason in ("max epochs", "time limit"):
+                one.stop_reason = self._reason_to_stop(one)
+        return tensors
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a run to be the same run; its length may differ."""
-        settings = self.config.to_dict()
-        for length in ("max_epochs", "max_hours"):
-            del settings[length]
-        sizes = {
-            f"{split} rows": [len(graphs), len(graphs.x), graphs.edge_index.size(1)]
-            for split, graphs in self.host.items()
-        }
+        lengths, settings = ("max_epochs", "max_hours"), self.config.to_dict()
+        settings = {name: value for name, value in settings.items() if name not in lengths}
+        sizes = {f"{n} rows": [*map(len, (g, g.x, g.edge_attr))] for n, g in self.host.items()}
         return {**settings, "seeds": list(self.seeds), **sizes}
-
-    def _joined(self) -> dict[str, Tensor]:
-        widths = {"history": len(HISTORY), "measures": len(MEASURES)}
-        for name, blocks in self.tables.items():
-            self.tables[name] = [torch.cat([*blocks, torch.zeros(0, widths[name]).double()])]
-        return {name: blocks[0] for name, blocks in self.tables.items()}
 
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """History and measures up to now, columns as ``HISTORY`` and ``MEASURES``."""
-        tables = self._joined()
-        history = pd.DataFrame(tables["history"].numpy(), columns=list(HISTORY))
-        measures = pd.DataFrame(tables["measures"].numpy(), columns=list(MEASURES))
+        history = pd.DataFrame(self.tables["history"].numpy(), columns=list(HISTORY))
+        measures = pd.DataFrame(self.tables["measures"].numpy(), columns=list(MEASURES))
         whole = {"seed": "int64", "epoch": "int64"}
         return history.astype(whole), measures.astype({**whole, "layer": "int64"})
 
     def fit(self) -> Fit:
         """What each seed has come to, with state dicts on the CPU."""
-        kept = {name: dict(by_seed) for name, by_seed in self.finished.items()}
-        if self.running:
-            for name, state in (("best", self.best), ("last", self.stack.state())):
-                for seed in self.running:
-                    place = self.stacked.index(seed)
-                    kept[name][seed] = {k: v[place].cpu().clone() for k, v in state.items()}
-        seeds = self.seeds.items()
-        history, measures = self.frames()
+        self._keep(last=[list(self.seeds).index(seed) for seed in self.running])
+        steps = -(-len(self.host["train"]) // self.config.batch_size)
+
+        def single(name: str, place: int, epochs: int) -> dict[str, Tensor]:
+            """The state dict of one network after so many epochs."""
+            return {
+                key: torch.tensor(epochs * steps)
+                if key.endswith("num_batches_tracked")
+                else self.weights[name][key][place].cpu().clone()
+                for key in self.single.state_dict()
+            }
+
+        seeds = list(enumerate(self.seeds.values()))
         return Fit(
-            history=history,
-            observations=measures,
-            best_epoch={s: one.best_epoch for s, one in seeds},
-            best_weights={s: self._single(kept["best"][s], one.best_epoch) for s, one in seeds},
-            last_weights={s: self._single(kept["last"][s], one.last_epoch) for s, one in seeds},
-            stop_reason={s: one.stop_reason or "not finished" for s, one in seeds},
+            *self.frames(),
+            best_epoch={one.seed: one.best_epoch for _, one in seeds},
+            best_weights={one.seed: single("best", i, one.best_epoch) for i, one in seeds},
+            last_weights={one.seed: single("last", i, one.last_epoch) for i, one in seeds},
+            stop_reason={one.seed: one.stop_reason or "not finished" for _, one in seeds},
             commit=self.commit,
             versions=self.versions,
-            engine=self.engine,
         )
-
-    def _single(self, state: dict[str, Tensor], epochs: int) -> dict[str, Tensor]:
-        """The state dict of one network after so many epochs."""
-        steps = -(-len(self.host["train"]) // self.config.batch_size)
-        return {
-            name: torch.tensor(epochs * steps) if name.endswith(_COUNTER) else state[name]
-            for name in self.single.state_dict()
-        }

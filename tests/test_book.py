@@ -1,36 +1,167 @@
-"""The built site, opened in a real browser that cannot resolve any name."""
+"""How the book runs notebooks and checks what it ran; its site, opened in a real browser."""
 
 import functools
-import shutil
 import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from textwrap import dedent
 from urllib.parse import unquote, urldefrag, urljoin
 
+import nbformat
 import pytest
 from conftest import REPOSITORY
 
 HTML = REPOSITORY / "_build" / "html"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
+BUILD = [sys.executable, str(REPOSITORY / "book" / "build.py")]
 THEME_NOISE = ("Got invalid theme mode",)  # the theme's own script, before it picks one
+
+CONFTEST = f"""
+import importlib.util
+from pathlib import Path
+
+path = "{REPOSITORY / "notebooks" / "conftest.py"}"
+spec = importlib.util.spec_from_file_location("pages", path)
+pages = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pages)
+pages.build.EXECUTED = Path("executed").resolve()
+pages.build.is_current = lambda path: True
+"""
+
+pytest_plugins = ["pytester"]
+
+
+def write(path, *sources, printed=None):
+    """A notebook; what is printed is the stored output of every cell, which is checked."""
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    if printed is not None:
+        for cell in cells:
+            cell.metadata["tags"], cell.execution_count = ["nbval-check-output"], 1
+            cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=printed)]
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.mark.parametrize(("now", "outcome"), [("0.25\n", "passed"), ("0.26\n", "failed")])
+def test_nbval_compares_the_stored_output_with_that_of_the_executed_copy(now, outcome, pytester):
+    pytester.makeconftest(CONFTEST)
+    source = "raise SystemError('no kernel runs this')"
+    write(pytester.path / "page.ipynb", source, printed="0.25\n")
+    write(pytester.path / "executed" / "page.ipynb", source, printed=now)
+    result = pytester.runpytest_subprocess("--nbval-lax", "--nbval-current-env", "page.ipynb")
+    result.assert_outcomes(**{outcome: 1})
+
+
+def test_a_progress_bar_of_a_running_kernel_is_no_output_that_is_compared(pytester):
+    pytester.makeconftest(CONFTEST.replace("lambda path: True", "lambda path: False"))
+    bar = "import sys; print('half', file=sys.stderr, flush=True)"
+    write(pytester.path / "page.ipynb", f"print(1, flush=True); {bar}; print(2)", printed="1\n2\n")
+    result = pytester.runpytest_subprocess("--nbval-lax", "--nbval-current-env", "page.ipynb")
+    result.assert_outcomes(passed=1)
+
+
+def in_a_process(folder, code):
+    """What a script prints that sees the modules of ``book`` and works on a folder.
+
+    nbclient leaves its event loop open, which the tests' own process would report.
+    """
+    script = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'book')!r})\n{dedent(code)}"
+    (folder / "script.py").write_text(script)
+    command = [sys.executable, "script.py"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_notebook_is_out_of_date_when_it_or_the_package_or_its_copy_is_changed(tmp_path):
+    (tmp_path / "mapkg").mkdir()
+    (tmp_path / "requirements.lock").touch()
+    write(tmp_path / "page.ipynb", "x = 1")
+    code = """
+        import build
+        from pathlib import Path
+
+        build.ROOT = Path.cwd()
+        build.EXECUTED = build.ROOT / "executed"
+        build.KEYS = build.EXECUTED / "keys.json"
+        page, module = build.ROOT / "page.ipynb", build.ROOT / "mapkg" / "new.py"
+
+        def change(old, new):
+            page.write_text(page.read_text().replace(old, new))
+
+        if __name__ == "__main__":
+            for step in (
+                lambda: None,
+                lambda: build.execute([page]),
+                module.touch,
+                module.unlink,
+                lambda: change("x = 1", "x = 2"),
+                lambda: change("x = 2", "x = 1"),
+                (build.EXECUTED / "page.ipynb").unlink,
+            ):
+                step()
+                build._contents.cache_clear()
+                print(build.is_current(page), end=" ")
+    """
+    expected = ["never executed", True, "a module more", True, "another word", True, "no copy"]
+    assert in_a_process(tmp_path, code).split() == [str(shown is True) for shown in expected]
+
+
+RUN = """
+    import kernels, nbformat
+    from studies import notebook
+
+    def run():
+        try:
+            notebook.run(
+                "page.ipynb", "out.ipynb", {}, progress=False,
+                kernel_manager_class=kernels.ForkedKernelManager,
+            )
+        except Exception as error:
+            return print(type(error).__name__, error)
+        for cell in nbformat.read("out.ipynb", 4).cells:
+            print(*(output.text.strip() for output in cell.outputs))
+
+    if __name__ == "__main__":
+        run()
+        run()
+"""
+
+
+def test_each_forked_kernel_is_a_process_of_its_own_in_the_folder_of_the_notebook(tmp_path):
+    seen = "import os; print(os.getpid(), os.path.exists('page.ipynb'), 'x' in globals()); x = 1"
+    write(tmp_path / "page.ipynb", "", seen)
+    first, second = (line.split() for line in in_a_process(tmp_path, RUN).splitlines() if line)
+    assert first[1:] == second[1:] == ["True", "False"]
+    assert first[0] != second[0]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("raise KeyError('no such thing')", "NotebookFailed page.ipynb failed"),
+        ("import os; os._exit(3)", "DeadKernelError Kernel died"),
+    ],
+)
+def test_a_failing_cell_or_a_dying_kernel_is_an_error(cell, message, tmp_path):
+    write(tmp_path / "page.ipynb", "", cell)
+    assert in_a_process(tmp_path, RUN).count(message) == 2
 
 
 @pytest.fixture(scope="module")
 def site():
     """The folder of the site, built if it is out of date."""
-    command = [sys.executable, str(REPOSITORY / "book" / "build.py")]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(BUILD, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return HTML
 
 
 @pytest.fixture(scope="module")
-def address(site):
-    """Where the site is served on this machine."""
+def page(site, browser):
+    """A page of headless Chromium that resolves no name, and the address of the site."""
 
     class Quiet(SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -44,32 +175,9 @@ def address(site):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
+    yield browser.new_page(), f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium without name resolution."""
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[
-                "--no-sandbox",
-                "--disable-gpu",
-                "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-sync",
-                "--no-first-run",
-            ],
-        )
-        yield started
-        started.close()
 
 
 class Page(HTMLParser):
@@ -90,24 +198,12 @@ class Page(HTMLParser):
             self.loads.append(values[loaded])
 
 
-def pages(site):
-    found = [*site.glob("book/*.html"), *site.glob("notebooks/*.html")]
-    assert len(found) >= 9
-    return sorted(found)
-
-
-def test_nothing_is_loaded_from_another_host(site):
-    for path in site.rglob("*.html"):
-        if "_static" in path.parts:
-            continue
-        for target in Page(path).loads:
-            assert not target.startswith(("http:", "https:", "//")), f"{path.name}: {target}"
-
-
-def test_no_internal_link_is_broken(site):
+def test_nothing_is_loaded_from_another_host_and_no_internal_link_is_broken(site):
     parsed = {path: Page(path) for path in site.rglob("*.html") if "_static" not in path.parts}
     checked = 0
     for path, page in parsed.items():
+        for target in page.loads:
+            assert not target.startswith(("http:", "https:", "//")), f"{path.name}: {target}"
         for link in page.links:
             if link.startswith(("http:", "https:", "mailto:", "javascript:")):
                 continue
@@ -120,14 +216,13 @@ def test_no_internal_link_is_broken(site):
     assert checked > 100
 
 
-def test_every_page_renders_its_maths_and_figures_without_an_error(site, address, browser):
-    formulas = figures = 0
-    errors, failed = [], []
-    page = browser.new_page()
+def test_every_page_renders_its_maths_and_figures_without_an_error(site, page):
+    (page, address), formulas, figures, errors, failed = page, 0, 0, [], []
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("requestfailed", lambda request: failed.append(request.url))
-    for path in pages(site):
+    paths = sorted([*site.glob("book/*.html"), *site.glob("notebooks/*.html")])
+    for path in paths:
         page.goto(address + path.relative_to(site).as_posix())
         page.wait_for_function(
             "() => [...document.querySelectorAll('.math')]"
@@ -143,19 +238,12 @@ def test_every_page_renders_its_maths_and_figures_without_an_error(site, address
         figures += images.count()
         ours = [text for text in errors if not text.startswith(THEME_NOISE)]
         assert (ours, failed) == ([], []), path.name
+    assert len(paths) >= 9 and formulas > 20 and figures >= 10
     page.goto(address)
     page.wait_for_url("**/book/intro.html")
-    page.close()
-    assert formulas > 20
-    assert figures >= 10
-
-
-def test_the_search_finds_the_graphtransformer(address, browser):
-    page = browser.new_page()
     page.goto(address + "search.html?q=GraphTransformer")
     # Results come in one by one, so the page is waited for, not the first result.
     page.locator('#search-results li a[href*="04_emergence"]').first.wait_for()
-    page.close()
 
 
 def test_the_site_names_no_path_of_the_machine_that_built_it(site):
@@ -170,8 +258,6 @@ def test_the_site_names_no_path_of_the_machine_that_built_it(site):
 
 def test_a_build_with_nothing_changed_does_nothing(site):
     before = (site / "index.html").stat().st_mtime_ns
-    command = [sys.executable, str(REPOSITORY / "book" / "build.py")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0
-    assert "up to date" in result.stderr
+    result = subprocess.run(BUILD, capture_output=True, text=True)
+    assert result.returncode == 0 and "up to date" in result.stderr
     assert (site / "index.html").stat().st_mtime_ns == before

@@ -1,19 +1,36 @@
-"""Deep networks layer by layer against the skeleton written out, and their gradients."""
+"""Deep networks against the skeleton written out, their gradients, and smoothing in them."""
 
 import pytest
 import torch
 from random_graphs import random_graph
 from torch import nn
 from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, TransformerConv
+from torch_geometric.utils import to_undirected
 
-from studies.deep import LAYERS, LIPSCHITZ_NORMS, NORMS, DeepNetwork, gradient_norms
+from mapkg.oversmoothing import rank_one_distance, relative_spread, uniform_attention_limits
+from studies.data import NodesOfGraph, Splits
+from studies.data.networks import regular_task
+from studies.deep import (
+    LAYERS,
+    LIPSCHITZ_NORMS,
+    NORMS,
+    DeepNetwork,
+    Variant,
+    deep_smoothing,
+    gradient_norms,
+    largest_component,
+    regular_splits,
+)
 
-SIZES = dict(in_channels=12, out_channels=3, hidden_channels=4, heads=2)
+SMALL = dict(hidden_channels=4, heads=2)
+CONVS = {"gat": GATConv, "gt": TransformerConv, "gcn": GCNConv, "ggnn": GatedGraphConv}
 
 
 def network(architecture="gat", layers=3, **options):
     torch.manual_seed(0)
-    return DeepNetwork(architecture, layers, **SIZES | options).double()
+    return DeepNetwork(
+        Variant(architecture=architecture, **SMALL | options), layers, 12, 3
+    ).double()
 
 
 def graph():
@@ -30,6 +47,7 @@ def test_it_is_the_published_skeleton(architecture, norm, residual):
     activation = {"gcn": torch.relu, "ggnn": lambda h: h}.get(architecture, nn.functional.elu)
     h = model.embed(x)
     for number, layer in enumerate(model.layers):
+        assert type(layer) is CONVS[architecture]
         new = layer(h, edge_index)
         if norm == "layer":
             new = nn.functional.layer_norm(new, (8,))
@@ -42,37 +60,19 @@ def test_it_is_the_published_skeleton(architecture, norm, residual):
             new = 2 * new / (1e-5 + square.sqrt() if norm == "pair-si" else together)
         h = h + new if residual and number else new
     torch.testing.assert_close(model(x, edge_index), model.head(h), rtol=1e-10, atol=1e-10)
-    kinds = {"gat": GATConv, "gt": TransformerConv, "gcn": GCNConv, "ggnn": GatedGraphConv}
-    assert all(type(layer) is kinds[architecture] for layer in model.layers)
 
 
-def test_sizes_heads_and_loops_are_the_published_ones():
-    gat, gt, gcn, ggnn = (network(architecture) for architecture in LAYERS)
-    assert [layer.in_channels for layer in gat.layers] == [4, 8, 8]
-    assert all(layer.concat and layer.heads == 2 for layer in [*gat.layers, *gt.layers])
-    assert all(layer.add_self_loops and layer.negative_slope == 0.2 for layer in gat.layers)
-    assert all(layer.root_weight for layer in gt.layers)
-    assert all(layer.dropout == 0.3 for layer in [*gat.layers, *gt.layers])
-    assert [model.dropout.p for model in (gat, gt, gcn, ggnn)] == [0.6, 0.5, 0.5, 0.5]
-    sizes = [(layer.in_channels, layer.out_channels) for layer in gcn.layers]
-    assert sizes == [(4, 8), (8, 8), (8, 8)]
-    assert [(layer.out_channels, layer.num_layers) for layer in ggnn.layers] == [(8, 1)] * 3
-    big = DeepNetwork("gat", 2, in_channels=1433, out_channels=7)
-    assert big.layers[1].lin.weight.shape == (512, 512)
+def test_dropout_is_the_published_one():
+    assert [network(name).dropout.p for name in LAYERS] == [0.6, 0.5, 0.5, 0.5]
+    assert {layer.dropout for name in ("gat", "gt") for layer in network(name).layers} == {0.3}
 
 
-@pytest.mark.parametrize(
-    ("norm", "mode", "scale"),
-    [
-        ("lipschitz", "paper", 1.0),
-        ("lipschitz-published", "published", 4.0),
-        ("lipschitz-published-si", "published-si", 4.0),
-    ],
-)
-def test_a_normalization_of_scores_is_in_every_layer(norm, mode, scale):
+@pytest.mark.parametrize(("norm", "scale"), [*zip(LIPSCHITZ_NORMS, (1.0, 4.0, 4.0), strict=True)])
+def test_a_normalization_of_scores_is_in_every_layer(norm, scale):
     for architecture, default in (("gat", scale), ("gt", 1.0)):
         for layer in network(architecture, norm=norm).layers:
-            assert (layer.score_norm.norm.mode, layer.score_norm.norm.scale) == (mode, default)
+            found = layer.score_norm.norm
+            assert (found.mode, found.scale) == (LIPSCHITZ_NORMS[norm], default)
     assert network("gat", norm=norm, scale=2.0).layers[0].score_norm.norm.scale == 2.0
 
 
@@ -84,33 +84,81 @@ def test_gradient_norms_are_those_of_autograd_at_any_depth(architecture, norm):
         with pytest.raises(ValueError, match=r"divides attention scores, which .* does not have"):
             network(architecture, norm=norm)
         return
-    names = {
+    weights, attention = {
         "gat": (["lin.weight"], ["att_src", "att_dst"]),
-        "gt": ([f"lin_{n}.weight" for n in ("query", "key", "value", "skip")],) * 2,
+        "gt": (
+            [f"lin_{n}.weight" for n in ("query", "key", "value", "skip")],
+            ["lin_query.weight", "lin_key.weight"],
+        ),
         "gcn": (["lin.weight"], []),
         "ggnn": (["weight", "rnn.weight_ih", "rnn.weight_hh"], []),
-    }
+    }[architecture]
     for layers in (1, 6):
         model = network(architecture, layers, norm=norm)
         nn.functional.cross_entropy(model(x, edge_index), torch.arange(9) % 3).backward()
-        norms = gradient_norms(model)
-        for kind, parts in zip(("weights", "attention"), names[architecture], strict=True):
-            parts = parts[:2] if kind == "attention" else parts
-            expected = [
-                sum(layer.get_parameter(name).grad.square().sum() for name in parts) ** 0.5
-                for layer in model.layers
-                if parts
-            ]
-            assert norms[kind] == pytest.approx([value.item() for value in expected])
-        assert 0 < max(norms["weights"]) < float("inf")
+        expected = [
+            {"epoch": 7, "layer": number, "kind": kind, "norm": pytest.approx(total.item() ** 0.5)}
+            for kind, names in (("weights", weights), ("attention", attention))
+            for number, layer in enumerate(model.layers)
+            if names and (total := sum(layer.get_parameter(n).grad.square().sum() for n in names))
+        ]
+        assert gradient_norms(model, 7) == expected
 
 
-def test_what_is_not_there_is_refused():
-    with pytest.raises(ValueError, match=r"norm: expected one of none.* got 'maxnorm'"):
-        network(norm="maxnorm")
-    with pytest.raises(ValueError, match=r"architecture: expected one of .* got 'gin'"):
-        network("gin")
-    with pytest.raises(ValueError, match="num_layers: expected 1 or more, got 0"):
-        network(layers=0)
-    with pytest.raises(ValueError, match="heads: expected 1 or more, got 0"):
-        network(heads=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(norm="maxnorm"), r"norm maxnorm: .* none, layer"),
+        (dict(architecture="gin"), r"architecture gin: .* gat, gt, gcn, ggnn"),
+        (dict(layers=0), "num_layers: expected 1 or more, got 0"),
+        (dict(heads=0), "heads: expected 1 or more, got 0"),
+    ],
+)
+def test_what_is_not_there_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        network(**options)
+
+
+def test_the_largest_component_keeps_its_training_nodes(papers):
+    small = papers.train.graph.subgraph(torch.arange(40))
+    small.edge_index = to_undirected(torch.tensor([[0, 5, 9, 20, 3], [5, 9, 33, 21, 2]]))
+    train = NodesOfGraph(small, torch.tensor([0, 9, 20]))
+    part = largest_component(Splits(train, train, train, papers.description))
+    assert part.train.graph.num_nodes == 4 and part.description.title.endswith("largest component")
+    assert torch.equal(part.train.graph.x[part.train.nodes], small.x[[0, 9]])
+
+
+def test_smoothing_is_measured_on_the_layers_of_pyg(papers):
+    variant = Variant(**SMALL, dropout=0.0, attention_dropout=0.0)
+    settings = dict(num_layers=3, seeds=[1], epochs=2, progress=False)
+    table = deep_smoothing(papers, {"plain": variant}, **settings).set_index("state")
+    splits = largest_component(papers)
+    graph, train = splits.train.graph, splits.train.nodes
+    network = variant.build(3, splits, 1).eval()
+    h, outputs = network.embed(graph.x), []
+    for number, layer in enumerate(network.layers):
+        h = layer(h, graph.edge_index)
+        h.retain_grad()
+        outputs.append(h)
+        h = nn.functional.elu(h) if number < 2 else h
+    nn.functional.cross_entropy(network.head(h)[train], graph.y[train]).backward()
+    limits = uniform_attention_limits(graph.edge_index, graph.num_nodes)
+    expected = {
+        "features": [relative_spread(x.detach()) for x in outputs],
+        "errors_rank_one": [rank_one_distance(x.grad) for x in outputs],
+        "errors": [relative_spread(x.grad, limits.errors) for x in outputs],
+        "gradient": [layer.lin.weight.grad.norm().item() for layer in network.layers],
+        "contraction": [limits.contraction] * 3,
+    }
+    rows = table.loc["untrained"]
+    for name, values in expected.items():
+        assert rows[name].tolist() == pytest.approx(values, rel=1e-3)
+    assert table.loc["trained", "loss"].iloc[0] < rows["loss"].iloc[0]
+
+
+def test_nodes_of_the_regular_graph_have_four_classes_of_equal_size():
+    graph, task = regular_splits(60, 6, seed=1).train.graph, regular_task(60, 6, seed=1)
+    assert graph.edge_index.size(1) == 60 * 6 and graph.is_undirected()
+    assert not graph.has_self_loops() and torch.equal(graph.x, task.x)
+    order = task.y.flatten().argsort()
+    assert graph.y[order].tolist() == [label for label in range(4) for _ in range(15)]

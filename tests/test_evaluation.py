@@ -1,5 +1,8 @@
-"""Scores of models against scikit-learn and by hand."""
+"""Losses, metrics and predictions against hand values, loops and scikit-learn."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from conftest import few_molecules
@@ -7,11 +10,107 @@ from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_a
 from torch import nn
 from torch_geometric.data import Data
 
-from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, score
+from mapkg.evaluation import (
+    batches,
+    best_constant,
+    calibrate_batch_norm,
+    each_loss,
+    evaluate,
+    losses,
+    mean_roc_auc,
+    measure,
+    pooled_mean,
+    score,
+)
 from mapkg.models import build
 from studies.published import CONFIGS
 
-NAN = float("nan")
+NAN = math.nan
+
+
+def test_the_absolute_error_by_hand():
+    predicted = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    target = torch.tensor([[0.0, 1.0], [0.5, -1.0]])
+    assert losses(predicted, target, "l1").tolist() == [1.0, 3.0, 0.0, 4.0]
+    assert measure(predicted, target, "l1") == {"mae": 2.0}
+    target[1, 1] = NAN  # a bad value among the targets of a regression shows
+    assert math.isnan(measure(predicted, target, "l1")["mae"])
+
+
+def test_the_cross_entropy_counts_labelled_entries_only():
+    logits = torch.tensor([[0.0, 2.0], [-1.0, 100.0]], requires_grad=True)
+    target = torch.tensor([[1.0, 0.0], [NAN, NAN]])
+    expected = [math.log(2), math.log(1 + math.exp(2))]
+    assert losses(logits, target, "bce").tolist() == pytest.approx(expected)
+    assert measure(logits, target, "bce")["bce"] == pytest.approx(sum(expected) / 2)
+    each = each_loss(logits, target, "bce").detach()
+    torch.testing.assert_close(each, torch.tensor([expected, [NAN, NAN]]), equal_nan=True)
+    losses(logits, target, "bce").mean().backward()
+    torch.testing.assert_close(
+        logits.grad, torch.tensor([[-0.25, (1 - 1 / (1 + math.exp(2))) / 2], [0.0, 0.0]])
+    )
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_the_right_order():
+    torch.manual_seed(0)
+    logits = torch.randn(40, 3).round(decimals=1)  # with ties
+    target = (torch.rand(40, 3) < 0.4).float()
+    target[torch.rand(40, 3) < 0.3] = NAN
+    areas = []
+    for column in range(3):
+        positive = logits[target[:, column] == 1, column]
+        negative = logits[target[:, column] == 0, column]
+        pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+        areas.append(float(sum(pairs)) / len(pairs))
+    assert mean_roc_auc(logits, target) == pytest.approx(sum(areas) / 3)
+    target[:, 1] = 1  # a target with one class is left out of the mean
+    assert mean_roc_auc(logits, target) == pytest.approx((areas[0] + areas[2]) / 2)
+    assert math.isnan(mean_roc_auc(logits[:, 1:2], target[:, 1:2]))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "target", "loss", "message"),
+    [
+        (torch.zeros(2, 1), torch.full((2, 1), NAN), "bce", "every target is NaN"),
+        (torch.zeros(1, 1), torch.tensor([[2.0]]), "bce", "expected targets 0, 1 or NaN"),
+        (torch.zeros(4, 1), torch.zeros(4, 2), "l1", r"predicts \(4, 1\) for .* \(4, 2\)"),
+        (torch.zeros(1, 1), torch.zeros(1, 1), "mse", r"'l1', 'bce'.* got 'mse'"),
+    ],
+)
+def test_what_cannot_be_measured_is_an_error(predicted, target, loss, message):
+    with pytest.raises(ValueError, match=message):
+        measure(predicted, target, loss)
+
+
+@pytest.mark.parametrize("loss", ["l1", "bce"])
+def test_no_other_constant_has_less_loss_than_the_best(loss):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(51, 2, generator=generator)
+    if loss == "bce":
+        target = (target > 0.6).float()
+        target[:4, 0] = NAN
+    best = best_constant(target, loss)
+    least = losses(best.expand_as(target), target, loss).mean()
+    for other in torch.randn(20, 2, generator=generator):
+        assert losses(other.expand_as(target), target, loss).mean() > least
+    alike = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0]])  # a logit of at most a million to one
+    expected = torch.tensor([1e-6, 1 - 1e-6, 0.5]).logit()
+    torch.testing.assert_close(best_constant(alike, "bce"), expected)
+
+
+def test_the_pooled_mean_weighs_entries_alike_and_draws_whole_graphs():
+    sums, numbers = np.array([6.0, 0.0, 3.0, 1.0]), np.array([3, 0, 1, 2])
+    mean, low, high = pooled_mean(sums, numbers, resamples=500, seed=1)
+    assert mean == pytest.approx(10 / 6)
+    assert 0.5 <= low < mean < high <= 3.0
+    same = pooled_mean(np.repeat(sums, 25), np.repeat(numbers, 25), resamples=500)
+    assert same[0] == pytest.approx(mean)
+    assert same[2] - same[1] < (high - low) / 2  # more graphs, a narrower interval
+    with pytest.raises(ValueError, match="two graphs"):
+        pooled_mean(sums[:1], numbers[:1])
+
+
+# Models.
 
 
 class Sums(nn.Module):
@@ -21,125 +120,66 @@ class Sums(nn.Module):
         return x.new_zeros(batch_size, x.size(1)).index_add_(0, batch, x)
 
 
-def graph(x, y):
-    edge_index = torch.tensor([[0], [0]])
-    return Data(
-        x=torch.tensor(x),
-        edge_index=edge_index,
-        edge_attr=torch.zeros(1),
-        y=torch.tensor([y]),
-    )
-
-
 @pytest.fixture(scope="module")
 def graphs():
     """Forty graphs of one to four nodes with three targets, a third of them unlabelled."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    edge_index, graphs = torch.zeros(2, 1, dtype=torch.long), []
     for number in range(40):
         x = torch.randn(1 + number % 4, 3, generator=generator)
         y = (torch.rand(1, 3, generator=generator) < 0.4).float()
         y[torch.rand(1, 3, generator=generator) < 0.33] = NAN
-        found.append(
-            Data(x=x, edge_index=torch.zeros(2, 1, dtype=torch.long), edge_attr=x[:1], y=y)
-        )
-    return found
+        graphs.append(Data(x=x, edge_index=edge_index, edge_attr=x[:1], y=y))
+    return graphs
 
 
-# Metrics of whole graphs.
-
-
-def test_the_mean_absolute_error_of_two_graphs_by_hand():
-    pair = [graph([[1.0], [2.0]], [5.0]), graph([[-1.0]], [1.0])]
-    assert score(Sums(), pair) == {"mae": 2.0}
-
-
-def test_the_mean_absolute_error_is_that_of_scikit_learn(graphs):
-    complete = [replace_y(one, one.y.nan_to_num(0.5)) for one in graphs]
-    predicted = torch.stack([one.x.sum(0) for one in complete])
-    target = torch.cat([one.y for one in complete])
-    found = score(Sums(), complete, batch_size=7)
-    assert found == {"mae": pytest.approx(mean_absolute_error(target, predicted), rel=1e-6)}
-
-
-def replace_y(one, y):
-    changed = one.clone()
-    changed.y = y
-    return changed
+def labelled(graphs, value):
+    """With a value for missing labels."""
+    return [Data(**graph.to_dict() | {"y": graph.y.nan_to_num(value)}) for graph in graphs]
 
 
 def test_the_metrics_of_a_classification_are_those_of_scikit_learn_on_labelled_entries(graphs):
     logits = torch.stack([one.x.sum(0) for one in graphs]).double()
     target = torch.cat([one.y for one in graphs])
-    labelled = ~target.isnan()
-    assert 20 < int((~labelled).sum()) < 60
-    found = score(Sums(), graphs, loss="bce", batch_size=7)
-    probability = logits.sigmoid()
-    assert found["bce"] == pytest.approx(
-        log_loss(target[labelled], probability[labelled]), rel=1e-5
-    )
+    known = ~target.isnan()
+    right = accuracy_score(target[known], logits[known] > 0)
     areas = [
-        roc_auc_score(target[labelled[:, task], task], logits[labelled[:, task], task])
+        roc_auc_score(target[known[:, task], task], logits[known[:, task], task])
         for task in range(3)
     ]
-    assert found["roc_auc"] == pytest.approx(sum(areas) / 3)
-    right = accuracy_score(target[labelled], probability[labelled] > 0.5)
-    assert found["accuracy"] == pytest.approx(right)
-    assert set(found) == {"bce", "roc_auc", "accuracy"}
+    bce = log_loss(target[known], logits[known].sigmoid())
+    expected = {"bce": bce, "roc_auc": sum(areas) / 3, "accuracy": right}
+    assert score(Sums(), graphs, loss="bce", batch_size=7) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["l1", "bce"])
 def test_no_metric_depends_on_how_graphs_are_put_into_batches(loss, graphs):
-    graphs = graphs if loss == "bce" else [replace_y(one, one.y.nan_to_num(0)) for one in graphs]
+    graphs = graphs if loss == "bce" else labelled(graphs, 0.5)
     expected = score(Sums(), graphs, loss=loss, batch_size=len(graphs))
-    for batch_size in (1, 3, 39):  # the last batch is smaller
+    if loss == "l1":
+        predicted, y = ([one[key].sum(0) for one in graphs] for key in "xy")
+        mae = mean_absolute_error(torch.stack(y), torch.stack(predicted))
+        assert expected == {"mae": pytest.approx(mae, rel=1e-6)}
+    for batch_size in (1, 3, 39):  # the last batch is smaller; some have no label
         found = score(Sums(), graphs, loss=loss, batch_size=batch_size)
         assert found == pytest.approx(expected, rel=1e-6)
+    alone = evaluate(Sums(), graphs, loss=loss, batch_size=6)
+    assert alone == pytest.approx(expected["mae" if loss == "l1" else "bce"], rel=1e-6)
 
 
-def test_a_batch_without_any_label_takes_part_in_nothing(graphs):
-    silent = [replace_y(one, torch.full((1, 3), NAN)) for one in graphs[:5]]
-    expected = score(Sums(), graphs[5:], loss="bce", batch_size=5)
-    assert score(Sums(), [*silent, *graphs[5:]], loss="bce", batch_size=5) == expected
+def test_batches_keep_their_order_or_take_that_of_torchs_generator(graphs):
+    first = [float(graph.x[0, 0]) for graph in graphs]
 
-
-def test_nothing_labelled_is_an_error(graphs):
-    silent = [replace_y(one, torch.full((1, 3), NAN)) for one in graphs[:3]]
-    with pytest.raises(ValueError, match="every target is NaN"):
-        score(Sums(), silent, loss="bce")
-
-
-@pytest.mark.parametrize(("loss", "metric"), [("l1", "mae"), ("bce", "bce")])
-def test_evaluate_gives_the_loss_alone(loss, metric, graphs):
-    graphs = [replace_y(one, one.y.nan_to_num(1)) for one in graphs]
-    found = evaluate(Sums(), graphs, loss=loss, batch_size=6)
-    assert found == score(Sums(), graphs, loss=loss, batch_size=6)[metric]
-
-
-# Batches.
-
-
-def test_batches_of_graphs_keep_their_order_and_hold_as_many_as_asked_for(graphs):
-    found = list(batches(graphs, 16))
-    assert [batch.num_graphs for batch in found] == [16, 16, 8]
-    assert torch.equal(torch.cat([batch.x for batch in found]), torch.cat([g.x for g in graphs]))
-
-
-def test_shuffled_batches_hold_every_graph_once_in_an_order_of_torchs_generator(graphs):
-    def order(seed):
+    def order(seed, **options):
         torch.manual_seed(seed)
-        return [
-            float(x)
-            for batch in batches(graphs, 16, shuffle=True)
-            for x in batch.x[batch.ptr[:-1], 0]
-        ]
+        found = list(batches(graphs, 16, **options))
+        assert [batch.num_graphs for batch in found] == [16, 16, 8]
+        return [float(x) for batch in found for x in batch.x[batch.ptr[:-1], 0]]
 
-    first = order(0)
-    assert order(0) == first != order(1)
-    assert sorted(first) == sorted(float(one.x[0, 0]) for one in graphs)
-
-
-# BatchNorm.
+    assert order(0) == first
+    shuffled = order(0, shuffle=True)
+    assert shuffled == order(0, shuffle=True) != order(1, shuffle=True)
+    assert sorted(shuffled) == sorted(first)
 
 
 @pytest.mark.parametrize("batch_size", [64, 32])
@@ -155,16 +195,13 @@ def test_calibration_sets_the_statistics_to_those_of_the_data(batch_size):
         norm.momentum = 0.3
         norm.register_forward_pre_hook(lambda _, x, name=name: inputs[name].append(x[0].double()))
     before = {name: value.clone() for name, value in model.named_parameters()}
-    model.train()
-    found = calibrate_batch_norm(model, molecules, batch_size=batch_size)
-    assert found is model
+    assert calibrate_batch_norm(model.train(), molecules, batch_size=batch_size) is model
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
     for name, norm in norms.items():
         assert norm.momentum == 0.3
         assert len(inputs[name]) == 64 // batch_size
         mean = torch.stack([x.mean(dim=0) for x in inputs[name]]).mean(dim=0)
-        squares = [((x - x.mean(dim=0)) ** 2).sum(dim=0) / (len(x) - 1) for x in inputs[name]]
-        variance = torch.stack(squares).mean(dim=0)
+        variance = torch.stack([x.var(dim=0) for x in inputs[name]]).mean(dim=0)
         close = dict(check_dtype=False, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(norm.running_mean, mean, **close)
         torch.testing.assert_close(norm.running_var, variance, **close)

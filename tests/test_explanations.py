@@ -1,6 +1,7 @@
-"""Curves of removed bonds against hand values, and one network's ratios beside attributions."""
+"""Importance of edges and curves of removed bonds: hand values, exact sums, invariances."""
 
-import itertools
+import math
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -8,42 +9,55 @@ import pytest
 import torch
 from conftest import few_molecules
 from torch import nn
-from torch_geometric.data import Data
-from torch_geometric.utils import scatter
-
-from mapkg.models import build
-from studies import checkpoint
-from studies.__main__ import main
-from studies.data import BUNDLED, molecule_graph
-from studies.edge_scores import edge_importance, rank_correlation
-from studies.emergence import emergence
-from studies.explanations import (
-    FRACTIONS,
-    area,
-    compare,
-    curve,
-    explain,
-    explain_run,
-    faithfulness,
-    remove_massive,
-    type_frequency,
+from torch_geometric.data import Batch, Data
+from torch_geometric.explain.algorithm.utils import set_masks
+from torch_geometric.nn import (
+    GATConv,
+    GATv2Conv,
+    GCNConv,
+    Sequential,
+    SimpleConv,
+    global_add_pool,
 )
+
+from mapkg import hooks
+from mapkg.attribution import heat_map
+from mapkg.models.network import TypeEmbedding
+from studies import explanations
+from studies.__main__ import main
+from studies.data import molecule_graph
+from studies.emergence import emergence
+from studies.explanations import METHODS, compare, curve, edge_importance, rank_correlation
+from studies.extras import build
+from studies.observation import edge_maxima
 from studies.published import CONFIGS
 
-SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
-QUICK = ("ratio", "gradient x input", "AttentionExplainer", "random")
+
+@pytest.fixture(scope="module")
+def graphs():
+    smiles = ("CC(=O)OC#N", "Clc1ccccc1", "C#CCN")
+    return [molecule_graph(text, y=float(i)) for i, text in enumerate(smiles)]
+
+
+def network(name, **changes):
+    torch.manual_seed(2)
+    small = dict(hidden_channels=16, heads=2, num_layers=2, **changes)
+    return build(CONFIGS[f"{name}-ZINC"].replace(**small)).double().eval()
 
 
 class Additive(nn.Module):
-    """Predicts the sum, over the edges of a graph, of a weight per type."""
+    """Predicts the sum, over the edges of a graph, of a weight per type, through messages."""
 
-    def __init__(self, *weights):
+    def __init__(self, *weights, sizes=None):
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor(weights))
+        self.edge_embedding = TypeEmbedding(sizes or len(weights), 1)
+        self.edge_embedding.weight.data = torch.tensor(weights).unsqueeze(1)
+        self.conv = SimpleConv(aggr="sum")
 
     def forward(self, x, edge_index, edge_attr, batch, batch_size):
-        of_edge = self.weight[edge_attr]
-        return scatter(of_edge, batch[edge_index[0]], dim_size=batch_size, reduce="sum")[:, None]
+        weight = self.edge_embedding(edge_attr).flatten()
+        of_node = self.conv(torch.ones(len(x), 1), edge_index, weight)
+        return global_add_pool(of_node, batch, batch_size)
 
 
 def path(*types, y=None):
@@ -61,242 +75,290 @@ def by_bond(*importance):
     return torch.tensor(importance, dtype=torch.float).repeat_interleave(2)
 
 
-THIRDS = (0, 1 / 3, 2 / 3, 1)
-GRAPH = path(1, 2, 3, y=200.0)
-MODEL = Additive(0.0, 1.0, 10.0, 100.0)
-"""Its prediction for the graph is 2 * (1 + 10 + 100)."""
+def alone(model, graph, edge_attr):
+    """The prediction for one graph with these edge features."""
+    batch = torch.zeros(graph.num_nodes, dtype=torch.long)
+    with torch.no_grad():
+        return model(graph.x, graph.edge_index, edge_attr, batch, 1)[0, 0]
 
 
-@pytest.fixture(scope="module")
-def splits(cache):
-    return few_molecules(48, 16, 12)
+# What each method gives.
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    return checkpoint.load(SHIPPED)[0]
+@pytest.mark.parametrize("method", ["gradient x input", "integrated gradients", "edge mask"])
+def test_in_an_additive_model_an_edge_is_worth_the_weight_of_its_types(method):
+    model, graphs = Additive(7.0, 2.0, -5.0, 0.5), [path(1, 2), path(3)]
+    found = edge_importance(model, graphs, method)
+    torch.testing.assert_close(found, [torch.tensor([2, 2, 5.0, 5]), torch.tensor([0.5, 0.5])])
+    model, graph = Additive(1.0, 2.0, 4.0, 8.0, 16.0, sizes=(3, 2)), path(0)
+    graph.edge_attr = torch.tensor([[1, 1], [2, 0]])
+    (found,) = edge_importance(model, [graph], method)
+    torch.testing.assert_close(found, torch.tensor([2 + 16.0, 4 + 8.0]))
 
 
-@pytest.fixture(scope="module")
-def found(shipped, splits):
-    return explain(shipped, splits.test, methods=QUICK, resamples=50, progress=False)
+@pytest.mark.parametrize("name", ["GT", "GraphiT"])
+def test_attributions_sum_to_the_change_from_their_baseline(name, graphs):
+    model = network(name)
+    for graph in graphs:
+        rows = nn.functional.one_hot(graph.edge_attr, 4).double()
+        without_types = alone(model, graph, 0 * rows)
+        with hooks.edit(model, {"layers.*.attention:message": torch.zeros_like}):
+            without_messages = alone(model, graph, graph.edge_attr)
+        for method, baseline, tolerance in (
+            ("integrated gradients", without_types, dict(rtol=2e-2, atol=1e-7)),
+            ("edge mask", without_messages, dict(rtol=5e-2, atol=1e-4)),
+        ):
+            batch = Batch.from_data_list([graph])
+            signed = METHODS[method](explanations.OneTarget(deepcopy(model), 0, batch), 0)
+            change = alone(model, graph, graph.edge_attr) - baseline
+            torch.testing.assert_close(signed.detach().double().sum(), change, **tolerance)
 
 
-# Curves.
+def test_gnn_explainer_keeps_what_the_prediction_needs_and_drops_what_it_ignores():
+    graph = path(1, 2, 1, 2, 1)
+    (found,) = edge_importance(Additive(0.0, 3.0, 0.0), [graph], "GNNExplainer")
+    needed = graph.edge_attr == 1
+    assert (found[needed] > 0.5).all() and (found[~needed] == 0).all()
+
+
+def test_ratios_and_attention_weights_are_those_that_hooks_see(graphs):
+    model = network("GT", out_channels=2)
+    found = edge_importance(model, graphs, "AttentionExplainer", target=1)
+    for graph, of_edges in zip(graphs, found, strict=True):
+        with hooks.record(model, "layers.*.attention_weight") as seen:
+            alone(model, graph, graph.edge_attr)
+        expected = torch.cat([weight for (weight,) in seen.values()], dim=1).mean(dim=1)
+        torch.testing.assert_close(of_edges, expected)
+    for layer, expected in enumerate(edge_maxima(model, graphs)):
+        ratios = torch.cat(edge_importance(model, graphs, "ratio", layer=layer))
+        torch.testing.assert_close(ratios, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_depends_on_the_graph_alone_and_leaves_no_trace(method, graphs):
+    model, graphs = network("GT", dropout=0.5), [molecule_graph("C", y=0.0), *graphs]
+    expected = edge_importance(model, graphs, method, batch_size=1)
+    assert [len(of_edges) for of_edges in expected] == [graph.num_edges for graph in graphs]
+    model.train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    attributes = [(set(vars(module)), *module._parameters) for module in model.modules()]
+    generator = torch.random.get_rng_state()
+    with torch.no_grad():
+        found = edge_importance(model, graphs, method, batch_size=3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert [(set(vars(m)), *m._parameters) for m in model.modules()] == attributes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    other = edge_importance(model, graphs, method, seed=1)
+    is_drawn = method in ("GNNExplainer", "random")
+    assert torch.isclose(torch.cat(found), torch.cat(other)).any().item() != is_drawn
+
+
+def test_a_network_edited_by_hooks_is_explained_as_it_is_edited(graphs):
+    model = network("GraphiT")
+    with hooks.edit(model, {"layers.*.attention.score": torch.zeros_like}):
+        assert torch.cat(edge_importance(model, graphs, "gradient x input")).max() == 0
+    assert torch.cat(edge_importance(model, graphs, "gradient x input")).min() > 0
+
+
+def test_what_cannot_be_explained_is_refused(graphs):
+    with pytest.raises(ValueError, match=r"unknown method 'saliency'; known: ratio, gradient"):
+        edge_importance(network("GT"), graphs, "saliency")
+    with pytest.raises(ValueError, match="layer: expected 0 to 1, got 2"):
+        edge_importance(network("GT"), graphs, "ratio", layer=2)
+    with pytest.raises(ValueError, match="got full-graph attention"):
+        edge_importance(network("GraphiT", full_graph=True), graphs, "edge mask")
+    model, graph = network("GT", edge_channels=3, num_edge_types=None), path(1)
+    graph.edge_attr = torch.rand(2, 3).double()
+    with pytest.raises(ValueError, match=r"edges with type ids .* torch.float64, \[2, 3\]"):
+        edge_importance(model, [graph], "integrated gradients")
+
+
+# Models of PyG, on graphs with self-loops of their own.
+
+
+class Pooled(nn.Module):
+    """A layer of PyG and a sum over nodes and channels, with arguments by name."""
+
+    def __init__(self, conv, pool=True):
+        super().__init__()
+        self.conv, self.pool = conv, pool
+
+    def forward(self, x, edge_index, batch=None):
+        of_nodes = self.conv(x, edge_index).sum(dim=1, keepdim=True)
+        return global_add_pool(of_nodes, batch) if self.pool else of_nodes
+
+
+LAYERS = {
+    "GATConv": lambda: GATConv(3, 4, heads=1),
+    "GATv2Conv": lambda: GATv2Conv(3, 4, heads=1),
+    "GCNConv": lambda: GCNConv(3, 4),
+    "kept": lambda: GATConv(3, 4, heads=1, add_self_loops=False),
+}
+LOOPS = {"one first": [0], "all but one": [3, 1, 0], "every": [0, 1, 2, 3], "twice": [2, 2]}
+
+
+def weight_by_loop(conv, x, edges):
+    """The weight of each edge, one of ``edges`` at a time."""
+    if isinstance(conv, GCNConv):
+        degree = [sum(target == i for _, target in edges) for i in range(len(x))]
+        return [1 / math.sqrt(degree[j] * degree[i]) for j, i in edges]
+    logits = []
+    for j, i in edges:
+        if isinstance(conv, GATv2Conv):
+            h = nn.functional.leaky_relu(conv.lin_l(x[j]) + conv.lin_r(x[i]), 0.2)
+            logits.append((h * conv.att[0, 0]).sum())
+        else:
+            h = (conv.lin(x[j]) * conv.att_src[0, 0] + conv.lin(x[i]) * conv.att_dst[0, 0]).sum()
+            logits.append(nn.functional.leaky_relu(h, 0.2))
+    exp = [float(logit.detach().exp()) for logit in logits]
+    return [
+        e / sum(f for f, (_, k) in zip(exp, edges, strict=True) if k == i)
+        for e, (_, i) in zip(exp, edges, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("loops", LOOPS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_attributions_of_pygs_layers_are_those_of_a_plain_loop(layer, loops):
+    torch.manual_seed(0)
+    model = Pooled(LAYERS[layer]()).eval()
+    bonds = [(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2)]
+    given = [*bonds[:2], *((i, i) for i in LOOPS[loops]), *bonds[2:]]
+    x = torch.randn(4, 3)
+    graph = Data(x=x, edge_index=torch.tensor(given).T)
+    # A layer that replaces loops has one for each node.
+    seen = given if layer == "kept" else [*bonds, *((i, i) for i in range(4))]
+    weights = weight_by_loop(model.conv, x, seen)
+    lin = model.conv.lin_l if layer == "GATv2Conv" else model.conv.lin
+    value = lin(x).sum(dim=1).detach()
+    expected = [abs(weights[seen.index(edge)] * float(value[edge[0]])) for edge in given]
+    for graphs in ([graph], [graph, graph]):
+        found = edge_importance(model, graphs, "edge mask")[-1]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        if layer != "GCNConv":
+            found = edge_importance(model, graphs, "AttentionExplainer")[-1]
+            attention = [weights[seen.index(edge)] for edge in given]
+            np.testing.assert_allclose(found, attention, rtol=1e-4)
+    ratio = edge_maxima(model, [graph], names="conv:message")[0]
+    messages = lin(x).detach().abs().sort(dim=1).values
+    of_edges = messages[:, -1] / messages[:, 1]  # a weight does not change a ratio
+    np.testing.assert_allclose(ratio, of_edges[graph.edge_index[0]], rtol=1e-4)
+    labels = [torch.arange(graph.num_edges)]
+    shares = heat_map(model, [graph], labels, len(given), thresholds=[2.0], names="conv:message")
+    np.testing.assert_array_equal(shares[0, 0].any(dim=1), of_edges[graph.edge_index[0]] > 2)
+
+
+def test_what_models_of_pyg_cannot_be_asked_is_said(graphs):
+    x, ends = torch.randn(4, 3), torch.tensor([[0, 0, 1], [0, 1, 2]])
+    graph, kept = Data(x=x, edge_index=ends), GATConv(3, 3, add_self_loops=False)
+    with pytest.raises(ValueError, match=r"a prediction for each of 1 graphs, got shape \[4, 1\]"):
+        edge_importance(Pooled(LAYERS["kept"](), pool=False), [graph], "edge mask")
+    both = Pooled(Sequential("x, e", [(kept, "x, e -> x"), (GATConv(3, 3), "x, e -> x")]))
+    with pytest.raises(ValueError, match="layers of both kinds; take them out"):
+        edge_importance(both, [graph], "AttentionExplainer")
+    with pytest.raises(ValueError, match="'conv': expected a row for each of 3 edges, got 4"):
+        edge_maxima(Pooled(kept), [graph], names="conv")
+    model = Pooled(kept)
+    expected = edge_importance(model, [graph], "AttentionExplainer")
+    set_masks(model, torch.zeros(3), ends)
+    with pytest.warns(UserWarning, match="left its edge mask in 1 layers; it is ignored"):
+        found = edge_importance(model, [graph], "AttentionExplainer")
+    torch.testing.assert_close(found, expected)
+
+
+# Bonds and their order.
+
+
+def test_a_bond_has_the_larger_importance_of_its_directions_in_any_order_of_edges():
+    ends = torch.tensor([[2, 0, 3, 3, 1, 2], [1, 3, 0, 3, 2, 0]])
+    graph = Data(x=torch.zeros(4), edge_index=ends)
+    assert explanations.bond_of_edge(graph).tolist() == [0, 1, 1, 2, 0, 3]
+    found = explanations.bond_importance(graph, torch.tensor([1.0, -2, -3, 7, 5, math.nan]))
+    torch.testing.assert_close(found, torch.tensor([5, -2, 7, math.nan]), equal_nan=True)
 
 
 @pytest.mark.parametrize(
-    ("order", "prediction"),
-    [("descending", [222.0, 22.0, 2.0, 0.0]), ("ascending", [222.0, 220.0, 200.0, 0.0])],
+    ("values", "expected"),
+    [
+        ([10.0, 0, 0, 40, 20, 0, 0, 30], 1.0),
+        ([1.0, 0, 0, 2, 3, 0, 0, 4], 0.4),  # ranks 1 4 2 3 and 1 2 3 4: 1 - 6 * 6 / (4 * 15)
+        ([2.0, 1, 2, 0, 0, 2, 2, 2], math.nan),
+        ([math.nan, 1, 2, 3, 4, 5, 6, 7], math.nan),
+    ],
 )
-def test_bonds_go_in_the_order_of_their_importance(order, prediction):
-    found = curve(MODEL, [GRAPH], [by_bond(0.1, 0.2, 0.3)], order=order, fractions=THIRDS)
-    columns = {"graph": 0, "fraction": THIRDS, "bonds": 3, "removed": [0, 1, 2, 3]}
-    expected = pd.DataFrame(columns | {"prediction": prediction})
-    expected["change"] = 222 - expected["prediction"]
-    expected["absolute_error"] = (200 - expected["prediction"]).abs()
-    pd.testing.assert_frame_equal(found, expected)
+def test_the_rank_correlation_is_that_of_the_bonds_if_both_sides_order_them(values, expected):
+    a = torch.tensor([1.0, 0, 2, 9, 0, 3, 0, 4])  # bonds 1, 9, 3, 4
+    for sides in ((a, torch.tensor(values)), (torch.tensor(values), a)):
+        found = rank_correlation(
+            *([side, torch.rand(2)] for side in sides), [path(*4 * [1]), path(1)]
+        )
+        assert found == pytest.approx([expected, math.nan], nan_ok=True)
 
 
-def test_a_bond_has_the_larger_importance_of_its_directions_and_goes_with_both():
-    importance = torch.tensor([0.0, 9, 5, 5, 6, 1])  # bonds 9, 5, 6
-    found = curve(MODEL, [GRAPH], [importance], fractions=THIRDS)
-    assert found["prediction"].tolist() == [222, 220, 20, 0]
+MODEL = Additive(0.0, 1.0, 10.0, 100.0)
 
 
-def test_a_share_of_bonds_is_rounded_to_whole_ones_a_half_to_the_even_one():
+def test_bonds_go_whole_in_the_order_of_their_importance():
+    graphs = [path(1, 2, 3, y=200.0), path(2, y=0.0)]  # predictions 2 * (1 + 10 + 100) and 20
+    importance = [torch.tensor([0.0, 0.1, 0.2, 0.1, 0.3, 0.1]), by_bond(1)]
+    orders = {"descending": [222.0, 22.0, 2.0, 0.0], "ascending": [222.0, 220.0, 200.0, 0.0]}
+    for order, prediction in orders.items():
+        found = curve(MODEL, graphs, importance, order=order, fractions=(0, 1 / 3, 2 / 3, 1))
+        assert found["graph"].to_list() == [0] * 4 + [1] * 4
+        assert found["removed"].to_list() == [0, 1, 2, 3, 0, 0, 1, 1]
+        assert found["prediction"].to_list() == [*prediction, 20, 20, 0, 0]
+        assert found["change"].to_list() == [*(222 - np.array(prediction)), 0, 0, 20, 20]
+        assert found["absolute_error"].to_list()[:4] == [abs(p - 200) for p in prediction]
+    with pytest.raises(ValueError, match="graph 0: expected an importance without NaN"):
+        curve(MODEL, graphs, [by_bond(1, np.nan, 2), by_bond(1)])
+
+
+def test_half_a_bond_is_rounded_to_the_even_number_and_ties_are_drawn_for_each_graph():
     found = curve(MODEL, [path(1, 1, 1, 1, 1)], [by_bond(1, 2, 3, 4, 5)])
-    assert found["fraction"].tolist() == list(FRACTIONS)
     assert found["removed"].tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5]
-    assert found["prediction"].tolist() == [10, 10, 8, 6, 6, 6, 4, 2, 2, 2, 0]
     assert found["absolute_error"].isna().all(), "there is no target"
+    ties = curve(MODEL, [path(1, 2, 3, 1)] * 30, [by_bond(0, 0, 0, 0)] * 30)
+    assert set(ties.query("removed == 1")["change"]) == {2, 20, 200}
 
 
-def test_the_best_order_of_an_additive_model_is_above_every_other_one():
-    graph, fifths = path(3, 1, 4, 2, 5), [i / 5 for i in range(6)]
-    model = Additive(0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
-    every = [
-        curve(model, [graph], [by_bond(*order)], fractions=fifths)["change"].to_numpy()
-        for order in itertools.permutations(range(5))
-    ]
-    best = model.weight.detach()[graph.edge_attr]
-    upper = curve(model, [graph], [best], fractions=fifths)["change"]
-    lower = curve(model, [graph], [best], fractions=fifths, order="ascending")["change"]
-    assert upper.tolist() == np.max(every, axis=0).tolist() == [0, 32, 48, 56, 60, 62]
-    assert lower.tolist() == np.min(every, axis=0).tolist() == [0, 2, 6, 14, 30, 62]
+def test_methods_are_compared_by_areas_on_the_same_graphs():
+    def curves(*rows):
+        return pd.concat(
+            pd.DataFrame({"graph": graph, "fraction": [0, 0.2, 1], "change": changes})
+            for graph, changes in enumerate(rows)
+        )
+
+    repeated = [curves([0, 1, 4], [6, 6, 6]), curves([0, 3, 4], [6, 6, 6])]  # areas 2.6 and 6
+    better = curves([1, 3, 5], [7, 7, 7])  # one more on each graph
+    found = compare({"random": pd.concat(repeated), "better": better}, resamples=99)
+    assert found["area"].to_list() == pytest.approx([4.3, 5.3])
+    assert found.loc[1, ["area_low", "area_high"]].to_list() == pytest.approx([3.6, 7])
+    ends = found[["difference", "difference_low", "difference_high"]]
+    np.testing.assert_allclose(ends, [[0] * 3, [1] * 3], atol=1e-12)
 
 
-def test_each_point_is_the_prediction_of_the_graph_with_the_bonds_that_are_left():
-    torch.manual_seed(0)
-    config = CONFIGS["GT-ZINC"].replace(hidden_channels=8, heads=2, num_layers=2)
-    network = build(config).double().eval()
-    smiles = ("CC(=O)OC#N", "Clc1ccccc1", "CCO", "N")
-    molecules = [molecule_graph(text, y=float(i)) for i, text in enumerate(smiles)]
-    importance = edge_importance(network, molecules, "random", seed=3)
-    found = curve(network, molecules, importance, fractions=(0, 0.25, 0.6, 1), batch_size=3)
-    for row in found.itertuples():
-        graph, of_edges = molecules[row.graph], importance[row.graph].tolist()
-        of_bonds = [max(of_edges[i : i + 2]) for i in range(0, len(of_edges), 2)]
-        left = sorted(range(len(of_bonds)), key=of_bonds.__getitem__)
-        left = left[: len(of_bonds) - round(row.fraction * len(of_bonds))]
-        edges = [edge for bond in left for edge in (2 * bond, 2 * bond + 1)]
-        batch = torch.zeros(graph.num_nodes, dtype=torch.long)
-        with torch.no_grad():
-            whole, expected = (
-                network(graph.x, graph.edge_index[:, kept], graph.edge_attr[kept], batch, 1).item()
-                for kept in (slice(None), torch.tensor(edges, dtype=torch.long))
-            )
-        assert row.removed == len(of_bonds) - len(left)
-        assert row.prediction == pytest.approx(expected, rel=1e-9)
-        assert row.change == pytest.approx(abs(whole - expected), abs=1e-12)
-        assert row.absolute_error == pytest.approx(abs(expected - row.graph), rel=1e-9)
-
-
-def test_equally_important_bonds_go_in_an_order_drawn_from_the_seed():
-    model, graph = Additive(0.0, 1.0, 2.0, 4.0, 8.0, 100.0), path(1, 2, 3, 4, 5)
-    importance, fifths = by_bond(1, 1, 1, 1, 2), [i / 5 for i in range(6)]
-
-    def predictions(seed):
-        found = curve(model, [graph], [importance], fractions=fifths, seed=seed)
-        return found["prediction"].tolist()
-
-    drawn = [predictions(seed) for seed in range(60)]
-    assert predictions(0) == drawn[0]
-    assert {values[1] for values in drawn} == {30}, "the most important one is always first"
-    assert {values[2] for values in drawn} == {28, 26, 22, 14}
-    assert len({tuple(values) for values in drawn}) > 15  # of 24 orders
-    of_graphs = curve(model, [path(1, 2, 3, 4)] * 30, [by_bond(0, 0, 0, 0)] * 30, fractions=[0.25])
-    assert set(of_graphs["change"]) == {2, 4, 8, 16}, "each graph has an order of its own"
-
-
-def test_an_importance_that_has_no_order_is_an_error():
-    with pytest.raises(ValueError, match="graph 0: expected an importance that can be"):
-        curve(MODEL, [GRAPH], [by_bond(1, np.nan, 2)])
-
-
-def curves(change, fractions=(0, 0.5, 1)):
-    """Curves from a row of changes per graph."""
-    change = np.array(change, dtype=float)
-    graph, place = (index.ravel() for index in np.indices(change.shape))
-    columns = {"graph": graph, "fraction": np.array(fractions)[place], "change": change.ravel()}
-    return pd.DataFrame(columns)
-
-
-def test_the_area_is_that_of_the_trapezia_and_of_the_mean_of_several_curves():
-    assert area(curves([[0, 1, 4], [3, 3, 3]])).to_dict() == {0: 0.25 + 1.25, 1: 3}
-    found = area(curves([[0, 1, 4]], fractions=(0, 0.2, 1)))
-    assert found.to_dict() == pytest.approx({0: 0.1 + 2})
-    repeated = pd.concat([curves([[0, 1, 4]]), curves([[0, 3, 0]]), curves([[3, 2, 2]])])
-    assert area(repeated).to_dict() == {0: 0.5 * (1 + 2) / 2 + 0.5 * (2 + 2) / 2}
-
-
-def test_methods_are_compared_by_their_mean_areas_and_on_the_same_graphs():
-    by_method = {
-        "random": curves([[0, 2, 4], [0, 6, 12]]),  # areas 2 and 6
-        "better": curves([[1, 3, 5], [1, 7, 13]]),  # one more on each graph
-    }
-    found = compare(by_method).set_index("method")
-    assert found["graphs"].tolist() == [2, 2]
-    assert found["area"].to_dict() == {"random": 4, "better": 5}
-    assert found.loc["better", ["area_low", "area_high"]].tolist() == [3, 7]
-    ends = ["difference", "difference_low", "difference_high"]
-    assert found[ends].T.to_dict("list") == {"random": [0] * 3, "better": [1] * 3}
-    rng = np.random.default_rng(0)
-    control, other = rng.exponential(size=(400, 1)), rng.exponential(size=(400, 1)) + 0.5
-    many = compare({"random": curves(control + np.zeros(3)), "x": curves(other + np.zeros(3))})
-    for name, values in (("area", other), ("difference", other - control)):  # the normal law
-        row, half = many.iloc[1], 1.96 * values.std() / np.sqrt(400)
-        assert row[f"{name}_low"] == pytest.approx(values.mean() - half, abs=0.15 * half)
-        assert row[f"{name}_high"] == pytest.approx(values.mean() + half, abs=0.15 * half)
-
-
-# Networks.
-
-
-def test_tables_are_means_over_molecules_of_correlations_and_curves(found, shipped, splits):
-    ratio, other = (
-        edge_importance(shipped, splits.test, method, progress=False)
-        for method in ("ratio", "gradient x input")
-    )
-    expected = rank_correlation(ratio, other, splits.test)
-    assert list(found["correlation"]["method"]) == [m for m in QUICK if m != "ratio"]
-    row = found["correlation"].set_index("method").loc["gradient x input"]
-    assert row["mean"] == pytest.approx(np.nanmean(expected))
-    assert (row["defined"], row["graphs"]) == (np.isfinite(expected).sum(), 12)
-    assert row["low"] <= row["mean"] <= row["high"]
-    expected = curve(shipped, splits.test, ratio, order="ascending")
-    means = expected.groupby("fraction")[["change", "absolute_error"]].mean()
-    where = "order == 'ascending' and method == 'ratio'"
-    rows = found["curves"].query(where).set_index("fraction")
-    pd.testing.assert_frame_equal(rows[["change", "absolute_error"]], means)
-    assert rows["change"].between(rows["change_low"], rows["change_high"]).all()
-    assert found["areas"].query(where)["area"].item() == pytest.approx(area(expected).mean())
-    control = found["areas"].query("method == 'random'")
-    assert (control[["difference", "difference_low", "difference_high"]] == 0).all(axis=None)
-    grid = faithfulness(found["curves"].assign(run="A"))
-    lines = {line.get_label(): line for line in grid.axes[1, 0].lines}
-    np.testing.assert_array_equal(lines["ratio"].get_ydata(), rows["change"])
-    with pytest.raises(ValueError, match="expected 'ratio' among them, got random"):
-        explain(shipped, splits.test, methods=("random",))
-
-
-def test_without_massive_activations_predictions_change_and_above_no_threshold_they_do_not(
-    shipped, splits
-):
-    some, none = (
-        remove_massive(shipped, splits.test, splits.train, threshold=threshold, resamples=20)
-        for threshold in (1000.0, 1e9)
-    )
-    assert len(some) == 3 * 3
-    assert (none[["changed", "loss_change", "shift"]] == 0).all(axis=None)
-    massive = some.query("what == 'massive'")
-    assert (massive["changed"] > 1000).all() and (massive["loss_change_low"] > 0).all()
-
-
-def test_a_run_is_explained_by_the_command(splits, tmp_path, monkeypatch):
+def test_a_run_is_explained_by_the_command(cache, tmp_path, monkeypatch):
+    splits = few_molecules(48, 16, 4)
     config = CONFIGS["SAN-ZINC"].replace(
         hidden_channels=16, heads=4, num_layers=2, batch_size=16, max_epochs=1
     )
-    folder = tmp_path / "run"
-    emergence(config, splits, seed=2, name="SAN-ZINC", folder=folder, progress=False)
-    found = explain_run(folder, splits, graphs=4, resamples=10, progress=False)
-    assert set(found) == {"correlation", "curves", "areas", "interventions"}
-    for table in found.values():
-        assert (table["seed"] == 2).all() and (table["config"] == "SAN-ZINC").all()
-    assert {"GNNExplainer", "frequency"} <= {*found["correlation"]["method"]}
+    about = dict(seed=2, name="SAN-ZINC", progress=False)
+    emergence(config, splits, folder=tmp_path, **about)
     monkeypatch.setattr("studies.commands.load", lambda name: splits)
-    output = tmp_path / "explain_x"
-    arguments = [
-        "study",
-        "explain",
-        str(folder),
-        "--dataset",
-        "moses",
-        "--graphs",
-        "4",
-        "-o",
-        str(output),
-    ]
-    assert main(arguments) == 0
-    written = pd.read_csv(f"{output}_areas.csv.gz")["area"]
-    assert written.to_list() == pytest.approx(found["areas"]["area"].to_list(), rel=1e-4)
-
-
-def test_frequency_counts_training_edges_of_the_same_types(splits):
-    found = type_frequency(splits.train, splits.test)
-    assert [len(counts) for counts in found] == [graph.num_edges for graph in splits.test]
-    for graph, counts in zip(splits.test[:2], found, strict=False):
-        for edge, (source, target) in enumerate(graph.edge_index.t().tolist()):
-            expected = sum(
-                int(
-                    (
-                        (other.x[other.edge_index[0]] == graph.x[source])
-                        & (other.x[other.edge_index[1]] == graph.x[target])
-                        & (other.edge_attr == graph.edge_attr[edge])
-                    ).sum()
-                )
-                for other in splits.train
-            )
-            assert counts[edge] == expected
-    nothing = type_frequency(splits.train[:1], [graph for graph in splits.test if 6 in graph.x])
-    assert min(float(counts.min()) for counts in nothing) == 0
+    command = ["study", "explain", str(tmp_path), "--dataset", "moses", "--graphs", "3"]
+    assert main([*command, "-o", str(tmp_path / "explain_x")]) == 0
+    found = explanations.read_explanations(tmp_path, {"x": "A"})
+    assert {*METHODS, "frequency"} == {*found["areas"]["label"]}
+    assert all(set(table["seed"]) == {2} for table in found.values())
+    model, _ = explanations.checkpoint.load(tmp_path / "best")
+    ratio = edge_importance(model, splits.test[:3], "ratio")
+    expected = curve(model, splits.test[:3], ratio, order="ascending").groupby("fraction").mean()
+    where, columns = "order == 'ascending' and method == 'ratio'", ["change", "absolute_error"]
+    rows = found["curves"].query(where)
+    np.testing.assert_allclose(rows[columns], expected[columns], rtol=1e-4)
+    grid = explanations.faithfulness(found["curves"])
+    drawn = [line.get_ydata() for line in grid.axes[1, 0].lines]
+    assert any(np.array_equal(line, rows["change"]) for line in drawn)

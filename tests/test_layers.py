@@ -4,15 +4,14 @@ import pytest
 import torch
 from random_graphs import molecule
 from torch import nn
-from torch.nn.functional import one_hot
 from torch_geometric.data import Batch, Data
 
+from mapkg.evaluation import calibrate_batch_norm
 from mapkg.hooks import edit, record, resolve
 from mapkg.models import EdgeAttention, EdgeGATLayer
 from mapkg.models.network import SCORES
 from mapkg.models.pyg_layers import ARCHITECTURES as OF_PYG
 from mapkg.models.pyg_layers import recorded_names, recorded_rows, standard_layer
-from studies.checkpoint import load, save
 from studies.extras import build
 from studies.published import CONFIGS
 
@@ -86,17 +85,6 @@ def test_a_gradient_reaches_every_weight(config):
             assert parameter.grad is not None and parameter.grad.any(), name
 
 
-@each
-def test_types_as_one_hot_rows_give_the_same_prediction_and_have_gradients(config):
-    model, graph = network(config), THREE[0]
-    x, edge_attr = one_hot(graph.x, 28).double(), one_hot(graph.edge_attr, 4).double()
-    x.requires_grad_(), edge_attr.requires_grad_()
-    found = model(x, graph.edge_index, edge_attr)
-    torch.testing.assert_close(found, model(*inputs(graph)), **EXACT)
-    found.sum().backward()
-    assert x.grad.any() and edge_attr.grad.any()
-
-
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "egat"])
 def test_dropout_acts_in_training_only(name):
     model, without = (network(NETWORKS[name], dropout=p) for p in (0.5, 0.0))
@@ -126,13 +114,25 @@ def test_the_score_is_seen_and_can_be_changed(config):
             assert not torch.allclose(model(*inputs(BATCH)), expected)
 
 
-@each
-def test_a_checkpoint_brings_the_network_back(config, tmp_path):
-    torch.manual_seed(1)
-    model = build(config).eval()
-    save(tmp_path / "network", model.state_dict(), config)
-    loaded, _ = load(tmp_path / "network", config)
-    assert torch.equal(loaded(*inputs(BATCH)), model(*inputs(BATCH)))
+def test_calibrated_statistics_are_those_of_all_rows():
+    torch.manual_seed(0)
+    model = build(OF["gt"]).double().eval()
+    norms = "layers.*_block.batch_norm?"
+    in_order, reversed_ = (
+        {name: norm.running_var.clone() for name, norm in resolve(model, norms).items()}
+        for graphs in (THREE, THREE[::-1])
+        if calibrate_batch_norm(model, graphs)
+    )
+    for name, variance in in_order.items():
+        torch.testing.assert_close(variance, reversed_[name], **EXACT)
+    first = model.layers[0].node_block
+    before = []
+    first.batch_norm1.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0]))
+    for graph in THREE:
+        model(*inputs(graph))
+    rows = torch.cat(before)
+    torch.testing.assert_close(first.batch_norm1.running_mean, rows.mean(dim=0), **EXACT)
+    torch.testing.assert_close(first.batch_norm1.running_var, rows.var(dim=0), **EXACT)
 
 
 @pytest.mark.parametrize("heads", [5, 24])

@@ -1,5 +1,6 @@
 """Local constants against exact Jacobians, and bounds that nothing exceeds."""
 
+import itertools
 import math
 
 import pytest
@@ -21,8 +22,6 @@ from mapkg.lipschitz import (
 )
 from mapkg.lipschitz_norm import lipschitz_normalise
 
-SCALES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-
 
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
@@ -30,19 +29,6 @@ def normal(*shape, seed=0):
 
 def tied(query, scale, keys=6, seed=0):
     return tied_keys(query[0], keys, scale, torch.Generator().manual_seed(seed))
-
-
-def inputs(dimensions=4, keys=6, number=4):
-    """Random points and worst cases at every scale, with their queries."""
-    for seed in range(number):
-        query = normal(keys, dimensions, seed=seed)
-        for scale in SCALES:
-            yield query, scale * normal(keys, dimensions, seed=1000 + seed)
-            yield query, tied(query, scale, keys, seed)
-
-
-# ------------------------------------------------------------------------------
-# The constant itself
 
 
 def test_the_constant_of_a_linear_map_is_its_largest_singular_value():
@@ -63,10 +49,6 @@ def test_what_is_not_finite_is_refused():
         local_constant(lambda: torch.ones(1))
     with pytest.raises(ValueError, match="finite values"):
         local_constant(lambda x: x / 0, torch.ones(2))
-
-
-# ------------------------------------------------------------------------------
-# Scores
 
 
 def test_scores_by_hand():
@@ -90,33 +72,6 @@ def test_scores_by_hand():
         torch.testing.assert_close(found, factors[0] * score / largest)
 
 
-# ------------------------------------------------------------------------------
-# Slopes
-
-
-def test_the_slope_of_the_linear_score_is_the_norm_of_the_queries():
-    query, x = normal(3, 4), normal(5, 4, seed=1)
-    found = slope(lambda x: linear_score(x, query), x)
-    assert found == pytest.approx(query.norm().item())
-    assert found >= torch.linalg.matrix_norm(query, ord=2).item()
-
-
-@pytest.mark.parametrize("normalised", [False, True])
-def test_no_direction_is_steeper_than_the_slope(normalised):
-    query, x = normal(3, 4), normal(5, 4, seed=1)
-    found = slope(lambda x: linear_score(x, query, normalised=normalised), x)
-    for seed in range(40):
-        step = normal(5, 4, seed=seed)
-        _, moved = torch.func.jvp(
-            lambda x: linear_score(x, query, normalised=normalised), (x,), (step / step.norm(),)
-        )
-        assert moved.abs().amax(dim=1).norm() <= found * (1 + 1e-9)
-
-
-# ------------------------------------------------------------------------------
-# Bounds
-
-
 def test_tied_keys_by_hand():
     # In the plane there are two directions across: keys 10 (q + u), 10 (q - u), -10 q for q = e1.
     found = tied_keys(torch.tensor([2.0, 0.0]), 3, 10.0)
@@ -124,12 +79,9 @@ def test_tied_keys_by_hand():
     assert found[0, 1] == -found[1, 1] and found[0, 1].abs() == 10
     assert found[2, 1] == 0
     assert len(tied_keys(torch.ones(2), 2, 1.0)) == 2
-    with pytest.raises(ValueError, match="two keys or more"):
-        tied_keys(torch.ones(2), 1, 1.0)
-    with pytest.raises(ValueError, match="other than zero"):
-        tied_keys(torch.zeros(3), 4, 1.0)
-    with pytest.raises(ValueError, match="a query of 1 dimensions"):
-        tied_keys(torch.ones(1), 2, 1.0)
+    for query, keys in ((torch.ones(2), 1), (torch.zeros(3), 4), (torch.ones(1), 2)):
+        with pytest.raises(ValueError, match="two keys or more and a query other than zero"):
+            tied_keys(query, keys, 1.0)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(6, 6), (1, 1), (1, 20), (12, 3)])
@@ -149,32 +101,21 @@ def test_normalised_linear_attention_stays_below_the_theorem(queries, keys):
     assert largest >= 1 or queries < keys
 
 
-def test_raw_attention_has_no_constant():
-    query = normal(6, 4)
-    constants = [
-        local_constant(lambda x: attention(linear_score(x, query), x), tied(query, scale))
-        for scale in (1.0, 10.0, 100.0, 1000.0)
-    ]
-    assert constants == sorted(constants)
-    assert constants[-1] > 1000
-    growth = constants[-1] / constants[-2]
-    assert growth == pytest.approx(10, rel=0.05)  # linear in the size of the input
-
-
-@pytest.mark.parametrize("tight", [False, True])
 @pytest.mark.parametrize("normalised", [False, True])
-def test_the_lemma_holds_for_linear_scores(normalised, tight):
+def test_the_lemma_holds_for_linear_scores(normalised):
     closest = 0.0
-    for query, x in inputs():
+    for seed, scale in itertools.product(range(3), (0.1, 1.0, 10.0, 100.0)):
+        query = normal(6, 4, seed=seed)
 
         def score(x, query=query):
             return linear_score(x, query, normalised=normalised)
 
-        found = local_constant(lambda x, score=score: attention(score(x), x), x)
-        steep = slope(score, x) if normalised else torch.linalg.matrix_norm(query, ord=2).item()
-        bound = lemma_bound(score(x), x, steep, tight=tight)
-        assert found <= bound * (1 + 1e-9)
-        closest = max(closest, found / bound)
+        for x in (scale * normal(6, 4, seed=1000 + seed), tied(query, scale)):
+            found = local_constant(lambda x: attention(score(x), x), x)
+            steep = slope(score, x) if normalised else torch.linalg.matrix_norm(query, 2).item()
+            tight, loose = (lemma_bound(score(x), x, steep, tight=t) for t in (True, False))
+            assert found <= tight * (1 + 1e-9) <= loose * (1 + 2e-9)
+            closest = max(closest, found / loose)
     assert closest > (0.4 if normalised else 0.6)  # no idle bound
 
 
@@ -182,38 +123,29 @@ def quadratic(normalised):
     return lambda q, k, v: attention(quadratic_score(q, k, v, normalised=normalised), v)
 
 
-def test_normalised_quadratic_attention_stays_below_the_theorem():
+def test_quadratic_attention_stays_below_the_lemma_and_the_theorem():
     largest = 0.0
-    for seed in range(20):
-        sizes = 10 ** (2 * torch.rand(3, generator=torch.Generator().manual_seed(seed)) - 1)
-        q, k, v = (
-            size * normal(n, 4, seed=100 * seed + n)
-            for size, n in zip(sizes.double(), (5, 6, 7), strict=True)
-        )
-        k, v = k[:6], v[:6]
-        found = local_constant(quadratic(True), q, k, v)
-        assert found <= theorem_bound(ALPHA["quadratic"], 5, 6, tight=True)
-        largest = max(largest, found)
-        tie = tied(q, 10.0, 6, seed)
-        assert local_constant(quadratic(True), q, tie, tie) <= theorem_bound(
-            ALPHA["quadratic"], 5, 6
-        )
-    assert largest > 0.5
-
-
-def test_the_lemma_holds_for_quadratic_scores():
     for seed in range(10):
-        q, k, v = (normal(n, 4, seed=10 * seed + n) for n in (5, 6, 6))
-        v = v.flip(0)
+        sizes = 10 ** (2 * torch.rand(3, generator=torch.Generator().manual_seed(seed)) - 1)
+        parts = [
+            size * normal(n, 4, seed=100 * seed + place)
+            for place, (size, n) in enumerate(zip(sizes.double(), (5, 6, 6), strict=True))
+        ]
+        tie = tied(parts[0], 10.0, 6, seed)
+        for point in (parts, [parts[0], tie, tie]):
+            bound = theorem_bound(ALPHA["quadratic"], 5, 6, tight=point is parts)
+            assert local_constant(quadratic(True), *point) <= bound
         for normalised in (False, True):
 
             def score(point, normalised=normalised):
-                a, b, c = point.split((5, 6, 6))
-                return quadratic_score(a, b, c, normalised=normalised)
+                return quadratic_score(*point.split((5, 6, 6)), normalised=normalised)
 
-            point = torch.cat([q, k, v])
-            bound = lemma_bound(score(point), v, slope(score, point), tight=True)
-            assert local_constant(quadratic(normalised), q, k, v) <= bound * (1 + 1e-9)
+            point = torch.cat(parts)
+            bound = lemma_bound(score(point), parts[2], slope(score, point), tight=True)
+            found = local_constant(quadratic(normalised), *parts)
+            assert found <= bound * (1 + 1e-9)
+            largest = max(largest, found if normalised else 0)
+    assert largest > 0.5
 
 
 def test_the_lemma_in_numbers():
@@ -236,10 +168,6 @@ def test_the_theorem_in_numbers():
         theorem_bound(-1.0, 3, 3)
     with pytest.raises(ValueError, match="queries=0"):
         theorem_bound(1.0, 0, 3)
-
-
-# ------------------------------------------------------------------------------
-# A layer on a graph
 
 
 def gat(seed=0, heads=2, scale=1.0, **options):
@@ -270,10 +198,10 @@ def test_the_bound_of_a_layer_in_numbers():
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-@pytest.mark.parametrize("options", [{}, {"heads": 1}, {"concat": False}])
+@pytest.mark.parametrize("options", [{}, {"heads": 3, "concat": False}, {"residual": True}])
 def test_a_normalised_layer_stays_below_its_bound(options, scale):
     closest = 0.0
-    for seed in range(6):
+    for seed in range(4):
         x, edge_index, _ = random_graph(300 + seed, channels=5)
         layer = gat(seed, scale=scale, **options)
         bound = gat_bound(layer, edge_index, len(x))
@@ -282,16 +210,6 @@ def test_a_normalised_layer_stays_below_its_bound(options, scale):
             assert found <= bound
             closest = max(closest, found / bound)
     assert closest > 0.05
-
-
-def test_lanczos_agrees_on_a_layer_with_weights_of_its_own():
-    x, edge_index, _ = random_graph(300, channels=5)
-    layer = gat()
-    exact, lanczos = (
-        local_constant(lambda x: layer(x, edge_index), x, exact_size=size) for size in (10**6, 0)
-    )
-    assert lanczos == pytest.approx(exact, rel=1e-4)
-    assert all(parameter.grad is None for parameter in layer.parameters())
 
 
 def test_a_graph_without_self_loops_and_a_raw_layer_are_refused():

@@ -14,35 +14,17 @@ from studies.extras.official import load_layer, load_network
 from studies.published import CONFIGS
 
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
-ATTENTION_TO_PUBLISHED = {
-    "query": "Q",
-    "key": "K",
-    "value": "V",
-    "edge": "E",
-    "fake_query": "Q_2",
-    "fake_key": "K_2",
-    "fake_edge": "E_2",
+ATTENTION = {"query": "Q", "key": "K", "value": "V", "edge": "E"}
+ATTENTION |= {f"fake_{name}": f"{ATTENTION[name]}_2" for name in ("query", "key", "edge")}
+BLOCK = {"project": "O_{}", "expand": "FFN_{}_layer1", "contract": "FFN_{}_layer2"}
+BLOCK |= {f"{kind}_norm{n}": f"{kind}_norm{n}_{{}}" for kind in ("batch", "layer") for n in "12"}
+BLOCK = {
+    f"{stream}_block.{ours}": theirs.format(stream[0].replace("n", "h"))
+    for stream in ("node", "edge")
+    for ours, theirs in BLOCK.items()
 }
-BLOCK_TO_PUBLISHED = {
-    f"{stream}_block.{ours}": theirs.format(letter)
-    for stream, letter in (("node", "h"), ("edge", "e"))
-    for ours, theirs in {
-        "project": "O_{}",
-        "expand": "FFN_{}_layer1",
-        "contract": "FFN_{}_layer2",
-        "batch_norm1": "batch_norm1_{}",
-        "batch_norm2": "batch_norm2_{}",
-        "layer_norm1": "layer_norm1_{}",
-        "layer_norm2": "layer_norm2_{}",
-    }.items()
-}
-NETWORK_TO_PUBLISHED = {
-    "node_embedding": "embedding_h",
-    "edge_embedding": "embedding_e",
-    "head.0": "MLP_layer.FC_layers.0",
-    "head.2": "MLP_layer.FC_layers.1",
-    "head.4": "MLP_layer.FC_layers.2",
-}
+NETWORK = {"node_embedding": "embedding_h", "edge_embedding": "embedding_e"}
+NETWORK |= {f"head.{2 * number}": f"MLP_layer.FC_layers.{number}" for number in range(3)}
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=3)
 TERM = dict(explicit_bias="published", use_bias=True)
 NETWORKS = {
@@ -117,10 +99,10 @@ def outputs_of(layer, published, h, e):
 
 def published_name(ours, kind, attention="attention"):
     module, _, parameter = ours.rpartition(".")
-    if module in BLOCK_TO_PUBLISHED:
-        return f"{BLOCK_TO_PUBLISHED[module]}.{parameter}"
+    if module in BLOCK:
+        return f"{BLOCK[module]}.{parameter}"
     name = module.removeprefix("attention.")
-    theirs = "proj_e" if (kind, name) == ("gt", "edge") else ATTENTION_TO_PUBLISHED[name]
+    theirs = "proj_e" if (kind, name) == ("gt", "edge") else ATTENTION[name]
     return f"{attention}.{theirs}.{parameter}"
 
 
@@ -143,8 +125,8 @@ def as_published(model, kind="gt", attention="attention"):
     weights = {}
     for name, value in model.state_dict().items():
         module, _, parameter = name.rpartition(".")
-        if module in NETWORK_TO_PUBLISHED:
-            theirs = f"{NETWORK_TO_PUBLISHED[module]}.{parameter}"
+        if module in NETWORK:
+            theirs = f"{NETWORK[module]}.{parameter}"
         elif name == "edge_factor.gamma":
             theirs = "gamma"
         elif parameter.endswith("_term"):
@@ -224,133 +206,115 @@ def test_a_published_network_gives_the_outputs_of_ours(kind, attention, changes)
     assert predictions(loaded).any(), "the weights are a copy"
 
 
-def test_the_weights_keep_their_precision():
-    weights = as_published(own_network())
-    assert next(load_network(weights, "gt", heads=4).parameters()).dtype == torch.float64
-    single = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-    assert next(load_network(single, "gt", heads=4).parameters()).dtype == torch.float32
-
-
-def test_heads_readout_and_residual_are_what_the_caller_says():
-    weights = as_published(own_network())
+def test_what_weights_do_not_show_is_what_the_caller_says():
+    weights, own = as_published(own_network()), own_network()
     for changes, settings in [
         (dict(heads=2), dict(heads=2)),
         (dict(readout="sum"), dict(heads=4, readout="sum")),
+        (dict(readout="max"), dict(heads=4, readout="max")),
         (dict(residual=False), dict(heads=4, residual=False)),
     ]:
         expected = build(SMALL.replace(**changes)).double().eval()
-        expected.load_state_dict(own_network().state_dict())
+        expected.load_state_dict(own.state_dict())
         found = predictions(load_network(weights, "gt", **settings))
         assert torch.equal(found, predictions(expected))
-        assert not torch.allclose(found, predictions(own_network()))
+        assert not torch.allclose(found, predictions(own))
+    # "O_linear": false, as if the map were the identity.
+    found = predictions(load_network(weights, "gt", heads=4, project=False))
+    layer = load_layer(layer_1(weights), "gt", heads=4, project=False)
+    assert isinstance(layer.edge_block.project, torch.nn.Identity)
+    with torch.no_grad():
+        for each in own.layers:
+            for block in (each.node_block, each.edge_block):
+                block.project.weight.copy_(torch.eye(16))
+                block.project.bias.zero_()
+    assert torch.equal(found, predictions(own))
 
 
-def test_every_name_goes_to_its_own_place():
+def test_encoders_of_several_tables_are_read():
+    model = own_network(num_node_types=(5, 28, 3), num_edge_types=(4, 2))
+    weights = as_published(model)
+    for name, kind, sizes in (("h", "atom", (5, 28, 3)), ("e", "bond", (4, 2))):
+        tables = weights.pop(f"embedding_{name}.weight").split(sizes)
+        names = (f"embedding_{name}.{kind}_embedding_list.{i}.weight" for i in range(3))
+        weights |= dict(reversed([*zip(names, tables, strict=False)]))  # in any order
+    loaded = load_network(weights, "gt", heads=4)
+    for ours in ("node_embedding", "edge_embedding"):
+        found, expected = (getattr(each, ours) for each in (loaded, model))
+        assert found.sizes == expected.sizes and torch.equal(found.weight, expected.weight)
     weights = as_published(own_network())
-    marked = {name: torch.full_like(value, i) for i, (name, value) in enumerate(weights.items())}
-    loaded = as_published(load_network(marked, "gt", heads=4))
-    assert loaded.keys() == marked.keys()
-    for name, value in marked.items():
-        assert torch.equal(loaded[name], value), name
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["layers.1.attention.proj_x.weight", "layers.1.gamma", "gamma", "MLP_layer.FC_layers.3.weight"],
-)
-def test_an_unknown_name_is_an_error_that_lists_it(name):
-    weights = as_published(own_network()) | {name: torch.zeros(1)}
-    with pytest.raises(ValueError, match=rf"unknown names .*: {re.escape(name)};"):
+    weights["embedding_h.weight"] = weights["embedding_h.weight"][:, :6]
+    with pytest.raises(ValueError, match=r"embedding_h: expected 16 channels.*got 6; .* TOX21"):
         load_network(weights, "gt", heads=4)
 
 
+def wrapped(weights):
+    return {"epoch": 3, "model": weights}
+
+
+def prefixed(prefix):
+    return lambda weights: {f"{prefix}{name}": value for name, value in weights.items()}
+
+
 @pytest.mark.parametrize(
-    "part", ["layers.0.attention.Q.weight", "proj_e.weight", "running_var", "embedding_e", "e_bias"]
+    ("change", "message"),
+    [
+        (wrapped, "'epoch' is none. The names that are there: epoch, model; pass the dict"),
+        (prefixed("module."), r"all names begin with 'module\.': module\.embedding_h\.weight, "),
+        (prefixed("_orig_mod."), "all names begin with '_orig_mod.': .* more; expected them"),
+        (prefixed("net."), r"numbered from 0 .* that are there: net\.embedding_h\.weight, "),
+        (lambda weights: "run/best.pt", "expected a dict from names to tensors.* got str"),
+        (lambda weights: list(weights), "got list"),
+    ],
 )
-def test_missing_names_are_an_error_that_lists_them_all(part):
+def test_weights_in_another_shape_are_an_error_that_shows_what_is_there(change, message):
+    weights = change(as_published(own_network()))
+    with pytest.raises((TypeError, ValueError), match=message):
+        load_network(weights, "gt", heads=4)
+
+
+def test_unknown_and_missing_names_and_wrong_shapes_are_errors():
     weights = as_published(own_network(**TERM))
-    gone = [name for name in weights if part in name]
-    for name in gone:
-        del weights[name]
-    with pytest.raises(ValueError, match=f"missing .*weights: {re.escape(', '.join(gone))}$"):
-        load_network(weights, "gt", heads=4)
-    with pytest.raises(ValueError, match=r"missing .*: attention\.Q\.weight$"):
-        load_layer({}, "gt", heads=4)
+
+    def refused(weights, message, load=load_network, kind="gt"):
+        with pytest.raises(ValueError, match=message):
+            load(weights, kind, heads=4)
+
+    for name in ("layers.1.attention.proj_x.weight", "gamma", "MLP_layer.FC_layers.3.weight"):
+        refused(weights | {name: torch.zeros(1)}, rf"unknown names .*: {re.escape(name)};")
+    for part in ("layers.0.attention.Q.weight", "proj_e.weight", "running_var", "embedding_e"):
+        gone = [name for name in weights if part in name]
+        rest = {name: value for name, value in weights.items() if name not in gone}
+        refused(rest, f"missing .*weights: {re.escape(', '.join(gone))}$")
+    refused({}, r"missing .*: attention\.Q\.weight$", load_layer)
+    refused(weights, r"unknown names .*attention\.proj_e\.weight", kind="san")
+    for name in ("layers.1.FFN_h_layer1.weight", "MLP_layer.FC_layers.0.bias"):
+        refused(weights | {name: weights[name][:-1]}, "unexpected shape")
 
 
-@pytest.mark.parametrize("load", [load_layer, load_network])
-def test_another_kind_is_an_error_that_names_the_known_ones(load):
-    with pytest.raises(ValueError, match=r"kind: expected one of \('gt', .*'san'\), got 'egat'"):
-        load(as_published(own_network()), "egat", heads=4)
-
-
-def test_a_gap_in_the_numbers_of_the_layers_is_an_error():
+def test_another_kind_and_a_gap_in_the_numbers_of_layers_are_errors():
     weights = as_published(own_network())
-    gap = {name: value for name, value in weights.items() if not name.startswith("layers.1.")}
-    with pytest.raises(ValueError, match=r"numbered from 0 .*, found \[0, 2\]"):
-        load_network(gap, "gt", heads=4)
-    none = {name: value for name, value in weights.items() if not name.startswith("layers.")}
-    with pytest.raises(ValueError, match=r"numbered from 0 .*, found \[\]"):
-        load_network(none, "gt", heads=4)
+    for load in (load_layer, load_network):
+        with pytest.raises(ValueError, match=r"kind: expected one of .*'san'\), got 'egat'"):
+            load(weights, "egat", heads=4)
+    for start, found in (("layers.1.", r"\[0, 2\]"), ("layers.", r"\[\]")):
+        rest = {name: value for name, value in weights.items() if not name.startswith(start)}
+        with pytest.raises(ValueError, match=rf"numbered from 0 .*, found {found}"):
+            load_network(rest, "gt", heads=4)
 
 
-def test_layers_are_ordered_by_number_not_by_name():
-    model = own_network(num_layers=11)
-    weights = dict(sorted(as_published(model).items(), reverse=True))
-    assert torch.equal(predictions(load_network(weights, "gt", heads=4)), predictions(model))
-
-
-@pytest.mark.parametrize("name", ["layers.1.FFN_h_layer1.weight", "MLP_layer.FC_layers.0.bias"])
-def test_a_wrong_shape_is_an_error(name):
-    weights = as_published(own_network())
-    weights[name] = weights[name][:-1]
-    with pytest.raises(ValueError, match="unexpected shape"):
-        load_network(weights, "gt", heads=4)
-
-
-# The gamma of SAN.
-
-
-def test_the_copies_of_a_learned_gamma_in_the_layers_are_read_once():
-    model = own_network("san", full_graph=True)
-    weights = as_published(model, "san", "attention_h")
-    copies = {f"layers.{number}.attention_h.gamma": weights["gamma"] for number in range(3)}
-    assert torch.equal(
-        predictions(load_network(weights | copies, "san", heads=4)), predictions(model)
-    )
-    part = layer_1(weights | copies)
-    assert "attention_h.gamma" in part
-    layer = load_layer(part, "san", heads=4)
-    assert torch.equal(layer.attention.query.weight, model.layers[1].attention.query.weight)
-
-
-def test_a_sparse_network_that_has_a_gamma_never_uses_it():
-    model = own_network("san")
-    weights = as_published(model, "san", "attention_h")
-    gamma = {f"layers.{number}.attention_h.gamma": torch.ones(1) for number in range(3)}
-    found = load_network(weights | gamma | {"gamma": torch.ones(1)}, "san", heads=4)
-    assert torch.equal(predictions(found), predictions(model))
-
-
-def test_a_fixed_gamma_is_asked_for_where_the_weights_have_none_and_only_there():
-    fixed = own_network("san", full_graph=True, gamma=0.2)
-    weights = as_published(fixed, "san")
-    with pytest.raises(ValueError, match="gamma: expected a value, the weights have none"):
-        load_network(weights, "san", heads=4)
-    assert torch.equal(
-        predictions(load_network(weights, "san", heads=4, gamma=0.2)), predictions(fixed)
-    )
-    learned, sparse = ("san", dict(full_graph=True)), ("san", {})
-    for kind, changes in (learned, sparse, ("graphit", dict(full_graph=True))):
-        weights = as_published(own_network(kind, **changes), kind, "attention_h")
+def test_the_gamma_of_san_is_read_once_and_where_it_is_used():
+    for changes in (dict(full_graph=True), {}):  # learned, stored in every layer, too, and unused
+        model = own_network("san", **changes)
+        weights = as_published(model, "san", "attention_h")
+        gamma = weights.setdefault("gamma", torch.ones(1).double())
+        weights |= {f"layers.{number}.attention_h.gamma": gamma for number in range(3)}
+        found = load_network(weights, "san", heads=4)
+        assert torch.equal(predictions(found), predictions(model))
+        layer = load_layer(layer_1(weights), "san", heads=4)
+        assert torch.equal(layer.attention.query.weight, model.layers[1].attention.query.weight)
         with pytest.raises(ValueError, match=r"gamma: expected None, it has no use, got 0\.2"):
-            load_network(weights, kind, heads=4, gamma=0.2)
-
-
-def test_names_of_one_kind_are_unknown_to_another():
-    weights = as_published(own_network("graphit"), "graphit", "attention_h")
-    with pytest.raises(ValueError, match=r"missing .*layers\.0\.attention\.Q\.weight"):
-        load_network(weights, "gt", heads=4)
-    weights = as_published(own_network())
-    with pytest.raises(ValueError, match=r"unknown names .*attention\.proj_e\.weight"):
-        load_network(weights, "san", heads=4)
+            load_network(weights, "san", heads=4, gamma=0.2)
+    fixed = own_network("san", full_graph=True, gamma=0.2)
+    with pytest.raises(ValueError, match="gamma: expected a value, the weights have none"):
+        load_network(as_published(fixed, "san"), "san", heads=4)

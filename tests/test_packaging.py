@@ -1,7 +1,8 @@
-"""What is declared, what is locked and what is installed agree."""
+"""What is declared, what is locked and what is installed agree; what a reader types exists."""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,173 +11,140 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GCN
 
-REPOSITORY = Path(__file__).parents[1]
+from studies import notebook
+from studies.__main__ import parser
+from studies.commands import overrides
+
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
-LOCK_LINES = (REPOSITORY / "requirements.lock").read_text().splitlines()
-PIN = re.compile(r"([a-z0-9][a-z0-9.-]*)==([0-9][0-9a-z.+!]*)")
+GROUPS = {"": PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+DECLARED = {
+    canonicalize_name(requirement.name): (requirement, group)
+    for group, texts in GROUPS.items()
+    for requirement in map(Requirement, texts)
+}
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
+PAGES = [
+    path
+    for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "book").glob("*.md")))
+    if "```" in path.read_text()
+]
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
-def requirements(*groups):
-    """Requirements by canonical name; the package itself is no requirement."""
-    parsed = map(Requirement, (text for group in groups for text in group))
-    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
-
-
-CORE = requirements(PROJECT["dependencies"])
-DECLARED = requirements(*EXTRAS.values(), PROJECT["dependencies"])
-
-
-@pytest.fixture(scope="module")
-def lock():
-    """Versions of the lock by canonical name."""
-    pins = [PIN.fullmatch(line) for line in LOCK_LINES if line and not line.startswith("#")]
-    return {canonicalize_name(pin[1]): Version(pin[2]) for pin in pins if pin}
-
-
-def installed(name):
-    """The installed version, or None."""
-    try:
-        return Version(metadata.version(name))
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def test_every_line_of_the_lock_is_a_pin_or_a_comment():
+def test_the_lock_pins_every_declared_package_at_a_version_it_allows_and_that_is_installed():
+    lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
+    lines = [line for line in lines if line and not line.startswith("#")]
     # An index, a path or an option would tie the lock to the machine that wrote it.
-    others = [
-        line for line in LOCK_LINES if line and not line.startswith("#") and not PIN.fullmatch(line)
-    ]
-    assert others == []
-
-
-def test_no_package_is_pinned_twice(lock):
-    pins = [line for line in LOCK_LINES if line and not line.startswith("#")]
-    assert len(lock) == len(pins)
-
-
-@pytest.mark.parametrize("name", DECLARED)
-def test_the_lock_pins_a_declared_package_at_a_version_it_allows(name, lock):
-    assert name in lock, f"{name} is declared and not locked; run make lock"
-    assert lock[name] in DECLARED[name].specifier
-
-
-def test_torch_is_one_version_without_a_build_tag(lock):
-    # A tag such as +cpu is on no index but torch's own: the lock could not be installed.
-    assert str(lock["torch"]) == "2.13.0"
-    assert str(CORE["torch"].specifier) == "==2.13.0"
-
-
-def test_the_extras_are_declared():
-    assert sorted(EXTRAS) == ["book", "test", "workflow"]
+    pins = [re.fullmatch(r"([a-z0-9][a-z0-9.-]*)==([0-9][0-9a-z.!]*)", line) for line in lines]
+    assert all(pins)
+    lock = {canonicalize_name(pin[1]): Version(pin[2]) for pin in pins}
+    assert len(lock) == len(pins), "a package is pinned twice"
+    for name, (requirement, group) in DECLARED.items():
+        assert lock[name] in requirement.specifier, f"{name}; run make lock"
+        try:
+            # What follows a + is how it was built: torch's for a GPU is the same version.
+            assert Version(metadata.version(name)).public == lock[name].public, "run make setup"
+        except metadata.PackageNotFoundError:
+            assert group, f"{name} is not installed; run make setup"
 
 
 def test_the_environment_file_installs_the_lock_and_the_package():
     environment = yaml.safe_load((REPOSITORY / "environment.yml").read_text())
-    assert environment["name"] == "mapkg"
     (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
     assert pip == ["-r requirements.lock", "-e ."]
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
-    assert "pip" in conda
     (python,) = (entry for entry in conda if re.match(r"python\b", entry))
     # conda's python=3.11 is any 3.11, and python>=3.11 any from 3.11 on.
-    version = re.fullmatch(r"python[=>]=?([0-9.]+)", python)[1]
-    assert Version(version) in Requirement(f"python{PROJECT['requires-python']}").specifier
+    stated = re.fullmatch(r"python[=>]=?([0-9.]+)", python)[1]
+    assert stated in Requirement(f"python{PROJECT['requires-python']}").specifier
 
 
-def test_this_python_is_one_the_package_is_for():
-    running = Version(".".join(map(str, sys.version_info[:3])))
-    assert running in Requirement(f"python{PROJECT['requires-python']}").specifier
-
-
-@pytest.mark.parametrize("name", DECLARED)
-def test_the_installed_version_is_the_locked_one(name, lock):
-    found = installed(name)
-    if found is None and name not in CORE:
-        extra = next(key for key, group in EXTRAS.items() if name in requirements(group))
-        pytest.skip(f"{name}, of the extra {extra!r}, is not installed")
-    assert found is not None, f"{name} is not installed; run make setup"
-    # What follows a + is how it was built: torch's for a GPU is the same version.
-    assert found.public == lock[name].public, "the environment is not the lock's; run make setup"
-
-
-def phony_targets():
-    makefile = (REPOSITORY / "Makefile").read_text()
-    return re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[1].split()
-
-
+@needs_make
 def test_make_help_lists_every_target_with_a_line_of_its_own():
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
-    result = subprocess.run(
-        ["make", "--no-print-directory", "help"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    listed = [line.split(maxsplit=1) for line in result.stdout.splitlines()]
-    assert all(len(entry) == 2 and len(entry[1]) > 8 for entry in listed)
-    assert [target for target, _ in listed] == phony_targets()
-    default = subprocess.run(
-        ["make", "--no-print-directory"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert default.stdout == result.stdout
+    phony = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)[1].split()
+    assert sorted(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)) == sorted(phony)
+    look = dict(cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    listed = subprocess.run(["make", "--no-print-directory"], **look).stdout.splitlines()
+    assert [line.split()[0] for line in listed] == phony
+    assert all(len(line.split()) > 2 for line in listed)
 
 
-@pytest.fixture
-def setup(tmp_path):
-    """What ``make setup`` would do in a folder of its own, of which .venv/bin/python is given."""
-    if shutil.which("make") is None:
-        pytest.skip("make is not installed")
+@needs_make
+@pytest.mark.parametrize("case", ["finished", "not finished", "its Python gone", "its Python old"])
+def test_an_environment_that_cannot_be_used_is_made_anew_and_said_to_be(case, tmp_path):
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, tmp_path)
-
-    def plan(python, *, is_finished):
-        (tmp_path / ".venv" / "bin").mkdir(parents=True)
-        (tmp_path / ".venv" / "bin" / "python").symlink_to(python)
-        if is_finished:
-            (tmp_path / ".venv" / "installed").touch()
-        command = ["make", "--dry-run", "--no-print-directory", "setup"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-
-    return plan
-
-
-def test_a_finished_environment_is_left_alone(setup):
-    assert "-m venv" not in setup(sys.executable, is_finished=True).stdout
-
-
-@pytest.mark.parametrize("case", ["not finished", "its Python is gone", "its Python is too old"])
-def test_an_environment_that_cannot_be_used_is_made_anew_and_said_to_be(case, setup, tmp_path):
     old = tmp_path / "old"
     old.write_text("#!/bin/sh\necho False\n")
     old.chmod(0o755)
-    pythons = {"not finished": sys.executable, "its Python is gone": tmp_path / "none"}
-    result = setup(pythons.get(case, old), is_finished=case != "not finished")
-    assert (
-        ".venv is not complete, or its Python is gone or too old; it is made anew" in result.stdout
-    )
-    assert "-m venv .venv" in result.stdout
+    pythons = {"its Python gone": tmp_path / "none", "its Python old": old}
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to(pythons.get(case, sys.executable))
+    if case != "not finished":
+        (tmp_path / ".venv" / "installed").touch()
+    command = ["make", "--dry-run", "--no-print-directory", "setup"]
+    look = dict(cwd=tmp_path, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, **look)
+    assert ("-m venv .venv" in result.stdout) == (case != "finished")
+    assert (".venv is not complete, or its Python" in result.stdout) == (case != "finished")
     assert result.stderr == ""
 
 
-def test_every_target_that_is_no_file_is_phony():
-    makefile = (REPOSITORY / "Makefile").read_text()
-    targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
-    assert sorted(targets) == sorted(phony_targets())
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-def test_the_declared_version_is_the_installed_one():
-    found = installed(PROJECT["name"])
-    if found is None:
-        pytest.skip("the package is imported from its folder and not installed")
-    assert found == Version(PROJECT["version"])
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_command_of_a_page_is_one_that_exists(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    targets = re.findall(r"^([a-z-]+):.*##", MAKEFILE, re.MULTILINE)
+    lines = "".join(blocks(path, "sh")).splitlines()
+    for words in [shlex.split(line, comments=True) for line in lines if line]:
+        words = [word for word in words if not word.startswith("MAPKG_DATA=")]
+        if words[0] == "make":
+            assert words[1] in targets
+            assert all(re.match(r"(CORES|WHAT)=\w+$", word) for word in words[2:]), words
+        elif words[0].endswith("/snakemake"):
+            given = [word for word in words[1:] if word.startswith("workflow/")]
+            assert given and all((REPOSITORY / path).exists() for path in given), words
+        elif words[1:3] == ["-m", "studies"]:
+            parsed = vars(parser(words[3:]).parse_args(words[3:]))  # exits on an unknown option
+            if words[3] == "run":
+                notebook.parse(parsed["notebook"], parsed.get("parameter", ()))
+            overrides(parsed.get("set", ()))
+        else:
+            assert Path(words[1]).is_file(), f"{path.name}: {' '.join(words)}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_python_example_of_a_page_runs(path, capsys):
+    for example in blocks(path, "python"):
+        torch.manual_seed(0)
+        graph = Data(x=torch.randn(20, 8), edge_index=torch.randint(20, (2, 60)))
+        model = GCN(in_channels=8, hidden_channels=16, num_layers=2)
+        names = dict(model=model, loader=DataLoader([graph]))  # what an example takes for granted
+        exec(compile(example, path.name, "exec"), names)
+        if "report(" not in example:
+            scores = names["model"](graph.x, graph.edge_index)
+            assert scores.isfinite().all() and len(scores) == 20
+            continue
+        verdicts = re.findall(r"^convs\.\d:message +none: up to ", capsys.readouterr().out, re.M)
+        assert len(verdicts) >= 2, "a report has a line for each layer"
+
+
+def test_every_file_that_is_linked_from_the_readme_is_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / "README.md").read_text()):
+        assert target.startswith("http") or (REPOSITORY / target).is_file(), target
 
 
 EXAMPLE = """
@@ -192,7 +160,7 @@ from mapkg import lipschitz_normalise, report
 
 graph = Data(x=torch.randn(20, 8), edge_index=torch.randint(20, (2, 60)))
 model = GAT(in_channels=8, hidden_channels=16, num_layers=3, heads=4)
-print(report(model, DataLoader([graph]), names="convs.*:message"))
+print(found := report(model, DataLoader([graph]), names="convs.*:message"))
 assert lipschitz_normalise(model)(graph.x, graph.edge_index).isfinite().all()
 for absent in ("rdkit", "sklearn", "matplotlib", "captum", "papermill", "studies"):
     try:

@@ -7,7 +7,6 @@ from torch import nn
 from torch_geometric.nn import GATConv, GCNConv
 from torch_geometric.utils import to_undirected
 
-from mapkg import oversmoothing as smoothing
 from mapkg.oversmoothing import (
     limits,
     rank_one_distance,
@@ -16,7 +15,7 @@ from mapkg.oversmoothing import (
     spread,
     uniform_attention_limits,
 )
-from studies.backward_oversmoothing import Vanilla
+from studies.backward_oversmoothing import VanillaNetwork
 from studies.data.networks import regular_task
 
 TRIANGLE_WITH_TAIL = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
@@ -44,17 +43,13 @@ def test_hand_values():
     assert rank_one_distance(torch.zeros(2, 2)) == 0
 
 
-def test_spread_is_that_of_all_pairs():
-    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    pairs = sum(float((a - b).square().sum()) for a in x for b in x)
-    assert spread(x) == pytest.approx((pairs / (2 * 7**2)) ** 0.5)
-
-
-def test_relative_spread_does_not_see_the_scale():
+def test_spreads_of_random_features():
     x = torch.randn(9, 4, generator=torch.Generator().manual_seed(1), dtype=torch.double)
     assert relative_spread(1e-7 * x) == pytest.approx(relative_spread(x))
     assert rank_one_distance(1e7 * x) == pytest.approx(rank_one_distance(x))
     assert rank_one_distance(x) <= relative_spread(x)  # the best direction
+    pairs = sum(float((a - b).square().sum()) for a in x for b in x)
+    assert spread(x) == pytest.approx((pairs / (2 * 9**2)) ** 0.5)
 
 
 def test_limits_of_a_regular_graph_are_constant_and_its_contraction_the_second_eigenvalue():
@@ -112,37 +107,29 @@ def test_limits_of_uniform_attention_are_those_of_its_matrix(is_regular):
         assert found.contraction == pytest.approx(expected.contraction)
 
 
-@pytest.mark.parametrize(
-    ("edge_index", "message"),
-    [
-        (TRIANGLE_WITH_TAIL, "both directions of each edge"),
-        (to_undirected(torch.tensor([[0, 2], [1, 3]])), "one of 2 parts"),
-    ],
-)
-def test_uniform_attention_without_limits_is_refused(edge_index, message):
-    with pytest.raises(ValueError, match=message):
-        uniform_attention_limits(edge_index, 4)
+OPERATORS = {
+    "one of 2 parts": torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)),
+    "got one of 2 parts; features": torch.tensor([[0.5, 0.5], [0.0, 1.0]]),
+    "bipartite graph without self-loops": torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+    "without negative entries": torch.tensor([[1.0, -1.0], [1.0, 1.0]]),
+    "square matrix": torch.ones(2, 3),
+}
 
 
-@pytest.mark.parametrize(
-    ("operator", "message"),
-    [
-        (torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)), "one of 2 parts"),
-        (torch.tensor([[0.5, 0.5], [0.0, 1.0]]), "one of 2 parts"),
-        (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), "bipartite graph without self-loops"),
-        (torch.tensor([[1.0, -1.0], [1.0, 1.0]]), "without negative entries"),
-        (torch.ones(2, 3), "square matrix"),
-    ],
-)
-def test_an_operator_without_limits_is_refused(operator, message):
-    with pytest.raises(ValueError, match=message):
-        limits(operator)
+def test_what_has_no_limits_is_refused():
+    for message, operator in OPERATORS.items():
+        with pytest.raises(ValueError, match=message):
+            limits(operator)
+    with pytest.raises(ValueError, match="both directions of each edge"):
+        uniform_attention_limits(TRIANGLE_WITH_TAIL, 4)
+    with pytest.raises(ValueError, match="one of 2 parts"):
+        uniform_attention_limits(to_undirected(torch.tensor([[0, 2], [1, 3]])), 4)
 
 
 def test_layers_of_a_network_written_out():
     torch.manual_seed(0)
     task = regular_task(20, 4, channels=3, seed=0)
-    network = Vanilla(hidden_channels=5).build(task, 2, 0)
+    network = VanillaNetwork(task, 2, 0, hidden_channels=5)
     first, second, last = (layer.weight.detach().t() for layer in network.layers)
     p = task.operator
     h0 = p @ task.x @ first
@@ -169,29 +156,6 @@ def test_layers_of_a_network_written_out():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_pyg_layers_on_a_graph_that_is_not_regular():
-    edge_index = to_undirected(TRIANGLE_WITH_TAIL)
-    torch.manual_seed(0)
-    network = nn.ModuleDict(
-        {"convs": nn.ModuleList(GCNConv(3, 3, bias=False) for _ in range(40))}
-    ).double()
-    x = torch.randn(4, 3, dtype=torch.double)
-
-    def loss():
-        h = x
-        for conv in network["convs"]:
-            h = conv(h, edge_index)
-        return h.square().sum()
-
-    found = limits(gcn_operator(edge_index, 4))
-    table = smoothing_by_layer(
-        network, loss, "convs.*", direction=found.features, errors_direction=found.errors
-    )
-    assert len(table) == 40
-    assert table["features"].iloc[-1] < 1e-6 < table["features"].iloc[0]
-    assert smoothing_by_layer(network, loss, "convs.*")["features"].iloc[-1] > 0.1  # no constant
-
-
 def test_what_cannot_be_measured_is_refused():
     torch.manual_seed(0)
     network = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
@@ -207,14 +171,3 @@ def test_what_cannot_be_measured_is_refused():
         smoothing_by_layer(network, lambda: network["a"](x).sum(), "convs.*")
     with pytest.raises(ValueError, match="one value for each of 3 nodes, got shape"):
         relative_spread(x, torch.ones(2))
-
-
-@pytest.mark.parametrize(("nodes", "degree"), [(20, 2), (20, 20), (21, 3)])
-def test_a_regular_graph_that_there_is_not_is_refused(nodes, degree):
-    with pytest.raises(ValueError, match="expected a degree from 3"):
-        regular_task(nodes, degree)
-
-
-def test_a_submodule_of_one_that_is_measured_is_not_measured_again():
-    names = ["conv", "conv.inner", "convs.0", "convs.0.lin", "convolution"]
-    assert smoothing._outermost(names) == ["conv", "convs.0", "convolution"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-READOUTS = ("mean", "sum")
+READOUTS = ("mean", "sum", "max")
 LOSSES = ("l1", "bce")
 
 _GONE = {"unread_node_type": None, "seed": 41}

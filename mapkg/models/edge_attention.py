@@ -123,6 +123,7 @@ class EdgeAttention(MessagePassing):
             self.coefficient = nn.Identity()
         self.score_bound = score_bound
         self.score_dropout = nn.Dropout(score_dropout)
+        self.score_norm = None  # see ``lipschitz_normalise``
         self.score = nn.Identity()
         self.attention_weight = nn.Identity()
         self.attended = nn.Identity()
@@ -131,13 +132,17 @@ class EdgeAttention(MessagePassing):
         """Attend over the incoming edges; return the attended values and the score."""
         query = self.query(x) / math.sqrt(self.head_channels)  # [N, D]
         edge = None if self.edge is None else self.edge(edge_attr)
-        score = self.edge_score(query, self.key(x), edge_index, edge)
+        key = self.key(x)
+        score = self.edge_score(query, key, edge_index, edge)
         if self.explicit_bias != "none":  # [N, H]
             beta = self.coefficient(self.split_heads(query).mul(self.key_term).sum(dim=-1))
         if self.explicit_bias in ("intended", "overwritten"):
             term = beta.unsqueeze(-1) * self.edge_term  # [N, H, d]
             score = score + term.flatten(1).index_select(0, edge_index[1])
-        score = self.score(self.bounded(score))
+        score = self.bounded(score)
+        if self.score_norm is not None:
+            score = self.score_norm(self, score, x, query, key, edge_index, edge)
+        score = self.score(score)
         if self.explicit_bias == "overwritten":
             weight = beta.clamp(-SCORE_CLAMP, SCORE_CLAMP).exp().index_select(0, edge_index[1])
         else:
@@ -146,11 +151,7 @@ class EdgeAttention(MessagePassing):
         return self.attend(x, edge_index, weight, sink), score
 
     def edge_score(
-        self,
-        query: Nodes,
-        key: Nodes,
-        edge_index: EdgeIndex,
-        edge: Float[Tensor, "rows D"] | None,
+        self, query: Nodes, key: Nodes, edge_index: EdgeIndex, edge: Tensor | None
     ) -> Edges:
         """The vector score s of each edge, from scaled queries; None leaves the edge out."""
         # index_select, not key[source]: its backward is several times faster.
@@ -172,11 +173,7 @@ class EdgeAttention(MessagePassing):
         return torch.ones_like(weight) if self.attention == "uniform" else weight
 
     def attend(
-        self,
-        x: Nodes,
-        edge_index: EdgeIndex,
-        weight: Float[Tensor, "E H"],
-        sink: Float[Tensor, "N H"] | None = None,
+        self, x: Nodes, edge_index: EdgeIndex, weight: Tensor, sink: Tensor | None = None
     ) -> Nodes:
         """Divide the weights by their sum at each target and bring the sources' values there."""
         num_nodes, target = x.size(0), edge_index[1]
@@ -253,11 +250,9 @@ class NodeStreamLayer(nn.Module):
 
     Args:
         hidden_channels, heads, use_bias: D, H and ``bias`` of ``EdgeAttention``.
-        explicit_bias: ``"none"``, ``"published"``, ``"intended"`` or ``"sink"``; the published
-            term of this layer is the one of ``published_term``.
+        explicit_bias: ``"none"``, ``"published"`` (``published_term``), ``"intended"``, ``"sink"``.
         attention, score_bound, score_dropout: as for ``EdgeAttention``.
-        **block: ``dropout``, ``residual``, ``batch_norm``, ``layer_norm``, as for
-            ``ResidualBlock``.
+        **block: as for ``ResidualBlock``.
 
     Source: massive-activations paper, GraphiT and SAN; published code
     ``gnn-lspe/layers/graphit_gt_layer.py`` and ``SAN/layers/graph_transformer_layer.py``.

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch_geometric.nn import global_add_pool, global_mean_pool
+from torch_geometric.nn import global_add_pool, global_max_pool, global_mean_pool
 
 from mapkg.models import edge_attention as own
 from mapkg.models import pyg_layers as standard
-from mapkg.models.config import Config
+from mapkg.models.config import READOUTS, Config
 from mapkg.models.edge_attention import EdgeIndex, Edges, Nodes
 from mapkg.models.egat import EdgeGATLayer
 
@@ -20,7 +20,9 @@ SCORES = "layers.*.score"
 CLAMPED = ("gt", "graphit", "san")
 """Architectures that sum the score of a head and clamp the sum."""
 
-_READOUTS: dict[str, Callable] = {"mean": global_mean_pool, "sum": global_add_pool}
+_READOUTS: dict[str, Callable] = dict(
+    zip(READOUTS, (global_mean_pool, global_add_pool, global_max_pool), strict=True)
+)
 
 
 class TypeEmbedding(nn.Module):
@@ -67,14 +69,14 @@ class GraphNetwork(nn.Module):
     Args:
         layers: modules called as ``layer(x, edge_index, edge_attr) -> (x, edge_attr)``. A layer
             whose attribute ``needs_batch`` is True is also given ``batch``.
-        num_node_types: rows of the node embedding table; a tuple if a node has several ids.
-        num_edge_types: the same for edges; None if edges have float features.
+        num_node_types, num_edge_types: rows of the embedding tables; a tuple if a node or an edge
+            has several ids.
         hidden_channels: D; the head maps D -> D/2 -> D/4 -> out_channels.
-        out_channels: number of targets.
-        readout: ``"mean"`` or ``"sum"`` over the nodes of a graph; None predicts for each node.
-        edge_channels: width of float edge features, mapped to D by a linear map with a bias.
-        recompute_edges: whether every layer starts from the embedded edge features, so that
-            what an edge stream made of them is thrown away.
+        readout: ``"mean"``, ``"sum"`` or ``"max"`` over the nodes of a graph; None predicts for
+            each node.
+        edge_channels: width of float edge features, in place of ``num_edge_types``.
+        recompute_edges: every layer starts from the embedded edge features, so that what an edge
+            stream made of them is thrown away.
     """
 
     def __init__(
@@ -130,9 +132,6 @@ class GraphNetwork(nn.Module):
                 float features, shape [E, edge_channels].
             batch: graph of each node, shape [N]; None means one graph.
             batch_size: number of graphs; None means as many as ``batch`` names.
-
-        Returns:
-            Predictions, shape [graphs, targets]; [N, targets] without a readout.
         """
         x, edge_attr = self.node_embedding(x), self.edge_embedding(edge_attr)
         return self.from_embedded(x, edge_index, edge_attr, batch, batch_size)
@@ -164,16 +163,18 @@ LAYERS: Layers = {
 }
 """The paper's layers by architecture."""
 
-ARCHITECTURES = (*LAYERS, "egat", *standard.ARCHITECTURES)
+OTHERS: Mapping[str, type[nn.Module]] = {"egat": EdgeGATLayer}
+"""Layers that decide on residual and dropout themselves, ``layer(channels, heads, use_bias=)``."""
+
+ARCHITECTURES = (*LAYERS, *OTHERS, *standard.ARCHITECTURES)
 """What ``build`` builds, the paper's networks, its comparison, and the layers of PyG."""
 
 
 def build(config: Config) -> GraphNetwork:
     """The untrained network that a configuration describes; seed torch before to fix its weights.
 
-    Raises:
-        ValueError: if the architecture is not one that is built here or has no such part, or
-            if the configuration leaves the size of an embedding table open.
+    Raises ``ValueError`` if the architecture is unknown or has no such part, or if the size of an
+    embedding table is left open.
     """
     for name in ("full_graph", "gamma", "laplacian_encoding", "laplacian_sign_flips"):
         if (value := getattr(config, name)) is not None and value is not False:
@@ -213,17 +214,17 @@ def build_layer(config: Config, layers: Layers = LAYERS) -> nn.Module:
         lost = (config.architecture, config.dataset) == ("san", "ogbn-proteins")
         term = "none" if lost and config.explicit_bias == "published" else config.explicit_bias
         return layers[config.architecture](*sizes, explicit_bias=term, **options)
-    is_egat = config.architecture == "egat"
-    fixed = {"residual": not is_egat, "layer_norm": False, "attention": "full"}
+    is_other = config.architecture in OTHERS
+    fixed = {"residual": not is_other, "layer_norm": False, "attention": "full"}
     fixed |= {"explicit_bias": "none", "score_bound": "none", "score_dropout": 0.0}
     # EGAT has no BatchNorm either, but its published file states one: that cannot be refused.
-    fixed |= {"dropout": 0.0} if is_egat else {"batch_norm": True, "use_bias": False}
+    fixed |= {"dropout": 0.0} if is_other else {"batch_norm": True, "use_bias": False}
     for name, value in fixed.items():
         if getattr(config, name) != value:
             raise ValueError(
                 f"{name}: {config.architecture} is built with {value!r} only, "
                 f"got {getattr(config, name)!r}"
             )
-    if is_egat:
-        return EdgeGATLayer(*sizes, use_bias=config.use_bias)
+    if is_other:
+        return OTHERS[config.architecture](*sizes, use_bias=config.use_bias)
     return standard.standard_layer(config.architecture, *sizes, dropout=config.dropout)

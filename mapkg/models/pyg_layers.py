@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
+from torch_geometric.nn.attention import PerformerAttention
 from torch_geometric.utils import to_dense_batch
 
 from mapkg.models.config import head_channels
@@ -48,14 +49,7 @@ ARCHITECTURES = tuple(_RECORDED)
 
 
 class ConvolutionLayer(nn.Module):
-    r"""A convolution with BatchNorm, ReLU and residual; edge features pass through.
-
-    .. math::
-        x' = x + \mathrm{drop}(\mathrm{relu}(\mathrm{norm}(\mathrm{conv}(x, e))))
-
-    The convolution is called as ``conv(x, edge_index, edge_attr=edge_attr)``, D channels in and
-    out; ``dropout`` acts on what is added.
-    """
+    """x + drop(relu(norm(conv(x, edge_attr)))) with BatchNorm; edge features pass through."""
 
     def __init__(self, conv: nn.Module, hidden_channels: int, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -70,10 +64,9 @@ class ConvolutionLayer(nn.Module):
 
 
 class GPSLayer(nn.Module):
-    """A GPSConv, which brings its own norms and residuals; edge features pass through.
+    """A GPSConv of a GINEConv and multihead attention between all nodes of a graph.
 
-    Its local part is a GINEConv, its global part multihead attention between all nodes of a
-    graph, so it has to know which nodes belong together (``batch``, [N], ascending).
+    It brings its own norms and residuals; edge features pass through.
     """
 
     needs_batch = True
@@ -86,11 +79,7 @@ class GPSLayer(nn.Module):
         self.conv = GPSConv(hidden_channels, local, heads=heads, dropout=dropout)
 
     def forward(
-        self,
-        x: Nodes,
-        edge_index: EdgeIndex,
-        edge_attr: Edges,
-        batch: Int[Tensor, " N"] | None = None,
+        self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges, batch: Tensor | None = None
     ) -> tuple[Nodes, Edges]:
         """New node features [N, D], and the edge features as they came [E, D]."""
         return self.conv(x, edge_index, batch, edge_attr=edge_attr), edge_attr
@@ -106,7 +95,7 @@ def standard_layer(
     attention weights are not dropped out, so that they sum to one.
     """
     width = head_channels(hidden_channels, heads)
-    _check_architecture(architecture)
+    _check(architecture)
     if architecture == "gps":
         return GPSLayer(hidden_channels, heads, dropout=dropout)
     loops = {} if architecture == "transformer" else {"add_self_loops": False}
@@ -119,33 +108,33 @@ def standard_layer(
 def recorded_names(architecture: str) -> tuple[str, ...]:
     """What to record of a network of ``standard_layer`` to look for massive activations.
 
-    Attention weights are left out: H weights are not channels of a hidden state. So are the
-    messages of gps: their ReLU zeroes about half the channels, so that the median of a row is
-    zero or tiny and ratios above 1000 appear without training; what the ReLU is applied to is
-    recorded instead.
+    Not attention weights, which are no channels of a hidden state, nor the messages of gps: their
+    ReLU zeroes about half the channels, so that medians are tiny and ratios large untrained. What
+    the ReLU is applied to is recorded instead.
     """
-    _check_architecture(architecture)
+    _check(architecture)
     return _RECORDED[architecture]
 
 
 def recorded_rows(
     module: nn.Module, output: Any, batch: Int[Tensor, " N"] | None = None
 ) -> Float[Tensor, "rows channels"]:
-    """What was recorded at one of ``recorded_names``, as rows of channels for the detector.
+    """What was recorded of a module at one of ``recorded_names``, as rows of channels.
 
-    Args:
-        module: the module that the name stands for, ``hooks.resolve(model, name)[name]``.
-        output: what ``hooks.record`` gave.
-        batch: graph of each node, needed for dense attention over several graphs.
-
-    Returns:
-        One row per edge, or per node for dense attention (padding is left out).
+    One row per edge, or per node for dense attention, padding left out; ``batch``, the graph of
+    each node, is needed there for several graphs.
     """
-    if isinstance(module, nn.MultiheadAttention):
+    if isinstance(module, nn.MultiheadAttention | PerformerAttention):
+        dense = output if isinstance(output, Tensor) else output[0]
         if batch is None:
-            return output[0].flatten(end_dim=1)
+            return dense.flatten(end_dim=1)
         _, is_node = to_dense_batch(batch, batch)
-        return output[0][is_node]
+        if isinstance(module, PerformerAttention) and not is_node.all():
+            raise ValueError(
+                "PerformerAttention counts padding in its denominator, so that its outputs depend "
+                "on the other graphs of the batch: expected graphs of one size, or one at a time"
+            )
+        return dense[is_node]
     if isinstance(output, dict):
         if isinstance(module, GINEConv):
             edge_attr = output["edge_attr"]
@@ -180,6 +169,6 @@ def _edge_term(conv: TransformerConv | GATv2Conv, inputs: dict[str, Any]) -> Ten
     return conv.lin_edge(inputs["edge_attr"]).unflatten(-1, (conv.heads, conv.out_channels))
 
 
-def _check_architecture(architecture: str) -> None:
+def _check(architecture: str) -> None:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")

@@ -7,8 +7,7 @@ factor, by which the two models differ.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -24,11 +23,8 @@ INITIAL_GAMMA = 0.1
 """Where the learned weight of SAN's fake edges starts, as published."""
 
 
-@dataclass(frozen=True)
-class Completion:
-    """Fake edges [2, F], their features ([F, D], or [1, D] for all), and the factor on the weight
-    of each edge, real edges first, [E + F, 1].
-    """
+class Completion(NamedTuple):
+    """Fake edges, their features (one row for all, or each its own), and a factor of each edge."""
 
     edge_index: Int[Tensor, "2 F"]
     edge_attr: Float[Tensor, "rows D"]
@@ -53,27 +49,16 @@ class FullGraphAttention(EdgeAttention):
 
     explicit_biases = ("none",)  # the published one names parameters that are never made
 
-    def __init__(
-        self,
-        hidden_channels: int,
-        heads: int,
-        *,
-        bias: bool = False,
-        attention: str = "full",
-        **further: Any,
-    ) -> None:
-        super().__init__(hidden_channels, heads, bias=bias, attention=attention, **further)
-        size = (hidden_channels, hidden_channels)
-        self.fake_query = nn.Linear(*size, bias=bias)
-        self.fake_key = nn.Linear(*size, bias=bias)
-        self.fake_edge = nn.Linear(*size, bias=bias) if attention != "no_edge" else None
+    def __init__(self, hidden_channels: int, heads: int, **options: Any) -> None:
+        super().__init__(hidden_channels, heads, **options)
+        for name in ("query", "key", "edge"):
+            own = getattr(self, name)
+            size = hidden_channels, hidden_channels
+            fake = None if own is None else nn.Linear(*size, bias=own.bias is not None)
+            self.add_module(f"fake_{name}", fake)
 
     def forward(
-        self,
-        x: Nodes,
-        edge_index: EdgeIndex,
-        edge_attr: Edges,
-        completion: Completion,
+        self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges, completion: Completion
     ) -> tuple[Nodes, Float[Tensor, "edges D"]]:
         """Attend over real and fake edges; return what is attended to and the score, [E + F, D]."""
         scale = math.sqrt(self.head_channels)
@@ -95,11 +80,7 @@ class FullGraphLayer(NodeStreamLayer):
     attention_type = FullGraphAttention
 
     def forward(
-        self,
-        x: Nodes,
-        edge_index: EdgeIndex,
-        edge_attr: Edges,
-        completion: Completion,
+        self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges, completion: Completion
     ) -> tuple[Nodes, Edges]:
         """New node features [N, D] and the features of the real edges [E, D] as they came."""
         attended, _ = self.attention(x, edge_index, edge_attr, completion)
@@ -113,8 +94,7 @@ class DiffusionKernel(nn.Module):
         f_{ji} = k_{ji}, \qquad k = (I - \gamma L)^p, \qquad L = I - D^{-1/2} A D^{-1/2}
 
     for real and fake edges alike. Pairs further apart than p steps have factor 0. A counts
-    parallel edges, and D sums its columns; a node without edges has degree 1 there, so that
-    nothing is divided by zero.
+    parallel edges, and D sums its columns; a node without edges has degree 1 there.
 
     Source: massive-activations paper, published code of GraphiT; gamma 0.25 and p = 16 there.
     """
@@ -126,9 +106,9 @@ class DiffusionKernel(nn.Module):
     def forward(
         self, edge_index: EdgeIndex, fake_index: Int[Tensor, "2 F"], batch: Int[Tensor, " N"]
     ) -> Float[Tensor, "edges 1"]:
-        """The factor of each edge in double precision, real edges first, shape [E + F, 1]."""
+        """The factor of each edge in double precision, real edges first."""
         adjacency = to_dense_adj(edge_index, batch).double()  # [graphs, n, n]
-        identity = torch.eye(adjacency.size(1), dtype=adjacency.dtype, device=adjacency.device)
+        identity = torch.eye(adjacency.size(1)).to(adjacency)
         scale = adjacency.sum(dim=1).clamp(min=1).rsqrt()  # [graphs, n]
         laplacian = identity - scale.unsqueeze(2) * adjacency * scale.unsqueeze(1)
         kernel = torch.linalg.matrix_power(identity - self.gamma * laplacian, self.power)
@@ -141,8 +121,7 @@ class DiffusionKernel(nn.Module):
 class FakeEdgeShare(nn.Module):
     r"""SAN's factor: :math:`1/(1+\gamma)` for real edges, :math:`\gamma/(1+\gamma)` for fake ones.
 
-    gamma is a fixed value in [0, 1]; None learns one, shared by all layers, starting at 0.1 and
-    clamped to [0, 1].
+    gamma is a fixed value; None learns one for all layers, from 0.1 on and clamped to [0, 1].
 
     Source: massive-activations paper, published code of SAN: fixed (1e-5) in its ``SAN`` folder,
     learned in ``gnn-lspe``.
@@ -157,15 +136,14 @@ class FakeEdgeShare(nn.Module):
     def forward(
         self, edge_index: EdgeIndex, fake_index: Int[Tensor, "2 F"], batch: Int[Tensor, " N"]
     ) -> Float[Tensor, "edges 1"]:
-        """The factor of each edge, real edges first, shape [E + F, 1]."""
-        gamma = (
-            self.gamma.clamp(0, 1)
-            if isinstance(self.gamma, Tensor)
-            else torch.tensor([self.gamma], dtype=torch.double, device=batch.device)
-        )
-        shares = torch.stack([1 / (1 + gamma), gamma / (1 + gamma)])  # [2, 1]
+        """The factor of each edge, real edges first."""
+        gamma = self.gamma
+        if not isinstance(gamma, Tensor):
+            gamma = torch.tensor([gamma], dtype=torch.double, device=batch.device)
+        gamma = gamma.clamp(0, 1)
         real, fake = edge_index.size(1), fake_index.size(1)
-        return torch.cat([shares[:1].expand(real, 1), shares[1:].expand(fake, 1)])
+        shares = (1 / (1 + gamma)).expand(real), (gamma / (1 + gamma)).expand(fake)
+        return torch.cat(shares).unsqueeze(-1)
 
 
 def complete(
@@ -181,10 +159,9 @@ def complete(
 
 
 def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[Tensor, "2 F"]:
-    """The ordered pairs of different nodes of a graph that no edge joins.
+    """The ordered pairs of different nodes of a graph that no edge joins, as published.
 
-    As in the published code a node has no fake edge to itself. Parallel edges and self-loops
-    of the data stay what they are. They are ordered by graph, source and target.
+    They are ordered by graph, source and target.
     """
     first = first_nodes(batch)
     adjacency = to_dense_adj(edge_index, batch)  # [graphs, n, n]

@@ -1,7 +1,4 @@
-"""SAN's learned encoding of a node's place in its graph, from the Laplacian's eigenpairs.
-
-Notation: N nodes, m eigenpairs of the smallest eigenvalues of a graph, C channels.
-"""
+"""SAN's learned encoding of a node's place in its graph, from the Laplacian's eigenpairs."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,41 +12,36 @@ LAPLACIAN_CHANNELS = 8
 class LaplacianEncoding(nn.Module):
     r"""A transformer over the spectrum of a graph, seen from one of its nodes.
 
-    Node i of a graph has a sequence of m pairs :math:`(\phi_k(i), \lambda_k)`, the entry of the
-    k-th eigenvector and its eigenvalue. Each pair is mapped to C channels, a TransformerEncoder
-    lets the pairs of one node attend to each other, and the sum over the pairs is the encoding.
-    A graph with fewer than m nodes has fewer pairs.
+    Node i has a sequence of m pairs :math:`(\phi_k(i), \lambda_k)`, the entry of the k-th
+    eigenvector and its eigenvalue, fewer in a graph of fewer nodes. Each pair is mapped to C
+    channels, a TransformerEncoder lets the pairs of one node attend to each other, and the sum
+    over the pairs is the encoding.
 
     Eigenvectors have no sign of their own. Here a rule chooses one (``laplacian_eigenpairs``);
-    ``sign_flips`` draws one per graph and eigenvector in each training pass instead, from
-    torch's generator, so that a network can learn not to depend on them. Nothing fixes the sign
-    where a symmetry of the bonds turns an eigenvector into its negative, nor the basis where an
-    eigenvalue occurs twice. Most molecules have one or the other: relabelling their nodes can
-    change the encoding.
+    ``sign_flips`` draws one per graph and eigenvector in each training pass instead. Nothing fixes
+    the sign where a symmetry of the bonds turns an eigenvector into its negative, nor the basis of
+    a repeated eigenvalue: relabelling the nodes of most molecules can change the encoding.
 
     Source: SAN (Kreuzer et al. 2021) as in the published code of the massive-activations paper,
     whose runs do not use it: m = 10, Linear(2 -> 8), two layers of four heads with torch's
     defaults, dropout 0.1 and 2048 channels inside. differs: its training loop draws signs but
-    never applies them; its eigenvectors have the sign and, of a repeated eigenvalue, the basis
-    that numpy gives.
+    never applies them; its eigenvectors have the sign and basis that numpy gives.
     """
 
     def __init__(
         self,
         channels: int = LAPLACIAN_CHANNELS,
         *,
-        eigenpairs: int = 10,
-        heads: int = 4,
         num_layers: int = 2,
         feedforward_channels: int = 2048,
         sign_flips: bool = False,
     ) -> None:
         super().__init__()
-        self.channels, self.eigenpairs, self.sign_flips = channels, eigenpairs, sign_flips
+        self.channels, self.eigenpairs, self.sign_flips = channels, 10, sign_flips
         self.project = nn.Linear(2, channels)
         # A loop, not nn.TransformerEncoder: that one copies a layer, weights and all.
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(channels, heads, feedforward_channels, batch_first=True)
+            nn.TransformerEncoderLayer(channels, 4, feedforward_channels, batch_first=True)
             for _ in range(num_layers)
         )
 
@@ -72,15 +64,12 @@ class LaplacianEncoding(nn.Module):
 def laplacian_eigenpairs(
     edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"], count: int
 ) -> tuple[Float[Tensor, "N m"], Float[Tensor, "N m"], Bool[Tensor, "N m"]]:
-    """Eigenpairs of the Laplacian D - A of each graph, smallest eigenvalues first.
+    """The ``count`` eigenpairs of the Laplacian D - A of each graph with the smallest eigenvalues.
 
-    The sign of an eigenvector is the one that makes the sum of its cubed entries positive:
-    relabelling nodes then changes no entry, unless that sum is zero, as where a symmetry of the
-    graph turns an eigenvector into its negative.
-
-    ``count`` is m, the constant eigenvector among them. Returns for each node its entry of the
-    eigenvectors and the eigenvalues, in double precision, and where its graph has no such pair
-    (there both are 0). Raises if an edge is there one way only.
+    The sign of an eigenvector makes the sum of its cubed entries positive: relabelling nodes then
+    changes no entry, unless that sum is zero. Returns for each node its entry of the eigenvectors
+    and the eigenvalues, in double precision, and where its graph has no such pair (there both are
+    0).
     """
     adjacency = to_dense_adj(edge_index, batch).double()  # [graphs, n, n]
     if not torch.equal(adjacency, adjacency.mT):
@@ -98,5 +87,4 @@ def laplacian_eigenpairs(
         absent = torch.full((2, size, count - known.size(-1)), torch.nan).to(known)
         pairs.append(torch.cat([known, absent], dim=-1))
     vectors, values = torch.cat(pairs, dim=1)
-    missing = values.isnan()
-    return vectors.nan_to_num(), values.nan_to_num(), missing
+    return vectors.nan_to_num(), values.nan_to_num(), values.isnan()

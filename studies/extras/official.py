@@ -3,8 +3,10 @@
     layer = load_layer(state_dict, kind="gt", heads=8)
     network = load_network(state_dict, kind="gt", heads=8)
 
-Depth, width, normalisation, biases, the Explicit Bias Term and full-graph attention are
-recognised from the names.
+Depth, width, normalization, biases, the Explicit Bias Term, full-graph attention and the encoders
+of Open Graph Benchmark are recognised from the names. What weights do not show are arguments:
+``heads``, ``residual``, ``readout``, and ``project``, which is False for a network whose published
+configuration has ``"O_linear": false``: its weights have the maps O, its forward pass skips them.
 """
 
 import re
@@ -12,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer
+from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer, ResidualBlock
 from mapkg.models.network import GraphNetwork
 from studies.extras import FullGraphNetwork
 from studies.extras.full_graph import DiffusionKernel, FakeEdgeShare, FullGraphLayer
@@ -30,37 +32,28 @@ Layer = GraphTransformerLayer | NodeStreamLayer
 
 # Published name (h: node stream, e: edge stream) -> ours, without the parameter's own name.
 _ATTENTION = {"Q": "query", "K": "key", "V": "value"}
-_TERM = {"k_bias": "key_term", "e_bias": "edge_term", "v_bias": "value_term"}
+_ATTENTION |= {"k_bias": "key_term", "e_bias": "edge_term", "v_bias": "value_term"}
 _FAKE = {"Q_2": "fake_query", "K_2": "fake_key", "E_2": "fake_edge"}
-_BLOCK = {
-    "O_{}": "project",
-    "FFN_{}_layer1": "expand",
-    "FFN_{}_layer2": "contract",
-    "batch_norm1_{}": "batch_norm1",
-    "batch_norm2_{}": "batch_norm2",
-    "layer_norm1_{}": "layer_norm1",
-    "layer_norm2_{}": "layer_norm2",
-}
-_NETWORK_MODULES = {
-    "": "edge_factor",  # its gamma is a parameter of the published network itself
-    "embedding_h": "node_embedding",
-    "embedding_e": "edge_embedding",
-    "MLP_layer.FC_layers.0": "head.0",
-    "MLP_layer.FC_layers.1": "head.2",
-    "MLP_layer.FC_layers.2": "head.4",
-}
+_BLOCK = {"O_{}": "project", "FFN_{}_layer1": "expand", "FFN_{}_layer2": "contract"}
+_BLOCK |= {f"{kind}_norm{n}_{{}}": f"{kind}_norm{n}" for kind in ("batch", "layer") for n in "12"}
+_NETWORK = {"": "edge_factor", "embedding_h": "node_embedding", "embedding_e": "edge_embedding"}
+_NETWORK |= {f"MLP_layer.FC_layers.{number}": f"head.{2 * number}" for number in range(3)}
+# The gamma of the edge factor is a parameter of the published network itself.
+
+_ATTENTION_NAMES = {"gt": ["attention"], "graphit": ["attention_h"]}
+_ATTENTION_NAMES["san"] = ["attention", "attention_h"]  # in its two repositories
+_TABLES = re.compile(r"(embedding_.)\.(?:atom|bond)_embedding_list\.(\d+)\.weight")
 
 
-def load_layer(state_dict: StateDict, kind: str, heads: int, *, residual: bool = True) -> Layer:
-    """A published layer in evaluation mode, in the weights' precision; the names it must have are
-    in the error. Heads and residual cannot be read from weights.
-    """
-    _check_kind(kind)
-    state_dict = _without_unused_gamma(state_dict, kind)
+def load_layer(
+    state_dict: StateDict, kind: str, heads: int, *, residual: bool = True, project: bool = True
+) -> Layer:
+    """A published layer in evaluation mode, in the weights' precision."""
+    state_dict = _checked(state_dict, kind)
     attention = _attention_name(state_dict, kind)
     layer = _empty_layer(state_dict, kind, attention, heads, residual)
     _load(layer, state_dict, _layer_modules(kind, attention))
-    return layer.eval()
+    return _finished(layer, project)
 
 
 def load_network(
@@ -70,6 +63,7 @@ def load_network(
     *,
     readout: str | None = None,
     residual: bool = True,
+    project: bool = True,
     gamma: float | None = None,
 ) -> GraphNetwork:
     """A published network, as ``load_layer`` reads its layers.
@@ -77,53 +71,76 @@ def load_network(
     None for ``readout`` is the one of the published runs. ``gamma`` is needed for a full-graph
     ``"san"`` whose weights have no learned one.
     """
-    _check_kind(kind)
+    state_dict, sizes = _joined_tables(_checked(state_dict, kind))
     numbers = sorted({int(found[1]) for found in map(_LAYER.match, state_dict) if found})
     if not numbers or numbers != list(range(len(numbers))):
         raise ValueError(
-            f"expected layers numbered from 0 (layers.0.attention.Q.weight, ...), found {numbers}"
+            "expected layers numbered from 0 (layers.0.attention.Q.weight, ...), found "
+            f"{numbers}; the names that are there: {_some(state_dict)}"
         )
-    state_dict = _without_unused_gamma(state_dict, kind)
-    parts = [_inside(state_dict, f"layers.{number}.") for number in numbers]
+    prefixes = [f"layers.{number}." for number in numbers]
+    parts = [{k[len(p) :]: v for k, v in state_dict.items() if k.startswith(p)} for p in prefixes]
     attention = _attention_name(parts[0], kind)
-    required = [f"{module}.weight" for module in _NETWORK_MODULES if module]
-    required += [f"layers.{number}.{attention}.Q.weight" for number in numbers]
-    _require(required, state_dict)
+    required = [f"{module}.weight" for module in _NETWORK if module]
+    _require([*required, *(f"{prefix}{attention}.Q.weight" for prefix in prefixes)], state_dict)
     layers = [_empty_layer(part, kind, attention, heads, residual) for part in parts]
+    width = len(parts[0][f"{attention}.Q.weight"])
+    for name in ("embedding_h", "embedding_e"):
+        if (found := state_dict[f"{name}.weight"].size(1)) != width:
+            raise ValueError(
+                f"{name}: expected {width} channels, as the layers have, got {found}; the "
+                "published GT on TOX21 joins one embedding per feature, which is not built here"
+            )
     is_full = isinstance(layers[0], FullGraphLayer)
     edge_factor = _edge_factor(state_dict, kind, is_full, gamma)
     network_type = partial(FullGraphNetwork, edge_factor=edge_factor) if is_full else GraphNetwork
     network = network_type(
         layers,
-        num_node_types=state_dict["embedding_h.weight"].size(0),
-        num_edge_types=state_dict["embedding_e.weight"].size(0),
-        hidden_channels=state_dict["embedding_h.weight"].size(1),
-        out_channels=state_dict["MLP_layer.FC_layers.2.weight"].size(0),
+        num_node_types=sizes.get("embedding_h", len(state_dict["embedding_h.weight"])),
+        num_edge_types=sizes.get("embedding_e", len(state_dict["embedding_e.weight"])),
+        hidden_channels=width,
+        out_channels=len(state_dict["MLP_layer.FC_layers.2.weight"]),
         readout=readout or KINDS[kind],
     )
-    modules = _NETWORK_MODULES | {
-        f"layers.{number}.{theirs}": f"layers.{number}.{ours}"
-        for number in numbers
+    of_layers = {
+        f"{prefix}{theirs}": f"{prefix}{ours}"
+        for prefix in prefixes
         for theirs, ours in _layer_modules(kind, attention).items()
     }
-    _load(network, state_dict, modules)
-    return network.eval()
+    _load(network, state_dict, _NETWORK | of_layers)
+    return _finished(network, project)
 
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
-def _inside(state_dict: StateDict, prefix: str) -> StateDict:
-    return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+def _finished(module: nn.Module, project: bool) -> nn.Module:
+    for block in module.modules():
+        if isinstance(block, ResidualBlock) and not project:
+            block.project = nn.Identity()
+    return module.eval()
 
 
-def _check_kind(kind: str) -> None:
+def _checked(state_dict: StateDict, kind: str) -> StateDict:
+    """Names and tensors, without the gamma of SAN that is stored in every layer, too."""
     if kind not in KINDS:
         raise ValueError(f"kind: expected one of {tuple(KINDS)}, got {kind!r}")
-
-
-def _without_unused_gamma(state_dict: StateDict, kind: str) -> StateDict:
-    """SAN's learned gamma is stored in every layer too, and in sparse networks, which ignore it."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            "state_dict: expected a dict from names to tensors, as torch.load(path) gives it, got "
+            f"{type(state_dict).__name__}"
+        )
+    if wrong := [name for name, value in state_dict.items() if not isinstance(value, Tensor)]:
+        raise ValueError(
+            f"expected a dict from names to tensors; {wrong[0]!r} is none. The names that are "
+            f"there: {_some(state_dict)}; pass the dict that holds the weights"
+        )
+    for prefix in ("module.", "_orig_mod."):
+        if state_dict and all(name.startswith(prefix) for name in state_dict):
+            raise ValueError(
+                f"all names begin with {prefix!r}: {_some(state_dict)}; expected them without, as "
+                f"{{name.removeprefix({prefix!r}): value for name, value in state_dict.items()}}"
+            )
     if kind != "san":
         return state_dict
     full = any(name.endswith(".Q_2.weight") for name in state_dict)
@@ -134,19 +151,32 @@ def _without_unused_gamma(state_dict: StateDict, kind: str) -> StateDict:
     }
 
 
+def _some(names: Iterable[str]) -> str:
+    names = list(map(str, names))
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _joined_tables(state_dict: StateDict) -> tuple[StateDict, dict[str, tuple[int, ...]]]:
+    """The tables of an encoder of Open Graph Benchmark as one table, and their sizes."""
+    tables: dict[str, dict[int, Tensor]] = {}
+    for name in state_dict:
+        if match := _TABLES.fullmatch(name):
+            tables.setdefault(match[1], {})[int(match[2])] = state_dict[name]
+    parts = {name: [of[number] for number in sorted(of)] for name, of in tables.items()}
+    joined = {name: value for name, value in state_dict.items() if not _TABLES.fullmatch(name)}
+    joined |= {f"{name}.weight": torch.cat(of) for name, of in parts.items()}
+    return joined, {name: tuple(map(len, of)) for name, of in parts.items()}
+
+
 def _attention_name(state_dict: StateDict, kind: str) -> str:
-    """The published name of a layer's attention; SAN's differs between its two repositories."""
-    names = {"gt": ("attention",), "graphit": ("attention_h",), "san": ("attention", "attention_h")}
-    found = [name for name in names[kind] if f"{name}.Q.weight" in state_dict]
-    return (found or names[kind])[0]
+    names = _ATTENTION_NAMES[kind]
+    return next((name for name in names if f"{name}.Q.weight" in state_dict), names[0])
 
 
 def _layer_modules(kind: str, attention: str) -> dict[str, str]:
     """From published names of a layer's modules to ours."""
-    is_gt = kind == "gt"
-    maps = _ATTENTION | ({"proj_e": "edge"} if is_gt else {"E": "edge", **_FAKE})
-    streams = {"h": "node", "e": "edge"} if is_gt else {"h": "node"}
-    maps |= _TERM
+    maps = _ATTENTION | ({"proj_e": "edge"} if kind == "gt" else {"E": "edge", **_FAKE})
+    streams = {"h": "node", "e": "edge"} if kind == "gt" else {"h": "node"}
     return {f"{attention}.{theirs}": f"attention.{ours}" for theirs, ours in maps.items()} | {
         theirs.format(letter): f"{stream}_block.{ours}"
         for letter, stream in streams.items()
@@ -158,12 +188,12 @@ def _empty_layer(
     state_dict: StateDict, kind: str, attention: str, heads: int, residual: bool
 ) -> Layer:
     _require([f"{attention}.Q.weight"], state_dict)
+    is_full = f"{attention}.Q_2.weight" in state_dict
     layer_type: type[Layer] = GraphTransformerLayer
     if kind != "gt":
-        is_full = f"{attention}.Q_2.weight" in state_dict
         layer_type = FullGraphLayer if is_full else NodeStreamLayer
     return layer_type(
-        state_dict[f"{attention}.Q.weight"].size(0),
+        len(state_dict[f"{attention}.Q.weight"]),
         heads,
         residual=residual,
         batch_norm=any(name.startswith("batch_norm") for name in state_dict),
@@ -180,23 +210,19 @@ def _edge_factor(
     if needs_gamma != (gamma is not None):
         expected = "a value, the weights have none" if needs_gamma else "None, it has no use"
         raise ValueError(f"gamma: expected {expected}, got {gamma!r}")
-    if not is_full:
-        return None
     return FakeEdgeShare(gamma) if kind == "san" else DiffusionKernel()
 
 
-def _load(module: torch.nn.Module, state_dict: StateDict, modules: Mapping[str, str]) -> None:
+def _load(module: nn.Module, state_dict: StateDict, modules: Mapping[str, str]) -> None:
     """Load published names into a module of ours, every name used exactly once."""
     theirs_of = {ours: theirs for theirs, ours in modules.items()}
-    ours_own = module.state_dict()
-    expected = {}
-    for name in ours_own:
+    own, expected = module.state_dict(), {}
+    for name in own:
         owner, _, parameter = name.rpartition(".")
         # A parameter that is no module's there, as those of the Explicit Bias Term, has its name.
         theirs = theirs_of.get(name) or f"{theirs_of[owner]}.{parameter}".removeprefix(".")
         expected[theirs] = name
-    unknown = [name for name in state_dict if name not in expected]
-    if unknown:
+    if unknown := [name for name in state_dict if name not in expected]:
         raise ValueError(
             f"unknown names in the published weights: {', '.join(unknown)}; expected "
             f"{', '.join(expected)}"
@@ -204,8 +230,8 @@ def _load(module: torch.nn.Module, state_dict: StateDict, modules: Mapping[str, 
     _require(expected, state_dict)
     weights = {ours: state_dict[theirs] for theirs, ours in expected.items()}
     for name in weights:
-        if name.endswith("_term") and weights[name].numel() == ours_own[name].numel():
-            weights[name] = weights[name].reshape(ours_own[name].shape)  # [H, d, 1] or [H, 1, d]
+        if name.endswith("_term") and weights[name].numel() == own[name].numel():
+            weights[name] = weights[name].reshape(own[name].shape)  # [H, d, 1] or [H, 1, d]
     module.to(next(iter(weights.values())).dtype)
     try:
         module.load_state_dict(weights)
@@ -214,6 +240,5 @@ def _load(module: torch.nn.Module, state_dict: StateDict, modules: Mapping[str, 
 
 
 def _require(names: Iterable[str], state_dict: StateDict) -> None:
-    missing = [name for name in names if name not in state_dict]
-    if missing:
+    if missing := [name for name in names if name not in state_dict]:
         raise ValueError(f"missing in the published weights: {', '.join(missing)}")

@@ -1,0 +1,183 @@
+"""How what a module returned is read as rows of channels, and what is particular about rows."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing
+
+from mapkg.calling import call
+from mapkg.hooks import STAGES
+
+Rows = Callable[[nn.Module, Any, Any], Tensor]
+"""Called as ``rows(module, output, batch)``; returns [rows, channels]."""
+
+_ADVICE = """\
+pass rows=lambda module, output, batch: output.flatten(1) if rows come first, [rows, heads, \
+channels]; output.flatten(0, 1) if they are the first two axes, [graphs, nodes or tokens, \
+channels], output[mask] if some are padding; output.transpose(0, 1).flatten(1) if stacks come \
+first, [stacks, rows, channels]; output.values() if it is nested"""
+
+
+def as_rows(
+    name: str, module: nn.Module, output: Any, batch: Any, rows: Rows | None = None
+) -> tuple[Float[Tensor, "rows channels"], str]:
+    """One row per edge or node, heads side by side, and how the axes were read.
+
+    An output of three axes is [rows, heads, channels] if its module is a layer of PyG that has
+    its nodes on the first axis, or if the batch has as many nodes or edges, with self-loops or
+    without, as the first axis is long and the second is not.
+
+    Args:
+        name: what was recorded, as for ``hooks.record``.
+        module: the module that the name stands for.
+        output: what was recorded of it.
+        batch: what the model was run on.
+        rows: makes rows of another output.
+
+    Raises:
+        TypeError: if the output is not a tensor of real numbers.
+        ValueError: if it has other axes, or it is not known which of three are rows.
+    """
+    axes = "made by rows="
+    if rows is None:
+        axes = _axes(name, module, output, batch)
+    else:
+        output = rows(module, output, batch)
+    is_tensor = isinstance(output, Tensor)
+    is_dense = is_tensor and output.layout == torch.strided and not output.is_meta
+    if not is_dense or not output.is_floating_point():
+        kind = type(output).__name__
+        if is_tensor:
+            kind = f"a tensor of {output.dtype}, {output.layout}, on {output.device}"
+        raise TypeError(
+            f"expected {name!r} to return a tensor of real numbers, got {kind}; name the module "
+            "that makes the tensor itself"
+        )
+    if output.dim() not in (2, 3) or not output.size(-1):
+        raise ValueError(
+            f"expected {name!r} to return [rows, channels] or [rows, heads, channels], got "
+            f"{list(output.shape)}; name a module with one row per edge or node, or pass rows=, a "
+            "function that makes rows of it"
+        )
+    return output.flatten(start_dim=1), axes
+
+
+def _axes(name: str, module: nn.Module, output: Any, batch: Any) -> str:
+    if not isinstance(output, Tensor) or output.dim() not in (2, 3):
+        return ""
+    axis = 0 if output.dim() == 2 and not output.is_nested else None
+    if isinstance(module, MessagePassing) and name.rpartition(":")[2] in STAGES:
+        if module.decomposed_layers > 1:
+            raise ValueError(
+                f"{name!r} is computed in {module.decomposed_layers} pieces, each with some of "
+                "the channels: set decomposed_layers of the module to 1"
+            )
+        axis = module.node_dim % output.dim()
+    elif output.dim() == 3 and not output.is_nested:
+        known = _numbers_of_rows(batch)
+        axis = 0 if len(output) in known and output.size(1) not in known else None
+    if axis == 0:
+        return "rows, heads, channels" if output.dim() == 3 else "rows, channels"
+    shape = "a nested tensor" if output.is_nested else f"{list(output.shape)}"
+    what = "the batch does not say what a row is" if axis is None else f"axis {axis} has the rows"
+    raise ValueError(f"{name!r} returned {shape}, of which {what}: {_ADVICE}")
+
+
+def _numbers_of_rows(batch: Any) -> set[int]:
+    """How many nodes or edges a batch has, with and without self-loops."""
+    if not isinstance(batch, Data) or not isinstance(batch.edge_index, Tensor):
+        return set()
+    nodes, edges = batch.num_nodes, batch.num_edges
+    loops = int((batch.edge_index[0] == batch.edge_index[1]).sum())
+    return {nodes, edges, edges + nodes, edges - loops + nodes}
+
+
+def off_floor(
+    x: Float[Tensor, "rows channels"],
+) -> tuple[Float[Tensor, "rows channels"], int]:
+    """Rows of which no floor is the median, and how many were changed for that.
+
+    A row stands on a floor if a quarter of its channels or more have one and the same least
+    magnitude, a hundredth or less of the median of the others, and the others are more than a
+    quarter, too, in this row or in another one of the same floor. Channels on the floor are given
+    that median, which then is the median of the row, too. A median of zero stays.
+    """
+    magnitude, channels = x.abs(), x.size(1)
+    at_floor = magnitude == magnitude.amin(dim=1, keepdim=True)
+    ties, least = at_floor.sum(dim=1), magnitude.amin(dim=1)
+    tied = ties >= max(2, channels / 4)
+    if not tied.any():
+        return x, 0
+    typical = magnitude.masked_fill(at_floor, torch.nan).nanmedian(dim=1).values
+    chosen = tied & (typical >= 100 * least) & ((least > 0) | (ties <= (channels - 1) // 2))
+    sure = chosen & (channels - ties > max(1, channels / 4))
+    chosen &= torch.isin(least, least[sure])
+    return torch.where(at_floor & chosen[:, None], typical[:, None], x), int(chosen.sum())
+
+
+def row_codes(x: Float[Tensor, "rows channels"]) -> list[int]:
+    """A number for each different row, to ten bits of each entry's mantissa."""
+    bits = (x.float().contiguous().view(torch.int32) + 0x1000) >> 13
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, (x.size(1),), generator=generator) | 1
+    return (bits * factors.to(x.device)).sum(dim=1).unique().tolist()
+
+
+def edge_rows(name: str, module: nn.Module, output: Any, batch: Any) -> Float[Tensor, "E channels"]:
+    """One row for each edge of a batch, in the order of its edges.
+
+    A layer that puts self-loops of its own in place of the batch's, as GATConv and GCNConv do,
+    has its loops after all other edges; an edge from a node to itself is given its node's.
+
+    Args:
+        name, module, output, batch: as for ``as_rows``.
+
+    Raises:
+        ValueError: if there is not a row for each edge, or as for ``as_rows``.
+    """
+    rows, _ = as_rows(name, module, output, batch)
+    if len(rows) == batch.num_edges and not getattr(module, "add_self_loops", False):
+        return rows
+    nodes, (source, target) = batch.num_nodes, batch.edge_index
+    others = source != target
+    if len(rows) != int(others.sum()) + nodes:
+        raise ValueError(
+            f"{name!r}: expected a row for each of {batch.num_edges} edges, got {len(rows)}; name "
+            "a module, or the stage ':message' of a layer, that has one row per edge"
+        )
+    return rows[torch.where(others, others.cumsum(0) - 1, others.sum() + target)]
+
+
+def with_loops_of_layers(model: nn.Module, batch: Any) -> tuple[Any, Int[Tensor, " E"]]:
+    """A batch with self-loops as the layers of a model have them, and where its own edges are.
+
+    Layers such as GATConv and GCNConv put loops of their own in place of the batch's: after all
+    other edges, one for each node. If the model has such layers, so has the batch; otherwise, or
+    if it has no loops, it is returned as it is.
+
+    Raises:
+        ValueError: if other layers of the model do not replace loops.
+    """
+    source, target = batch.edge_index
+    others, nodes = source != target, torch.arange(batch.num_nodes, device=source.device)
+    replaces = any(getattr(module, "add_self_loops", False) for module in model.modules())
+    if others.all() or not replaces:
+        return batch, torch.arange(len(others))
+    loop = torch.zeros_like(nodes).index_put((target[~others],), (~others).nonzero().flatten())
+    taken = torch.cat([others.nonzero().flatten(), loop])
+    changed = copy.copy(batch)
+    for key, value in batch:
+        if key != "edge_index" and batch.is_edge_attr(key):
+            changed[key] = value[taken]
+    changed.edge_index = torch.cat([batch.edge_index[:, others], nodes.expand(2, -1)], dim=1)
+    if not torch.allclose(call(model, batch), call(model, changed), rtol=1e-4, atol=1e-5):
+        raise ValueError(
+            "expected layers that all replace self-loops or none, got a graph with loops and "
+            "layers of both kinds; take them out with torch_geometric.utils.remove_self_loops"
+        )
+    return changed, torch.where(others, others.cumsum(0) - 1, others.sum() + target)

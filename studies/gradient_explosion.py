@@ -1,0 +1,238 @@
+"""Why gradients of deep attention explode: local Lipschitz constants, and gradients in training."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.colors import LogNorm
+from torch import Tensor
+from tqdm import tqdm
+
+from mapkg.lipschitz import (
+    ALPHA,
+    attention,
+    lemma_bound,
+    linear_score,
+    local_constant,
+    quadratic_score,
+    slope,
+    theorem_bound,
+    tied_keys,
+)
+from studies import tables
+from studies.data import Splits
+from studies.deep import Variant, gradient_norms
+from studies.figures import over_seeds, whole_ticks
+from studies.provenance import commit, versions
+from studies.schedule import Schedule
+from studies.tasks import NodeTask
+from studies.train import fit
+
+_NUDGE = 1e-6
+
+
+def constants_against_scale(
+    scales: Sequence[float],
+    *,
+    dimensions: int = 4,
+    nodes: int = 6,
+    points: int = 30,
+    seed: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The largest local constant that is found at inputs of each size, beside its bounds.
+
+    Half of the points are standard normal, half the worst case of ``lipschitz.tied_keys``, all
+    times the scale; queries of the linear score keep their size. ``lemma`` is the bound where the
+    largest ``constant`` is attained.
+
+    Source: LipschitzNorm paper, lemma and theorem.
+    """
+    if points < 2:
+        raise ValueError(f"points: expected 2 or more, got {points}")
+    rows = []
+    for scale in tqdm(scales, "scales", file=sys.stderr, disable=not progress):
+        inputs = _inputs(scale, dimensions, nodes, points, seed)
+        for kind in ("linear", "quadratic"):
+            for normalised in (False, True):
+                bounds = [_bounds(kind, normalised, query, x) for query, x in inputs]
+                row = {"scale": scale, "score": kind, "normalised": normalised}
+                row |= max(bounds, key=lambda bound: bound["constant"])
+                bound = theorem_bound(ALPHA[kind], nodes, nodes)
+                rows.append(row | {"theorem": bound if normalised else float("nan")})
+    return pd.DataFrame(rows)
+
+
+def _inputs(
+    scale: float, dimensions: int, nodes: int, points: int, seed: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Queries and inputs [nodes, dimensions]; the same directions for every scale."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for number in range(points):
+        query, x = (
+            torch.randn(nodes, dimensions, generator=generator, dtype=torch.float64)
+            for _ in range(2)
+        )
+        # Two keys of one length are where the largest length has no derivative: a little off it.
+        tied = tied_keys(query[0], nodes, 1.0, generator) + _NUDGE * x
+        inputs.append((query, scale * (tied if number % 2 else x)))
+    return inputs
+
+
+def _bounds(kind: str, normalised: bool, query: Tensor, x: Tensor) -> dict[str, float]:
+    """The local constant at x, and the lemma there."""
+    if kind == "linear":
+        parts = (x,)
+
+        def score(point: Tensor) -> Tensor:
+            return linear_score(point, query, normalised=normalised)
+
+    else:
+        # The query that ties points along the tied keys whatever its size.
+        parts = (query * x.norm() / query.norm(), x, x)
+
+        def score(point: Tensor) -> Tensor:
+            return quadratic_score(*point.split(len(x)), normalised=normalised)
+
+    point = torch.cat(parts)
+    constant = local_constant(lambda p: attention(score(p), p[-len(x) :]), point)
+    is_raw = kind == "linear" and not normalised
+    steep = torch.linalg.matrix_norm(query, ord=2).item() if is_raw else slope(score, point)
+    return {"constant": constant, "lemma": lemma_bound(score(point), x, steep)}
+
+
+def constants(table: pd.DataFrame) -> sns.FacetGrid:
+    """Constants of raw and normalized attention and their bounds against the size of the input."""
+    long = table.melt(["scale", "score", "normalised"], ["constant", "lemma", "theorem"], "line")
+    attention = long["normalised"].map({False: "raw", True: "normalized"})
+    grid = sns.relplot(
+        long.assign(attention=attention, score=long["score"] + " score"),
+        **dict(kind="line", x="scale", y="value", hue="attention", style="line", col="score"),
+        dashes={"constant": "", "lemma": (1, 1), "theorem": (4, 2)},
+        palette={"raw": "#E76F51", "normalized": "#264653"},
+        height=3.4,
+    )
+    grid.set_titles("{col_name}").set(xscale="log", yscale="log")
+    return grid.set_axis_labels("size of the input", "largest local Lipschitz constant")
+
+
+GRADIENTS: dict[str, dict[str, Any]] = {
+    "no norm": {},
+    "no norm, no dropout": {"dropout": 0.0, "attention_dropout": 0.0},
+    "LipschitzNorm, f = 1": {"norm": "lipschitz", "scale": 1.0},
+    "LipschitzNorm, f = 4": {"norm": "lipschitz", "scale": 4.0},
+    "LipschitzNorm, published": {"norm": "lipschitz-published"},
+    "published, per head": {"norm": "lipschitz-published-si"},
+    "PairNorm": {"norm": "pair"},
+    "PairNorm-SI": {"norm": "pair-si"},
+    "LayerNorm": {"norm": "layer"},
+}
+"""The networks whose gradients are compared, by title."""
+
+DROPOUTS = {
+    "no norm, dropout of features": {"attention_dropout": 0.0},
+    "no norm, dropout of attention": {"dropout": 0.0},
+}
+"""Those with one kind of dropout; those above have both or none."""
+
+
+def gradient_evolution(
+    splits: Splits,
+    variants: Mapping[str, Variant],
+    *,
+    num_layers: int,
+    seeds: Sequence[int],
+    schedule: Schedule,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """``gradient_norms`` of networks in training, with the ``train_loss`` before the step.
+
+    Source: LipschitzNorm paper, gradient evolution of a 25-layer GAT.
+    """
+    parts = []
+    pairs = list(product(variants.items(), seeds))
+    for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
+        network = variant.build(num_layers, splits, seed)
+        settings = dict(seed=seed, observe=gradient_norms, progress=False)
+        training = fit(network, NodeTask(splits, evaluate=False), schedule, **settings)
+        losses = training.history[["epoch", "train_loss"]]
+        about = {"variant": name, "seed": seed, "num_layers": num_layers}
+        about |= {"dataset": splits.description.title}
+        parts.append(training.observations.merge(losses, on="epoch").assign(**about))
+    return pd.concat(parts, ignore_index=True)
+
+
+def gradients(
+    splits: Splits,
+    *,
+    layers: int = 25,  # of every network
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),  # of weights and dropout, a training for each
+    epochs: int = 60,  # of each training, at a constant rate
+    hidden: int = 16,  # channels of a head
+    heads: int = 4,  # of attention
+    dropouts: bool = False,  # compare kinds of dropout, and not norms
+) -> dict[str, pd.DataFrame]:
+    """What is tracked: ``heat``, all layers of the first seed, and ``largest`` over layers."""
+    sizes = dict(hidden_channels=hidden, heads=heads)
+    compared = DROPOUTS if dropouts else GRADIENTS
+    variants = {title: Variant(**values, **sizes) for title, values in compared.items()}
+    schedule = Schedule(epochs=epochs, lr_patience=None)
+    whole = gradient_evolution(splits, variants, num_layers=layers, seeds=seeds, schedule=schedule)
+    is_heat = (whole["seed"] == seeds[0]) & (whole["kind"] == "weights")
+    keys = ["variant", "seed", "num_layers", "dataset", "epoch", "kind"]
+    largest = whole.groupby(keys, sort=False).agg(
+        norm=("norm", lambda norms: norms.max(skipna=False)),  # a NaN is no small gradient
+        train_loss=("train_loss", "first"),
+    )
+    parts = {"heat": whole[is_heat].drop(columns="train_loss"), "largest": largest.reset_index()}
+    about = {"versions": versions(), "commit": commit(), "heads": heads, "hidden": hidden}
+    return {name: table.assign(**about) for name, table in parts.items()}
+
+
+def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
+    """The largest gradient of whole trainings, the last loss, and how many seeds overflowed."""
+    keys = ["heads", "variant"]
+    by_seed = largest[largest["kind"] == "weights"].groupby([*keys, "seed"], sort=False)
+    peaks = by_seed["norm"].agg(lambda norms: norms.max(skipna=False))
+    shown = {"largest gradient": peaks, "last loss": by_seed["train_loss"].last()}
+    values = pd.DataFrame(shown).where(np.isfinite(peaks)).reset_index()
+    parts = [tables.over_seeds(values, name, rows=keys) for name in shown]
+    counts = (~np.isfinite(peaks)).groupby(keys, sort=False).agg(["sum", "count"])
+    overflowed = counts["sum"].astype(str) + "/" + counts["count"].astype(str)
+    return pd.concat([*parts, overflowed.rename("overflowed")], axis="columns")
+
+
+def gradient_heat(gradients: pd.DataFrame) -> sns.FacetGrid:
+    """Gradient norms of every layer after every step for the first seed, a panel per variant."""
+    is_first = gradients["seed"] == gradients["seed"].iloc[0]
+    rows = gradients[is_first & (gradients["kind"] == "weights")]
+    positive = rows.loc[np.isfinite(rows["norm"]) & (rows["norm"] > 0), "norm"]
+    look = dict(norm=LogNorm(positive.min(), positive.max()), cmap="magma")
+    columns = min(3, rows["variant"].nunique())
+    grid = sns.FacetGrid(rows, col="variant", col_wrap=columns, height=2.4, aspect=1.25)
+    for variant, ax in grid.axes_dict.items():
+        wide = rows[rows["variant"] == variant].pivot(index="layer", columns="epoch", values="norm")
+        mesh = ax.pcolormesh(wide.columns, wide.index, wide, **look)
+    whole_ticks(grid, "xy", 5)
+    grid.set_titles("{col_name}").set_axis_labels("step", "layer")
+    grid.figure.colorbar(mesh, ax=list(grid.axes.flat), label="norm of the gradient")
+    return grid
+
+
+def largest_gradients(gradients: pd.DataFrame, **look: Any) -> sns.FacetGrid:
+    """The largest gradient norm of any layer by step; a line ends where one is not finite."""
+    keys = ["variant", "epoch", *([look["panel"]] if "panel" in look else [])]
+    rows = gradients[gradients["kind"] == "weights"]
+    rows = rows.groupby([*keys, "seed"], sort=False)["norm"].max(skipna=False).reset_index()
+    is_finite = np.isfinite(rows["norm"]).groupby([rows[key] for key in keys]).transform("all")
+    labels = {"epoch": "step", "norm": "largest gradient norm of any layer"}
+    settings = dict(x="epoch", y="norm", color="variant", log="y", labels=labels, marker=None)
+    grid = over_seeds(rows[is_finite], **settings, **look)
+    whole_ticks(grid)
+    return grid

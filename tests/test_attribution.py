@@ -1,0 +1,171 @@
+"""Shares, enrichment, intervals and tests of massive edges by label, and the heat map."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch_geometric.data import Data
+
+from mapkg.attribution import THRESHOLDS, Edges, attribute, heat_map
+from mapkg.hooks import record
+from mapkg.measures import activation_ratio
+from mapkg.models import build
+from studies.data import molecule_graph
+from studies.published import CONFIGS
+from studies.train import seed_all
+
+SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
+
+
+def path(*labels):
+    """A path with a bond of each label, both directions next to each other."""
+    pairs = [pair for i in range(len(labels)) for pair in ((i, i + 1), (i + 1, i))]
+    graph = Data(
+        x=torch.zeros(len(labels) + 1, dtype=torch.long),
+        edge_index=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).t(),
+    )
+    return graph, torch.tensor(labels, dtype=torch.long).repeat_interleave(2)
+
+
+def edges_of(*molecules, names=("a", "b", "c")):
+    graphs, labels = zip(*(path(*molecule) for molecule in molecules), strict=True)
+    return Edges.of(graphs, labels, names)
+
+
+def rows_of(table, label):
+    return table[table["label"] == label].iloc[0]
+
+
+def test_shares_and_enrichment_are_those_counted_by_hand():
+    edges = edges_of([0, 0, 1], [0, 1])
+    # Massive: both directions of the first bond of either molecule, one of a bond of type b.
+    massive = np.array([[1, 1, 0, 0, 1, 0, 1, 1, 0, 0]], dtype=bool)
+    table = attribute(edges, massive, resamples=50, permutations=50)
+    a, b, c = (rows_of(table, name) for name in "abc")
+    assert (a["edges"], a["graphs"], a["massive_edges"]) == (6, 2, 4)
+    assert (b["edges"], b["graphs"], b["massive_edges"]) == (4, 2, 1)
+    assert a["share"] == pytest.approx(4 / 6)
+    assert b["share"] == pytest.approx(1 / 4)
+    assert a["enrichment"] == pytest.approx((4 / 5) / (6 / 10))
+    assert b["enrichment"] == pytest.approx((1 / 5) / (4 / 10))
+    assert (c["edges"], c["graphs"]) == (0, 0)
+    assert np.isnan([c["share"], c["enrichment"], c["share_low"], c["share_bound"]]).all()
+
+
+def test_the_bound_of_a_share_is_the_exact_one_of_as_many_graphs():
+    hits = np.zeros((2, 240), dtype=bool)
+    hits[1, [2, 3, 6]] = True  # bonds of type b, in two graphs
+    table = attribute(edges_of(*[[0, 1]] * 60), hits, resamples=5, permutations=5)
+    none, two = table[table["label"] == "b"]["share_bound"]
+    assert none == pytest.approx(1 - 0.05 ** (1 / 60))
+    # With this share of graphs, two hits or fewer have a probability of 5 %.
+    assert stats.binom.cdf(2, 60, two) == pytest.approx(0.05)
+
+
+def test_the_interval_is_that_of_a_bootstrap_over_graphs():
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(1, 6, size=40)
+    edges = edges_of(*[[0] * size for size in sizes], names=("a",))
+    # All edges of a graph are massive or none: graphs, not edges, are the draws.
+    whole = rng.random(40) < 0.4
+    massive = np.repeat(whole, 2 * sizes)[None]
+    found = attribute(edges, massive, resamples=4000, permutations=1).iloc[0]
+
+    def share(index):
+        return (whole * sizes)[index].sum() / sizes[index].sum()
+
+    expected = stats.bootstrap(
+        (np.arange(40),), share, vectorized=False, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert found["share_low"] == pytest.approx(expected.low, abs=0.015)
+    assert found["share_high"] == pytest.approx(expected.high, abs=0.015)
+    width_of_edges = 2 * 1.96 * np.sqrt(0.4 * 0.6 / (2 * sizes.sum()))
+    assert found["share_high"] - found["share_low"] > 1.5 * width_of_edges
+
+
+def test_the_permutation_test_gives_the_exact_p_value_of_one_molecule():
+    # Four bonds, one of type b, and only that one is massive: one deal in four does that. The
+    # massive edges of b are 2 with probability 1/4 and 0 else, 0.5 on average: only the 2 of
+    # the observation is as far from it.
+    edges = edges_of([1, 0, 0, 0])
+    massive = np.array([[1, 1, 0, 0, 0, 0, 0, 0]], dtype=bool)
+    table = attribute(edges, massive, resamples=1, permutations=4000)
+    assert rows_of(table, "b")["p_value"] == pytest.approx(0.25, abs=0.03)
+    assert rows_of(table, "a")["p_value"] == pytest.approx(0.25, abs=0.03)
+    assert rows_of(table, "c")["p_value"] == 1
+
+
+def test_both_directions_of_a_bond_are_dealt_out_together():
+    # A path of three bonds, of which one has the labels b there and c back. Only its way there
+    # is massive: the massive edge has the label b in one deal of three, and never c.
+    graph, _ = path(0, 0, 0)
+    edges = Edges.of([graph], [torch.tensor([0, 0, 0, 0, 1, 2])], ("a", "b", "c"))
+    massive = np.array([[0, 0, 0, 0, 1, 0]], dtype=bool)
+    table = attribute(edges, massive, resamples=1, permutations=4000)
+    assert rows_of(table, "a")["p_value"] == pytest.approx(1 / 3, abs=0.03)
+    assert rows_of(table, "b")["p_value"] == pytest.approx(1 / 3, abs=0.03)
+    assert rows_of(table, "c")["p_value"] == 1
+
+
+def test_an_edge_without_its_reverse_has_one_label():
+    graph = Data(edge_index=torch.tensor([[1, 1, 2], [0, 2, 0]]), num_nodes=3)
+    edges = Edges.of([graph], [torch.tensor([0, 1, 0])], ("a", "b", "c"))
+    massive = np.array([[0, 1, 0]], dtype=bool)
+    table = attribute(edges, massive, resamples=1, permutations=4000)
+    assert rows_of(table, "b")["p_value"] == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_types_are_dealt_out_within_molecules_only():
+    # Massive edges are all those of one molecule, or none: no deal changes a count.
+    edges = edges_of([0, 0, 1, 1], [0, 1, 1])
+    massive = np.array([[1] * 8 + [0] * 6, [0] * 14], dtype=bool)
+    table = attribute(edges, massive, resamples=20, permutations=100)
+    assert (table["p_value"] == 1).all()
+    none = table[(table["column"] == 1) & (table["label"] != "c")]
+    assert (none[["share", "share_low", "share_high"]] == 0).all(axis=None)
+    assert none["enrichment"].isna().all()
+
+
+def test_bad_labels_are_refused():
+    graph, labels = path(0, 1)
+    with pytest.raises(ValueError, match="graph 0: expected a label for each of its 4 edges"):
+        Edges.of([graph], [labels[:3]], ("a", "b"))
+    with pytest.raises(ValueError, match=r"expected labels from 0 to 0, .* got 0 to 1"):
+        Edges.of([graph], [labels], ("a",))
+    with pytest.raises(ValueError, match="there is no edge"):
+        Edges.of([Data(edge_index=torch.empty(2, 0, dtype=torch.long))], [labels[:0]], ("a",))
+    twice = Data(edge_index=graph.edge_index.repeat(1, 2), num_nodes=graph.num_nodes)
+    edges = Edges.of([twice], [torch.cat([labels, 1 - labels])], ("a", "b"))
+    with pytest.raises(ValueError, match="from one node to another to have the same label"):
+        attribute(edges, np.ones((1, 8), dtype=bool))
+    edges = Edges.of([graph], [labels], ("a", "b"))
+    with pytest.raises(ValueError, match="expected 4 edges in each row of massive, got 5"):
+        attribute(edges, np.zeros((1, 5), dtype=bool))
+
+
+# The heat map.
+
+
+def test_the_heat_map_is_the_one_of_a_loop_over_edges():
+    smiles = ("CC#N", "CCO", "c1ccccc1O", "CC(=O)NC", "N#CCCCl", "C1CCCC1F")
+    graphs = [molecule_graph(text) for text in smiles]
+    labels = [graph.edge_type - 1 for graph in graphs]
+    seed_all(0)
+    model = build(SMALL).eval()
+    thresholds = (2.0, 20.0)
+    found = heat_map(model, graphs, labels, 4, thresholds=thresholds)
+    assert THRESHOLDS == (1000, 3000, 4000), "as published"
+    counts, edges = np.zeros((2, 2, 4, 16)), np.zeros(4)
+    for graph, label in zip(graphs, labels, strict=True):
+        with torch.no_grad(), record(model, "layers.*.score") as seen:
+            model(graph.x, graph.edge_index, graph.edge_attr)
+        edges += np.bincount(label, minlength=4)
+        for layer in range(2):
+            ratio = activation_ratio(seen[f"layers.{layer}.attention.score"][0]).numpy()
+            for row, of_edge in zip(ratio, label.tolist(), strict=True):
+                for index, threshold in enumerate(thresholds):
+                    counts[layer, index, of_edge] += row > threshold
+    assert edges[3] == 0
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(found, counts / edges[:, None], atol=1e-12)
+    assert found[0, 0, 0].max() > 0

@@ -1,0 +1,335 @@
+"""Ratios and thresholds by hand, and streaming summaries against numpy."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from mapkg.measures import (
+    MASSIVE_RATIO,
+    QUANTILES,
+    ActivationSummary,
+    StreamingHistogram,
+    activation_ratio,
+    is_massive,
+    row_median,
+)
+
+HALF_BIN = 10**0.0025  # of the summary's quantiles: bins of 0.005 decades
+
+
+def heavy_tailed(rows, channels=8, seed=0, dtype=torch.float64):
+    """Rows with massive activations, and planted zeros, NaN and infinities."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, channels, generator=generator, dtype=torch.float64) ** 5
+    x *= 10 ** torch.randn(rows, 1, generator=generator, dtype=torch.float64)
+    x[3, : channels // 2 + 1] = 0  # zero median
+    x[7] = 0
+    x[11, : channels // 2 - 1] = 0  # zeros, but not the median
+    x[13, 2] = torch.nan
+    x[17, 0], x[17, 5] = torch.inf, -torch.inf
+    x[19] = torch.nan
+    return x.to(dtype)
+
+
+def by_numpy(x, heads):
+    """The statistics of a summary; quantiles are exact order statistics."""
+    finite = x.numpy()[np.isfinite(x.numpy()).all(axis=1)]
+    magnitude = np.abs(finite)
+    median = np.sort(magnitude)[:, (x.shape[1] - 1) // 2]
+    usable = median > 0
+    ratio = magnitude[usable] / median[usable, None]
+    maxima, massive = magnitude[usable].max(axis=1), ratio > 1000
+    sums = finite.reshape(len(finite), heads, -1).sum(axis=2)
+
+    def quantile(values, q):
+        return np.quantile(values, q, method="inverted_cdf")
+
+    return {
+        "rows": len(x),
+        "channels": x.shape[1],
+        "zero_medians": (~usable).sum(),
+        "nonfinite_rows": len(x) - len(finite),
+        "rows_with_massive": massive.any(axis=1).sum(),
+        "share_rows_with_massive": massive.any(axis=1).mean(),
+        "share_massive": massive.mean(),
+        "share_channels_with_massive": massive.any(axis=0).mean(),
+        "max_ratio": ratio.max(),
+        **{f"row_max_ratio_q{100 * q:02.0f}": quantile(ratio.max(axis=1), q) for q in QUANTILES},
+        "max_abs": maxima.max(),
+        "row_max_abs_q50": quantile(maxima, 0.5),
+        "row_median_q50": quantile(median[usable], 0.5),
+        "share_saturated": (np.abs(sums) > 5).mean(),
+    }
+
+
+# The ratio.
+
+
+def test_the_ratio_and_the_median_of_magnitudes_by_hand():
+    odd = torch.tensor([[-3.0, 1.0, 12.0], [0.5, -0.25, 0.0]])
+    expected = torch.tensor([[1.0, 1 / 3, 4.0], [2.0, 1.0, 0.0]])
+    torch.testing.assert_close(activation_ratio(odd), expected)
+    # Of an even number of channels the lower middle one: 2 of 1, 2, 4, 8; not their mean 3.
+    even = torch.tensor([[4.0, -1.0, 2.0, -8.0]])
+    assert torch.equal(row_median(even), torch.tensor([2.0]))
+    assert torch.equal(activation_ratio(even), torch.tensor([[2.0, 0.5, 1.0, 4.0]]))
+    assert torch.equal(row_median(torch.tensor([[-7.0]])), torch.tensor([7.0]))
+    # The median of the values would be 0.
+    assert torch.equal(row_median(torch.tensor([[-6.0, -5.0, 0.0, 1.0, 5.0]])), torch.tensor([5.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_ratio_of_half_precision_is_compared_with_an_unrounded_threshold(dtype):
+    x = torch.tensor([[4.0, -1.0, 2.0, -8.0]], dtype=dtype)
+    assert activation_ratio(x).tolist() == [[2.0, 0.5, 1.0, 4.0]]
+    assert activation_ratio(x).dtype == dtype
+    for value, threshold in ((1000.0, 999.0), (3008.0, 3000.0), (32.125, 32.0625)):
+        ratio = torch.tensor([[value]], dtype=dtype)
+        assert is_massive(ratio, threshold).item() is (ratio.item() > threshold)
+        assert not is_massive(ratio, ratio.item()).item()
+
+
+def test_the_ratio_has_gradients_of_the_activation_and_of_the_median():
+    x = torch.tensor([[4.0, -1.0, 2.0, -8.0]], requires_grad=True)
+    activation_ratio(x)[0, 3].backward()  # |x_3| / |x_2|
+    assert x.grad.tolist() == [[0, 0, -8 / 2**2, -1 / 2]]
+
+
+@pytest.mark.parametrize("channels", [7, 8])
+def test_the_ratio_ignores_scale_and_sign_and_follows_permutations(channels):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, channels, generator=generator, dtype=torch.float64)
+    scales = 10 ** torch.randn(50, 1, generator=generator, dtype=torch.float64)
+    ratio = activation_ratio(x)
+    torch.testing.assert_close(activation_ratio(-x * scales), ratio, rtol=1e-13, atol=0)
+    order, rows = (torch.randperm(size, generator=generator) for size in (channels, 50))
+    assert torch.equal(activation_ratio(x[rows][:, order]), ratio[rows][:, order])
+
+
+def test_rows_without_a_usable_median_are_nan_and_leave_the_others_alone():
+    nan, inf = math.nan, math.inf
+    x = torch.tensor(
+        [
+            [0.0, 0.0, 3.0, 5.0],  # the lower middle one is zero
+            [0.0, 2.0, 3.0, 5.0],
+            [nan, 1.0, 2.0, 3.0],
+            [inf, 1.0, 2.0, 3.0],  # a finite median, but not a finite row
+            [1.0, 1.0, -inf, -inf],
+            [0.0, 0.0, 0.0, 0.0],
+        ]
+    )
+    ratio = activation_ratio(x)
+    assert ratio.isnan().all(dim=1).tolist() == [True, False, True, True, True, True]
+    torch.testing.assert_close(ratio[1], torch.tensor([0.0, 1.0, 1.5, 2.5]))
+    assert not is_massive(ratio).any()
+
+
+def test_massive_is_strictly_above_the_threshold():
+    above = math.nextafter(1000.0, math.inf)
+    ratio = torch.tensor([[999.0, 1000.0, above, 1e9, math.nan]], dtype=torch.float64)
+    assert is_massive(ratio).tolist() == [[False, False, True, True, False]]
+    assert is_massive(ratio, 999.0).tolist() == [[False, True, True, True, False]]
+    assert MASSIVE_RATIO == 1000
+
+
+# The histogram.
+
+
+@pytest.mark.parametrize("total", [1, 2, 99, 1000])
+def test_counts_and_quantiles_agree_with_numpy_to_half_a_bin(total):
+    generator = torch.Generator().manual_seed(total)
+    values = 3 * torch.randn(total, generator=generator, dtype=torch.float64)
+    histogram = StreamingHistogram(-4.0, 5.0, 180)
+    assert math.isnan(histogram.quantile(0.5))
+    for part in values.split(400):
+        histogram.update(part.reshape(-1, 1))
+    histogram.update(torch.empty(0, 3))
+    expected, edges = np.histogram(values.numpy(), bins=180, range=(-4, 5))
+    np.testing.assert_array_equal(histogram.counts.numpy(), expected)
+    np.testing.assert_allclose(histogram.edges.numpy(), edges, rtol=0, atol=1e-14)
+    assert (histogram.num_below, histogram.num_above) == ((values < -4).sum(), (values > 5).sum())
+    assert (histogram.min, histogram.max) == (values.min().item(), values.max().item())
+    for q in (0.0, *QUANTILES, 1.0):
+        exact = np.quantile(values.numpy(), q, method="inverted_cdf")
+        if -4 < exact < 5:
+            assert abs(histogram.quantile(q) - exact) <= 0.025 + 1e-12
+
+
+def test_edges_belong_to_the_bin_above_and_quantiles_stay_among_the_values_seen():
+    histogram = StreamingHistogram(0.0, 4.0, 4)
+    histogram.update(torch.tensor([-1e-9, 0.0, 0.999999, 1.0, 2.0, 2.5, 3.999999, 4.0, 1e30]))
+    assert histogram.counts.tolist() == [2, 1, 2, 1]
+    assert (histogram.num_below, histogram.num_above) == (1, 2)  # the end of the range is outside
+    histogram = StreamingHistogram(0.0, 4.0, 4)
+    histogram.update(torch.tensor([-20.0, -10.0, 2.25, 30.0, 50.0]))
+    assert [histogram.quantile(q) for q in (0.2, 0.4, 0.6, 0.8, 1.0)] == [-20, -20, 2.5, 50, 50]
+    histogram = StreamingHistogram(0.0, 4.0, 4)
+    histogram.update(torch.tensor([1.75, 1.75]))
+    assert histogram.quantile(0.5) == 1.75  # not the bin's center, 1.5
+    histogram.update(torch.tensor([1.125, 1.875]))
+    assert histogram.quantile(0.5) == 1.5
+    for low, high, bins in ((1.0, 1.0, 3), (2.0, 1.0, 3), (0.0, 1.0, 0)):
+        with pytest.raises(ValueError, match="expected low < high and bins > 0"):
+            StreamingHistogram(low, high, bins)
+    StreamingHistogram(0.0, 1.0, 1)
+
+
+# The summary.
+
+
+@pytest.mark.parametrize("channels", [8, 12, 15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_statistic_agrees_with_numpy(channels, dtype):
+    heads = 3 if channels == 15 else 4
+    x = heavy_tailed(400, channels, seed=channels, dtype=dtype)
+    summary = ActivationSummary(heads=heads)
+    summary.update(x[:150])
+    summary.update(x[150:])
+    expected, found = by_numpy(x, heads), summary.statistics()
+    assert expected["rows_with_massive"] > 10 and 0 < expected["share_saturated"] < 1
+    assert (expected["zero_medians"], expected["nonfinite_rows"]) == (2, 3)
+    assert found.keys() == expected.keys()
+    close = 1e-6 if dtype == torch.float32 else 1e-12
+    for name, value in expected.items():
+        if "_q" in name:
+            assert value / HALF_BIN * (1 - 1e-6) <= found[name] <= value * HALF_BIN * (1 + 1e-6)
+        else:
+            assert found[name] == pytest.approx(value, rel=close)
+    by_channel = (activation_ratio(x.double()) > 1000).sum(dim=0)
+    assert torch.equal(summary.massive_by_channel, by_channel)
+
+
+def test_the_histogram_holds_the_negative_logarithm_of_every_usable_ratio():
+    x = heavy_tailed(400)
+    x[20] = torch.tensor([1e9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0])  # ratios 1e9, 1 and 0
+    summary = ActivationSummary()
+    summary.update(x)
+    ratio = activation_ratio(x).numpy()
+    values = -np.log10(ratio[np.isfinite(ratio)] + 2.220446049250313e-16)
+    expected, _ = np.histogram(values, bins=1000, range=(-8, 17))
+    counts = summary.neg_log_ratio.counts.numpy()
+    # The median itself has the ratio 1: its logarithm lies on the edge of bins 319 and 320.
+    apart = np.delete(np.arange(1000), [319, 320])
+    np.testing.assert_array_equal(counts[apart], expected[apart])
+    assert counts.sum() == expected.sum()
+    assert counts[int((15.653559774527022 + 8) / 0.025)] > (x[11] == 0).sum()  # exact zeros
+    assert (summary.neg_log_ratio.num_below, summary.neg_log_ratio.num_above) == (1, 0)
+
+
+@pytest.mark.parametrize("threshold", [10.0, 1000.0])
+def test_a_planted_massive_activation_is_found_where_it_is(threshold):
+    x = torch.ones(6, 5)
+    x[4, 2] = -threshold - 1
+    x[1, 3] = threshold  # not above it
+    summary = ActivationSummary(threshold=threshold)
+    with pytest.raises(ValueError, match="5 channels are not a multiple of 4 heads"):
+        ActivationSummary(heads=4).update(x)
+    summary.update(x, torch.tensor([0, 0, 1, 1, 2, 2]))
+    with pytest.raises(ValueError, match="expected 5 channels as before, got 4"):
+        summary.update(x[:, :4])
+    found = summary.statistics()
+    assert summary.massive_by_channel.tolist() == [0, 0, 1, 0, 0]
+    assert (found["rows_with_massive"], found["share_rows_with_massive"]) == (1, 1 / 6)
+    assert (found["share_massive"], found["share_channels_with_massive"]) == (1 / 30, 1 / 5)
+    assert found["max_ratio"] == pytest.approx(threshold + 1, rel=1e-12)
+    assert summary.graph_maxima == [threshold, 1, threshold + 1]
+    summary.update(x[:3], torch.tensor([0, 2, 2]))  # as many graphs as are named
+    summary.update(x[:0], torch.empty(0, dtype=torch.long))
+    summary.update(torch.tensor([[1e-20] * 4 + [1e20]]))  # one, beyond single precision
+    np.testing.assert_allclose(summary.graph_maxima[3:], [1, math.nan, threshold, 1e40], rtol=1e-6)
+
+
+def test_the_maximum_of_a_graph_is_over_its_usable_rows():
+    x = heavy_tailed(100)
+    graph = torch.randint(9, (100,), generator=torch.Generator().manual_seed(1))
+    graph[graph == 5] = 4  # graph 5 has no rows
+    graph[graph == 8] = 7
+    graph[7] = 8  # graph 8 has only a row without a median
+    summary = ActivationSummary()
+    summary.update(x, graph, 11)
+    ratio = activation_ratio(x)
+    usable = ~ratio.isnan().any(dim=1)
+    expected = [
+        ratio[usable & (graph == number)].max().item() if number not in (5, 8, 9, 10) else math.nan
+        for number in range(11)
+    ]
+    np.testing.assert_array_equal(summary.graph_maxima, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [[30], [1] * 30, [7, 0, 11, 12], [29, 1]])
+def test_any_partition_into_batches_gives_equal_statistics(sizes, dtype):
+    # 30 graphs of 10 rows each, but graph 4 of none.
+    x = heavy_tailed(290, dtype=dtype)
+    graph = torch.arange(30).repeat_interleave(torch.tensor([10] * 4 + [0] + [10] * 25))
+    whole, parts = ActivationSummary(heads=4), ActivationSummary(heads=4)
+    whole.update(x, graph, 30)
+    first = 0
+    for size in sizes:
+        chosen = (graph >= first) & (graph < first + size)
+        parts.update(x[chosen], graph[chosen] - first, size)
+        first += size
+    assert parts.statistics() == whole.statistics()
+    np.testing.assert_array_equal(parts.graph_maxima, whole.graph_maxima)
+    assert torch.equal(parts.massive_by_channel, whole.massive_by_channel)
+    assert torch.equal(parts.neg_log_ratio.counts, whole.neg_log_ratio.counts)
+
+
+def test_a_head_is_saturated_if_its_sum_lies_outside_the_clamp():
+    x = torch.tensor(
+        [
+            [2.0, 3.0, -6.0, 1.0],  # sums 5 and -5: at the clamp, not outside
+            [2.0, 3.5, -6.5, 1.0],  # 5.5 and -5.5
+            [9.0, -9.0, 0.0, 5.25],  # 0 and 5.25
+            [math.nan, 9.0, 9.0, 9.0],  # not finite: not counted
+            [0.0, 0.0, 0.0, 8.0],  # no median, but sums 0 and 8
+        ]
+    )
+    for options, share in (({}, 4 / 8), (dict(clamp=4.0), 6 / 8)):
+        summary = ActivationSummary(heads=2, **options)
+        summary.update(x)
+        assert summary.statistics()["share_saturated"] == share
+
+
+def test_quantiles_of_rows_are_centers_of_bins_of_a_two_hundredth_decade():
+    # Of three rows the middle one: median 10^0.001, maximum 10^1.001, ratio 10: the bins of their
+    # logarithms begin at 0, at 1 and at 1.
+    row = 10.0 ** torch.tensor([0.001, 0.001, 1.001], dtype=torch.double)
+    least, most = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1e4]], dtype=torch.double)
+    summary = ActivationSummary()
+    summary.update(torch.stack([least / 100, row, 100 * most]))
+    found = summary.statistics()
+    assert found["row_median_q50"] == pytest.approx(10**0.0025, rel=1e-9)
+    assert found["row_max_abs_q50"] == pytest.approx(10**1.0025, rel=1e-9)
+    assert found["row_max_ratio_q50"] == pytest.approx(10**1.0025, rel=1e-9)
+
+
+@pytest.mark.parametrize("fill", [0.0, math.nan])
+@pytest.mark.parametrize("rows", [0, 3])
+def test_without_a_usable_row_shares_and_values_are_nan(fill, rows):
+    summary = ActivationSummary()
+    assert summary.statistics()["channels"] == 0
+    summary.update(torch.full((rows, 4), fill))
+    np.testing.assert_array_equal(summary.graph_maxima, [math.nan])
+    found = summary.statistics()
+    counts = ("rows", "channels", "zero_medians", "nonfinite_rows", "rows_with_massive")
+    bad = (0, rows) if math.isnan(fill) else (rows, 0)
+    assert tuple(map(found.pop, counts)) == (rows, 4, *bad, 0)
+    assert found.pop("share_saturated") is None
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_memory_does_not_grow_with_batches_but_for_one_number_per_graph():
+    def size(summary):
+        return len(pickle.dumps(vars(summary) | {"graph_maxima": []}))
+
+    summary = ActivationSummary(heads=4)
+    summary.update(heavy_tailed(100), torch.arange(100) // 50)
+    before = size(summary)
+    for seed in range(30):
+        summary.update(heavy_tailed(100, seed=seed), torch.arange(100) // 50)
+    assert size(summary) - before < 64  # counters have more digits now
+    assert len(summary.graph_maxima) == 2 * 31
