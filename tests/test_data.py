@@ -208,9 +208,8 @@ def test_molecules_of_one_atom_and_of_two_parts():
     ("smiles", "message"),
     [
         *((bad, "unreadable SMILES") for bad in ("C1CC", "c1cccc1", "C(C)(C)(C)(C)C", "NA", "")),
-        ("CC[Si](C)C", "atom 2 of .* has the type 'Si', which is not one of the 28 known types"),
+        ("C[Si](C)(C)C", "atom 1 of .* has the type 'Si', which is not one of the 28 known types"),
         ("[NH4+]", r"atom 0 of .* has the type 'N H4 \+'"),
-        ("C[O+2]", r"atom 1 of .* has the type 'O \+2'"),
         ("*C", r"atom 0 of .* has the type '\*'"),
         ("C[CH2]", "atom 1 of .* is a radical"),
         ("[O][O]", "atom 0 of .* is a radical"),
@@ -320,8 +319,9 @@ def test_a_molecule_has_one_target_however_its_smiles_is_written(smiles):
 
 def test_the_target_of_pyrene_as_written_depends_on_the_order_of_its_atoms():
     molecule = Chem.MolFromSmiles("c1cc2ccc3cccc4ccc(c1)c2c34")
-    written = [Chem.MolToSmiles(molecule, rootedAtAtom=i) for i in range(16)]
+    written = Chem.MolToRandomSmilesVect(molecule, 16, randomSeed=1)
     assert len({round(penalized_logp(text, as_written=True), 3) for text in written}) > 1
+    assert len({round(penalized_logp(text), 9) for text in written}) == 1
 
 
 def test_the_target_is_the_benchmark_own():
