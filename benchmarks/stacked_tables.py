@@ -6,13 +6,31 @@ RUN is its output folder; the second argument is the table of molecules it was t
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import safetensors.torch
 import torch
 
-from studies import converged
-from studies.data import load_table
+from mapkg.evaluation import predictions
+from mapkg.models.config import Config
+from studies.converged import BEYOND, MEASURES, with_measures
+from studies.data import Splits, load_table
+from studies.extras import build
+from studies.provenance import commit, versions
 from studies.tables import write as write_table
+
+WINDOW = 50
+"""Epochs at the end of a phase that ``windows`` looks at; every fifth of them was recorded."""
+
+KEPT_EPOCHS, KEPT_STEP = (0, 1, 2, 5, 10), 20
+STATISTICS = [
+    *("rows", "max_ratio", "rows_with_massive", "max_abs", "row_median_q50"),
+    *("max_layer_ratio", "sun_molecules", *BEYOND.values()),
+]
+LOSSES = ["train_loss", "val_loss", "test_loss", "lr"]
 
 
 def main() -> None:
@@ -22,16 +40,106 @@ def main() -> None:
     parser.add_argument("output", help="what the names of the tables begin with")
     parsed = parser.parse_args()
     torch.set_num_threads(1)
-    run, about = converged.read_run(parsed.run), converged.origin(parsed.run)
+    about, run = read_run(parsed.run)
     tables = {
-        "epochs": converged.thinned(run),
-        "windows": converged.windows(run),
-        "errors": converged.errors(parsed.run, load_table(parsed.molecules)),
+        "epochs": thinned(run),
+        "windows": windows(run),
+        "errors": errors(parsed.run, load_table(parsed.molecules)),
     }
+    origin = {"config": about["config_name"], "dataset": "ZINC-12k", "machine": about["device"]}
+    origin |= {"versions": about["versions"], "commit": about["commit"]}
     for name, table in tables.items():
         path = Path(f"{parsed.output}{name}.csv.gz")
-        write_table(path, table.assign(**about))
+        write_table(path, table.assign(**origin))
         print(f"{path}: {len(table)} rows, {path.stat().st_size} bytes")
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """What a run is, and a row per seed, recorded epoch and layer, with its measures.
+
+    ``halved`` is the first epoch of the seed at a lower rate, ``epochs`` its last one, ``state``
+    one of ``converged.STATES`` or empty.
+    """
+    about = json.loads((folder / "run.json").read_text())
+    every = pd.read_csv(folder / "epochs.csv.gz")
+    trained = every.dropna(subset="lr")
+    lower = trained[trained["lr"] < 0.99 * about["config"]["lr"]]
+    seed = every["seed"]
+    every["halved"] = seed.map(lower.groupby("seed")["epoch"].min())
+    every["epochs"] = seed.map(trained.groupby("seed")["epoch"].max())
+    every["best_epoch"] = seed.map({int(s): v["best_epoch"] for s, v in about["by_seed"].items()})
+    table = every.dropna(subset="layer").astype({"layer": int}).reset_index(drop=True)
+    epoch, seeds = table["epoch"], table["seed"]
+    distance = (epoch - table["best_epoch"]).abs()
+    ends = {
+        "last": epoch == epoch.groupby(seeds).transform("max"),
+        "best": distance == distance.groupby(seeds).transform("min"),
+        "high": epoch == epoch.where(epoch < table["halved"]).groupby(seeds).transform("max"),
+        "untrained": epoch == 0,
+    }
+    table["state"] = ""
+    for state, rows in ends.items():
+        table.loc[rows, "state"] = state
+    return about, with_measures(table)
+
+
+def thinned(run: pd.DataFrame) -> pd.DataFrame:
+    """Epochs 0, 1, 2, 5 and 10, every twentieth one, and those of ``converged.STATES``."""
+    epoch = run["epoch"]
+    kept = epoch.isin(KEPT_EPOCHS) | (epoch % KEPT_STEP == 0) | (run["state"] != "")
+    first = ["seed", "epoch", "layer", "state", "halved", "best_epoch", "epochs"]
+    return run.loc[kept, [*first, *STATISTICS, *LOSSES]].reset_index(drop=True)
+
+
+def windows(run: pd.DataFrame) -> pd.DataFrame:
+    """In how many ``recorded`` epochs of the last ``WINDOW`` of a phase a layer has each measure.
+
+    Phases are ``high`` and the ``end`` of training. Only multiples of five count, since no others
+    were recorded late.
+    """
+    parts = []
+    for phase, end in (("high", run["halved"] - 1), ("end", run["epochs"])):
+        epoch = run["epoch"]
+        inside = (epoch > end - WINDOW) & (epoch <= end) & (epoch % 5 == 0) & (epoch > 0)
+        groups = run[inside].groupby(["seed", "layer"])
+        counts = groups[list(MEASURES)].sum().reset_index()
+        counts.insert(1, "phase", phase)
+        counts.insert(3, "recorded", groups.size().to_numpy())
+        parts.append(counts)
+    return pd.concat(parts, ignore_index=True)
+
+
+def errors(folder: Path, splits: Splits, batch_size: int = 128) -> pd.DataFrame:
+    """Errors of a run's stored weights in evaluation mode, a row per seed, state and split.
+
+    ``mae`` is the mean over molecules, ``mae_of_batches`` the mean of the means of batches, as the
+    anchor's code has it, and ``recorded`` what the run itself wrote at that epoch: for ``train``
+    the running mean of the epoch, with BatchNorm in training mode and weights that still move.
+    """
+    about = json.loads((folder / "run.json").read_text())
+    model = build(Config.from_dict(about["config"]))
+    history = pd.read_csv(folder / "epochs.csv.gz").drop_duplicates(["seed", "epoch"])
+    history = history.set_index(["seed", "epoch"])
+    rows = []
+    for state in ("best", "last"):
+        tensors = {}
+        for path in sorted(folder.glob(f"{state}_*.safetensors")):
+            tensors |= safetensors.torch.load_file(path)
+        for seed in about["seeds"]:
+            own = {k.partition("/")[2]: v for k, v in tensors.items() if k.startswith(f"{seed}/")}
+            model.load_state_dict(own)
+            row = {"seed": seed, "state": state}
+            row["precision"] = about[f"{state}_weights_dtype"].removeprefix("torch.")
+            row["epoch"] = about["by_seed"][str(seed)][f"{state}_epoch"]
+            for split in ("train", "val", "test"):
+                graphs = getattr(splits, split)
+                predicted, target = predictions(model, graphs, batch_size=batch_size)
+                error = (predicted - target).abs().double()
+                means = torch.stack([part.mean() for part in error.split(batch_size)])
+                measured = {"mae": error.mean().item(), "mae_of_batches": means.mean().item()}
+                measured["recorded"] = history[f"{split}_loss"][seed, row["epoch"]]
+                rows.append(row | {"split": split} | measured)
+    return pd.DataFrame(rows).assign(evaluated_with=versions(), evaluated_at=commit())
 
 
 if __name__ == "__main__":

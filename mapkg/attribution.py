@@ -22,6 +22,7 @@ from mapkg import hooks
 from mapkg.evaluation import batches, predict
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.models.network import SCORES
+from mapkg.rows import edge_rows
 
 THRESHOLDS = (MASSIVE_RATIO, 3000.0, 4000.0)
 """The usual threshold of a massive activation, and those of the published heat maps."""
@@ -171,11 +172,12 @@ def heat_map(
     num_labels: int,
     *,
     thresholds: Iterable[float] = THRESHOLDS,
+    names: str | Sequence[str] = SCORES,
 ) -> Float[Tensor, "layers thresholds labels channels"]:
     """Which share of the edges of each label is massive in each channel, in evaluation mode.
 
-    ``labels`` has one tensor per graph, a label per edge. Channels are head-major; NaN for a label
-    without an edge.
+    ``labels`` has one tensor per graph, a label per edge. ``names`` are submodules, or stages of
+    them, with a row per edge. Channels are head-major; NaN for a label without an edge.
 
     Source: massive-activations paper, its heat map. differs: the labels of its two axes are
     swapped there, and the median averages the two middle magnitudes.
@@ -185,12 +187,13 @@ def heat_map(
     label = torch.cat(list(labels))
     per_label = label.bincount(minlength=num_labels).double()
     start = 0
-    for batch, seen in hooks.scan(model, batches(graphs, 128), SCORES, forward=predict):
+    modules = hooks.resolve(model, names)
+    for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict):
         of_batch = label[start : start + batch.num_edges]
         start += batch.num_edges
-        for name, score in seen.items():
-            ratio = activation_ratio(score)
-            size = len(thresholds), num_labels, score.size(1)
+        for name, output in seen.items():
+            ratio = activation_ratio(edge_rows(name, modules[name], output, batch))
+            size = len(thresholds), num_labels, ratio.size(1)
             table = counts.setdefault(name, torch.zeros(size, dtype=torch.double))
             for row, threshold in zip(table, thresholds, strict=True):
                 row.index_add_(0, of_batch, is_massive(ratio, threshold).double())

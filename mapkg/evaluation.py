@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
+from mapkg.calling import call
 from mapkg.hooks import scan
 from mapkg.models.config import LOSSES
 
@@ -36,12 +37,19 @@ def batches(
 
 def predict(model: nn.Module, batch: Any) -> Tensor:
     """The model's predictions for a PyG batch, shape [graphs, targets]."""
-    return model(batch.x, batch.edge_index, batch.edge_attr, batch.batch, batch.num_graphs)
+    return call(model, batch)
 
 
 def targets(batch: Any) -> Tensor:
     """The targets of a PyG batch, in the shape of its predictions."""
     return batch.y
+
+
+def check_targets(graphs: Graphs) -> None:
+    """Raise if a graph has no target."""
+    for place, graph in enumerate(graphs):
+        if graph.y is None:
+            raise ValueError(f"graph {place} has no target y, of shape [1, targets]")
 
 
 def predictions(
@@ -54,6 +62,7 @@ def predictions(
         graphs: with targets ``y``, shape [1, targets] each, NaN where unlabelled.
         batch_size: graphs per forward pass; the result does not depend on it.
     """
+    check_targets(graphs)
     passes = scan(model, batches(graphs, batch_size), "", forward=predict)
     pairs = [(seen[""], targets(batch)) for batch, seen in passes]
     predicted, target = zip(*pairs, strict=True)

@@ -1,10 +1,11 @@
 """How what a module returned is read as rows of channels, and what is particular about rows."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
@@ -124,3 +125,47 @@ def row_codes(x: Float[Tensor, "rows channels"]) -> list[int]:
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (x.size(1),), generator=generator) | 1
     return (bits * factors.to(x.device)).sum(dim=1).unique().tolist()
+
+
+def edge_rows(name: str, module: nn.Module, output: Any, batch: Any) -> Float[Tensor, "E channels"]:
+    """One row for each edge of a batch, in the order of its edges.
+
+    A layer that puts self-loops of its own in place of the batch's, as GATConv and GCNConv do,
+    has its loops after all other edges; an edge from a node to itself is given its node's.
+
+    Args:
+        name, module, output, batch: as for ``as_rows``.
+
+    Raises:
+        ValueError: if there is not a row for each edge, or as for ``as_rows``.
+    """
+    rows, _ = as_rows(name, module, output, batch)
+    if len(rows) == batch.num_edges and not getattr(module, "add_self_loops", False):
+        return rows
+    nodes, (source, target) = batch.num_nodes, batch.edge_index
+    others = source != target
+    if len(rows) != int(others.sum()) + nodes:
+        raise ValueError(
+            f"{name!r}: expected a row for each of {batch.num_edges} edges, got {len(rows)}; name "
+            "a module, or the stage ':message' of a layer, that has one row per edge"
+        )
+    return rows[torch.where(others, others.cumsum(0) - 1, others.sum() + target)]
+
+
+def with_every_loop(batch: Any) -> tuple[Any, Int[Tensor, " E"]]:
+    """A batch whose edges are those that a layer makes that replaces self-loops, in its order.
+
+    All edges between two nodes, then a loop for each node. And where each edge of the batch is
+    among them.
+    """
+    source, target = batch.edge_index
+    others, nodes = source != target, torch.arange(batch.num_nodes, device=source.device)
+    loop = torch.zeros_like(nodes).index_put((target[~others],), (~others).nonzero().flatten())
+    taken = torch.cat([others.nonzero().flatten(), loop])
+    changed = copy.copy(batch)
+    for key, value in batch:
+        if key != "edge_index" and batch.is_edge_attr(key):
+            changed[key] = value[taken]
+    ends = [batch.edge_index[:, others], nodes.expand(2, -1)]
+    changed.edge_index = torch.cat(ends, dim=1)
+    return changed, torch.where(others, others.cumsum(0) - 1, others.sum() + target)

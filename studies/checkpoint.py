@@ -6,18 +6,22 @@ A checkpoint is weights as safetensors, and what is known of them as JSON; a sta
 import hashlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from mapkg.models.config import Config
 from studies.extras import build
 
-_VALUES = "values"  # key of the JSON text in a state file's own header
+_PART = ".part"  # what names of files end with while they are written
+_BLANK = "0" * 64  # in place of the checksum of a state when it is computed
 
 
 def save(path: Path | str, weights: dict[str, Tensor], config: Config, **information: Any) -> None:
@@ -25,6 +29,7 @@ def save(path: Path | str, weights: dict[str, Tensor], config: Config, **informa
     content = safetensors.torch.save(_apart(weights))
     checksum = hashlib.sha256(content).hexdigest()
     described = {"config": config.to_dict(), "sha256": checksum, **information}
+    described["sha256_of_this"] = _checksum(described)
     weights_path, json_path = _paths(path)
     write_atomically(weights_path, content)
     write_atomically(json_path, json.dumps(described, indent=1).encode())
@@ -33,7 +38,7 @@ def save(path: Path | str, weights: dict[str, Tensor], config: Config, **informa
 def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """A saved model in evaluation mode, and the content of its JSON file.
 
-    Raises unless checksum and weights fit, and the configuration is the expected one, if given.
+    Raises unless checksums and weights fit, and the configuration is the expected one, if given.
     """
     weights_path, json_path = _paths(path)
     if not (weights_path.is_file() and json_path.is_file()):
@@ -50,17 +55,28 @@ def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dic
             f"{weights_path}: expected sha256 {expected}, found {found}; the two "
             "files do not belong together, or one is damaged"
         )
+    if information.get("sha256_of_this", own := _checksum(information)) != own:
+        raise ValueError(f"{json_path}: changed after it was written, or damaged")
     if config is not None and config != stored:
         raise ValueError(
             f"{json_path}: the checkpoint has another configuration than expected: "
             f"{differences(stored.to_dict(), config.to_dict())}"
         )
-    model = build(stored)
+    model, weights = build(stored), safetensors.torch.load(content)
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{weights_path}: {name} is not finite")
     try:
-        model.load_state_dict(safetensors.torch.load(content))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{weights_path}: weights do not fit the configuration: {error}") from None
     return model.eval(), information
+
+
+def _checksum(described: dict[str, Any]) -> str:
+    """Of what is known of weights; covers their own checksum, too."""
+    others = {name: value for name, value in described.items() if name != "sha256_of_this"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _paths(path: Path | str) -> list[Path]:
@@ -75,26 +91,34 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_state(path: Path, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
-    """Write groups of tensors and plain values as one file."""
+    """Write groups of tensors and plain values as one file, with the checksum of all of it."""
     flat = {f"{group}/{name}": t for group, named in tensors.items() for name, t in named.items()}
-    content = safetensors.torch.save(_apart(flat), metadata={_VALUES: json.dumps(values)})
-    write_atomically(path, content)
+    metadata = {"values": json.dumps(values), "sha256": _BLANK}
+    content = safetensors.torch.save(_apart(flat), metadata=metadata)
+    checksum = hashlib.sha256(content).hexdigest()
+    write_atomically(path, content.replace(_entry(_BLANK), _entry(checksum), 1))
 
 
 def read_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read what ``write_state`` wrote; raises if it is damaged or of another kind."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            values = json.loads(file.metadata()[_VALUES])
-            for key in file.keys():  # noqa: SIM118, not a dict
-                group, name = key.split("/", 1)
-                groups.setdefault(group, {})[name] = file.get_tensor(key)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    """Read what ``write_state`` wrote; raises if a single bit is another, or it is another file."""
+    content = path.read_bytes()
+    stored = re.search(_entry("([0-9a-f]{64})"), content)
+    checksum = stored and stored[1].decode()
+    blank = content.replace(_entry(checksum), _entry(_BLANK), 1) if stored else b""
+    if hashlib.sha256(blank).hexdigest() != checksum:
         raise ValueError(
-            f"{path}: not a training state, or damaged ({error}); remove it to start afresh"
-        ) from error
-    return groups, values
+            f"{path}: damaged, or not a training state of this version; remove it to start afresh"
+        )
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    groups: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in safetensors.torch.load(content).items():
+        group, name = key.split("/", 1)
+        groups.setdefault(group, {})[name] = tensor
+    return groups, json.loads(header["__metadata__"]["values"])
+
+
+def _entry(checksum: str) -> bytes:
+    return f'"sha256":"{checksum}"'.encode()
 
 
 def differences(stored: dict[str, Any], expected: dict[str, Any]) -> str:
@@ -106,12 +130,41 @@ def differences(stored: dict[str, Any], expected: dict[str, Any]) -> str:
 
 
 def refuse_another_run(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise unless a state is of the run that is asked for; its length may differ."""
+    """Raise unless a state is of the run that is asked for; that may be longer."""
     if stored != asked:
         raise ValueError(
             f"{path} holds the state of another run: {differences(stored, asked)}. "
             "Choose another folder, or remove the file to start afresh"
         )
+
+
+def refuse_fewer(path: Path, stored: int, asked: int) -> None:
+    """Raise if a state has more epochs than are asked for."""
+    if stored > asked:
+        raise ValueError(
+            f"{path} holds {stored} epochs, more than the {asked} asked for: tables would be of "
+            f"{stored}. Ask for {stored} or more, choose another folder, or remove the file"
+        )
+
+
+@contextmanager
+def alone(folder: Path | str) -> Iterator[None]:
+    """Be the only process that writes to a folder, and sweep what killed ones left half written."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)  # the system's: dies with us
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder}: another process writes to it; wait for that, or choose another folder"
+        ) from None
+    try:
+        for left in folder.glob(f".*{_PART}"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 def sha256(path: Path) -> str:
@@ -123,7 +176,7 @@ def sha256(path: Path) -> str:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file, and its folders, so that a reader sees the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

@@ -96,6 +96,7 @@ def make(
     output: str,
     folders: Sequence[Path] = (),
     change: str | None = None,
+    limit: int | None = None,
     threads: int | None = None,
     **settings: Any,
 ) -> int:
@@ -108,7 +109,7 @@ def make(
     data: tuple[Splits, ...] = ()
     if "splits" in takes:
         seeds = [checkpoint.load(folder / "best")[1]["seed"] for folder in folders]
-        data = (load(settings.pop("dataset")),)
+        data = (_limited(load(settings.pop("dataset")), limit),)
     torch.set_num_threads(threads or torch.get_num_threads())
     if "prefix" in takes:
         function(*data, prefix=output, **settings)
@@ -135,12 +136,15 @@ def _network(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {device}: cannot be used here: {reason}") from None
-    splits = load(dataset)
-    if limit is not None:
-        limited = {name: getattr(splits, name)[:limit] for name in ("train", "val", "test")}
-        title = f"{splits.description.title}, first {limit}"
-        splits = replace(splits, description=replace(splits.description, title=title), **limited)
-    return settings, splits, torch.device(device)
+    return settings, _limited(load(dataset), limit), torch.device(device)
+
+
+def _limited(splits: Splits, limit: int | None) -> Splits:
+    if limit is None:
+        return splits
+    limited = {name: getattr(splits, name)[:limit] for name in ("train", "val", "test")}
+    title = f"{splits.description.title}, first {limit}"
+    return replace(splits, description=replace(splits.description, title=title), **limited)
 
 
 def _change(name: str | None) -> Callable[[Splits, int], Splits]:

@@ -28,10 +28,11 @@ differs: the change of a real-valued prediction in place of the probability of a
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import pandas as pd
@@ -49,6 +50,7 @@ from torch_geometric.explain import (
     ExplainerAlgorithm,
     GNNExplainer,
 )
+from torch_geometric.explain.algorithm.utils import clear_masks
 from tqdm import tqdm
 
 from mapkg import hooks
@@ -57,6 +59,7 @@ from mapkg.interventions import intervene, summarise_interventions
 from mapkg.measures import activation_ratio
 from mapkg.models.config import Config
 from mapkg.models.network import SCORES, TypeEmbedding
+from mapkg.rows import with_every_loop
 from studies import checkpoint, tables
 from studies.data import Splits
 from studies.first_layer import type_frequency
@@ -94,7 +97,12 @@ def edge_importance(
             "other pairs of nodes have no place in the result"
         )
     # On a copy: PyG's explainers leave attributes behind, and gradients in weights.
-    network = OneTarget(deepcopy(model), target).eval().requires_grad_(False)
+    network = deepcopy(model).eval().requires_grad_(False)
+    if masked := sum(getattr(m, "_edge_mask", None) is not None for m in network.modules()):
+        warn(
+            f"an explainer left its edge mask in {masked} layers; it is ignored here", stacklevel=2
+        )
+        clear_masks(network)
     parts = []
     with (
         torch.enable_grad(),
@@ -103,52 +111,80 @@ def edge_importance(
     ):
         torch.manual_seed(seed)
         for batch in batches(graphs, 1 if method == "GNNExplainer" else batch_size):
+            whole, place = _as_layers_have_it(network, batch)
             # An explainer takes means over edges, which there must be.
-            made = METHODS[method](network, batch, layer) if batch.num_edges else torch.empty(0)
+            made = torch.empty(0)
+            if batch.num_edges:
+                made = METHODS[method](OneTarget(network, target, whole), layer)[place]
             parts.append(made.detach().abs())
             bar.update(batch.num_graphs)
     return list(torch.cat(parts).split([graph.num_edges for graph in graphs]))
 
 
+def _as_layers_have_it(network: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """A batch with its self-loops as layers have them, and where its own edges are there.
+
+    PyG's explainers take it that loops which a layer puts in place of the graph's stand last.
+    """
+    replaces = any(getattr(module, "add_self_loops", False) for module in network.modules())
+    if not (replaces and batch.has_self_loops()):
+        return batch, slice(None)
+    whole, place = with_every_loop(batch)
+    if not torch.allclose(predict(network, batch), predict(network, whole), rtol=1e-4, atol=1e-5):
+        raise ValueError(
+            "expected layers that all replace self-loops or none, got a graph with loops and "
+            "layers of both kinds; take them out with torch_geometric.utils.remove_self_loops"
+        )
+    return whole, place
+
+
 class OneTarget(nn.Module):
-    """A network with one of its targets, called as PyG's explainers call a model."""
+    """One target of a network on a batch, called as PyG's explainers call a model."""
 
-    def __init__(self, model: nn.Module, target: int) -> None:
+    def __init__(self, model: nn.Module, target: int, batch: Any) -> None:
         super().__init__()
-        self.model, self.target = model, target
+        self.model, self.target, self.batch = model, target, batch
 
-    def forward(
-        self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor, batch_size: int
-    ) -> Float[Tensor, " graphs"]:
-        """The predictions of that target."""
-        return self.model(x, edge_index, edge_attr, batch, batch_size)[:, self.target]
+    def forward(self, *_: Tensor, **changes: Tensor) -> Float[Tensor, " graphs"]:
+        """The predictions of that target, with other features of edges."""
+        predicted = predict(self.model, copy(self.batch).update(changes))
+        if len(predicted) != self.batch.num_graphs:
+            raise ValueError(
+                f"expected a prediction for each of {self.batch.num_graphs} graphs, got shape "
+                f"{list(predicted.shape)}; pool the nodes of a graph in the model's forward"
+            )
+        return predicted.reshape(len(predicted), -1)[:, self.target]
 
 
-def _ratio(network: OneTarget, batch: Any, layer: int) -> Float[Tensor, " E"]:
+def _ratio(network: OneTarget, layer: int) -> Float[Tensor, " E"]:
     names = list(hooks.resolve(network.model, SCORES))
     if layer not in range(len(names)):
         raise ValueError(f"layer: expected 0 to {len(names) - 1}, got {layer}")
-    ((_, seen),) = hooks.scan(network.model, [batch], names[layer], forward=predict)
+    ((_, seen),) = hooks.scan(network.model, [network.batch], names[layer], forward=predict)
     return activation_ratio(seen[names[layer]]).amax(dim=-1)
 
 
 def _of_types(
-    network: OneTarget, batch: Any, method: Callable[..., Any], **settings: Any
+    network: OneTarget, method: Callable[..., Any], **settings: Any
 ) -> Float[Tensor, " E"]:
     """A Captum method on the one-hot rows of edge types, summed over the columns."""
-    embedding, types = getattr(network.model, "edge_embedding", None), batch.edge_attr
-    if not isinstance(embedding, TypeEmbedding) or types.is_floating_point():
+    embedding = getattr(network.model, "edge_embedding", None)
+    types = network.batch.edge_attr
+    if not isinstance(embedding, TypeEmbedding) or types is None or types.is_floating_point():
+        got = f"{type(network.model).__name__} and no edge_attr"
+        if types is not None:
+            got = got.replace("no edge_attr", f"edge_attr of {types.dtype}, {list(types.shape)}")
         raise ValueError(
-            "expected edges with type ids and a network with an embedding for them, got "
-            f"edge_attr of {types.dtype}, shape {list(types.shape)}; use a method that masks "
-            "messages, as 'edge mask'"
+            "expected edges with type ids and a network whose edge_embedding is a TypeEmbedding, "
+            f"got {got}; use a method that masks messages, as 'edge mask'"
         )
     columns = zip(types.reshape(len(types), -1).unbind(dim=1), embedding.sizes, strict=True)
     one_hot = torch.cat([nn.functional.one_hot(ids, size) for ids, size in columns], dim=1)
 
     def prediction(rows: Tensor) -> Tensor:
-        predicted = network(batch.x, batch.edge_index, rows[0], batch.batch, batch.num_graphs)
-        return predicted + 0 * rows.sum()  # a network that ignores types has a gradient, of zero
+        return (
+            network(edge_attr=rows[0]) + 0 * rows.sum()
+        )  # a network that ignores types has a gradient, of zero
 
     # Captum takes the first dimension for that of its samples: the batch is one sample. The
     # gradient of the sum of predictions is each graph's own, since graphs share no edge.
@@ -159,17 +195,12 @@ def _of_types(
 def _explained(algorithm: Callable[[], ExplainerAlgorithm]) -> Callable[..., Tensor]:
     """The edge mask that an algorithm of PyG finds."""
 
-    def method(network: OneTarget, batch: Any, _: int) -> Float[Tensor, " E"]:
+    def method(network: OneTarget, _: int) -> Float[Tensor, " E"]:
         settings = dict(mode="regression", task_level="graph", return_type="raw")
         about = dict(explanation_type="model", model_config=settings, edge_mask_type="object")
-        explanation = Explainer(network, algorithm(), **about)(
-            batch.x.reshape(len(batch.x), -1),  # GNNExplainer unpacks two dimensions
-            batch.edge_index,
-            edge_attr=batch.edge_attr,  # CaptumExplainer passes these by position
-            batch=batch.batch,
-            batch_size=batch.num_graphs,
-        )
-        return explanation.edge_mask
+        x = network.batch.x
+        x = x.reshape(len(x), -1)  # GNNExplainer unpacks two dimensions
+        return Explainer(network, algorithm(), **about)(x, network.batch.edge_index).edge_mask
 
     return method
 
@@ -177,17 +208,17 @@ def _explained(algorithm: Callable[[], ExplainerAlgorithm]) -> Callable[..., Ten
 METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     {
         "ratio": _ratio,
-        "gradient x input": lambda network, batch, _: _of_types(network, batch, InputXGradient),
-        "integrated gradients": lambda network, batch, _: _of_types(
-            network, batch, IntegratedGradients, internal_batch_size=1
+        "gradient x input": lambda network, _: _of_types(network, InputXGradient),
+        "integrated gradients": lambda network, _: _of_types(
+            network, IntegratedGradients, internal_batch_size=1
         ),
         "edge mask": _explained(lambda: CaptumExplainer(IntegratedGradients)),
         "GNNExplainer": _explained(lambda: GNNExplainer()),
         "AttentionExplainer": _explained(lambda: AttentionExplainer(reduce="mean")),
-        "random": lambda network, batch, _: torch.rand(batch.num_edges),
+        "random": lambda network, _: torch.rand(network.batch.num_edges),
     }
 )
-"""The methods by name; each gives a number per edge of a batch."""
+"""The methods by name; each gives a number per edge of the network's batch."""
 
 
 def bond_of_edge(graph: Data) -> Int[Tensor, " edges"]:

@@ -15,10 +15,9 @@ from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
+from mapkg.rows import edge_rows
 from studies.data import Splits
 from studies.extras import build
-
-_ADVICE = "name a submodule that works on edges, or use mapkg.report, which takes any rows"
 
 
 def looked_at(architecture: str) -> str:
@@ -33,16 +32,16 @@ def looked_at(architecture: str) -> str:
     return names[-1] if architecture == "gps" else names[0]
 
 
-def summarise_scores(model: nn.Module, config: Config, graphs: Graphs) -> list[ActivationSummary]:
-    """A summary per layer of what a configuration's network is looked at for."""
-    return list(summarise(model, graphs, **_choice(config)).values())
-
-
 def _choice(config: Config) -> dict[str, Any]:
     """What of a configuration's network is looked at, with how many heads and graphs at a time."""
     heads = config.heads if config.architecture in CLAMPED else None
     names = looked_at(config.architecture)
     return {"names": names, "heads": heads, "batch_size": config.batch_size}
+
+
+def summarise_scores(model: nn.Module, config: Config, graphs: Graphs) -> list[ActivationSummary]:
+    """A summary per layer of what a configuration's network is looked at for."""
+    return list(summarise(model, graphs, **_choice(config)).values())
 
 
 def summarise(
@@ -57,25 +56,22 @@ def summarise(
     """Summaries of what submodules return for the edges of graphs, in evaluation mode.
 
     Args:
-        model: as for ``train.fit``.
-        graphs: to look at; or seed nodes, whose batches count as one graph each.
-        names: names or patterns of submodules whose output has one row per edge, or any of
-            ``standard.recorded_names``. Of full-graph attention, the edges of the data count.
+        model, graphs, batch_size: as for ``mapkg.evaluation.predictions``.
+        names: of submodules with a row per edge, or any of ``standard.recorded_names``. Of
+            full-graph attention, the edges of the data count.
         heads: of scores, for the share of saturated sums; None leaves that out.
-        batch_size: graphs per forward pass; the result does not depend on it.
         predicted: gets predictions and targets of each batch.
     """
     modules = hooks.resolve(model, names)
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
-    # On a full graph the rows of the data's edges come first; the others are left out.
-    has_fake_edges = getattr(model, "edge_factor", None) is not None
 
     def update(name: str, output: Any, batch: Any) -> None:
-        rows = _rows(name, modules[name], output, batch)
-        if has_fake_edges and name.endswith(".score"):
-            rows = rows[: batch.num_edges]
-        graph = _graph_of_rows(name, modules[name], rows, batch)
-        summaries[name].update(rows, graph, 1 if graph is None else batch.num_graphs)
+        rows = standard.recorded_rows(modules[name], output, batch.batch)
+        graph = batch.batch
+        if not isinstance(modules[name], nn.MultiheadAttention):  # which has a row per node
+            # On a full graph the rows of the data's edges come first; the others are left out.
+            rows, graph = rows[: batch.num_edges], graph[batch.edge_index[0]]
+        summaries[name].update(rows, graph, batch.num_graphs)
 
     def forward(model: nn.Module, batch: Any) -> None:
         prediction = predict(model, batch)
@@ -96,10 +92,12 @@ def edge_maxima(
     batch_size: int = 128,
 ) -> Float[Tensor, "layers E"]:
     """The largest activation ratio of every edge in every layer, NaN where a row has none."""
-    passes = hooks.scan(model, batches(graphs, batch_size), names, forward=predict)
+    modules = hooks.resolve(model, names)
     maxima = [
-        torch.stack([activation_ratio(score).amax(dim=-1) for score in seen.values()])
-        for _, seen in passes
+        torch.stack(
+            [activation_ratio(edge_rows(n, modules[n], x, batch)).amax(-1) for n, x in seen.items()]
+        )
+        for batch, seen in hooks.scan(model, batches(graphs, batch_size), names, forward=predict)
     ]
     return torch.cat(maxima, dim=1)
 
@@ -120,24 +118,6 @@ def bond_ratios(
     return found
 
 
-def _rows(name: str, module: nn.Module, output: Any, batch: Any) -> Tensor:
-    try:
-        return standard.recorded_rows(module, output, batch.batch)
-    except (TypeError, IndexError) as error:  # no tensor, no channels, or other padding
-        raise ValueError(f"{name}: expected rows of channels: {error}; {_ADVICE}") from error
-
-
-def _graph_of_rows(name: str, module: nn.Module, rows: Tensor, batch: Any) -> Tensor | None:
-    """Which graph each row belongs to; None for a sampled neighbourhood, which counts as one."""
-    by_node = isinstance(module, nn.MultiheadAttention)
-    kind, number = ("node", batch.num_nodes) if by_node else ("edge", batch.num_edges)
-    if len(rows) != number:
-        raise ValueError(f"{name}: expected a row per {kind}, {number}, got {len(rows)}; {_ADVICE}")
-    if batch.batch is None:
-        return None
-    return batch.batch if by_node else batch.batch[batch.edge_index[0]]
-
-
 def observe_states(
     weights: Mapping[str, Mapping[str, Tensor]],
     config: Config,
@@ -156,30 +136,20 @@ def observe_states(
         model.load_state_dict(values)
         if state == "base_calibrated":
             calibrate_batch_norm(model, splits.train, batch_size=config.batch_size)
-        # One pass for predictions and scores.
-        pairs: list[tuple[Tensor, Tensor]] = []
+        pairs: list[tuple[Tensor, Tensor]] = []  # one pass for predictions and scores
         summaries = summarise(model, splits.test, **_choice(config), predicted=pairs)
         metrics = measure(*map(torch.cat, zip(*pairs, strict=True)), config.loss)
         for layer, summary in enumerate(summaries.values()):
-            row = {"state": state, "layer": layer}
-            counts, edges = summary.neg_log_ratio.counts, summary.neg_log_ratio.edges
-            filled = counts.nonzero().flatten()
+            maxima, histogram = summary.graph_maxima, summary.neg_log_ratio
+            filled = histogram.counts.nonzero().flatten()
+            bins = {"low": histogram.edges[filled].tolist()}
+            bins["count"] = histogram.counts[filled].tolist()
+            metrics_of = {f"test_{metric}": [value] for metric, value in metrics.items()}
             columns = {
-                "summary": {
-                    **{f"test_{metric}": [value] for metric, value in metrics.items()},
-                    **summary.statistics(),
-                },
-                "graph_maxima": {
-                    "graph": range(len(summary.graph_maxima)),
-                    "max_ratio": summary.graph_maxima,
-                },
-                "histogram": {
-                    "bin": filled.tolist(),
-                    "low": edges[filled].tolist(),
-                    "count": counts[filled].tolist(),
-                },
+                "summary": {**metrics_of, **summary.statistics()},
+                "graph_maxima": {"graph": range(len(maxima)), "max_ratio": maxima},
+                "histogram": {"bin": filled.tolist(), **bins},
             }
             for table, values_of in columns.items():
-                frame = pd.DataFrame(values_of)
-                tables[table].append(pd.DataFrame(row, index=frame.index).join(frame))
+                tables[table].append(pd.DataFrame({"state": state, "layer": layer, **values_of}))
     return {table: pd.concat(parts, ignore_index=True) for table, parts in tables.items()}

@@ -17,10 +17,13 @@ EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
 class Schedule:
     """How long and how fast a network is trained, with Adam.
 
-    The rate is multiplied by ``lr_factor`` after ``lr_patience`` rows of the history without
-    progress in validation; None leaves it. Training ends after ``epochs`` passes over the data,
-    when the rate falls below ``min_lr``, after ``patience`` rows without progress, or after
-    ``max_hours``. A row is a block of epochs. Without a batch size a step takes all data.
+    The rate is multiplied by ``lr_factor`` after more than ``lr_patience`` rows of the history
+    without progress in validation; None leaves it. Progress is as in torch's
+    ``ReduceLROnPlateau``: the loss falls by more than 1e-4 of its least value so far (trees: the
+    accuracy gains more than 1e-4). Any fall makes the weights the best ones. Training ends after
+    ``epochs`` passes over the data, when the rate falls below ``min_lr``, after ``patience`` rows
+    without progress, or after ``max_hours``. A row is a block of epochs. Without a batch size a
+    step takes all data.
 
     Source: the defaults are those of the LipschitzNorm paper's code, for the nodes of a graph.
     """
@@ -96,7 +99,8 @@ class SeedProgress:
     def learn_from(self, val_loss: float, config: Config) -> None:
         """Let torch's own scheduler decide on the learning rate."""
         dummy = torch.optim.SGD([torch.zeros(1)], lr=self.lr)
-        plateau = ReduceLROnPlateau(dummy, factor=config.lr_factor, patience=config.lr_patience)
+        settings = dict(factor=config.lr_factor, patience=config.lr_patience, eps=0)
+        plateau = ReduceLROnPlateau(dummy, **settings)
         plateau.load_state_dict(self.plateau)  # nothing before the first epoch
         plateau.step(val_loss)
         self.plateau, self.lr = plateau.state_dict(), dummy.param_groups[0]["lr"]

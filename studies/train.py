@@ -5,6 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
+from mapkg.evaluation import check_targets
 from mapkg.hooks import evaluating
 from mapkg.models.config import Config
-from studies.checkpoint import read_state, refuse_another_run, write_state
+from studies.checkpoint import alone, read_state, refuse_another_run, refuse_fewer, write_state
 from studies.data import NodesOfGraph, Splits, Trees
 from studies.provenance import commit, versions
 from studies.schedule import Fit, Schedule
@@ -30,7 +32,7 @@ Observer = Callable[[nn.Module, int], list[dict[str, Any]]]
 STATE_FILE = "state.safetensors"
 """What ``fit`` resumes from, in the folder it is given."""
 
-_GAIN = 1e-4  # by which the value that is watched must fall to count as progress
+_GAIN = 1e-4  # by which the value that is watched must fall not to count for ``patience``
 
 
 @dataclass
@@ -88,13 +90,16 @@ def fit(
         if not isinstance(task, GraphTask):
             raise ValueError("seeds: only networks for graphs are trained at once, see the Config")
         settings = dict(seeds=seeds, folder=folder, device=device, **stacked)
-        return fit_stacked(model, task.splits, task.config, **settings)
+        with nullcontext() if folder is None else alone(folder):
+            return fit_stacked(model, task.splits, task.config, **settings)
     if isinstance(task, GraphTask) and not isinstance(schedule, Schedule):
         schedule = Schedule.of(task.config)
     schedule = Schedule() if schedule is None else schedule
     if schedule.epochs < task.least_epochs:
         raise ValueError(f"epochs: expected {task.least_epochs} or more, got {schedule.epochs}")
-    return _Run(model, task, schedule, seed, folder, torch.device(device)).fit(observe, progress)
+    with nullcontext() if folder is None else alone(folder):
+        run = _Run(model, task, schedule, seed, folder, torch.device(device))
+        return run.fit(observe, progress)
 
 
 def _task(task: Task | Splits, schedule: Schedule | Config | None) -> Task:
@@ -106,6 +111,7 @@ def _task(task: Task | Splits, schedule: Schedule | Config | None) -> Task:
     if isinstance(task, Task):
         return task
     if isinstance(schedule, Config):
+        check_targets(splits.train)
         return GraphTask(splits, schedule)
     for kind, of_kind in ((NodesOfGraph, NodeTask), (Trees, TreeTask)):
         if isinstance(splits.train, kind):
@@ -129,7 +135,7 @@ class _Run:
         )
         patience = math.inf if schedule.lr_patience is None else schedule.lr_patience
         self.scheduler = ReduceLROnPlateau(
-            self.optimizer, factor=schedule.lr_factor, patience=patience, **task.plateau
+            self.optimizer, factor=schedule.lr_factor, patience=patience, eps=0, **task.plateau
         )
         self.done, self.best, self.random = _Progress(), self._weights(), None
         self.identity = {
@@ -263,6 +269,7 @@ class _Run:
         tensors, values = read_state(self.path)
         stored, asked = ({**run["config"], **run} for run in (values["identity"], self.identity))
         refuse_another_run(self.path, stored | {"config": None}, asked | {"config": None})
+        refuse_fewer(self.path, values["progress"]["epoch"], self.schedule.epochs)
         self.model.load_state_dict(tensors["model"])
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors["adam"].items():

@@ -1,8 +1,7 @@
 """Train many seeds of one network at once, by the schedule of its configuration; stop and go on.
 
 Every seed is trained as ``studies.train.fit`` trains it alone: the same initial weights, order of
-graphs, learning rate schedule and stop; on the CPU also the same dropout. On a GPU dropout is
-drawn from all seeds and the epoch, so it is reproduced only for the same seeds together.
+graphs, learning rate schedule and stop; on the CPU also dropout, which a GPU draws for all seeds.
 """
 
 import math
@@ -23,7 +22,7 @@ from torch_geometric.data import Data
 from mapkg import hooks
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
-from studies.checkpoint import read_state, refuse_another_run, write_state
+from studies.checkpoint import read_state, refuse_another_run, refuse_fewer, write_state
 from studies.provenance import commit, versions
 from studies.schedule import Fit, SeedProgress
 from studies.score_measures import COLUMNS, ScoreMeasures
@@ -351,6 +350,7 @@ class Progress:
     def _resume(self) -> dict[str, dict[str, Tensor]]:
         tensors, values = read_state(self.path)
         refuse_another_run(self.path, values["identity"], self._identity())
+        refuse_fewer(self.path, values["epoch"], self.config.max_epochs)
         self.seeds = {one["seed"]: SeedProgress(**one) for one in values["seeds"]}
         for name in _KEPT:
             setattr(self, name, values[name])

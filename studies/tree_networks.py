@@ -20,8 +20,7 @@ LIPSCHITZ_NORMS = ("lipschitz", "lipschitz-layer")
 """Norms of scores, for GAT alone; the second has LayerNorm after every layer as well."""
 
 NORMS = ("none", "layer", "pair", *LIPSCHITZ_NORMS)
-"""What ``norm`` of ``TreeNetwork`` may be. Nothing, a norm of features after every layer, or one
-of the scores inside it."""
+"""Nothing, a norm of features after every layer, or one of the scores inside it."""
 
 
 def _gin(channels: int) -> GINConv:
@@ -52,9 +51,6 @@ class TreeNetwork(nn.Module):
         scale: f of LipschitzNorm; None means 1.
         channels: D, a multiple of 4 for GAT's heads.
 
-    Raises:
-        ValueError: if a name is unknown, or scores are to be normalized that a layer does not have.
-
     Source: Tree-NeighborsMatch, published code ``models/graph_model.py``, whose networks but GGNN
     have LayerNorm by default.
     """
@@ -69,20 +65,6 @@ class TreeNetwork(nn.Module):
         channels: int = 32,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("architecture", architecture, tuple(LAYERS)),
-            ("norm", norm, NORMS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {known}, got {value!r}")
-        is_lipschitz = norm in LIPSCHITZ_NORMS
-        if is_lipschitz and architecture != "gat":
-            raise ValueError(
-                f"norm: LipschitzNorm divides attention scores, which {architecture!r} does not "
-                "have; expected architecture 'gat'"
-            )
-        if scale is not None and not is_lipschitz:
-            raise ValueError(f"scale: expected None but with LipschitzNorm, got {scale}")
         self.architecture, self.depth, self.norm = architecture, depth, norm
         classes, self.num_nodes = 2**depth + 1, 2 ** (depth + 1) - 1
         self.key = nn.Embedding(classes, channels)
@@ -92,7 +74,7 @@ class TreeNetwork(nn.Module):
         make = {"layer": lambda: nn.LayerNorm(channels), "pair": PairNorm}.get(name, nn.Identity)
         self.norms = nn.ModuleList(make() for _ in self.layers)
         self.head = nn.Linear(channels, classes, bias=False)
-        if is_lipschitz:
+        if norm in LIPSCHITZ_NORMS:
             lipschitz_normalise(self, scale=scale)
 
     def forward(
@@ -141,8 +123,7 @@ class TreeNetwork(nn.Module):
 
     def _reaching(self, number: int) -> int:
         """How many nodes after a layer still send to the root, or are seen by a norm."""
-        sees_all = self.architecture == "gin" or self.norm == "pair"
-        return 2 ** (self.depth - (0 if sees_all else number) + 1) - 1
+        return 2 ** (self.depth - (number if self.can_share else 0) + 1) - 1
 
     def _layer(self, number: int, h: Tensor, kept: int) -> Tensor:
         """A layer with its norm for the first nodes of every tree."""

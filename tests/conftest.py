@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,23 @@ NOT_BUNDLED = Path(os.environ.get("MAPKG_DATA", SHARED / "data"))
 def pytest_collection_finish():
     """What was imported is not looked through for garbage again and again."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium that resolves no name; skips with the reason where it is missing."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    flags = ["--no-sandbox", "--disable-gpu", offline, "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", "--no-first-run"]
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=chromium, args=flags)
+        yield started
+        started.close()
 
 
 def few_molecules(train, val, test):

@@ -1,7 +1,6 @@
 """How the book runs notebooks and checks what it ran; its site, opened in a real browser."""
 
 import functools
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,8 +15,6 @@ from conftest import REPOSITORY
 
 HTML = REPOSITORY / "_build" / "html"
 BUILD = [sys.executable, str(REPOSITORY / "book" / "build.py")]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), "")
 THEME_NOISE = ("Got invalid theme mode",)  # the theme's own script, before it picks one
 
 CONFTEST = f"""
@@ -163,7 +160,7 @@ def site():
 
 
 @pytest.fixture(scope="module")
-def page(site):
+def page(site, browser):
     """A page of headless Chromium that resolves no name, and the address of the site."""
 
     class Quiet(SimpleHTTPRequestHandler):
@@ -176,18 +173,9 @@ def page(site):
             self.send_header("Cache-Control", "max-age=3600")  # scripts are the same on all pages
             super().end_headers()
 
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    offline = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    flags = ["--no-sandbox", "--disable-gpu", offline, "--disable-background-networking"]
-    flags += ["--disable-component-update", "--disable-sync", "--no-first-run"]
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield started.new_page(), f"http://127.0.0.1:{server.server_port}/"
-        started.close()
+    yield browser.new_page(), f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     server.server_close()
 

@@ -1,174 +1,229 @@
-"""Checkpoints and training states: whole, checked, and refused when they do not fit."""
+"""Checkpoints, training states and provenance: whole, checked, and refused when they do not fit."""
 
-import hashlib
+import importlib.util
 import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from mapkg.models import build
-from studies.checkpoint import differences, load, read_state, save, write_atomically, write_state
+from studies import provenance
+from studies.checkpoint import alone, load, read_state, save, sha256, write_atomically, write_state
 from studies.published import CONFIGS
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 TENSORS = {
     "model": {"a.weight": torch.arange(6.0).reshape(2, 3), "a/b": torch.tensor(7)},
-    "adam": {"0.step": torch.tensor(3.0), "0.exp_avg": torch.randn(2, 3).double()},
+    "adam": {"0.step": torch.tensor(3.0), "0.exp_avg": torch.ones(2, 3).double()},
 }
 VALUES = {"epoch": 3, "loss": 0.1 + 0.2, "history": [{"lr": 7e-4}], "nothing": None, "text": "é"}
 
 
-def trained_weights(seed=0):
-    torch.manual_seed(seed)
-    weights = build(SMALL).state_dict()
-    for name, value in weights.items():
-        if "running" in name:
-            value.uniform_(0.5, 2)
-    return weights
+def weights():
+    torch.manual_seed(0)
+    return build(SMALL).state_dict()
 
 
-def files(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-# A model.
-
-
-def test_a_saved_model_comes_back_with_its_weights_configuration_and_information(tmp_path):
-    weights = trained_weights()
-    history = [{"epoch": 1, "val_loss": 0.1 + 0.2}]
-    save(tmp_path / "new" / "best", weights, SMALL, seed=3, history=history)
-    assert files(tmp_path / "new") == ["best.json", "best.safetensors"]
-    model, information = load(tmp_path / "new" / "best")
-    assert not model.training
-    state = model.state_dict()
-    assert state.keys() == weights.keys()
-    for name, value in weights.items():
-        assert torch.equal(state[name], value), name
-        assert state[name].dtype == value.dtype
-    assert information["config"] == SMALL.to_dict()
-    assert information["seed"] == 3
-    assert information["history"] == history
-    content = (tmp_path / "new" / "best.safetensors").read_bytes()
-    assert information["sha256"] == hashlib.sha256(content).hexdigest()
+@pytest.fixture
+def saved(tmp_path):
+    save(tmp_path / "new" / "best.1", weights(), SMALL, seed=3, history=[{"val_loss": 0.1 + 0.2}])
+    return tmp_path / "new" / "best.1"  # a dot in the name is no suffix
 
 
 @pytest.mark.parametrize("suffix", ["", ".safetensors", ".json"])
-def test_a_model_is_loaded_by_its_name_with_or_without_a_suffix(tmp_path, suffix):
-    save(tmp_path / "epoch.40", trained_weights(), SMALL)  # a dot in the name is no suffix
-    assert files(tmp_path) == ["epoch.40.json", "epoch.40.safetensors"]
-    model, _ = load(str(tmp_path / f"epoch.40{suffix}"), SMALL)
-    assert torch.equal(model.head[0].weight, trained_weights()["head.0.weight"])
+def test_a_saved_model_comes_back_by_its_name(saved, suffix):
+    assert {path.name for path in saved.parent.iterdir()} == {
+        *("best.1.json", "best.1.safetensors")
+    }
+    model, information = load(f"{saved}{suffix}", SMALL)
+    assert not model.training
+    for name, value in weights().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert information["sha256"] == sha256(Path(f"{saved}.safetensors"))
+    assert (information["config"], information["seed"]) == (SMALL.to_dict(), 3)
+    assert information["history"] == [{"val_loss": 0.1 + 0.2}]
 
 
-def test_another_configuration_than_expected_is_an_error_that_names_the_difference(tmp_path):
-    save(tmp_path / "best", trained_weights(), SMALL)
-    expected = SMALL.replace(lr=0.5, heads=8)
-    with pytest.raises(ValueError, match="another configuration than expected") as caught:
-        load(tmp_path / "best", expected)
-    message = str(caught.value)
-    assert "heads: stored 4, asked for 8; lr: stored 0.0007, asked for 0.5" in message
-    assert "hidden_channels" not in message
+@pytest.mark.parametrize(
+    ("suffix", "old", "new", "message"),
+    [
+        (".safetensors", b"", b"\0", r"best\.1\.safetensors: expected sha256 \w{64}, found \w{64}"),
+        (".json", b'"heads": 4', b'"heads": 8', r"best\.1\.json: changed after it was written"),
+        (".json", b'"seed": 3', b'"seed": 4', r"best\.1\.json: changed after it was written"),
+        (".json", b"{", b"", r"best\.1\.json: not the description of a checkpoint"),
+        (".json", b'"sha256"', b'"sha"', r"best\.1\.json: not the description of a checkpoint"),
+    ],
+)
+def test_a_change_of_either_file_is_refused(saved, suffix, old, new, message):
+    path = Path(f"{saved}{suffix}")
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(ValueError, match=message):
+        load(saved)
 
 
-@pytest.mark.parametrize("position", [0, 200, -1])
-def test_a_flipped_bit_is_refused(tmp_path, position):
-    save(tmp_path / "best", trained_weights(), SMALL)
-    path = tmp_path / "best.safetensors"
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"best\.safetensors: expected sha256 \w{64}, found \w{64}"
-    ):
-        load(tmp_path / "best")
-
-
-@pytest.mark.parametrize("missing", ["best.json", "best.safetensors"])
-def test_a_missing_file_is_an_error_that_names_both(tmp_path, missing):
-    save(tmp_path / "best", trained_weights(), SMALL)
-    (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=r"best\.safetensors and .*best\.json"):
-        load(tmp_path / "best")
-
-
-@pytest.mark.parametrize("changes", [dict(hidden_channels=32), dict(num_layers=3)])
-def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path, changes):
-    save(tmp_path / "best", trained_weights(), SMALL.replace(**changes))
+def test_what_does_not_fit_is_refused(saved, tmp_path):
+    with pytest.raises(ValueError, match="heads: stored 4, asked for 8; lr: stored"):
+        load(saved, SMALL.replace(lr=0.5, heads=8))
+    save(tmp_path / "other", weights(), SMALL.replace(num_layers=3))
     with pytest.raises(ValueError, match="weights do not fit the configuration"):
-        load(tmp_path / "best")
+        load(tmp_path / "other")
+    spoiled = weights()
+    spoiled["head.0.weight"][0, 0] = torch.nan
+    save(tmp_path / "nan", spoiled, SMALL)
+    with pytest.raises(ValueError, match=r"head\.0\.weight is not finite"):
+        load(tmp_path / "nan")
+    Path(f"{saved}.json").unlink()  # killed between the two
+    with pytest.raises(FileNotFoundError, match=r"best\.1\.safetensors and .*best\.1\.json"):
+        load(saved)
 
 
-# The state of a training run.
-
-
-def test_a_state_comes_back_exactly(tmp_path):
-    write_state(tmp_path / "state", TENSORS, VALUES)
+def test_a_state_comes_back_exactly_and_tied_weights_twice(tmp_path):
+    tied = TENSORS["model"]["a.weight"]
+    write_state(tmp_path / "state", TENSORS | {"tied": {"1": tied, "2": tied.T}}, VALUES)
     tensors, values = read_state(tmp_path / "state")
     assert values == VALUES
-    assert tensors.keys() == TENSORS.keys()
-    for group, members in TENSORS.items():
+    for group, members in (TENSORS | {"tied": {"1": tied, "2": tied.T}}).items():
         assert tensors[group].keys() == members.keys()
         for name, value in members.items():
             assert torch.equal(tensors[group][name], value)
             assert tensors[group][name].dtype == value.dtype
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"",
-        lambda content: content[:-1],
-        lambda content: content[1:],
-        lambda content: content.replace(b'"values"', b'"volues"'),
-        lambda content: safetensors.torch.save(TENSORS["model"]),
-        lambda content: safetensors.torch.save({"a": torch.ones(1)}, {"values": "{}"}),
-        lambda content: safetensors.torch.save({"a/b": torch.ones(1)}, {"values": "{"}),
-    ],
-)
-def test_a_damaged_state_is_refused_with_what_to_do(tmp_path, damage):
+def test_a_state_with_a_single_changed_bit_is_refused_before_use(tmp_path):
     path = tmp_path / "state"
     write_state(path, TENSORS, VALUES)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"state: not a training state, or damaged .*remove it"):
-        read_state(path)
-
-
-def test_differences_name_every_entry_that_differs_or_is_only_on_one_side():
-    stored, expected = dict(a=1, b=2, c="x"), dict(a=1, b=3, d=None, e=5)
-    assert differences(stored, expected) == (
-        "b: stored 2, asked for 3; c: stored 'x', asked for None; e: stored None, asked for 5"
-    )
-    assert differences(stored, stored) == ""
-
-
-# Writing whole or not at all.
+    whole = path.read_bytes()
+    damaged = [b"", whole[:-1], whole[1:], whole + b"\0", safetensors.torch.save(TENSORS["model"])]
+    for place in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"state: damaged, or not .* version; remove it"):
+            read_state(path)
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path):
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
+    write_atomically(tmp_path / "file", b"old")
     with pytest.raises(TypeError):
-        write_atomically(path, ["not bytes"])
-    assert path.read_bytes() == b"old"
-    assert files(tmp_path) == ["file"]
+        write_atomically(tmp_path / "file", ["not bytes"])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
 
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_a_file_has_the_mode_that_the_umask_gives(tmp_path, umask, mode):
     before = os.umask(umask)
     try:
         write_atomically(tmp_path / "file", b"new")
-        assert os.umask(umask) == umask
     finally:
         os.umask(before)
     assert (tmp_path / "file").stat().st_mode & 0o777 == mode
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", "not json", '{"sha256": "", "config": {"x": 1}}'])
-def test_a_description_of_something_else_is_refused(tmp_path, text):
-    save(tmp_path / "best", trained_weights(), SMALL)
-    (tmp_path / "best.json").write_text(text)
-    with pytest.raises(ValueError, match=r"best\.json: not the description of a checkpoint"):
-        load(tmp_path / "best")
+HOLD = """
+import sys, time
+from pathlib import Path
+from studies.checkpoint import alone
+with alone(sys.argv[1]):
+    (Path(sys.argv[1]) / ".weights.x.part").write_bytes(b"half")
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_written_to_by_one_process_and_free_when_that_is_killed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=f"^{tmp_path}: another process writes to it"):
+            alone(tmp_path).__enter__()
+    finally:
+        process.kill()  # SIGKILL: nothing is cleaned up
+        process.communicate()
+    assert (tmp_path / ".weights.x.part").exists()
+    with alone(tmp_path), alone(tmp_path):  # one process may ask twice
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+# Where a result comes from, on small repositories made for the purpose.
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """An empty git repository, untouched by the configuration of the user."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    for scope in ("GLOBAL", "SYSTEM"):
+        monkeypatch.setenv(f"GIT_CONFIG_{scope}", "/dev/null")
+    # A hook that runs these tests would otherwise point git at its own repository.
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    git(tmp_path, "init", "--quiet", "repository")
+    return tmp_path / "repository"
+
+
+def git(folder, *arguments):
+    command = ["git", "-C", folder, "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    return subprocess.check_output([*command, *arguments], text=True).strip()
+
+
+def commit_all(folder):
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "all")
+    return git(folder, "rev-parse", "HEAD")
+
+
+def copied_to(folder):
+    """The module as if the package lay in a folder; its cache is empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(shutil.copy(provenance.__file__, folder))
+    spec = importlib.util.spec_from_file_location("provenance_copy", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)  # which is no change of the code
+    return module
+
+
+def test_versions_name_the_interpreter_and_the_packages_that_numbers_depend_on():
+    entries = dict(entry.split(" ") for entry in provenance.versions().split("; "))
+    assert list(entries) == ["python", "torch", "torch-geometric", "numpy", "rdkit"]
+    assert entries.pop("python") == platform.python_version()
+    for package, number in entries.items():
+        assert re.fullmatch(r"[0-9][0-9a-z.]*", number), "a build tag was kept"
+        assert version(package).split("+")[0] == number
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_dirty"),
+    [(None, False), ("README", False), ("studies/model.py", True), ("studies/new.py", True)],
+)
+def test_a_change_of_the_code_is_marked_dirty_and_no_other(repository, changed, is_dirty):
+    module = copied_to(repository / "studies")
+    for name in ("README", "studies/model.py"):
+        (repository / name).write_text("one\n")
+    head = commit_all(repository)
+    if changed:
+        (repository / changed).write_text("two\n")
+    assert module.commit() == head + "-dirty" * is_dirty
+
+
+def test_code_that_no_commit_holds_has_none(repository, tmp_path, monkeypatch):
+    module = copied_to(repository / "studies")
+    git(repository, "add", "--all")
+    assert module.commit() == "not available"
+    (repository / ".gitignore").write_text(".venv\n")
+    commit_all(repository)  # an installed copy does not take another project's commit
+    assert copied_to(repository / ".venv" / "studies").commit() == "not available"
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert copied_to(tmp_path / "studies").commit() == "not available"
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git at all
+    assert copied_to(repository / "studies").commit() == "not available"

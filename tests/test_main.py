@@ -129,7 +129,7 @@ TRAIN = "train --config GT-ZINC --dataset moses --out x"
         (f"{TRAIN} --set heads=two", "--set heads=two: expected a int"),
         (f"{TRAIN} --set residual=perhaps", "--set residual=perhaps: expected a bool"),
         (f"{TRAIN} --set heads=3", "hidden_channels (64) must be a multiple of heads (3)"),
-        (f"{TRAIN} --set num_node_types=5", "the configuration has 5, but the data set"),
+        (f"{TRAIN} --set num_node_types=5", "the configuration has 5, but MOSES sample has 28"),
         ("study emergence x", "are required: -o/--output"),
         ("study emergence nowhere -o x", "no table at nowhere/summary.csv.gz; python -m studies t"),
         ("study sink nowhere --dataset moses -o x", "no checkpoint: expected nowhere/best.safe"),
@@ -157,7 +157,7 @@ def test_values_of_a_network_are_of_the_type_of_their_field():
 
 
 def test_a_run_holds_what_was_asked_for_and_one_that_is_continued_the_same(runs, tmp_path, capsys):
-    expected = {f"{table}.csv.gz" for table in TABLES} | {"state.safetensors"}
+    expected = {f"{table}.csv.gz" for table in TABLES} | {"state.safetensors", ".lock"}
     expected |= {f"{s}.{kind}" for s in STATES if "_" not in s for kind in ("json", "safetensors")}
     assert {path.name for path in runs[1].iterdir()} == expected
     information = checkpoint.load(runs[1] / "best")[1]

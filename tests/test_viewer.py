@@ -6,15 +6,12 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import test_book
 from matplotlib.colors import to_rgb
 from rdkit import Chem
 
 from studies.data import load, molecule_graph, to_molecule
 from studies.viewer import THRESHOLDS, viewer
 from studies.viewer.drawing import COLORS, LEVELS, NO_RATIO, Scale, draw_molecule, figures
-
-browser = test_book.browser  # the fixture
 
 SMILES = ("CC(=O)Nc1ccc(C#N)cc1", "CCO", "O=C(O)c1ccccc1")
 MOLECULES = [Chem.MolFromSmiles(smiles) for smiles in SMILES]
