@@ -11,13 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, PairNorm
 
-from mapkg.lipschitz_norm import lipschitz_normalise
+from mapkg.lipschitz_norm import EPS, lipschitz_normalise
 
 HEADS = 4
 """Of GAT."""
 
 LIPSCHITZ_NORMS = ("lipschitz", "lipschitz-layer")
 """Norms of scores, for GAT alone; the second has LayerNorm after every layer as well."""
+
+NORMS = ("none", "layer", "pair", *LIPSCHITZ_NORMS)
+"""Nothing, a norm of features after every layer, or one of the scores inside it."""
 
 
 def _gin(channels: int) -> GINConv:
@@ -44,8 +47,7 @@ class TreeNetwork(nn.Module):
     Args:
         architecture: one of ``LAYERS``.
         depth: edges from the root to a leaf, 1 or more.
-        norm: ``"none"``, one of the features after every layer, ``"layer"`` or ``"pair"``, or one
-            of ``LIPSCHITZ_NORMS``. GIN has BatchNorm inside its layers whatever the norm.
+        norm: one of ``NORMS``. GIN has BatchNorm inside its layers whatever the norm.
         scale: f of LipschitzNorm; None means 1.
         channels: D, a multiple of 4 for GAT's heads.
 
@@ -179,7 +181,7 @@ def _gat(layer: GATConv, h: Tensor, kept: int, _degree: Tensor) -> Tensor:
         square = z.square().sum(-1)
         inside = torch.stack(_family(square, inner)).amax(dim=0) + square[:, :inner]
         root = inside.clamp(min=torch.finfo(inside.dtype).tiny).sqrt()
-        score = score / (norm.scale * att * root + norm.eps)
+        score = score / (norm.scale * att * root + EPS)
     weight = nn.functional.leaky_relu(score, layer.negative_slope).softmax(dim=0).unsqueeze(-1)
     received = (weight * torch.stack(_family(z, inner))).sum(dim=0)
     return torch.cat([received, z[:, inner:kept]], dim=1).flatten(-2) + layer.bias
