@@ -19,6 +19,9 @@ HEADS = 4
 LIPSCHITZ_NORMS = ("lipschitz", "lipschitz-layer")
 """Norms of scores, for GAT alone; the second has LayerNorm after every layer as well."""
 
+NORMS = ("none", "layer", "pair", *LIPSCHITZ_NORMS)
+"""Nothing, a norm of features after every layer, or one of the scores inside it."""
+
 
 def _gin(channels: int) -> GINConv:
     steps: list[nn.Module] = []
@@ -44,8 +47,7 @@ class TreeNetwork(nn.Module):
     Args:
         architecture: one of ``LAYERS``.
         depth: edges from the root to a leaf, 1 or more.
-        norm: ``"none"``, one of the features after every layer, ``"layer"`` or ``"pair"``, or one
-            of ``LIPSCHITZ_NORMS``. GIN has BatchNorm inside its layers whatever the norm.
+        norm: one of ``NORMS``. GIN has BatchNorm inside its layers whatever the norm.
         scale: f of LipschitzNorm; None means 1.
         channels: D, a multiple of 4 for GAT's heads.
 
