@@ -10,10 +10,10 @@ unexport PYTHONDONTWRITEBYTECODE
 USABLE := $(shell test -f $(INSTALLED) && $(BIN)/python -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test test-all lint format lock paper findings clean
+.PHONY: help setup book test test-all lint format lock paper findings check-results clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 setup: $(INSTALLED) ## create .venv and install the locked packages, if missing or out of date
 
@@ -56,6 +56,9 @@ paper: $(INSTALLED) ## the grid of paper-scale runs, to the book (many hours); C
 
 findings: ## what surprised us in other libraries: does it still? (minutes)
 	@for script in findings/*.sh; do echo "$$script"; bash "$$script" || exit 1; done
+
+check-results: $(INSTALLED) ## say which tracked tables are not of the present grid
+	$(BIN)/python workflow/publish.py
 
 clean: ## remove the built site and the executed notebooks
 	rm -rf _build

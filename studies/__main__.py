@@ -145,6 +145,8 @@ def _add_study(command: argparse.ArgumentParser, place: str) -> None:
     if takes >= {"folder", "splits"}:
         about = "the change of the data that they were trained with"
         command.add_argument("--change", metavar="NAME", help=about)
+        about = "only so many graphs of each split, if they were trained on so many"
+        command.add_argument("--limit", type=_whole("limit"), metavar="N", help=about)
     about = "what names of tables begin with, for example data/results/my"
     required.add_argument("-o", "--output", required=True, metavar="PREFIX", help=about)
     about = "CPU threads; without it as many as torch takes"

@@ -14,7 +14,13 @@ from mapkg.models.config import Config
 from studies import checkpoint, tables
 from studies.bond_changes import CHANGES
 from studies.data import NodesOfGraph, Splits, load
-from studies.emergence import emergence, observation_epochs, with_permuted_targets, without_training
+from studies.emergence import (
+    emergence,
+    fit_to_data,
+    observation_epochs,
+    with_permuted_targets,
+    without_training,
+)
 from studies.published import CONFIGS, known
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
@@ -49,6 +55,7 @@ def train(
     splits = changed(splits, seed)
     if permute_targets:
         splits = with_permuted_targets(splits, seed)
+    settings = fit_to_data(settings, splits.description)  # or nothing is written
     observed = observation_epochs(settings.max_epochs)
     further = dict(folder=out, device=where, observe_epochs=observed, keep_every=keep_every)
     emergence(settings, splits, seed=seed, name=config, **further)
@@ -96,6 +103,7 @@ def make(
     output: str,
     folders: Sequence[Path] = (),
     change: str | None = None,
+    limit: int | None = None,
     threads: int | None = None,
     **settings: Any,
 ) -> int:
@@ -108,7 +116,9 @@ def make(
     data: tuple[Splits, ...] = ()
     if "splits" in takes:
         seeds = [checkpoint.load(folder / "best")[1]["seed"] for folder in folders]
-        data = (load(settings.pop("dataset")),)
+        data = (_limited(load(settings.pop("dataset")), limit),)
+    elif "limit" in takes:  # it loads its data by itself
+        settings["limit"] = limit
     torch.set_num_threads(threads or torch.get_num_threads())
     if "prefix" in takes:
         function(*data, prefix=output, **settings)
@@ -135,12 +145,15 @@ def _network(
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {device}: cannot be used here: {reason}") from None
-    splits = load(dataset)
-    if limit is not None:
-        limited = {name: getattr(splits, name)[:limit] for name in ("train", "val", "test")}
-        title = f"{splits.description.title}, first {limit}"
-        splits = replace(splits, description=replace(splits.description, title=title), **limited)
-    return settings, splits, torch.device(device)
+    return settings, _limited(load(dataset), limit), torch.device(device)
+
+
+def _limited(splits: Splits, limit: int | None) -> Splits:
+    if limit is None:
+        return splits
+    limited = {name: getattr(splits, name)[:limit] for name in ("train", "val", "test")}
+    title = f"{splits.description.title}, first {limit}"
+    return replace(splits, description=replace(splits.description, title=title), **limited)
 
 
 def _change(name: str | None) -> Callable[[Splits, int], Splits]:

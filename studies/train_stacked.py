@@ -1,7 +1,7 @@
 """Train many seeds of one network at once, by the schedule of its configuration; stop and go on.
 
 Every seed is trained as ``studies.train.fit`` trains it alone: the same initial weights, order of
-graphs, schedule and stop; on the CPU also the same dropout, on a GPU one of all seeds together.
+graphs, learning rate schedule and stop; on the CPU also dropout, which a GPU draws for all seeds.
 """
 
 import math

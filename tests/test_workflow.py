@@ -1,12 +1,15 @@
 """The workflow: the whole grid and the clusters in dry runs, a grid of seconds for real."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib.util import find_spec
 
 import pandas as pd
@@ -14,37 +17,35 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from studies.__main__ import STUDIES, parser
+from studies.__main__ import parser
 from studies.bond_changes import CHANGES
 from studies.commands import overrides
 from studies.data import load
 from studies.emergence import fit_to_data
 from studies.explicit_bias import ARMS, COUNTED, OTHERS
 from studies.published import CONFIGS, titles
-from studies.results import TABLES
 
 WORKFLOW = REPOSITORY / "workflow"
+sys.path.insert(0, str(WORKFLOW))
+import publish  # noqa: E402
+
 GRID = yaml.safe_load((WORKFLOW / "grid.yaml").read_text())
 TINY = yaml.safe_load((WORKFLOW / "tiny.yaml").read_text())
 RUNS = {name: GRID["defaults"] | run for name, run in GRID["runs"].items()}
-REMEDIES = {name: run for name, run in RUNS.items() if "remedy" in run["studies"]}
+WANTED = publish.wanted(RUNS, GRID["studies"])
 PLUGINS = {
     "slurm": ("snakemake_executor_plugin_slurm",),
     "kubernetes": ("snakemake_executor_plugin_kubernetes", "snakemake_storage_plugin_fs"),
 }
-
-pytestmark = pytest.mark.skipif(
+needs_snakemake = pytest.mark.skipif(
     find_spec("snakemake") is None,
     reason="snakemake is not installed; it comes with the extra: workflow",
 )
 
 
 def command(directory, *arguments):
-    snakefile = str(WORKFLOW / "Snakefile")
-    return [
-        *(sys.executable, "-m", "snakemake", "--snakefile", snakefile),
-        *("--directory", str(directory), *arguments),
-    ]
+    snakefile = ["--snakefile", str(WORKFLOW / "Snakefile"), "--directory", str(directory)]
+    return [sys.executable, "-m", "snakemake", *snakefile, *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -58,86 +59,72 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def snakemake(environment):
-    """Runs the workflow; returns the finished process, its output in one text."""
+    """Runs the workflow on a grid; returns the finished process, its output in one text."""
 
-    def run(directory, *arguments):
-        return subprocess.run(
-            command(directory, *arguments),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def run(directory, *arguments, grid=None):
+        if grid is not None:
+            (directory / "grid.yaml").write_text(yaml.safe_dump(grid))
+            arguments += ("--configfile", str(directory / "grid.yaml"))
+        look = dict(env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.run(command(directory, *arguments, "--cores", "2"), **look)
 
     return run
 
 
-def shell_commands(output):
-    """The words of each command of a dry run, without where its output goes."""
-    lines = re.findall(r"^Shell command: (?!None$)(.*)$", output, re.MULTILINE)
-    return [shlex.split(re.split(r" 2?> ", line)[0]) for line in lines]
-
-
-def parsed(output):
+def planned_by(output):
     """What the command line makes of the commands of a dry run, by their name."""
-    found = {}
-    for words in shell_commands(output):
+    lines, found = re.findall(r"^Shell command: (?!None$)(.*)$", output, re.MULTILINE), {}
+    for words in [shlex.split(re.split(r" 2?> | && ", line)[0]) for line in lines]:
         if words[1:3] == ["-m", "studies"]:
             assert words[0] == sys.executable
             values = vars(parser(words[3:]).parse_args(words[3:]))  # exits if one is misspelt
             found.setdefault(values.get("study", words[3]), []).append(values)
+        elif words[1].endswith(".py"):
+            found.setdefault(words[1].rpartition("/")[2], []).append(words[2:])
     return found
 
 
+def with_digest(name, digest):
+    return f"{name}-{digest}"
+
+
 @pytest.fixture(scope="module")
-def dry_run(snakemake, tmp_path_factory):
+def planned(snakemake, tmp_path_factory):
+    """The commands of the whole grid, parsed."""
     directory = tmp_path_factory.mktemp("dry")
-    result = snakemake(directory, "--dry-run", "--cores", "2")
+    result = snakemake(directory, "--dry-run")
     assert result.returncode == 0, result.stdout
     assert [path.name for path in directory.iterdir()] == [".snakemake"]
-    return result.stdout
-
-
-@pytest.fixture(scope="module")
-def planned(dry_run):
-    """The commands of the whole grid, parsed."""
-    return parsed(dry_run)
-
-
-def executed(output, rule):
-    return len(re.findall(rf"^(?:local)?rule {rule}:$", output, re.MULTILINE))
+    return planned_by(result.stdout)
 
 
 # The grid.
 
 
-def test_every_run_is_trained_once_for_each_seed_in_a_process_of_one_thread(planned):
-    trained = {str(run.pop("out")): run for run in map(dict, planned["train"])}
-    assert len(trained) == len(planned["train"])
-    assert trained.keys() == {
-        f"runs/{n}-{seed}" for n, run in RUNS.items() for seed in run["seeds"]
-    }
-    for folder, run in trained.items():
-        name, _, seed = folder.removeprefix("runs/").rpartition("-")
-        entry = RUNS[name]
-        for key in ("config", "dataset", "epochs"):
-            assert run[key] == entry[key]
-        assert (run["seed"], run["threads"]) == (int(seed), 1)
-        assert run.get("change", "") == entry["change"]
-        assert run.get("permute_targets", False) == ("permuted" in name)
-        assert len(entry["seeds"]) >= 3
-
-
-def test_every_change_of_a_configuration_is_one_that_it_takes(planned):
-    changed = {}
-    for run in planned["train"] + planned["untrained"]:
-        values = overrides(run.get("set", ()))
-        CONFIGS[run["config"]].replace(**values)  # raises ValueError if one is out of range
-        changed |= {run["config"]: values} if values else {}
-    assert changed["GT-TOX21"]["hidden_channels"] == 96
+@needs_snakemake
+def test_every_run_is_trained_once_for_each_seed_with_settings_that_its_network_takes(planned):
+    trained = {str(values["out"]): values for values in planned["train"]}
+    assert len(trained) == len(planned["train"]) == sum(len(run["seeds"]) for run in RUNS.values())
+    for name, run in RUNS.items():
+        assert len(run["seeds"]) >= 3
+        for seed in run["seeds"]:
+            values = trained[f"runs/{with_digest(name, publish.of_training(run))}-{seed}"]
+            for key in ("config", "dataset", "epochs", "threads"):
+                assert values[key] == run[key]
+            assert (values["seed"], values.get("change", "")) == (seed, run["change"])
+            assert values.get("permute_targets", False) == ("permuted" in name)
+            CONFIGS[run["config"]].replace(**overrides(values.get("set", ())))
+    for values in planned["untrained"]:
+        name = re.fullmatch(r"runs/tables/untrained_(\w+)-\w+\.csv\.gz", values["output"])[1]
+        of_run = trained[f"runs/{with_digest(name, publish.of_training(RUNS[name]))}-0"]
+        assert all(values.get(key) == of_run.get(key) for key in ("config", "dataset", "set"))
+        assert values["networks"] == RUNS[name]["untrained"] == 20
+    wanted = {name for name, run in RUNS.items() if run["untrained"]}
+    assert wanted == titles("grid").keys() | titles("variants").keys()
 
 
 @pytest.mark.slow
+@needs_snakemake
 def test_every_change_of_data_fits_the_network_that_is_trained_on_it(planned, cache):
     for run in planned["train"]:
         if "change" not in run or run["seed"] > 0:
@@ -149,75 +136,48 @@ def test_every_change_of_data_fits_the_network_that_is_trained_on_it(planned, ca
         assert config.num_edge_types == max(4, changed.description.num_edge_types)
 
 
-@pytest.mark.parametrize("study", sorted({s for run in RUNS.values() for s in run["studies"]}))
-def test_a_study_of_finished_runs_is_made_of_all_seeds_as_they_were_trained(study, planned):
-    made = {values["output"]: values for values in planned[study]}
-    wanted = {name: run for name, run in RUNS.items() if study in run["studies"]}
-    assert made.keys() == {f"data/results/{study}_{name}" for name in wanted}
-    for name, run in wanted.items():
-        values = made[f"data/results/{study}_{name}"]
-        assert [*map(str, values["folders"])] == [f"runs/{name}-{seed}" for seed in run["seeds"]]
-        if study not in ("emergence", "remedy"):
-            assert (values["dataset"], values["change"] or "") == (run["dataset"], run["change"])
-        words = ["study", study, "x", "-o", "x", *shlex.split(run["studies"][study])]
-        words += ["--dataset", "x"] if "dataset" in values else []
-        options = vars(parser(words).parse_args(words))
-        shared = ("folders", "output", "dataset", "change")
-        for key, value in options.items():
-            assert key in shared or values[key] == value
-
-
-def test_tables_that_are_tracked_are_those_that_the_grid_makes(dry_run):
-    made = set(re.findall(r"data/results/\w+\.csv\.gz", dry_run))
-    tracked = {f"data/results/{path.name}" for path in REPOSITORY.glob("data/results/*.csv.gz")}
-    others = r"/(converged_|emergence_gt_moses_|remedy_times|bonds_\w+_unused_|gradient)"
-    assert made <= tracked | {table for table in made if "gradient" in table}
-    assert [table for table in tracked - made if not re.search(others, table)] == []
-
-
-def test_studies_of_many_trainings_are_made_apart_and_then_copied(planned, dry_run):
-    made = {values["output"]: values for study in STUDIES for values in planned.get(study, ())}
+@needs_snakemake
+def test_studies_are_made_of_all_seeds_as_they_were_trained_and_published_as_a_whole(planned):
+    published = {name: (digest, tables) for name, digest, *tables in planned["publish.py"]}
+    assert {name: digest for name, (digest, _) in published.items()} == WANTED
+    made = {values["output"]: values for study in publish.OF_RUNS for values in planned[study]}
+    for name, run in RUNS.items():
+        folder = with_digest(name, publish.of_training(run))
+        tables = set()
+        for study, options in run["studies"].items():
+            prefix = f"runs/tables/{study}_{with_digest(name, publish.of_study(run, study))}"
+            values = made.pop(prefix)
+            folders = [f"runs/{folder}-{seed}" for seed in run["seeds"]]
+            assert [*map(str, values["folders"])] == folders
+            words = ["study", study, "x", "-o", prefix, *shlex.split(options)]
+            if study not in ("emergence", "remedy"):
+                words += ["--dataset", run["dataset"]]
+                words += ["--change", run["change"]] if run["change"] else []
+            assert values | {"folders": 0} == vars(parser(words).parse_args(words)) | {"folders": 0}
+            tables |= {f"{prefix}{t and f'_{t}'}.csv.gz" for t in publish.OF_RUNS[study]}
+        assert {t for t in published.get(name, (0, ()))[1] if "/untrained_" not in t} == tables
+    assert made == {}
     for name, study in GRID["studies"].items():
-        values = made[f"runs/studies/unfinished/{name}"]
-        assert (values["study"], values["dataset"]) == (study["study"], study["dataset"])
-        for table in study["tables"]:
-            assert f"runs/studies/{name}_{table}.csv.gz data/results" in dry_run or (
-                f"runs/studies/{name}_{table}.csv.gz runs/studies/{name}" in dry_run
-            )
+        where = f"runs/studies/unfinished/{with_digest(name, WANTED[name])}"
+        (values,) = (each for each in planned[study["study"]] if each["output"] == where)
+        assert values["dataset"] == study["dataset"]
+    (laws,) = planned["laws"]
+    assert laws["runs"] == [name for name, run in RUNS.items() if "emergence" in run["studies"]]
+    assert len(planned["figures.py"]) == len(planned["build.py"]) == 1
+    used = {entry["dataset"] for entry in (*RUNS.values(), *GRID["studies"].values())}
+    assert sorted(values["dataset"] for values in planned["data"]) == sorted(used)
 
 
 def test_networks_with_a_remedy_differ_from_those_without_in_it_alone():
     arms = {**ARMS, **OTHERS, **COUNTED}
-    for name, run in REMEDIES.items():
-        pair, _, arm = name.rpartition("_")
-        assert arm in arms
-        assert run["change"] == ("neighbour-count" if arm in COUNTED else "")
-        pair = pair.removesuffix("_more")
-        without = RUNS.get(f"{pair}_none") or RUNS[pair]  # or that of the grid of emergence
-        for key in ("config", "dataset", "epochs"):
-            assert run[key] == without[key]
-
-
-def test_untrained_networks_are_those_that_are_trained(planned):
-    counts = {str(values["output"]): values for values in planned["untrained"]}
-    wanted = {name: run for name, run in RUNS.items() if run["untrained"]}
-    assert counts.keys() == {f"data/results/untrained_{name}.csv.gz" for name in wanted}
-    trained = {str(values["out"]): values for values in planned["train"]}
-    for name, run in wanted.items():
-        values = counts[f"data/results/untrained_{name}.csv.gz"]
-        assert values["networks"] == run["untrained"] == 20
-        for key in ("config", "dataset", "set"):
-            assert values.get(key) == trained[f"runs/{name}-0"].get(key)
-    assert wanted.keys() == titles("grid").keys() | titles("variants").keys()
-
-
-def test_each_data_set_is_prepared_once_and_laws_figures_and_book_follow(planned, dry_run):
-    used = {entry["dataset"] for entry in (*RUNS.values(), *GRID["studies"].values())}
-    assert sorted(values["dataset"] for values in planned["data"]) == sorted(used)
-    (laws,) = planned["laws"]
-    assert laws["runs"] == [name for name, run in RUNS.items() if "emergence" in run["studies"]]
-    scripts = [words[1] for words in shell_commands(dry_run) if words[1].startswith("book/")]
-    assert scripts == ["book/figures.py", "book/build.py"]
+    for name, run in RUNS.items():
+        if "remedy" in run["studies"]:
+            pair, _, arm = name.rpartition("_")
+            assert arm in arms
+            assert run["change"] == ("neighbour-count" if arm in COUNTED else "")
+            pair = pair.removesuffix("_more")
+            without = RUNS.get(f"{pair}_none") or RUNS[pair]  # or that of the grid of emergence
+            assert all(run[key] == without[key] for key in ("config", "dataset", "epochs"))
 
 
 def test_every_default_of_the_grid_is_explained():
@@ -226,6 +186,7 @@ def test_every_default_of_the_grid_is_explained():
         assert re.search(rf"^  {key}: .* # \w", text, re.MULTILINE), f"{key} has no comment"
 
 
+@needs_snakemake
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -237,65 +198,113 @@ def test_every_default_of_the_grid_is_explained():
 )
 def test_what_is_misspelt_or_missing_in_the_grid_is_refused(change, named, snakemake, tmp_path):
     run = {k: v for k, v in (TINY["runs"]["tiny"] | change).items() if v is not None}
-    grid = tmp_path / "grid.yaml"
-    grid.write_text(yaml.safe_dump(TINY | {"runs": {"tiny": run}}))
-    result = snakemake(tmp_path, "--dry-run", "--cores", "1", "--configfile", str(grid))
+    result = snakemake(tmp_path, "--dry-run", grid=TINY | {"runs": {"tiny": run}})
     assert result.returncode != 0
     assert named in result.stdout
 
 
-def test_pages_call_runs_by_the_titles_of_the_grid():
-    assert titles("grid")["gt_zinc"] == "GT, ZINC" and titles("variants")["gt_zinc"] == "GT"
-    with pytest.raises(ValueError, match="group gird: did you mean grid"):
-        titles("gird")
+# Tracked tables.
+
+
+def test_tracked_tables_are_those_of_the_grid(capsys):
+    assert publish.main([]) == 0, f"make check-results: {capsys.readouterr().err}"
+
+
+@needs_snakemake
+@pytest.mark.parametrize(
+    ("name", "change", "trainings"),
+    [
+        ("gt_zinc", {}, 0),
+        ("gt_zinc", {"seeds": [0, 1, 2, 3]}, 4),
+        ("gt_zinc", {"epochs": 101}, 3),
+        ("shuffled", {"threads": 2}, 3),
+        ("san_zinc", {"studies": RUNS["san_zinc"]["studies"] | {"bonds": "--by ring"}}, 3),
+        ("gt_zinc", {"titles": {}, "hours": 13}, 0),
+        ("trees_2", {"options": "--passes 5001"}, 0),
+    ],
+    ids=["nothing", "a fourth seed", "epochs", "threads", "a study", "a title", "other"],
+)
+def test_a_fresh_clone_makes_what_was_changed_and_nothing_else(
+    name, change, trainings, snakemake, tmp_path
+):
+    shutil.copytree(REPOSITORY / "data" / "results", tmp_path / "data" / "results")
+    grid = json.loads(json.dumps(GRID))
+    grid["runs" if name in RUNS else "studies"][name] |= change
+    result = snakemake(tmp_path, "results", "--dry-run", grid=grid)
+    assert result.returncode == 0, result.stdout
+    found = planned_by(result.stdout)
+    assert Counter(str(v["out"]).split("-")[0] for v in found.get("train", ())) == (
+        {f"runs/{name}": trainings} if trainings else {}
+    )
+    names = {words[0] for words in found.get("publish.py", ())} - {"laws"}
+    assert names - publish.stale(WANTED, REPOSITORY / publish.RESULTS).keys() == (
+        {name} if trainings or name not in RUNS else set()
+    )
+
+
+def test_tables_are_published_as_a_whole_and_what_became_of_them_since_is_said(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tables = [tmp_path / f"remedy_x-12345678_{kind}.csv.gz" for kind in ("layers", "epochs")]
+    for path in tables:
+        path.write_bytes(path.name.encode())
+    results = tmp_path / "data" / "results"
+    publish.publish("x", "12345678", tables)
+    names = ["made.json", "remedy_x_epochs.csv.gz", "remedy_x_layers.csv.gz"]
+    assert sorted(path.name for path in results.iterdir()) == names
+    assert publish.stale({"x": "12345678"}) == {}
+    assert "12345678, now 0" in publish.stale({"x": "0"})["x"]
+    assert publish.stale({"y": "1"}) == {"y": "was not made with its settings, 1"}
+    tables[0].write_bytes(b"newer")
+    tables[1].unlink()
+    with pytest.raises(FileNotFoundError):
+        publish.publish("x", "0", tables)
+    assert publish.stale({"x": "12345678"}) == {}, "nothing was replaced"
+    publish.publish("x", "0", tables[:1])
+    assert sorted(path.name for path in results.iterdir()) == [names[0], names[2]]
+    assert (results / names[2]).read_bytes() == b"newer"
+    (results / names[2]).write_bytes(b"by hand")
+    assert publish.stale({"x": "0"}) == {"x": "was changed by hand: remedy_x_layers.csv.gz"}
+    (results / names[2]).unlink()
+    assert publish.stale({"x": "0"}) == {"x": "lacks remedy_x_layers.csv.gz"}
 
 
 # Clusters.
 
 
-@pytest.fixture(scope="module", params=PLUGINS)
-def cluster(request, snakemake, tmp_path_factory):
-    """A profile's name, and a dry run of one run and one study with it."""
-    name = request.param
+@needs_snakemake
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_profile_says_what_trainings_need_and_where_a_cluster_keeps_their_files(
+    name, snakemake, tmp_path
+):
     for plugin in PLUGINS[name]:
         if find_spec(plugin) is None:
             pytest.skip(f"{plugin} is not installed; it comes with the extra: workflow")
-    profile = str(WORKFLOW / "profiles" / name)
-    directory = tmp_path_factory.mktemp(name)
-    result = snakemake(directory, "--dry-run", "--profile", profile, "gt_zinc", "missing_cora")
+    profile = ("--profile", str(WORKFLOW / "profiles" / name))
+    result = snakemake(tmp_path, "--dry-run", *profile, "gt_zinc", "missing_cora")
     assert result.returncode == 0, result.stdout
-    return name, result.stdout
-
-
-def test_a_profile_says_what_trainings_need_and_a_dry_run_needs_no_cluster(cluster):
-    name, output = cluster
-    profile = yaml.safe_load((WORKFLOW / "profiles" / name / "config.yaml").read_text())
-    assert profile["executor"] == name
-    assert "This was a dry-run" in output
-    assert {values["seed"] for values in parsed(output)["train"]} == {0, 1, 2}
-    listed = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", output, re.M)
+    listed = re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: (.*)$", result.stdout, re.M)
     needs = [(rule, dict(part.split("=") for part in line.split(", "))) for rule, line in listed]
     stated = [(rule, need) for rule, need in needs if "mem_mb" in need and rule != "data"]
     assert sorted(rule for rule, _ in stated) == [*["train"] * 3, "train_missing_cora"]
+    run = RUNS["gt_zinc"]
     for rule, need in stated:
         if rule == "train":
-            assert int(need["mem_mb"]) == RUNS["gt_zinc"]["mem_mb"]
-            assert int(need["runtime"]) == 60 * RUNS["gt_zinc"]["hours"]
-
-
-def test_tables_come_into_the_repository_and_runs_where_the_cluster_keeps_files(cluster):
-    name, output = cluster
-    found = parsed(output)
+            assert (int(need["mem_mb"]), int(need["runtime"])) == (run["mem_mb"], 60 * run["hours"])
+    found = planned_by(result.stdout)
     storage = {"slurm": "", "kubernetes": ".snakemake/storage/fs/mnt/mapkg/files/"}[name]
-    runs = {f"{storage}runs/gt_zinc-{seed}" for seed in range(3)}
-    assert {str(values["out"]) for values in found["train"]} == runs
-    for study in RUNS["gt_zinc"]["studies"]:
+    folder = f"{storage}runs/{with_digest('gt_zinc', publish.of_training(run))}"
+    assert {str(values["out"]) for values in found["train"]} == {f"{folder}-{s}" for s in range(3)}
+    for study in run["studies"]:
         (values,) = found[study]
-        assert {str(folder) for folder in values["folders"]} == runs
-        assert values["output"] == f"data/results/{study}_gt_zinc"
-    (copied,) = (words for words in shell_commands(output) if words[0] == "cp")
-    tables = [f"{storage}runs/studies/missing_cora_{kind}.csv.gz" for kind in ("runs", "curves")]
-    assert copied == ["cp", *tables, "data/results"]
+        assert {str(path).rpartition("-")[0] for path in values["folders"]} == {folder}
+        assert values["output"].startswith(f"runs/tables/{study}_gt_zinc-")
+    sources = {name: tables for name, _, *tables in found["publish.py"]}
+    prefix = f"{storage}runs/studies/{with_digest('missing_cora', WANTED['missing_cora'])}"
+    assert sources["missing_cora"] == [f"{prefix}_runs.csv.gz", f"{prefix}_curves.csv.gz"]
+    (values,) = found["missing"]
+    assert values["output"].startswith(f"{storage}runs/studies/unfinished/missing_cora-")
 
 
 # For real.
@@ -305,81 +314,81 @@ def test_tables_come_into_the_repository_and_runs_where_the_cluster_keeps_files(
 def tried(snakemake, tmp_path_factory):
     """The try-out and a run that fails, run side by side: the folder and the process."""
     directory = tmp_path_factory.mktemp("tried")
-    broken = TINY["runs"]["tiny"] | {
-        "seeds": [0],
-        "options": "--set hidden_channels=8 heads=3",
-        "untrained": 0,
-    }
-    grid = directory / "grid.yaml"
-    grid.write_text(yaml.safe_dump(TINY | {"runs": {"broken": broken, **TINY["runs"]}}))
-    settings = ("--cores", "2", "--configfile", str(grid))
-    return directory, snakemake(directory, "broken", "tiny", *settings)
+    options = "--set hidden_channels=8 heads=3"
+    broken = TINY["runs"]["tiny"] | {"seeds": [0], "options": options, "untrained": 0}
+    grid = TINY | {"runs": {"broken": broken, **TINY["runs"]}}
+    return directory, snakemake(directory, "broken", "tiny", grid=grid)
 
 
 @pytest.mark.slow
+@needs_snakemake
 def test_a_failed_run_leaves_its_log_and_does_not_stop_the_others(tried):
     directory, result = tried
     assert result.returncode != 0
     message = "hidden_channels (8) must be a multiple of heads (3)"
-    assert message in (directory / "runs/logs/train-broken-0.log").read_text()
-    assert message in result.stdout
-    made = {path.name for path in (directory / "data/results").iterdir()}
-    assert made == {"untrained_tiny.csv.gz"} | {f"emergence_tiny_{t}.csv.gz" for t in TABLES}
+    (log,) = (directory / "runs/logs").glob("train-broken-*-0.log")
+    assert message in log.read_text() and message in result.stdout
+    names = {path.name for path in (directory / "data/results").iterdir()}
+    emergence = {f"emergence_tiny_{table}.csv.gz" for table in publish.EMERGENCE}
+    bonds = {f"bonds_tiny_{table}.csv.gz" for table in publish.OF_RUNS["bonds"]}
+    assert names == {"made.json", "untrained_tiny.csv.gz"} | emergence | bonds
     summary = pd.read_csv(directory / "data/results/emergence_tiny_summary.csv.gz")
     assert summary["seed"].unique().tolist() == [0, 1]
     assert set(summary["dataset"]) == {"MOSES sample, first 16"}
-    assert summary["changes"].str.contains("num_layers=1").all()
 
 
 @pytest.mark.slow
-def test_what_is_done_is_not_done_again(tried, snakemake):
+@needs_snakemake
+def test_what_is_done_is_not_done_again_and_no_change_deletes_it(tried, snakemake):
     directory, _ = tried
-    settings = ("results", "--cores", "2", "--configfile", str(WORKFLOW / "tiny.yaml"))
-    result = snakemake(directory, *settings)
+    result = snakemake(directory, "results", grid=TINY)
     assert result.returncode == 0, result.stdout
-    assert [executed(result.stdout, rule) for rule in ("train", "emergence", "laws")] == [1, 0, 1]
-    assert (directory / "data/results/laws.csv.gz").is_file()
+    rules = Counter(re.findall(r"^(?:local)?rule (\w+):$", result.stdout, re.MULTILINE))
+    assert (rules["train"], rules["emergence"], rules["laws"]) == (1, 0, 1)
     layers = pd.read_csv(directory / "data/results/remedy_tiny_sink_layers.csv.gz")
     assert layers["state"].tolist() == ["base", "best"]
     study = pd.read_csv(directory / "data/results/tiny_depth_runs.csv.gz")
     assert study["norm"].fillna("none").tolist() == ["none", "lipschitz"]
-    result = snakemake(directory, *settings)
-    assert result.returncode == 0
-    assert "Nothing to be done" in result.stdout
+    assert "Nothing to be done" in snakemake(directory, "results", grid=TINY).stdout
+
+    def contents():
+        files = [*directory.glob("runs/tiny*/*"), *directory.glob("data/results/*")]
+        return {path: path.read_bytes() for path in files}
+
+    before, changed = contents(), json.loads(json.dumps(TINY))
+    changed["runs"]["tiny"] |= {"options": "--set hidden_channels=8 heads=3"}  # cannot be trained
+    result = snakemake(directory, "results", grid=changed)
+    assert result.returncode != 0
+    assert contents() == before, "tables of the older settings stay, each of them"
+    assert "Nothing to be done" in snakemake(directory, "results", grid=TINY).stdout
 
 
 @pytest.mark.slow
+@needs_snakemake
 def test_an_interrupted_training_goes_on_from_its_state(environment, snakemake, tmp_path):
     epochs = 100
-    grid = tmp_path / "grid.yaml"
     run = TINY["runs"]["tiny"] | {"epochs": epochs}
-    grid.write_text(yaml.safe_dump(TINY | {"runs": {"tiny": run}}))
-    target = "runs/tiny-0/history.csv.gz"
-    settings = (target, "--cores", "1", "--configfile", str(grid))
+    grid = TINY | {"runs": {"tiny": run}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    folder = f"runs/{with_digest('tiny', publish.of_training(TINY['defaults'] | run))}-0"
+    settings = (f"{folder}/history.csv.gz", "--configfile", str(tmp_path / "grid.yaml"))
 
     def heed_interrupts():  # which a job in the background of a shell inherits as ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     # A session of its own, to press Control-C for Snakemake and the training alike.
-    process = subprocess.Popen(
-        command(tmp_path, *settings),
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=heed_interrupts,
-    )
-    state = tmp_path / "runs/tiny-0/state.safetensors"
-    while not state.is_file():
+    look = dict(env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    look |= dict(start_new_session=True, preexec_fn=heed_interrupts)
+    process = subprocess.Popen(command(tmp_path, *settings, "--cores", "1"), **look)
+    while not (tmp_path / folder / "state.safetensors").is_file():
         assert process.poll() is None, "the workflow ended before the first epoch"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait() != 0
-    assert state.is_file()
-    assert not (tmp_path / target).exists()
-
+    assert not (tmp_path / folder / "history.csv.gz").exists()
     result = snakemake(tmp_path, *settings)
     assert result.returncode == 0, result.stdout
-    log = (tmp_path / "runs/logs/train-tiny-0.log").read_text()
+    log = (tmp_path / f"runs/logs/train-{folder.removeprefix('runs/')}.log").read_text()
     assert 0 < int(re.search(r"resumed after epoch (\d+) from", log).group(1)) < epochs
-    assert pd.read_csv(tmp_path / target)["epoch"].tolist() == list(range(1, epochs + 1))
+    history = pd.read_csv(tmp_path / folder / "history.csv.gz")
+    assert history["epoch"].tolist() == list(range(1, epochs + 1))

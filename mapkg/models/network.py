@@ -163,7 +163,10 @@ LAYERS: Layers = {
 }
 """The paper's layers by architecture."""
 
-ARCHITECTURES = (*LAYERS, "egat", *standard.ARCHITECTURES)
+OTHERS: Mapping[str, type[nn.Module]] = {"egat": EdgeGATLayer}
+"""Layers that decide on residual and dropout themselves, ``layer(channels, heads, use_bias=)``."""
+
+ARCHITECTURES = (*LAYERS, *OTHERS, *standard.ARCHITECTURES)
 """What ``build`` builds, the paper's networks, its comparison, and the layers of PyG."""
 
 
@@ -211,17 +214,17 @@ def build_layer(config: Config, layers: Layers = LAYERS) -> nn.Module:
         lost = (config.architecture, config.dataset) == ("san", "ogbn-proteins")
         term = "none" if lost and config.explicit_bias == "published" else config.explicit_bias
         return layers[config.architecture](*sizes, explicit_bias=term, **options)
-    is_egat = config.architecture == "egat"
-    fixed = {"residual": not is_egat, "layer_norm": False, "attention": "full"}
+    is_other = config.architecture in OTHERS
+    fixed = {"residual": not is_other, "layer_norm": False, "attention": "full"}
     fixed |= {"explicit_bias": "none", "score_bound": "none", "score_dropout": 0.0}
     # EGAT has no BatchNorm either, but its published file states one: that cannot be refused.
-    fixed |= {"dropout": 0.0} if is_egat else {"batch_norm": True, "use_bias": False}
+    fixed |= {"dropout": 0.0} if is_other else {"batch_norm": True, "use_bias": False}
     for name, value in fixed.items():
         if getattr(config, name) != value:
             raise ValueError(
                 f"{name}: {config.architecture} is built with {value!r} only, "
                 f"got {getattr(config, name)!r}"
             )
-    if is_egat:
-        return EdgeGATLayer(*sizes, use_bias=config.use_bias)
+    if is_other:
+        return OTHERS[config.architecture](*sizes, use_bias=config.use_bias)
     return standard.standard_layer(config.architecture, *sizes, dropout=config.dropout)
