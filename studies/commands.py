@@ -58,8 +58,7 @@ def train(
     settings = fit_to_data(settings, splits.description)  # or nothing is written
     observed = observation_epochs(settings.max_epochs)
     further = dict(folder=out, device=where, observe_epochs=observed, keep_every=keep_every)
-    with checkpoint.alone(out):
-        emergence(settings, splits, seed=seed, name=config, **further)
+    emergence(settings, splits, seed=seed, name=config, **further)
     return 0
 
 
