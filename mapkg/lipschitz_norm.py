@@ -23,6 +23,9 @@ from mapkg.models.edge_attention import EdgeAttention
 MODES = ("paper", "published", "published-si")
 """What a Lipschitz normalisation divides by, see ``LipschitzNorm``."""
 
+EPS = 1e-12
+"""Added to what a score is divided by."""
+
 
 class LipschitzNorm(nn.Module):
     r"""What the linear score of GAT is divided by.
@@ -52,8 +55,6 @@ class LipschitzNorm(nn.Module):
     Source: LipschitzNorm paper, linear scores; published code ``normalizations/lipschitznorm.py``.
     """
 
-    eps = 1e-12
-    """What is added to c."""
     published_scale = 4.0
     """The factor of the published code; its origin is not known."""
 
@@ -90,7 +91,7 @@ class LipschitzNorm(nn.Module):
         else:
             norm = att.norm() if self.mode == "published" else att.norm(dim=-1)
             inner = largest.view(-1, 1).index_select(0, target) + of_source
-        return self.scale * norm * _root(inner) + self.eps
+        return self.scale * norm * _root(inner) + EPS
 
     def extra_repr(self) -> str:
         """Mode and scale, for ``print``."""
@@ -137,7 +138,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         size = (query * query).sum(dim=-1)  # [E, H]; the gradient of square() takes a slow power
         u = _root(size if self.mode == "paper" else size.sum(dim=0, keepdim=True))
         v, w = largest(key), largest(value)
-        return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + self.eps
+        return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
 
     def factor(
         self,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 
+from mapkg.calling import call
 from mapkg.hooks import STAGES
 
 Rows = Callable[[nn.Module, Any, Any], Tensor]
@@ -152,20 +153,31 @@ def edge_rows(name: str, module: nn.Module, output: Any, batch: Any) -> Float[Te
     return rows[torch.where(others, others.cumsum(0) - 1, others.sum() + target)]
 
 
-def with_every_loop(batch: Any) -> tuple[Any, Int[Tensor, " E"]]:
-    """A batch whose edges are those that a layer makes that replaces self-loops, in its order.
+def with_loops_of_layers(model: nn.Module, batch: Any) -> tuple[Any, Int[Tensor, " E"]]:
+    """A batch with self-loops as the layers of a model have them, and where its own edges are.
 
-    All edges between two nodes, then a loop for each node. And where each edge of the batch is
-    among them.
+    Layers such as GATConv and GCNConv put loops of their own in place of the batch's: after all
+    other edges, one for each node. If the model has such layers, so has the batch; otherwise, or
+    if it has no loops, it is returned as it is.
+
+    Raises:
+        ValueError: if other layers of the model do not replace loops.
     """
     source, target = batch.edge_index
     others, nodes = source != target, torch.arange(batch.num_nodes, device=source.device)
+    replaces = any(getattr(module, "add_self_loops", False) for module in model.modules())
+    if others.all() or not replaces:
+        return batch, torch.arange(len(others))
     loop = torch.zeros_like(nodes).index_put((target[~others],), (~others).nonzero().flatten())
     taken = torch.cat([others.nonzero().flatten(), loop])
     changed = copy.copy(batch)
     for key, value in batch:
         if key != "edge_index" and batch.is_edge_attr(key):
             changed[key] = value[taken]
-    ends = [batch.edge_index[:, others], nodes.expand(2, -1)]
-    changed.edge_index = torch.cat(ends, dim=1)
+    changed.edge_index = torch.cat([batch.edge_index[:, others], nodes.expand(2, -1)], dim=1)
+    if not torch.allclose(call(model, batch), call(model, changed), rtol=1e-4, atol=1e-5):
+        raise ValueError(
+            "expected layers that all replace self-loops or none, got a graph with loops and "
+            "layers of both kinds; take them out with torch_geometric.utils.remove_self_loops"
+        )
     return changed, torch.where(others, others.cumsum(0) - 1, others.sum() + target)

@@ -1,5 +1,6 @@
 """What the massive activations of finished runs sit on: tables by type of edge, and figures."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mapkg.attribution import THRESHOLDS, Edges, attribute, heat_map
 from mapkg.evaluation import best_constant, each_loss, losses, pooled_mean, predictions
 from mapkg.models.config import Config
 from studies import checkpoint
-from studies.data import Splits, read_smiles
+from studies.data import BOND_TYPES, Splits, read_smiles
 from studies.data.bond_properties import Labels, edge_labels
 from studies.extras import build
 from studies.first_layer import distinct_edges, first_layer_table, heat_table, score_parts
@@ -235,6 +236,25 @@ def heat_maps(
     figure.colorbar(image, ax=axes, label="% of edges of the type", pad=0.01)
     figure.suptitle(f"layer {layer}, ratio above {threshold:g}")
     return figure
+
+
+def published_heat() -> pd.DataFrame:
+    """The published heat map as ``heat_maps`` takes it, with the ``low`` and ``high`` of each cell.
+
+    GraphiT on ZINC, layer 0, ratio above 4000: read off the colors of the authors' figure
+    (LorenzoBini4/GNN-MAs, commit 3d3f1007, plot/heatmap.ipynb), one of 256 each. The numbers are
+    not ours to pass on: without them under ``MAPKG_DATA`` the table is empty.
+    """
+    path = Path(os.environ.get("MAPKG_DATA", "")) / "published/graphit_zinc_layer0_heat_4000.csv"
+    columns = ["layer", "threshold", "label", "channel", "percent", "low", "high"]
+    if not path.is_file():
+        return pd.DataFrame(columns=columns)
+    cells = pd.read_csv(path)
+    cells = cells[cells["colour_index"] > 0].rename(columns=lambda name: name.split("percent_")[-1])
+    channel = 8 * cells["attention_head"] + cells["feature_dimension"]
+    label = cells["edge_type"].map(BOND_TYPES)
+    made = cells.assign(layer=0, threshold=4000.0, label=label, channel=channel)
+    return made.rename(columns={"mid": "percent"})[columns]
 
 
 def by_label(

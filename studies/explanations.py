@@ -11,7 +11,7 @@ Each method gives one number per directed edge, the larger the more important:
   in all layers, through PyG's ``CaptumExplainer``. A masked edge keeps its place in the
   denominator of the attention; GT's edge stream, no message, goes on as if unmasked.
 - *GNNExplainer* (PyG): a mask on messages, learned so that the prediction stays as it is while
-  few edges are kept. It starts at random, so that one seed is a noisy estimate.
+  few edges are kept. One seed is a noisy estimate.
 - *AttentionExplainer* (PyG): the attention weight of the edge, its mean over layers and heads
   (PyG's default is the largest). Knows neither the values nor the prediction.
 - *random*: uniform numbers, the control.
@@ -59,7 +59,7 @@ from mapkg.interventions import intervene, summarise_interventions
 from mapkg.measures import activation_ratio
 from mapkg.models.config import Config
 from mapkg.models.network import SCORES, TypeEmbedding
-from mapkg.rows import with_every_loop
+from mapkg.rows import with_loops_of_layers
 from studies import checkpoint, tables
 from studies.data import Splits
 from studies.first_layer import type_frequency
@@ -68,7 +68,6 @@ CONTROL = "random"
 """The method that the others are compared with, the mean of five draws."""
 
 FRACTIONS = tuple(step / 10 for step in range(11))
-"""Which share of the bonds is removed."""
 
 
 def edge_importance(
@@ -85,17 +84,15 @@ def edge_importance(
     """How important each directed edge is to a prediction for its graph, in evaluation mode.
 
     A tensor per graph, a magnitude per edge, NaN where a ratio is undefined. ``method`` is one of
-    ``METHODS``, ``layer`` says whose ratio is meant, ``target`` which of several predictions is
-    explained. ``seed`` is that of ``"random"`` and ``"GNNExplainer"``, whose draws go on from
-    graph to graph. The result does not depend on the batch size, and the model stays as it is.
+    ``METHODS``, ``layer`` says whose ratio is meant, ``target`` which prediction is explained;
+    ``seed`` is that of ``"random"`` and ``"GNNExplainer"``. The model is called by the names of
+    its parameters and stays as it is. Where its layers replace self-loops, a loop of the graph
+    stands for that of its node.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if getattr(model, "edge_factor", None) is not None:
-        raise ValueError(
-            "expected attention over the edges of the data only, got full-graph attention, whose "
-            "other pairs of nodes have no place in the result"
-        )
+        raise ValueError("expected attention over the data's edges, got full-graph attention")
     # On a copy: PyG's explainers leave attributes behind, and gradients in weights.
     network = deepcopy(model).eval().requires_grad_(False)
     if masked := sum(getattr(m, "_edge_mask", None) is not None for m in network.modules()):
@@ -111,7 +108,7 @@ def edge_importance(
     ):
         torch.manual_seed(seed)
         for batch in batches(graphs, 1 if method == "GNNExplainer" else batch_size):
-            whole, place = _as_layers_have_it(network, batch)
+            whole, place = with_loops_of_layers(network, batch)
             # An explainer takes means over edges, which there must be.
             made = torch.empty(0)
             if batch.num_edges:
@@ -119,23 +116,6 @@ def edge_importance(
             parts.append(made.detach().abs())
             bar.update(batch.num_graphs)
     return list(torch.cat(parts).split([graph.num_edges for graph in graphs]))
-
-
-def _as_layers_have_it(network: nn.Module, batch: Any) -> tuple[Any, Any]:
-    """A batch with its self-loops as layers have them, and where its own edges are there.
-
-    PyG's explainers take it that loops which a layer puts in place of the graph's stand last.
-    """
-    replaces = any(getattr(module, "add_self_loops", False) for module in network.modules())
-    if not (replaces and batch.has_self_loops()):
-        return batch, slice(None)
-    whole, place = with_every_loop(batch)
-    if not torch.allclose(predict(network, batch), predict(network, whole), rtol=1e-4, atol=1e-5):
-        raise ValueError(
-            "expected layers that all replace self-loops or none, got a graph with loops and "
-            "layers of both kinds; take them out with torch_geometric.utils.remove_self_loops"
-        )
-    return whole, place
 
 
 class OneTarget(nn.Module):
@@ -171,12 +151,10 @@ def _of_types(
     embedding = getattr(network.model, "edge_embedding", None)
     types = network.batch.edge_attr
     if not isinstance(embedding, TypeEmbedding) or types is None or types.is_floating_point():
-        got = f"{type(network.model).__name__} and no edge_attr"
-        if types is not None:
-            got = got.replace("no edge_attr", f"edge_attr of {types.dtype}, {list(types.shape)}")
+        got = None if types is None else f"{types.dtype}, {list(types.shape)}"
         raise ValueError(
             "expected edges with type ids and a network whose edge_embedding is a TypeEmbedding, "
-            f"got {got}; use a method that masks messages, as 'edge mask'"
+            f"got edge_attr {got}; use a method that masks messages, as 'edge mask'"
         )
     columns = zip(types.reshape(len(types), -1).unbind(dim=1), embedding.sizes, strict=True)
     one_hot = torch.cat([nn.functional.one_hot(ids, size) for ids, size in columns], dim=1)
@@ -263,9 +241,8 @@ def curve(
 ) -> pd.DataFrame:
     """What a network predicts while bonds, each with both directions, are removed in an order.
 
-    ``importance`` has a number per edge of each graph; a bond has the larger one of its
-    directions. Fractions of a graph's bonds are rounded to a whole number (a half to the even
-    one); equally important bonds go in an order drawn at random.
+    A bond has the larger ``importance`` of its directions. Fractions of a graph's bonds are
+    rounded, a half to the even number; equally important bonds go in an order drawn at random.
 
     A row per ``graph`` and ``fraction``: ``bonds`` of the whole graph, how many are ``removed``,
     ``prediction``, its ``change`` from that of the whole graph, and ``absolute_error``.
@@ -273,14 +250,10 @@ def curve(
     rng, rows, left = np.random.default_rng(0), [], []
     for index, (graph, of_graph) in enumerate(zip(graphs, importance, strict=True)):
         if of_graph.isnan().any():
-            raise ValueError(
-                f"graph {index}: expected an importance that can be ordered, got NaN; leave the "
-                "graph out, or put such edges last with torch.nan_to_num"
-            )
+            raise ValueError(f"graph {index}: expected an importance without NaN; leave it out")
         values = bond_importance(graph, of_graph).numpy(force=True)
         by_importance = np.lexsort((rng.random(len(values)), -values))
-        if order == "ascending":
-            by_importance = by_importance[::-1]
+        by_importance = by_importance[:: -1 if order == "ascending" else 1]
         place = torch.from_numpy(by_importance.argsort())[bond_of_edge(graph)]
         target = np.nan if graph.y is None else float(graph.y[0, 0])
         for fraction in fractions:
@@ -303,7 +276,7 @@ def compare(curves_by_method: Mapping[str, pd.DataFrame], *, resamples: int) -> 
     """
     areas = {}
     for method, curves in curves_by_method.items():
-        table = curves.groupby(["graph", "fraction"])["change"].mean().unstack("fraction")
+        table = curves.groupby(["graph", "fraction"])["change"].mean().unstack()
         areas[method] = np.trapezoid(table, x=table.columns.to_numpy(float), axis=1)
     return pd.DataFrame(
         {"method": method, "graphs": len(of_graphs)}
@@ -316,13 +289,13 @@ def compare(curves_by_method: Mapping[str, pd.DataFrame], *, resamples: int) -> 
 def _mean(name: str, values: Any, resamples: int) -> dict[str, float]:
     """The mean of the finite values with a percentile bootstrap interval, NaN without two."""
     finite = np.asarray(values)[np.isfinite(values)]
-    low = high = mean = np.nan
+    ends = [np.nan] * 3
     if len(finite) > 1:
-        settings = dict(n_resamples=resamples, method="percentile", batch=1000)
-        drawn = stats.bootstrap((finite,), np.mean, rng=np.random.default_rng(0), **settings)
-        mean, (low, high) = finite.mean(), drawn.confidence_interval
-    ends = {f"{name}_low": low, f"{name}_high": high} if name else {"low": low, "high": high}
-    return {name or "mean": mean} | ends
+        look = dict(n_resamples=resamples, method="percentile", batch=1000)
+        drawn = stats.bootstrap((finite,), np.mean, rng=np.random.default_rng(0), **look)
+        ends = [finite.mean(), *drawn.confidence_interval]
+    names = [name, f"{name}_low", f"{name}_high"] if name else ["mean", "low", "high"]
+    return dict(zip(names, ends, strict=True))
 
 
 def explain(
@@ -349,9 +322,7 @@ def explain(
         for method in methods
         if method != CONTROL
     } | dict(others)
-    controls = [
-        edge_importance(model, graphs, CONTROL, seed=draw, progress=False) for draw in range(5)
-    ]
+    controls = [edge_importance(model, graphs, CONTROL, seed=draw) for draw in range(5)]
     correlation, curves, areas = [], [], []
     for method, values in {**scores, CONTROL: controls[0]}.items():
         if method != "ratio":
@@ -387,8 +358,8 @@ def explain_run(
 ) -> dict[str, pd.DataFrame]:
     """The tables of ``explain`` of a finished run, and ``interventions`` on its scores.
 
-    Interventions are on the scores of all layers on all test graphs; the mean of a channel is that
-    over 2,000 training graphs. Besides the methods there is ``frequency``, of ``type_frequency``.
+    Interventions take the mean of a channel over 2,000 training graphs. Besides the methods there
+    is ``frequency``, of ``type_frequency``.
     """
     model, information = checkpoint.load(Path(folder) / "best")
     explained = splits.test[:graphs]
@@ -411,21 +382,17 @@ def read_explanations(folder: Path | str, runs: Mapping[str, str]) -> dict[str, 
 
 
 def faithfulness(curves: pd.DataFrame, *, value: str = "change") -> sns.FacetGrid:
-    """Means over molecules after each share of removed bonds, a line per method.
-
-    The ratio is drawn thick and random orders dashed, both with their intervals.
-    """
+    """Means after each share of removed bonds; the ratio and random orders with intervals."""
     # The median of a value and the ends of its interval is the value.
     both = curves[curves["method"].isin(["ratio", CONTROL])]
     ends = [both.assign(**{value: both[f"{value}_{end}"]}) for end in ("low", "high")]
     methods = curves["method"].unique()
     colors = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
-    look = dict(palette=colors | {CONTROL: "black"}, height=2.5)
+    look = dict(palette=colors | {CONTROL: "black"}, height=2.5, row="order", col="run")
     look["sizes"] = {method: 2.6 if method == "ratio" else 1.3 for method in methods}
     look["dashes"] = {method: (4, 2) if method == CONTROL else "" for method in methods}
-    look["aspect"] = 1.2 if curves["run"].nunique() > 1 else 2.0
     look |= dict.fromkeys(("hue", "size", "style"), "method")
-    look |= dict(row="order", col="run", estimator="median", errorbar=("pi", 100))
+    look |= dict(estimator="median", errorbar=("pi", 100))
     grid = sns.relplot(pd.concat([curves, *ends]), kind="line", x="fraction", y=value, **look)
-    axis = {"change": "|change of prediction|", "absolute_error": "absolute error"}[value]
+    axis = value.replace("_", " ").replace("change", "|change of prediction|")
     return grid.set_titles("{col_name}, {row_name}").set_axis_labels("share of bonds removed", axis)

@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import few_molecules
+from conftest import NOT_BUNDLED, few_molecules
 from torch_geometric.data import Data
 
 from mapkg.evaluation import score
@@ -21,10 +22,11 @@ from studies.bond_types import (
     edge_counts,
     examine_bond_types,
     heat_maps,
+    published_heat,
     range_table,
     share_table,
 )
-from studies.data import BUNDLED
+from studies.data import BUNDLED, molecule_graph
 from studies.emergence import emergence
 from studies.extras import build
 from studies.first_layer import (
@@ -228,6 +230,20 @@ def test_parts_of_a_score_are_means_over_the_edges_of_a_label(splits):
     np.testing.assert_allclose(found.loc[1].loc[expected.index, COLUMNS], expected, rtol=1e-4)
     assert found.loc[(0, "none"), ["edges", "usable"]].tolist() == [0, 0]
     assert np.isnan(found.loc[(0, "none"), COLUMNS].astype(float)).all()
+
+
+def test_cells_of_the_published_map_are_sums_over_three_kinds_of_triple_bonds():
+    path = NOT_BUNDLED / "zinc" / "zinc12k_official.csv.gz"
+    if published_heat().empty or not path.is_file():
+        pytest.skip("the published numbers and ZINC are not bundled; MAPKG_DATA says where")
+    rows = pd.read_csv(path).query("split == 'test'")
+    graphs = [molecule_graph(smiles, 0.0) for smiles in rows["smiles"] if "#" in smiles]
+    kinds = distinct_edges(graphs).query("edge == 3")["count"].to_list()
+    assert sorted(kinds) == [18, 55, 55]
+    sums = {100 * sum(some) / 128 for n in (1, 2, 3) for some in combinations(kinds, n)}
+    for cell in published_heat().query("label == 'triple'").itertuples():
+        assert sum(cell.low <= each <= cell.high for each in sums) == 1
+    assert len(published_heat()) == 14 + 12 + 7
 
 
 ROWS = pd.DataFrame(

@@ -10,9 +10,18 @@ import torch
 from conftest import few_molecules
 from torch import nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import SimpleConv, global_add_pool
+from torch_geometric.explain.algorithm.utils import set_masks
+from torch_geometric.nn import (
+    GATConv,
+    GATv2Conv,
+    GCNConv,
+    Sequential,
+    SimpleConv,
+    global_add_pool,
+)
 
 from mapkg import hooks
+from mapkg.attribution import heat_map
 from mapkg.models.network import TypeEmbedding
 from studies import explanations
 from studies.__main__ import main
@@ -167,6 +176,99 @@ def test_what_cannot_be_explained_is_refused(graphs):
         edge_importance(model, [graph], "integrated gradients")
 
 
+# Models of PyG, on graphs with self-loops of their own.
+
+
+class Pooled(nn.Module):
+    """A layer of PyG and a sum over nodes and channels, with arguments by name."""
+
+    def __init__(self, conv, pool=True):
+        super().__init__()
+        self.conv, self.pool = conv, pool
+
+    def forward(self, x, edge_index, batch=None):
+        of_nodes = self.conv(x, edge_index).sum(dim=1, keepdim=True)
+        return global_add_pool(of_nodes, batch) if self.pool else of_nodes
+
+
+LAYERS = {
+    "GATConv": lambda: GATConv(3, 4, heads=1),
+    "GATv2Conv": lambda: GATv2Conv(3, 4, heads=1),
+    "GCNConv": lambda: GCNConv(3, 4),
+    "kept": lambda: GATConv(3, 4, heads=1, add_self_loops=False),
+}
+LOOPS = {"one first": [0], "all but one": [3, 1, 0], "every": [0, 1, 2, 3], "twice": [2, 2]}
+
+
+def weight_by_loop(conv, x, edges):
+    """The weight of each edge, one of ``edges`` at a time."""
+    if isinstance(conv, GCNConv):
+        degree = [sum(target == i for _, target in edges) for i in range(len(x))]
+        return [1 / math.sqrt(degree[j] * degree[i]) for j, i in edges]
+    logits = []
+    for j, i in edges:
+        if isinstance(conv, GATv2Conv):
+            h = nn.functional.leaky_relu(conv.lin_l(x[j]) + conv.lin_r(x[i]), 0.2)
+            logits.append((h * conv.att[0, 0]).sum())
+        else:
+            h = (conv.lin(x[j]) * conv.att_src[0, 0] + conv.lin(x[i]) * conv.att_dst[0, 0]).sum()
+            logits.append(nn.functional.leaky_relu(h, 0.2))
+    exp = [float(logit.detach().exp()) for logit in logits]
+    return [
+        e / sum(f for f, (_, k) in zip(exp, edges, strict=True) if k == i)
+        for e, (_, i) in zip(exp, edges, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("loops", LOOPS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_attributions_of_pygs_layers_are_those_of_a_plain_loop(layer, loops):
+    torch.manual_seed(0)
+    model = Pooled(LAYERS[layer]()).eval()
+    bonds = [(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2)]
+    given = [*bonds[:2], *((i, i) for i in LOOPS[loops]), *bonds[2:]]
+    x = torch.randn(4, 3)
+    graph = Data(x=x, edge_index=torch.tensor(given).T)
+    # A layer that replaces loops has one for each node.
+    seen = given if layer == "kept" else [*bonds, *((i, i) for i in range(4))]
+    weights = weight_by_loop(model.conv, x, seen)
+    lin = model.conv.lin_l if layer == "GATv2Conv" else model.conv.lin
+    value = lin(x).sum(dim=1).detach()
+    expected = [abs(weights[seen.index(edge)] * float(value[edge[0]])) for edge in given]
+    for graphs in ([graph], [graph, graph]):
+        found = edge_importance(model, graphs, "edge mask")[-1]
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+        if layer != "GCNConv":
+            found = edge_importance(model, graphs, "AttentionExplainer")[-1]
+            attention = [weights[seen.index(edge)] for edge in given]
+            np.testing.assert_allclose(found, attention, rtol=1e-4)
+    ratio = edge_maxima(model, [graph], names="conv:message")[0]
+    messages = lin(x).detach().abs().sort(dim=1).values
+    of_edges = messages[:, -1] / messages[:, 1]  # a weight does not change a ratio
+    np.testing.assert_allclose(ratio, of_edges[graph.edge_index[0]], rtol=1e-4)
+    labels = [torch.arange(graph.num_edges)]
+    shares = heat_map(model, [graph], labels, len(given), thresholds=[2.0], names="conv:message")
+    np.testing.assert_array_equal(shares[0, 0].any(dim=1), of_edges[graph.edge_index[0]] > 2)
+
+
+def test_what_models_of_pyg_cannot_be_asked_is_said(graphs):
+    x, ends = torch.randn(4, 3), torch.tensor([[0, 0, 1], [0, 1, 2]])
+    graph, kept = Data(x=x, edge_index=ends), GATConv(3, 3, add_self_loops=False)
+    with pytest.raises(ValueError, match=r"a prediction for each of 1 graphs, got shape \[4, 1\]"):
+        edge_importance(Pooled(LAYERS["kept"](), pool=False), [graph], "edge mask")
+    both = Pooled(Sequential("x, e", [(kept, "x, e -> x"), (GATConv(3, 3), "x, e -> x")]))
+    with pytest.raises(ValueError, match="layers of both kinds; take them out"):
+        edge_importance(both, [graph], "AttentionExplainer")
+    with pytest.raises(ValueError, match="'conv': expected a row for each of 3 edges, got 4"):
+        edge_maxima(Pooled(kept), [graph], names="conv")
+    model = Pooled(kept)
+    expected = edge_importance(model, [graph], "AttentionExplainer")
+    set_masks(model, torch.zeros(3), ends)
+    with pytest.warns(UserWarning, match="left its edge mask in 1 layers; it is ignored"):
+        found = edge_importance(model, [graph], "AttentionExplainer")
+    torch.testing.assert_close(found, expected)
+
+
 # Bonds and their order.
 
 
@@ -210,7 +312,7 @@ def test_bonds_go_whole_in_the_order_of_their_importance():
         assert found["prediction"].to_list() == [*prediction, 20, 20, 0, 0]
         assert found["change"].to_list() == [*(222 - np.array(prediction)), 0, 0, 20, 20]
         assert found["absolute_error"].to_list()[:4] == [abs(p - 200) for p in prediction]
-    with pytest.raises(ValueError, match="graph 0: expected an importance that can be"):
+    with pytest.raises(ValueError, match="graph 0: expected an importance without NaN"):
         curve(MODEL, graphs, [by_bond(1, np.nan, 2), by_bond(1)])
 
 

@@ -156,17 +156,6 @@ def test_a_control_changes_as_many_others_on_every_edge():
             assert rows["activations"].sum() == mask.numel()
 
 
-def test_clipped_activations_keep_their_sign_at_the_threshold_and_controls_shrink():
-    before, (massive, *controls) = passes(network())[1]["clip"]
-    before, chosen = before[0], massive != before[0]
-    assert torch.equal(massive.sign(), before.sign())
-    at_threshold = torch.full_like(massive[chosen], LOW)
-    torch.testing.assert_close(activation_ratio(massive)[chosen], at_threshold)
-    for control in controls:
-        shrunk = (control / before)[control != before]
-        torch.testing.assert_close(shrunk, (massive / before)[chosen])
-
-
 def test_where_nothing_is_massive_nothing_changes():
     no_median = network()
     torch.nn.init.zeros_(no_median.layers[0].attention.edge.weight)

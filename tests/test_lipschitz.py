@@ -72,13 +72,6 @@ def test_scores_by_hand():
         torch.testing.assert_close(found, factors[0] * score / largest)
 
 
-def test_the_slope_of_the_linear_score_is_the_norm_of_the_queries():
-    query, x = normal(3, 4), normal(5, 4, seed=1)
-    found = slope(lambda x: linear_score(x, query), x)
-    assert found == pytest.approx(query.norm().item())
-    assert found >= torch.linalg.matrix_norm(query, ord=2).item()
-
-
 def test_tied_keys_by_hand():
     # In the plane there are two directions across: keys 10 (q + u), 10 (q - u), -10 q for q = e1.
     found = tied_keys(torch.tensor([2.0, 0.0]), 3, 10.0)

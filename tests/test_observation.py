@@ -12,7 +12,6 @@ from mapkg.evaluation import calibrate_batch_norm, predict, targets
 from mapkg.hooks import edit, record, resolve
 from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models.network import ARCHITECTURES, CLAMPED, SCORES
-from mapkg.models.pyg_layers import vector_score
 from studies.extras import build
 from studies.observation import bond_ratios, edge_maxima, looked_at, observe_states, summarise
 from studies.published import CONFIGS
@@ -67,22 +66,6 @@ def test_a_batch_of_graphs_is_summed_up_as_each_graph_alone(architecture, graphs
         of_both = [pd.Series(each.statistics(), dtype=float) for each in (summary, other[name])]
         pd.testing.assert_series_equal(*of_both, rtol=1e-6)
         assert torch.equal(summary.massive_by_channel, other[name].massive_by_channel)
-
-
-def test_a_summary_of_a_transformer_is_that_of_its_logits_before_the_sum(graphs):
-    """Against PyG's own attention weights: a softmax of the sums over the channels of a head."""
-    model, names, seen = network(ON_ZINC["transformer"]), looked_at("transformer"), []
-    with record(model, names, reduce=lambda name, inputs: seen.append((name, inputs))):
-        predict(model, next(iter(DataLoader(graphs, 5))))
-    for layer, (name, inputs) in enumerate(seen):
-        score, expected = vector_score(resolve(model, name)[name], inputs), ActivationSummary()
-        expected.update(score)
-        found = summarise(model, graphs, names=names, batch_size=5)[name]
-        assert found.statistics() == expected.statistics()
-        query, key = inputs["query_i"], inputs["key_j"]
-        edge = model.layers[layer].conv.lin_edge(inputs["edge_attr"]).view_as(key)
-        logits = (query * (key + edge)).sum(-1) / (D / HEADS) ** 0.5
-        torch.testing.assert_close(score.unflatten(1, (HEADS, -1)).sum(dim=-1), logits)
 
 
 def test_graphs_are_told_apart_by_the_source_of_their_edges(graphs):

@@ -303,12 +303,6 @@ def test_another_kind_and_a_gap_in_the_numbers_of_layers_are_errors():
             load_network(rest, "gt", heads=4)
 
 
-def test_layers_are_ordered_by_number_not_by_name():
-    model = own_network(num_layers=11)
-    weights = dict(sorted(as_published(model).items(), reverse=True))
-    assert torch.equal(predictions(load_network(weights, "gt", heads=4)), predictions(model))
-
-
 def test_the_gamma_of_san_is_read_once_and_where_it_is_used():
     for changes in (dict(full_graph=True), {}):  # learned, stored in every layer, too, and unused
         model = own_network("san", **changes)

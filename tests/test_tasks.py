@@ -8,21 +8,19 @@ import pandas as pd
 import pytest
 import torch
 from conftest import few_molecules
-from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score
+from sklearn.metrics import log_loss
 
 from mapkg.evaluation import batches, predict, targets
 from studies.data import load
-from studies.data.proteins import read_proteins, split_proteins
-from studies.data.tox21 import TASKS, read_tox21
+from studies.data.graph_classification import TASKS, read_proteins, read_tox21, split_proteins
 from studies.emergence import _changes, emergence, examine_checkpoint, fit_to_data
 from studies.extras import build
 from studies.published import CONFIGS
 from studies.results import TABLES
 from studies.train import seed_all
 
-STATES = ["base", "base_calibrated", "best", "last"]
-LAYERS, SEED = 2, 4
-SIZES = dict(hidden_channels=16, heads=2, num_layers=LAYERS, batch_size=8, lr=0.01, max_epochs=2)
+SEED = 4
+SIZES = dict(hidden_channels=16, heads=2, num_layers=2, batch_size=8, lr=0.01, max_epochs=2)
 ON_ZINC = [name for name, config in CONFIGS.items() if config.dataset == "zinc"]
 SMILES = [
     *("CCO", "CC(=O)O", "CCN", "c1ccccc1", "Cc1ccccc1", "Oc1ccccc1", "CC#N", "C=CC=O", "CCCl"),
@@ -87,80 +85,30 @@ def config_for(name, data="moses", **changes):
     return CONFIGS[name].replace(**SIZES | changes | ({"full_graph": True} if is_full else {}))
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(run, id=" on ".join(run)) for run in QUICK]
-    + [
-        pytest.param(run, id=" on ".join(run), marks=pytest.mark.slow) for run in RUNS[len(QUICK) :]
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(run, id=" on ".join(run), marks=[] if run in QUICK else pytest.mark.slow)
+        for run in RUNS
     ],
 )
-def run(request, data):
-    """Tables of a network trained for two epochs, its data, and its networks by state."""
-    name, kind = request.param
-    config, splits = config_for(name, kind), data[kind]
+def test_training_moves_every_weight_that_the_prediction_depends_on(run, data):
+    (name, kind), splits = run, data[run[1]]
+    config = config_for(*run)
     tables = emergence(config, splits, seed=SEED, name=name, progress=False)
-
-    def network(state):
-        seed_all(SEED)
-        model = build(fit_to_data(config, splits.description)).eval()
-        if state in ("best", "last"):
-            model.load_state_dict(getattr(tables.fit, f"{state}_weights"))
-        return model
-
-    return tables, splits, network
-
-
-def test_training_moves_every_weight_that_the_prediction_depends_on(run):
-    tables, splits, network = run
-    assert tables.history["epoch"].tolist() == [1, 2]
-    base, last = network("base"), tables.fit.last_weights
+    seed_all(SEED)
+    base = build(fit_to_data(config, splits.description)).eval()
     predict(base, next(iter(batches(splits.train, 8)))).sum().backward()
     # The edge stream of the last layer goes nowhere.
     idle = {name for name, value in base.named_parameters() if value.grad is None}
     assert all("edge" in name for name in idle), idle
+    last = tables.fit.last_weights
     moved = {n for n, value in base.named_parameters() if not torch.equal(value.data, last[n])}
     assert moved == {name for name, _ in base.named_parameters()} - idle
-
-
-def test_the_test_split_is_looked_at_in_every_state_and_after_every_epoch(run):
-    tables, splits, _ = run
-    summary, trajectory = tables.summary, tables.trajectory
-    places = list(zip(summary["state"], summary["layer"], strict=True))
-    assert places == [(state, layer) for state in STATES for layer in range(LAYERS)]
-    kind = "num_nodes" if "GPS" in summary["config"].iloc[0] else "num_edges"
-    assert set(summary["rows"]) == {sum(getattr(graph, kind) for graph in splits.test)}
-    assert len(tables.graph_maxima) == len(places) * len(splits.test)
-    epochs = list(zip(trajectory["epoch"], trajectory["layer"], strict=True))
-    assert epochs == [(epoch, layer) for epoch in range(3) for layer in range(LAYERS)]
-
-
-def test_the_metrics_are_those_of_scikit_learn_on_labelled_targets(run):
-    tables, splits, network = run
-    for state in ("base", "best", "last"):
-        with torch.no_grad():
-            (batch,) = batches(splits.test, len(splits.test))
-            predicted, target = predict(network(state), batch).double(), targets(batch).double()
-        rows = tables.summary[tables.summary["state"] == state].filter(like="test_")
-        for metric, value in metrics(predicted, target, "test_mae" in rows).items():
-            found = rows.pop(f"test_{metric}").tolist()
-            assert found == pytest.approx([value] * LAYERS, rel=1e-5, nan_ok=True), metric
-        assert rows.columns.empty
-
-
-def metrics(predicted, target, is_regression):
-    if is_regression:
-        return {"mae": mean_absolute_error(target, predicted)}
-    labelled = ~target.isnan()
-    areas = [
-        roc_auc_score(target[chosen, task], predicted[chosen, task])
-        for task, chosen in enumerate(labelled.T)
-        if len(set(target[chosen, task].tolist())) == 2
-    ]
-    return {
-        "bce": log_loss(target[labelled], predicted[labelled].sigmoid(), labels=[0, 1]),
-        "roc_auc": sum(areas) / len(areas) if areas else math.nan,
-        "accuracy": accuracy_score(target[labelled], predicted[labelled] > 0),
-    }
+    rows = "num_nodes" if "GPS" in name else "num_edges"
+    assert set(tables.summary["rows"]) == {sum(getattr(graph, rows) for graph in splits.test)}
+    losses = {"test_mae"} if kind == "moses" else {"test_bce", "test_roc_auc", "test_accuracy"}
+    assert set(tables.summary.filter(like="test_")) == losses
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mapkg.models import build
 from studies.observation import summarise_scores
 from studies.published import CONFIGS
 from studies.score_measures import COLUMNS
-from studies.stacked import adam, check_stackable
+from studies.stacked import check_stackable
 from studies.train import fit, seed_all
 
 SEEDS = (3, 0, 7)
@@ -121,8 +121,8 @@ def test_classification_with_missing_labels_is_that_of_each_alone(splits):
 def test_each_seed_follows_its_own_schedule_and_stops_by_itself(splits, tmp_path):
     config = config_of("GT-ZINC", lr=0.01, lr_patience=0, min_lr=4e-3, max_epochs=20)
     expected = one_by_one(splits, config)
-    lengths = {len(single.history) for single in expected.values()}
-    assert len(lengths) > 1 and {single.stop_reason for single in expected.values()} == {"min lr"}
+    reasons = {single.stop_reason for single in expected.values()}
+    assert reasons == {"min lr", "max epochs"}, "choose another rate"
     for _ in range(2):  # the second time all is done
         assert_same(stacked(splits, config, folder=tmp_path), expected, tolerance=1e-5)
 
@@ -167,31 +167,6 @@ def test_scores_are_measured_as_those_of_a_single_network(splits):
             expected = summary.statistics()
             for name in set(expected) & set(COLUMNS):
                 assert last[name].iloc[layer] == pytest.approx(expected[name], rel=0.012), name
-
-
-def test_adam_is_that_of_torch():
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(2, 5, generator=generator, dtype=torch.double)
-    single = [nn.Parameter(row.clone()) for row in weights]
-    lr = torch.tensor([0.1, 0.003], dtype=torch.double)
-    optimizers = [
-        torch.optim.Adam([one], lr=rate.item(), weight_decay=0.2)
-        for one, rate in zip(single, lr, strict=True)
-    ]
-    first, second = (torch.zeros(2, 5, dtype=torch.double) for _ in range(2))
-    steps = torch.zeros(2, dtype=torch.double)
-    for step in range(5):
-        gradient = torch.randn(2, 5, generator=generator, dtype=torch.double)
-        active = torch.tensor([1.0, float(step != 2)], dtype=torch.double)
-        adam(weights, gradient + 0.2 * weights, first, second, steps, lr, active)
-        for one, optimizer, row, is_active in zip(
-            single, optimizers, gradient, active, strict=True
-        ):
-            one.grad = row.clone()
-            if is_active:
-                optimizer.step()
-        difference = torch.stack([one.detach() for one in single]) - weights
-        assert difference.abs().max() < 1e-14
 
 
 def test_what_cannot_be_stacked_is_refused(splits):
