@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 USABLE := $(shell test -f $(INSTALLED) && $(BIN)/python -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test test-all lint format lock paper findings clean
+.PHONY: help setup book test test-all lint format lock paper findings check-results clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16

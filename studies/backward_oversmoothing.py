@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mapkg.oversmoothing import smoothing_by_layer
-from studies.data.regular import RegularTask, regular_task
+from studies.data.networks import RegularTask, regular_task
 from studies.figures import layer_colors, over_seeds, whole_ticks
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "linear": nn.Identity}

@@ -164,6 +164,8 @@ def alone(folder: Path | str) -> Iterator[None]:
             left.unlink(missing_ok=True)
         yield
     finally:
+        if lock.lock_counter == 1:
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

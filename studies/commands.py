@@ -14,7 +14,13 @@ from mapkg.models.config import Config
 from studies import checkpoint, tables
 from studies.bond_changes import CHANGES
 from studies.data import NodesOfGraph, Splits, load
-from studies.emergence import emergence, observation_epochs, with_permuted_targets, without_training
+from studies.emergence import (
+    emergence,
+    fit_to_data,
+    observation_epochs,
+    with_permuted_targets,
+    without_training,
+)
 from studies.published import CONFIGS, known
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
@@ -49,10 +55,10 @@ def train(
     splits = changed(splits, seed)
     if permute_targets:
         splits = with_permuted_targets(splits, seed)
+    settings = fit_to_data(settings, splits.description)  # or nothing is written
     observed = observation_epochs(settings.max_epochs)
     further = dict(folder=out, device=where, observe_epochs=observed, keep_every=keep_every)
-    with checkpoint.alone(out):
-        emergence(settings, splits, seed=seed, name=config, **further)
+    emergence(settings, splits, seed=seed, name=config, **further)
     return 0
 
 
@@ -111,6 +117,8 @@ def make(
     if "splits" in takes:
         seeds = [checkpoint.load(folder / "best")[1]["seed"] for folder in folders]
         data = (_limited(load(settings.pop("dataset")), limit),)
+    elif "limit" in takes:  # it loads its data by itself
+        settings["limit"] = limit
     torch.set_num_threads(threads or torch.get_num_threads())
     if "prefix" in takes:
         function(*data, prefix=output, **settings)

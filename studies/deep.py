@@ -25,7 +25,7 @@ from mapkg.oversmoothing import smoothing_by_layer, uniform_attention_limits
 from studies import tables
 from studies.backward_oversmoothing import OPTIMIZERS, full_training
 from studies.data import Description, NodesOfGraph, Splits
-from studies.data.regular import regular_task
+from studies.data.networks import regular_task
 from studies.provenance import commit, versions
 from studies.published import known
 from studies.schedule import Schedule

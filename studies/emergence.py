@@ -102,11 +102,12 @@ def emergence(
         then = dict(versions=run.versions, commit=run.commit, stop_reason=run.stop_reason)
         then["history"] = run.history.to_dict("records")
         epochs = {"base": 0, "best": run.best_epoch, "last": len(run.history)}
-        for state, epoch in epochs.items():
-            path = Path(folder) / state
-            checkpoint.save(path, weights[state], config, **origin, epoch=epoch, **then)
-        for key, table in tables.items():
-            write_table(Path(folder) / f"{key}.csv.gz", table)
+        with checkpoint.alone(folder):
+            for state, epoch in epochs.items():
+                path = Path(folder) / state
+                checkpoint.save(path, weights[state], config, **origin, epoch=epoch, **then)
+            for key, table in tables.items():
+                write_table(Path(folder) / f"{key}.csv.gz", table)
         print(f"wrote tables and checkpoints to {folder}", file=sys.stderr)
     return Emergence(**tables, fit=run)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, PairNorm
 
-from mapkg.lipschitz_norm import lipschitz_normalise
+from mapkg.lipschitz_norm import EPS, lipschitz_normalise
 
 HEADS = 4
 """Of GAT."""
@@ -181,7 +181,7 @@ def _gat(layer: GATConv, h: Tensor, kept: int, _degree: Tensor) -> Tensor:
         square = z.square().sum(-1)
         inside = torch.stack(_family(square, inner)).amax(dim=0) + square[:, :inner]
         root = inside.clamp(min=torch.finfo(inside.dtype).tiny).sqrt()
-        score = score / (norm.scale * att * root + norm.eps)
+        score = score / (norm.scale * att * root + EPS)
     weight = nn.functional.leaky_relu(score, layer.negative_slope).softmax(dim=0).unsqueeze(-1)
     received = (weight * torch.stack(_family(z, inner))).sum(dim=0)
     return torch.cat([received, z[:, inner:kept]], dim=1).flatten(-2) + layer.bias

@@ -238,7 +238,8 @@ def test_a_masked_attack_disturbs_nothing_else(linear, graphs):
 class Checkpointed(Linear):
     """Computes its embeddings again on the way back."""
 
-    def forward(self, *inputs):
+    def forward(self, x, edge_index, edge_attr, batch, batch_size=None):
+        inputs = (x, edge_index, edge_attr, batch, batch_size)
         return checkpoint(super().forward, *inputs, use_reentrant=False)
 
 

@@ -14,7 +14,7 @@ from studies.backward_oversmoothing import (
     squared_loss,
     train_last_layer,
 )
-from studies.data.regular import regular_task
+from studies.data.networks import regular_task
 
 
 @pytest.fixture

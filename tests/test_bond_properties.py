@@ -13,8 +13,8 @@ from torch_geometric.utils import from_smiles
 from studies.bond_changes import join_global_node, shuffle_types
 from studies.data import DESCRIPTIONS, Splits, load, molecule_graph
 from studies.data.bond_properties import CONJUGATION, OTHER, PROPERTIES, RINGS, edge_labels
-from studies.data.proteins import PAIR_TYPES
-from studies.data.zinc_benchmark import benchmark_graph
+from studies.data.graph_classification import PAIR_TYPES
+from studies.data.smiles_tables import benchmark_graph
 
 ABOUT = DESCRIPTIONS["moses"]
 COLUMNS = replace(

@@ -9,7 +9,7 @@ from torch_geometric.utils import to_undirected
 
 from mapkg.oversmoothing import rank_one_distance, relative_spread, uniform_attention_limits
 from studies.data import NodesOfGraph, Splits
-from studies.data.regular import regular_task
+from studies.data.networks import regular_task
 from studies.deep import (
     LAYERS,
     LIPSCHITZ_NORMS,

@@ -157,7 +157,7 @@ def test_values_of_a_network_are_of_the_type_of_their_field():
 
 
 def test_a_run_holds_what_was_asked_for_and_one_that_is_continued_the_same(runs, tmp_path, capsys):
-    expected = {f"{table}.csv.gz" for table in TABLES} | {"state.safetensors", ".lock"}
+    expected = {f"{table}.csv.gz" for table in TABLES} | {"state.safetensors"}
     expected |= {f"{s}.{kind}" for s in STATES if "_" not in s for kind in ("json", "safetensors")}
     assert {path.name for path in runs[1].iterdir()} == expected
     information = checkpoint.load(runs[1] / "best")[1]

@@ -16,7 +16,7 @@ from mapkg.oversmoothing import (
     uniform_attention_limits,
 )
 from studies.backward_oversmoothing import VanillaNetwork
-from studies.data.regular import regular_task
+from studies.data.networks import regular_task
 
 TRIANGLE_WITH_TAIL = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 3]])
 

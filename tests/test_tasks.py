@@ -12,8 +12,7 @@ from sklearn.metrics import log_loss
 
 from mapkg.evaluation import batches, predict, targets
 from studies.data import load
-from studies.data.proteins import read_proteins, split_proteins
-from studies.data.tox21 import TASKS, read_tox21
+from studies.data.graph_classification import TASKS, read_proteins, read_tox21, split_proteins
 from studies.emergence import _changes, emergence, examine_checkpoint, fit_to_data
 from studies.extras import build
 from studies.published import CONFIGS

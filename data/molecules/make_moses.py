@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from rdkit import Chem
 from tqdm import tqdm
 
 from studies.data.molecules import logp_terms, molecule_graph
@@ -44,9 +45,9 @@ STD = (1.434324401111988, 0.8335207024513095, 0.2860212110245455)
 
 def target(smiles: str) -> float:
     """Penalised logP as the tracked tables have it, with networkx's own root for its rings."""
+    terms = logp_terms(Chem.MolFromSmiles(smiles), root=None)
     logp, accessibility, excess = (
-        (term - mean) / std
-        for term, mean, std in zip(logp_terms(smiles, root=None), MEAN, STD, strict=True)
+        (term - mean) / std for term, mean, std in zip(terms, MEAN, STD, strict=True)
     )
     return logp - accessibility - excess
 
@@ -96,7 +97,7 @@ def make_table(folder: Path, containing: str) -> pd.DataFrame:
             "smiles": smiles,
             "y": [
                 round(target(molecule), 8)
-                for molecule in tqdm(smiles, "penalised logP", file=sys.stderr)
+                for molecule in tqdm(smiles, "penalized logP", file=sys.stderr)
             ],
         }
     )

@@ -164,7 +164,7 @@ LAYERS: Layers = {
 """The paper's layers by architecture."""
 
 OTHERS: Mapping[str, type[nn.Module]] = {"egat": EdgeGATLayer}
-"""Layers that decide on residual and dropout themselves: ``layer(channels, heads, use_bias=)``."""
+"""Layers that decide on residual and dropout themselves, ``layer(channels, heads, use_bias=)``."""
 
 ARCHITECTURES = (*LAYERS, *OTHERS, *standard.ARCHITECTURES)
 """What ``build`` builds, the paper's networks, its comparison, and the layers of PyG."""

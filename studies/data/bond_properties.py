@@ -1,8 +1,4 @@
-"""What can be said of a bond besides its type: its atoms, its ring, its conjugation.
-
-``edge_labels`` gives every directed edge of a list of graphs one of a few names, so that massive
-activations can be counted by any of these properties as they are by type.
-"""
+"""What can be said of a bond besides its type: its atoms, its ring, its conjugation."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -38,34 +34,25 @@ Labels = tuple[list[Int[Tensor, " E"]], tuple[str, ...]]
 def edge_labels(
     graphs: Sequence[Data], by: str, description: Description, *, rare: float = 0.01
 ) -> Labels:
-    """Which kind of edge each edge is.
+    """Which kind of edge each directed edge of the graphs of one data set is.
 
-    Args:
-        graphs: of one data set. For rings and conjugation each has ``smiles``.
-        by: ``"type"``, the edge types that the description names; ``"role"``, the same, but edges
-            of a global node are apart from bonds that share their type; ``"atom pair"``, the two
-            elements in either order, the most frequent pair first; ``"ring"``, the smallest ring
-            the bond is part of; ``"conjugation"``.
-        description: of the data set.
-        rare: pairs of elements with a smaller share of all edges of ``graphs`` are put
-            together as ``OTHER``, in [0, 1].
-
-    Returns:
-        Labels of the edges of each graph, shape [E] each, and the name of each label. A name
-        may have no edge.
-
-    Raises:
-        ValueError: if the property is unknown, an edge has a type that the description does not
-            name, or nodes and edges are not the atoms and bonds of ``smiles``.
+    ``by`` is ``"type"``, the edge types that the description names; ``"role"``, the same, but edges
+    of a global node are apart from bonds that share their type; ``"atom pair"``, the two elements
+    in either order, the most frequent first, and ``OTHER`` for those with a share below ``rare``;
+    ``"ring"``, the smallest ring the bond is part of; or ``"conjugation"``. The last two need
+    ``smiles``. A name may have no edge.
     """
     if by not in PROPERTIES:
         raise ValueError(f"by: expected one of {', '.join(PROPERTIES)}, got {by!r}")
-    return PROPERTIES[by](graphs, description, rare)
+    if by == "atom pair":
+        return _by_atom_pair(graphs, description, rare)
+    return PROPERTIES[by](graphs, description)
 
 
-def _by_type(graphs: Sequence[Data], description: Description, rare: float) -> Labels:
+def _by_type(graphs: Sequence[Data], description: Description) -> Labels:
     ids = sorted(description.edge_types)
-    label = torch.full((max(*ids, 0, *(_largest(graph) for graph in graphs)) + 1,), -1)
+    largest = [int(graph.edge_type.max()) for graph in graphs if graph.num_edges]
+    label = torch.full((max([0, *ids, *largest]) + 1,), -1)
     label[ids] = torch.arange(len(ids))
     labels = [label[graph.edge_type] for graph in graphs]
     for graph, found in zip(graphs, labels, strict=True):
@@ -78,8 +65,8 @@ def _by_type(graphs: Sequence[Data], description: Description, rare: float) -> L
     return labels, tuple(description.edge_types[i] for i in ids)
 
 
-def _by_role(graphs: Sequence[Data], description: Description, rare: float) -> Labels:
-    of_types, types = _by_type(graphs, description, rare)
+def _by_role(graphs: Sequence[Data], description: Description) -> Labels:
+    of_types, types = _by_type(graphs, description)
     if description.num_node_types != len(ATOM_TYPES) + 1:  # no global node
         return of_types, types
     bonds = [name.split(" / ")[0] for name in types]  # of a shared id the bond comes first
@@ -94,15 +81,13 @@ def _by_role(graphs: Sequence[Data], description: Description, rare: float) -> L
     return labels, names
 
 
-def _largest(graph: Data) -> int:
-    return int(graph.edge_type.max()) if graph.num_edges else 0
-
-
 def _by_atom_pair(graphs: Sequence[Data], description: Description, rare: float) -> Labels:
     pairs = []
     for graph in graphs:
         symbols = _elements(graph, description)
-        pairs.append([_pair_name(symbols[j], symbols[i]) for j, i in graph.edge_index.t().tolist()])
+        # Carbon first, else in the order of the alphabet.
+        both = [[symbols[j], symbols[i]] for j, i in graph.edge_index.t().tolist()]
+        pairs.append(["–".join(sorted(pair, key=lambda s: (s != "C", s))) for pair in both])
     counts = Counter(pair for of_graph in pairs for pair in of_graph)
     frequent = sorted(
         (pair for pair, count in counts.items() if count >= rare * counts.total()),
@@ -110,17 +95,11 @@ def _by_atom_pair(graphs: Sequence[Data], description: Description, rare: float)
     )
     names = tuple(frequent) if len(frequent) == len(counts) else (*frequent, OTHER)
     label = {pair: i for i, pair in enumerate(frequent)}
-    return _tensors(
-        [label.get(pair, len(frequent)) for pair in of_graph] for of_graph in pairs
-    ), names
+    labels = [[label.get(pair, len(frequent)) for pair in of_graph] for of_graph in pairs]
+    return [torch.tensor(of_graph, dtype=torch.long) for of_graph in labels], names
 
 
-def _pair_name(one: str, other: str) -> str:
-    """Carbon first, else in the order of the alphabet."""
-    return "–".join(sorted((one, other), key=lambda symbol: (symbol != "C", symbol)))
-
-
-def _by_ring(graphs: Sequence[Data], description: Description, rare: float) -> Labels:
+def _by_ring(graphs: Sequence[Data], description: Description) -> Labels:
     def ring(bond: Chem.Bond) -> int:
         size = bond.GetOwningMol().GetRingInfo().MinBondRingSize(bond.GetIdx())
         return {0: 0, 5: 1, 6: 2}.get(size, 3)
@@ -128,7 +107,7 @@ def _by_ring(graphs: Sequence[Data], description: Description, rare: float) -> L
     return _of_bonds(graphs, description, ring), RINGS
 
 
-def _by_conjugation(graphs: Sequence[Data], description: Description, rare: float) -> Labels:
+def _by_conjugation(graphs: Sequence[Data], description: Description) -> Labels:
     return _of_bonds(graphs, description, Chem.Bond.GetIsConjugated), CONJUGATION
 
 
@@ -139,24 +118,18 @@ PROPERTIES = {
     "ring": _by_ring,
     "conjugation": _by_conjugation,
 }
-"""What edges can be told apart by.
-
-:meta hide-value:
-"""
+"""What edges can be told apart by."""
 
 
 def _of_bonds(
     graphs: Sequence[Data], description: Description, label: Callable[[Chem.Bond], int]
 ) -> list[Int[Tensor, " E"]]:
-    molecules = (_molecule(graph, description) for graph in graphs)
-    return _tensors(
-        [label(molecule.GetBondBetweenAtoms(j, i)) for j, i in graph.edge_index.t().tolist()]
-        for graph, molecule in zip(graphs, molecules, strict=True)
-    )
-
-
-def _tensors(labels) -> list[Int[Tensor, " E"]]:
-    return [torch.tensor(of_graph, dtype=torch.long) for of_graph in labels]
+    labels = []
+    for graph in graphs:
+        molecule = _molecule(graph, description)
+        bonds = (molecule.GetBondBetweenAtoms(j, i) for j, i in graph.edge_index.t().tolist())
+        labels.append(torch.tensor([int(label(bond)) for bond in bonds], dtype=torch.long))
+    return labels
 
 
 def _elements(graph: Data, description: Description) -> list[str]:
@@ -182,8 +155,11 @@ def _molecule(graph: Data, description: Description) -> Chem.Mol:
             "read; set graph.smiles, its atoms in the order of the nodes"
         )
     molecule = Chem.MolFromSmiles(graph.smiles)
-    if molecule is not None and _is_of(molecule, graph, symbols):
-        return molecule
+    if molecule is not None and symbols == [atom.GetSymbol() for atom in molecule.GetAtoms()]:
+        bonds = {(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in molecule.GetBonds()}
+        both = bonds | {(end, begin) for begin, end in bonds}
+        if set(map(tuple, graph.edge_index.t().tolist())) == both:
+            return molecule
     # The SMILES of PyG's ZINC are written from the ids, with the atoms in an order of their own.
     if description.num_node_types == len(ATOM_TYPES):
         molecule = to_molecule(graph)
@@ -192,14 +168,4 @@ def _molecule(graph: Data, description: Description) -> Chem.Mol:
     raise ValueError(
         f"the nodes and edges of a graph are not the atoms and bonds of its SMILES "
         f"{graph.smiles!r} in their order; set graph.smiles to that of the molecule"
-    )
-
-
-def _is_of(molecule: Chem.Mol, graph: Data, symbols: list[str]) -> bool:
-    """Whether atoms and bonds are the nodes and edges, in order; any types of bonds will do."""
-    bonds = {(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()}
-    both = bonds | {(end, begin) for begin, end in bonds}
-    return (
-        symbols == [atom.GetSymbol() for atom in molecule.GetAtoms()]
-        and set(map(tuple, graph.edge_index.t().tolist())) == both
     )

@@ -1,24 +1,25 @@
-"""Citation networks: Cora, CiteSeer and PubMed as Planetoid has them, and a synthetic stand-in.
+"""Graphs whose nodes are predicted: citation networks, real and synthetic, and regular graphs.
 
-A paper is a node, a citation an edge in both directions, features say which words it has. A few
-papers have a known class; the others' are predicted. A split is the nodes that count, on the
-whole graph, which every forward pass sees.
+In a citation network a paper is a node, a citation an edge in both directions, features say which
+words it has. A few papers have a known class; the others' are predicted. A split is the nodes that
+count, on the whole graph, which every forward pass sees.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
 from torch_geometric.io import read_planetoid_data
-from torch_geometric.utils import to_undirected
+from torch_geometric.utils import from_networkx, to_dense_adj, to_undirected
 
-from studies.data.description import Description, Splits
+from studies.data.description import SPLITS, Description, Splits
 from studies.data.raw_files import read_url, root_with
 
 PER_CLASS, VAL, TEST = 20, 500, 1000
@@ -30,15 +31,10 @@ _TITLES = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
 
 @dataclass(frozen=True, eq=False)
 class NodesOfGraph:
-    """Some nodes of one graph, of which a forward pass needs all.
-
-    Attributes:
-        graph: the whole graph.
-        nodes: ids of those that count, shape [n].
-    """
+    """Some nodes of one graph, of which a forward pass needs all."""
 
     graph: Data
-    nodes: Int[Tensor, " n"]
+    nodes: Int[Tensor, " n"]  # ids of those that count
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -54,9 +50,8 @@ def planetoid_folder(name: str) -> str:
 def load_planetoid(name: str, roots: Sequence[Path], *, download: bool) -> Splits | None:
     """A citation network from the first root that has it, or None if it cannot be had.
 
-    The files are pickles: the checksum of each is checked before it is read. In
-    ``"pubmed-missing"`` all nodes outside the training set have features of zero; it cannot be
-    downloaded.
+    In ``"pubmed-missing"``, which cannot be downloaded, all nodes outside the training set have
+    features of zero.
     """
     plain, folder = name.removesuffix("-missing"), planetoid_folder(name)
     is_missing = name != plain
@@ -71,71 +66,17 @@ def load_planetoid(name: str, roots: Sequence[Path], *, download: bool) -> Split
     graph = read_planetoid_data(str(root / folder), plain)
     if is_missing:  # the file has the features of the test nodes
         graph.x[~graph.train_mask] = 0
-    deviations = ("Every feature outside the 60 training nodes is zero.",) if is_missing else ()
     return _splits(
         graph,
         name=name,
         title=f"{_TITLES[plain]}, features missing" if is_missing else _TITLES[plain],
         source="Planetoid (Yang, Cohen and Salakhutdinov, 2016), through PyG",
         licence="not stated; published for research",
-        deviations=deviations,
+        deviations=("Every feature outside the 60 training nodes is zero.",) * is_missing,
     )
 
 
-def citation_like(
-    seed: int = 0,
-    *,
-    num_nodes: int = 2708,
-    num_edges: int = 5278,
-    num_classes: int = 7,
-    num_words: int = 1433,
-    homophily: float = 0.81,
-    words_per_node: float = 18.0,
-    topical: float = 0.12,
-) -> Data:
-    """A synthetic network with Cora's size and mixing: a degree-corrected stochastic block model.
-
-    Every node has an edge; the others are drawn with the nodes' propensities, which follow a power
-    law. An edge stays within a class with probability ``homophily``. Of the words of a node a share
-    ``topical`` is drawn from those of its class, the others from all; some words are common, most
-    are rare.
-
-    The split has the sizes of the public one. An edge counts once for its two directions.
-    """
-    for name, value in (("homophily", homophily), ("topical", topical)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")
-    if not num_nodes <= num_edges <= num_nodes**2 / 8:
-        raise ValueError(
-            f"num_edges: expected from {num_nodes} (every node has one) to {num_nodes**2 // 8} (a "
-            f"sparse graph) for {num_nodes} nodes, got {num_edges}"
-        )
-    least = 2 * num_classes * (PER_CLASS + 1)
-    if num_classes < 2 or num_nodes < least:
-        raise ValueError(
-            f"expected two classes or more and at least {least} nodes for {num_classes} of them, "
-            f"got {num_nodes}"
-        )
-    generator = np.random.default_rng(seed)
-    classes = generator.permutation(np.arange(num_nodes) % num_classes)
-    edges = _draw_edges(generator, classes, num_edges, homophily)
-    x = _draw_words(generator, classes, num_words, words_per_node, topical)
-    edge_index = to_undirected(torch.from_numpy(edges), num_nodes=num_nodes)
-    y = torch.from_numpy(classes)
-    data = Data(x=torch.from_numpy(x).float(), edge_index=edge_index, y=y)
-    order = generator.permutation(num_nodes)
-    train = np.concatenate([order[classes[order] == c][:PER_CLASS] for c in range(num_classes)])
-    rest = order[~np.isin(order, train)]
-    test = min(TEST, 2 * len(rest) // 3)
-    val = min(VAL, len(rest) - test)
-    for name, nodes in (("train", train), ("val", rest[:val]), ("test", rest[-test:])):
-        mask = torch.zeros(num_nodes, dtype=torch.bool)
-        mask[torch.from_numpy(nodes)] = True
-        data[f"{name}_mask"] = mask
-    return data
-
-
-def load_citation_like(roots: Sequence[Path], *, download: bool) -> Splits:
+def load_citation_like() -> Splits:
     """The synthetic network of ``citation_like``; nothing is read."""
     return _splits(
         citation_like(),
@@ -149,9 +90,9 @@ def load_citation_like(roots: Sequence[Path], *, download: bool) -> Splits:
 
 
 def _splits(graph: Data, **about: object) -> Splits:
-    masks = {name: graph[f"{name}_mask"] for name in ("train", "val", "test")}
+    parts = {name: graph[f"{name}_mask"].nonzero().flatten() for name in SPLITS}
     return Splits(
-        **{name: NodesOfGraph(graph, mask.nonzero().flatten()) for name, mask in masks.items()},
+        **{name: NodesOfGraph(graph, nodes) for name, nodes in parts.items()},
         description=Description(
             task="node classification",
             target="class of a paper",
@@ -161,6 +102,40 @@ def _splits(graph: Data, **about: object) -> Splits:
             **about,
         ),
     )
+
+
+def citation_like(
+    seed: int = 0,
+    *,
+    num_nodes: int = 2708,
+    num_edges: int = 5278,
+    num_classes: int = 7,
+    num_words: int = 1433,
+    homophily: float = 0.81,
+) -> Data:
+    """A synthetic network with Cora's size and mixing: a degree-corrected stochastic block model.
+
+    Every node has an edge; the others are drawn with the nodes' propensities, which follow a power
+    law. An edge, which counts once for its two directions, stays within a class with probability
+    ``homophily``. Of the words of a node some are drawn from those of its class, the others from
+    all; some words are common, most are rare. The split has the sizes of the public one.
+    """
+    generator = np.random.default_rng(seed)
+    classes = generator.permutation(np.arange(num_nodes) % num_classes)
+    edges = _draw_edges(generator, classes, num_edges, homophily)
+    x = _draw_words(generator, classes, num_words)
+    edge_index = to_undirected(torch.from_numpy(edges), num_nodes=num_nodes)
+    data = Data(x=torch.from_numpy(x).float(), edge_index=edge_index, y=torch.from_numpy(classes))
+    order = generator.permutation(num_nodes)
+    train = np.concatenate([order[classes[order] == c][:PER_CLASS] for c in range(num_classes)])
+    rest = order[~np.isin(order, train)]
+    test = min(TEST, 2 * len(rest) // 3)
+    val = min(VAL, len(rest) - test)
+    for name, nodes in (("train", train), ("val", rest[:val]), ("test", rest[-test:])):
+        mask = torch.zeros(num_nodes, dtype=torch.bool)
+        mask[torch.from_numpy(nodes)] = True
+        data[f"{name}_mask"] = mask
+    return data
 
 
 def _draw_edges(
@@ -198,14 +173,8 @@ def _draw_edges(
     return np.array(sorted(edges)).T
 
 
-def _draw_words(
-    generator: np.random.Generator,
-    classes: np.ndarray,
-    words: int,
-    per_node: float,
-    topical: float,
-) -> np.ndarray:
-    """Which words a node has, [nodes, words]."""
+def _draw_words(generator: np.random.Generator, classes: np.ndarray, words: int) -> np.ndarray:
+    """Which words a node has, [nodes, words]: some 18, of which 12 per cent are of its class."""
     common = 1 / np.arange(1, words + 1) ** 0.8  # few are common, most are rare
     common = generator.permutation(common / common.sum())
     topics = []
@@ -215,9 +184,43 @@ def _draw_words(
         topic[chosen] = generator.dirichlet(np.ones(len(chosen)))
         topics.append(topic)
     x = np.zeros((len(classes), words), dtype=bool)
-    counts = np.maximum(1, generator.poisson(per_node, len(classes)))
+    counts = np.maximum(1, generator.poisson(18.0, len(classes)))
     for node, (own, count) in enumerate(zip(classes, counts, strict=True)):
-        from_topic = generator.binomial(count, topical)
+        from_topic = generator.binomial(count, 0.12)
         x[node, generator.choice(words, from_topic, p=topics[own])] = True
         x[node, generator.choice(words, count - from_topic, p=common)] = True
     return x
+
+
+@dataclass(frozen=True, eq=False)
+class RegularTask:
+    """Regression on the nodes of one regular graph, in double precision."""
+
+    operator: Float[Tensor, "N N"]  # P = (A + I) / (degree + 1), symmetric, doubly stochastic
+    x: Float[Tensor, "N D"]  # standard normal plus 0.5
+    y: Float[Tensor, "N 1"]  # 0.3 plus tanh of a standardized projection of P x
+
+    @property
+    def constant_loss(self) -> float:
+        """The least loss of a constant prediction, half the variance of the target."""
+        return 0.5 * self.y.var(correction=0).item()
+
+
+def regular_task(
+    num_nodes: int = 200, degree: int = 20, *, channels: int = 16, seed: int = 0
+) -> RegularTask:
+    """A connected random regular graph with features and a target that one layer can learn.
+
+    Source: ours, after the backward-oversmoothing paper, whose settings are not known to us.
+    """
+    graph = nx.random_regular_graph(degree, num_nodes, seed=seed)
+    if not nx.is_connected(graph):
+        raise ValueError(f"the graph of seed {seed} is not connected; take another seed")
+    adjacency = to_dense_adj(from_networkx(graph).edge_index, max_num_nodes=num_nodes)[0].double()
+    operator = (adjacency + torch.eye(num_nodes, dtype=torch.float64)) / (degree + 1)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(num_nodes, channels, generator=generator, dtype=torch.float64) + 0.5
+    weights = torch.randn(channels, 1, generator=generator, dtype=torch.float64)
+    seen = operator @ x @ weights
+    y = 0.3 + ((seen - seen.mean()) / seen.std(correction=0)).tanh()
+    return RegularTask(operator, x, y)

@@ -1,22 +1,27 @@
-"""SMILES tables with the columns ``split,smiles,y``; MOSES and ZINC are two of them."""
+"""SMILES tables with the columns ``split,smiles,y``, as MOSES and ZINC, and the ZINC benchmark."""
 
+import collections
+import io
 import math
+import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
+from rdkit import Chem
 from torch_geometric.data import Data
+from torch_geometric.datasets import ZINC
 from tqdm import tqdm
 
-from studies.data import molecules, zinc_benchmark
-from studies.data.description import Description, Splits
-from studies.data.graph_cache import cached_graphs
-from studies.data.molecules import ATOM_TYPES, BOND_TYPES, molecule_graph
-from studies.data.raw_files import read_rows, root_with
-from studies.data.splitting import SPLITS
+from studies.data import molecules
+from studies.data.description import SPLITS, Description, Splits
+from studies.data.molecules import ATOM_TYPES, BOND_TYPES, molecule_graph, to_molecule
+from studies.data.raw_files import cached_graphs, read_rows, read_url, root_with, unzipped
 
 _MOLECULES = partial(
     Description,
@@ -80,23 +85,13 @@ def load_named(name: str, roots: Sequence[Path], *, download: bool) -> Splits | 
     root = root_with(roots, [FILES[name]], None)
     if root is not None:
         return load_table(root / FILES[name], DESCRIPTIONS[name])
-    if name != "zinc":
-        return None
-    splits = zinc_benchmark.load(roots, download=download)
-    about = replace(DESCRIPTIONS["zinc"], deviations=zinc_benchmark.DEVIATIONS)
-    return None if splits is None else Splits(**splits, description=about)
+    return load_benchmark(roots, download=download) if name == "zinc" else None
 
 
 def load_table(path: Path | str, description: Description | None = None) -> Splits:
-    """The graphs of any SMILES table with the columns ``split,smiles,y``.
+    """The graphs of any SMILES table with the columns ``split,smiles,y``, a CSV file.
 
-    Args:
-        path: a CSV file, compressed or not.
-        description: what the table holds; a plain one is made when it is None.
-
-    Raises:
-        ValueError: if a row is bad; the message names the line.
-        FileNotFoundError: if there is no such file.
+    Without a description a plain one is made. Raises ValueError with the line of a bad row.
     """
     path = Path(path)
     if not path.is_file():
@@ -114,28 +109,22 @@ def load_table(path: Path | str, description: Description | None = None) -> Spli
 
 
 def read_smiles(path: Path | str) -> list[Data]:
-    """The graphs of a file with one SMILES per line, without targets.
+    """The graphs of a file with one SMILES per line, what follows a blank or tab left out.
 
-    Empty lines are passed over. Raises ValueError with the line of a molecule that cannot be read.
+    Blank lines are passed over. Raises ValueError with the line of a molecule that cannot be read.
     """
-    table = pd.read_csv(path, header=None, names=["smiles"], skip_blank_lines=True, sep="\t")
-    return _graphs(table.set_axis(table.index + 1).assign(y=None), path)
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text with a SMILES per line: {error}") from error
+    smiles = {i: line.split()[0] for i, line in enumerate(lines, start=1) if line.strip()}
+    if not smiles:
+        raise ValueError(f"{path}: expected a SMILES per line, found none")
+    return _graphs(pd.DataFrame({"smiles": smiles, "y": None}), path)
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
-    """Read and check a SMILES table.
-
-    Args:
-        path: a CSV file, compressed or not, with the columns ``split,smiles,y``.
-
-    Returns:
-        The table, ``split`` in train/val/test and ``y`` float. Its index is the line number
-        in the file (the header is line 1).
-
-    Raises:
-        ValueError: if a column is missing, the table is empty, a split name is unknown, or a
-            target is not a finite number; the message names the line.
-    """
+    """A checked SMILES table, ``y`` as float; its index is the line number in the file."""
     table = read_rows(Path(path), ("split", "smiles", "y"))
     unknown = table.loc[~table["split"].isin(SPLITS), "split"]
     if not unknown.empty:
@@ -164,3 +153,97 @@ def _graphs(table: pd.DataFrame, path: Path | str) -> list[Data]:
         except ValueError as error:
             raise ValueError(f"{path}, line {line}: {error}") from error
     return graphs
+
+
+# The benchmark as PyG fetches it, for those who have no table of its SMILES.
+
+_RAW = {s: (f"ZINC/raw/{s}.pickle", f"ZINC/raw/{s}.index") for s in SPLITS}
+ZINC_SIZES = {
+    "train": (10_000, 231_664, 498_558),
+    "val": (1_000, 23_083, 49_692),
+    "test": (1_000, 23_117, 49_720),
+}
+"""Molecules, atoms and directed edges, since the files have no published checksum."""
+
+_ALLOWED: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+    ("torch.storage", "_load_from_bytes"): lambda content: torch.load(
+        io.BytesIO(content), weights_only=True
+    ),
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Unpickles lists and dicts of tensors and nothing else, so that no code can run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(
+                f"refused to load {module}.{name}: the benchmark's files hold tensors only"
+            )
+        return _ALLOWED[module, name]
+
+
+def load_benchmark(roots: Sequence[Path], *, download: bool) -> Splits | None:
+    """The benchmark from PyG's raw files, or None if ``ZINC/raw`` cannot be had."""
+    files = [file for both in _RAW.values() for file in both]
+    root = root_with(roots, files, _fetch if download else None)
+    if root is None:
+        return None
+    splits = {}
+    for split, both in _RAW.items():
+        raw = [root / file for file in both]
+        splits[split] = cached_graphs(
+            raw,
+            __file__,
+            lambda s=split, r=raw: _benchmark_graphs(s, r[0], *map(Path.read_bytes, r)),
+        )
+    about = replace(
+        DESCRIPTIONS["zinc"],
+        deviations=(
+            "Read from PyG's files, which carry no SMILES: they are written from the atom and "
+            "bond ids, without stereochemistry.",
+        ),
+    )
+    return Splits(**splits, description=about)
+
+
+def _benchmark_graphs(split: str, name: Path | str, molecules: bytes, chosen: bytes) -> list[Data]:
+    try:
+        known = _TensorUnpickler(io.BytesIO(molecules)).load()
+        graphs = [benchmark_graph(known[int(i)]) for i in chosen.decode().strip().split(",")]
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: not the benchmark's file, or damaged: {error}") from error
+    found = (len(graphs), sum(g.num_nodes for g in graphs), sum(g.num_edges for g in graphs))
+    if found != ZINC_SIZES[split]:
+        raise ValueError(
+            "{}: expected {} molecules, {} atoms and {} edges, found {}, {} and {}; "
+            "not the benchmark's file".format(name, *ZINC_SIZES[split], *found)
+        )
+    return graphs
+
+
+def benchmark_graph(molecule: dict[str, Any]) -> Data:
+    """The graph of a molecule as the benchmark's pickles hold it, edges sorted by their ends."""
+    bonds = torch.as_tensor(molecule["bond_type"]).long()  # [N, N], 0 where no bond
+    edge_index = bonds.nonzero().t().contiguous()
+    types = bonds[edge_index[0], edge_index[1]]
+    data = Data(
+        x=torch.as_tensor(molecule["atom_type"]).long().flatten(),
+        edge_index=edge_index,
+        edge_attr=types,
+        edge_type=types,
+        y=torch.as_tensor(molecule["logP_SA_cycle_normalized"]).float().reshape(1, 1),
+    )
+    data.smiles = Chem.MolToSmiles(to_molecule(data))
+    return data
+
+
+def _fetch() -> dict[str, bytes]:
+    archive = {raw: f"molecules/{split}.pickle" for split, (raw, _) in _RAW.items()}
+    contents = unzipped(read_url(ZINC.url), archive)
+    for split, (raw, index) in _RAW.items():
+        contents[index] = read_url(ZINC.split_url.format(split))
+        _benchmark_graphs(split, f"{raw}, as fetched", contents[raw], contents[index])
+    return contents

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import factorial
-from typing import overload
 
 import numpy as np
 import torch
@@ -23,44 +22,29 @@ from studies.data.description import Description, Splits
 
 MOST_PERMUTATIONS = 1000
 MOST_EXAMPLES = 32_000
-TRAIN_SHARE = 0.8
 PUBLISHED_SEED = 11
 """The seed of the published code."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trees(Sequence[Data]):
-    """Examples on one tree: a sequence of graphs, and the same as tensors.
+    """Examples on one tree: a sequence of graphs, and the same as tensors."""
 
-    Attributes:
-        pairs: key and value of every node in pre-order, shape [B, nodes, 2].
-        y: class of the root, a value from 1 to the number of leaves, shape [B].
-        edge_index: child to parent, then a self-loop of each node, shape [2, E].
-    """
-
-    pairs: Int[Tensor, "B nodes 2"]
-    y: Int[Tensor, " B"]
-    edge_index: Int[Tensor, "2 E"]
+    pairs: Int[Tensor, "B nodes 2"]  # key and value of every node in pre-order
+    y: Int[Tensor, " B"]  # class of the root, a value from 1 to the number of leaves
+    edge_index: Int[Tensor, "2 E"]  # child to parent, then a self-loop of each node
 
     def __len__(self) -> int:
         return len(self.y)
 
-    @overload
-    def __getitem__(self, index: int) -> Data: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "Trees": ...
-
     def __getitem__(self, index: int | slice) -> "Data | Trees":
         """A graph with ``x`` [nodes, 2], ``edge_index`` and ``y`` [1]; for a slice, ``Trees``."""
         if isinstance(index, slice):
-            return Trees(self.pairs[index], self.y[index], self.edge_index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"tree {index} of {len(self)}")
-        x, y = self.pairs[index].long(), self.y[index].long().view(1)
+            return self.at(index)
+        x, y = self.pairs[index].long(), self.y[index].long().view(1)  # IndexError ends a loop
         return Data(x=x, edge_index=self.edge_index, y=y, num_nodes=len(x))
 
-    def at(self, chosen: Int[Tensor, " n"] | Bool[Tensor, " B"]) -> "Trees":
+    def at(self, chosen: Int[Tensor, " n"] | Bool[Tensor, " B"] | slice) -> "Trees":
         """Those of some places, or where a mask is true."""
         return Trees(self.pairs[chosen], self.y[chosen], self.edge_index)
 
@@ -72,17 +56,22 @@ def tree_edges(depth: int) -> Int[Tensor, "2 E"]:
 
     Source: Tree-NeighborsMatch, published code ``tasks/tree_dataset.py``.
     """
-    level_order = _pre_order(depth)  # node of each place in level order
-    child = np.arange(1, len(level_order))
-    edges = np.stack([level_order[child], level_order[(child - 1) // 2]])
-    edges = edges[:, edges[0].argsort()]
-    loops = np.tile(np.arange(len(level_order)), (2, 1))
-    return torch.from_numpy(np.concatenate([edges, loops], axis=1))
+    nodes = level_order(depth)
+    child = torch.arange(1, len(nodes))
+    edges = torch.stack([nodes[child], nodes[(child - 1) // 2]])
+    loops = torch.arange(len(nodes)).repeat(2, 1)
+    return torch.cat([edges[:, edges[0].argsort()], loops], dim=1)
 
 
 def level_order(depth: int) -> Int[Tensor, " nodes"]:
     """Pre-order numbers of the nodes level by level; the children of place p are 2p + 1, 2p + 2."""
-    return torch.from_numpy(_pre_order(depth))
+    nodes = torch.zeros(1, dtype=torch.long)
+    levels = [nodes]
+    for height in range(depth, 0, -1):
+        half = 2**height - 1  # nodes below each child, itself included
+        nodes = torch.stack([nodes + 1, nodes + 1 + half], dim=1).flatten()
+        levels.append(nodes)
+    return torch.cat(levels)
 
 
 def neighbors_match(depth: int, seed: int = PUBLISHED_SEED) -> Trees:
@@ -93,10 +82,16 @@ def neighbors_match(depth: int, seed: int = PUBLISHED_SEED) -> Trees:
 
     Source: Tree-NeighborsMatch, published code ``tasks/dictionary_lookup.py``.
     """
-    nodes = level_order(depth)
-    leaves = 2**depth
-    drawn = _draw_permutations(leaves, seed)
-    pairs = torch.zeros(len(drawn), leaves, 2 ** (depth + 1) - 1, 2, dtype=torch.int16)
+    nodes, leaves = level_order(depth), 2**depth
+    number = min(MOST_PERMUTATIONS, MOST_EXAMPLES // leaves)
+    if leaves <= 8:
+        every = list(permutations(range(1, leaves + 1)))
+        drawn = torch.tensor(random.Random(seed).sample(every, min(number, factorial(leaves))))
+    else:
+        generator = np.random.default_rng(seed)
+        rows = [generator.permutation(leaves) + 1 for _ in range(number)]
+        drawn = torch.from_numpy(np.stack(rows))
+    pairs = torch.zeros(len(drawn), leaves, len(nodes), 2, dtype=torch.int16)
     keys = torch.arange(1, leaves + 1)
     pairs[:, :, nodes[-leaves:], 0] = keys.short()
     pairs[:, :, nodes[-leaves:], 1] = drawn[:, None].short()
@@ -106,14 +101,13 @@ def neighbors_match(depth: int, seed: int = PUBLISHED_SEED) -> Trees:
 
 
 def load_trees(depth: int, seed: int = PUBLISHED_SEED) -> Splits:
-    """The examples of a depth, 2 or more, four fifths to train on and the rest in ``test``.
+    """The examples of a depth, four fifths to train on, the rest in ``test``; ``val`` is empty.
 
     Both parts have the same share of each class; a permutation may be in both, with other keys.
-    There is no validation part: ``val`` is empty.
     """
     trees = neighbors_match(depth, seed)
     train, test = train_test_split(
-        np.arange(len(trees)), train_size=TRAIN_SHARE, stratify=trees.y.numpy(), random_state=seed
+        np.arange(len(trees)), train_size=0.8, stratify=trees.y.numpy(), random_state=seed
     )
     size = 2**depth + 1
     return Splits(
@@ -132,26 +126,3 @@ def load_trees(depth: int, seed: int = PUBLISHED_SEED) -> Splits:
             licence="none needed: synthetic",
         ),
     )
-
-
-def _pre_order(depth: int) -> np.ndarray:
-    if depth < 1:
-        raise ValueError(f"depth: expected 1 or more, got {depth}")
-    nodes = np.zeros(1, dtype=np.int64)
-    levels = [nodes]
-    for height in range(depth, 0, -1):
-        half = 2**height - 1  # nodes below each child, itself included
-        nodes = np.stack([nodes + 1, nodes + 1 + half], axis=1).ravel()
-        levels.append(nodes)
-    return np.concatenate(levels)
-
-
-def _draw_permutations(leaves: int, seed: int) -> Int[Tensor, "P leaves"]:
-    """Values of the leaves, from 1, a row for each permutation."""
-    number = min(MOST_PERMUTATIONS, MOST_EXAMPLES // leaves)
-    if leaves <= 8:
-        every = list(permutations(range(1, leaves + 1)))
-        drawn = random.Random(seed).sample(every, min(number, factorial(leaves)))
-        return torch.tensor(drawn)
-    generator = np.random.default_rng(seed)
-    return torch.from_numpy(np.stack([generator.permutation(leaves) + 1 for _ in range(number)]))
