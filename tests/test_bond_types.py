@@ -232,7 +232,8 @@ def test_parts_of_a_score_are_means_over_the_edges_of_a_label(splits):
     assert np.isnan(found.loc[(0, "none"), COLUMNS].astype(float)).all()
 
 
-def test_cells_of_the_published_map_are_sums_over_three_kinds_of_triple_bonds():
+def test_cells_of_the_published_map_are_sums_over_three_kinds_of_triple_bonds(monkeypatch):
+    monkeypatch.setenv("MAPKG_DATA", str(NOT_BUNDLED))
     path = NOT_BUNDLED / "zinc" / "zinc12k_official.csv.gz"
     if published_heat().empty or not path.is_file():
         pytest.skip("the published numbers and ZINC are not bundled; MAPKG_DATA says where")
