@@ -298,7 +298,7 @@ def _ascend(
         total, number_of_losses = 0.0, 0
         for number, (batch, target) in enumerate(every):
             optimiser.zero_grad()
-            with noise.injected(model, number):  # also for layers that compute again backwards
+            with noise.injected(model, number):
                 each = losses(predict(model, batch), target, loss)
                 (-each.mean()).backward()
             optimiser.step()
