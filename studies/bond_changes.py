@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg.models.config import Config
-from studies.data import ATOM_TYPES, Description, Splits
+from studies.data import ATOM_TYPES, Description, Splits, bond_of_edge, directions
 from studies.data.bond_properties import GLOBAL
 from studies.data.description import SPLITS
 from studies.emergence import fit_to_data
@@ -209,19 +209,13 @@ def _retyped(
     types = iter(drawn)
 
     def retyped(graph: Data) -> dict[str, Tensor]:
-        return {"edge_type": next(types).repeat_interleave(2)}
+        return {"edge_type": next(types)[bond_of_edge(graph)]}
 
     return _changed(splits, retyped, what, names or about.edge_types)
 
 
 def _bond_types(graph: Data) -> Int[Tensor, " bonds"]:
-    there, back = graph.edge_index[:, ::2], graph.edge_index[:, 1::2]
-    if there.shape != back.shape or not torch.equal(there, back.flip(0)):
-        raise ValueError(
-            "expected molecules, with both directions of a bond next to each other in edge_index, "
-            "as studies.data.molecule_graph makes them"
-        )
-    return graph.edge_type[::2]
+    return graph.edge_type[directions(graph)[0]]
 
 
 def _changed(

@@ -39,7 +39,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 from captum.attr import InputXGradient, IntegratedGradients
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from scipy import stats
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -61,7 +61,7 @@ from mapkg.models.config import Config
 from mapkg.models.network import SCORES, TypeEmbedding
 from mapkg.rows import with_loops_of_layers
 from studies import checkpoint, tables
-from studies.data import Splits
+from studies.data import Splits, bond_of_edge
 from studies.first_layer import type_frequency
 
 CONTROL = "random"
@@ -197,16 +197,6 @@ METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     }
 )
 """The methods by name; each gives a number per edge of the network's batch."""
-
-
-def bond_of_edge(graph: Data) -> Int[Tensor, " edges"]:
-    """Which bond each directed edge is of, numbered in the order of their first edges.
-
-    Edges between the same two nodes, whatever their direction, are one bond.
-    """
-    ends = graph.edge_index.sort(dim=0).values.numpy()
-    _, first, bond = np.unique(ends, axis=1, return_index=True, return_inverse=True)
-    return torch.from_numpy(first.argsort().argsort()[bond.flatten()])
 
 
 def bond_importance(graph: Data, importance: Shaped[Tensor, " edges"]) -> Shaped[Tensor, " bonds"]:

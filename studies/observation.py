@@ -16,7 +16,7 @@ from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
 from mapkg.rows import edge_rows
-from studies.data import Splits
+from studies.data import Splits, directions
 from studies.extras import build
 
 
@@ -107,14 +107,14 @@ def bond_ratios(
 ) -> list[Float[Tensor, "layers heads bonds"]]:
     """The largest activation ratio of every bond of molecules in every layer and head.
 
-    Of its two directions, next to each other in ``edge_index``, the larger one; over the median of
-    the whole row, of all heads.
+    Of its two directions the larger one, over the median of the whole row, of all heads; bonds in
+    the order of ``directions``, as those of ``to_molecule``.
     """
     found = []
-    for _, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
         ratios = torch.stack([activation_ratio(score) for score in seen.values()])
         by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
-        found.append(by_head.unflatten(1, (-1, 2)).amax(dim=2).transpose(1, 2))
+        found.append(by_head[:, directions(batch)].amax(dim=1).transpose(1, 2))
     return found
 
 

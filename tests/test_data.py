@@ -7,6 +7,7 @@ import shutil
 import threading
 import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 from http.client import IncompleteRead
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -19,6 +20,8 @@ from rdkit import Chem
 from torch_geometric.data import Data
 from torch_geometric.datasets import ZINC
 
+from mapkg.models import build
+from studies.bond_changes import shuffle_types
 from studies.data import (
     ATOM_TYPES,
     BUNDLED,
@@ -32,6 +35,10 @@ from studies.data import (
 )
 from studies.data.molecules import logp_terms, penalized_logp
 from studies.data.raw_files import SHA256, cached_graphs, read_rows, read_url, root_with
+from studies.emergence import fit_to_data
+from studies.explanations import bond_importance
+from studies.observation import bond_ratios
+from studies.published import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -254,6 +261,35 @@ def test_the_directions_of_bonds_are_those_of_a_loop_in_any_order_of_edges(order
     pairs = [{b.GetBeginAtomIdx(), b.GetEndAtomIdx()} for b in molecule.GetBonds()]
     assert pairs == list(map(set, place)), "bonds of a drawing are in the same order"
     assert Chem.MolToSmiles(molecule) == Chem.MolToSmiles(to_molecule(plain))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_is_told_of_bonds_is_the_same_in_any_order_of_edges(order, moses):
+    plain = molecule_graph("CC(C)(C#N)c1ccncc1")
+    graph = in_order(plain, ORDERS[order](plain))
+
+    def by_ends(values, graph):
+        ends = graph.edge_index.t().sort(dim=1).values[directions(graph)[0]].tolist()
+        return {tuple(pair): value for pair, value in zip(ends, values, strict=True)}
+
+    torch.manual_seed(0)
+    config = CONFIGS["GT-ZINC"].replace(hidden_channels=8, heads=2, num_layers=2)
+    model = build(fit_to_data(config, moses.description)).eval()
+    seen = []
+    for each in (plain, graph):
+        (ratios,) = bond_ratios(model, [each], heads=2)
+        columns = ratios.flatten(0, 1).t().double()
+        edges = torch.stack([*each.edge_index, torch.arange(each.num_edges)])
+        product = (edges[0] + 1) * (edges[1] + 1) + edges[0] / 100  # one of two is larger
+        largest = bond_importance(each, product)
+        changed = shuffle_types(replace(moses, train=[each], val=[], test=[]), 0).train[0]
+        types = changed.edge_type
+        assert torch.equal(*types[directions(each)]), "both directions are changed alike"
+        seen.append((by_ends(columns, each), by_ends(largest.tolist(), each), types.bincount()))
+    (ratios, largest, types), (of_plain, plain_largest, plain_types) = seen[1], seen[0]
+    for pair, value in of_plain.items():
+        torch.testing.assert_close(ratios[pair], value, rtol=1e-3, atol=1e-6)
+    assert largest == plain_largest and torch.equal(types, plain_types)
 
 
 @pytest.mark.parametrize("edge_index", [[[0], [1]], [[0, 0], [1, 1]], [[0, 1, 0], [1, 0, 1]]])
