@@ -90,7 +90,7 @@ GRID += [
         ("GT-ZINC", {"attention": "uniform", "recompute_edges": True}),
         ("GT-ZINC", {"attention": "no_edge", "score_bound": "tanh"}),
         ("GT-ZINC", {"score_bound": "clip", "explicit_bias": "sink"}),
-        ("SAN-ZINC", {"residual": False, "lr": 1e-5}),  # rounding grows with the rate
+        ("SAN-ZINC", {"residual": False, "lr": 1e-6}),  # rounding grows with the rate
     )
 ]
 
