@@ -22,6 +22,7 @@ from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import BOND_TYPES, Splits, read_smiles
 from studies.data.bond_properties import Labels, edge_labels
+from studies.data.smiles_tables import warn_of_types
 from studies.extras import build
 from studies.first_layer import distinct_edges, first_layer_table, heat_table, score_parts
 from studies.observation import edge_maxima
@@ -85,6 +86,7 @@ def shares_elsewhere(
     """The table ``shares`` of a run's best state on other molecules than it was trained on."""
     model, information = checkpoint.load(Path(folder) / "best")
     graphs = read_smiles(smiles)
+    warn_of_types(graphs, splits.train, splits.description.title)
     labelled = {name: edge_labels(graphs, name, splits.description) for name in by}
     shares = _shares(model, graphs, labelled, resamples)
     return {"shares": shares.assign(**_origin(information, "best"), looked_at=smiles.name)}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mapkg.models.config import Config
 from studies.extras import build
+from studies.provenance import warn_of_another_rdkit
 
 _PART = ".part"  # what names of files end with while they are written
 _BLANK = "0" * 64  # in place of the checksum of a state when it is computed
@@ -62,6 +63,8 @@ def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dic
             f"{json_path}: the checkpoint has another configuration than expected: "
             f"{differences(stored.to_dict(), config.to_dict())}"
         )
+    if stored.dataset == "zinc":
+        warn_of_another_rdkit(information.get("versions", ""), json_path)
     model, weights = build(stored), safetensors.torch.load(content)
     for name, tensor in weights.items():
         if not tensor.isfinite().all():

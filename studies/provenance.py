@@ -1,7 +1,9 @@
 """Where a result comes from: versions and commit."""
 
 import platform
+import re
 import subprocess
+import warnings
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +19,17 @@ def versions() -> str:
     # A build tag such as +cpu says how torch was packaged, not what it computes.
     numbers += [f"{name} {_version(name).split('+')[0]}" for name in packages]
     return "; ".join(numbers)
+
+
+def warn_of_another_rdkit(stored: str, path: Path) -> None:
+    """Warn if ``stored`` versions name another RDKit: it may choose other double bonds in rings."""
+    then, now = (re.search(r"rdkit (\d[\d.]*)", text) for text in (stored, versions()))
+    if then and now and then[1] != now[1]:
+        warnings.warn(
+            f"{path}: trained on molecules that RDKit {then[1]} kekulized, but RDKit {now[1]} is "
+            "at work; about half of the molecules may have other types of bonds in their rings",
+            stacklevel=3,
+        )
 
 
 def _version(name: str) -> str:
