@@ -51,63 +51,49 @@ def columns(smiles):
     return graph
 
 
-BENZENE = {(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (0, 5)}
+RING = [(1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (1, 6)]
 
 
 # By hand.
 
 
-def test_benzene_is_one_conjugated_ring_of_six():
-    assert named("c1ccccc1", "ring") == dict.fromkeys(BENZENE, RING_6)
-    assert named("c1ccccc1", "conjugation") == dict.fromkeys(BENZENE, CONJUGATED)
-    assert named("c1ccccc1", "atom pair") == dict.fromkeys(BENZENE, "C–C")
-    assert Counter(named("c1ccccc1", "type").values()) == {"single": 3, "double": 3}
-
-
-def test_the_nitrogen_of_aniline_is_conjugated_with_its_ring_and_not_in_it():
-    ring = {(1, 2), (2, 3), (3, 4), (4, 5), (5, 6), (1, 6)}
-    smiles = "Nc1ccccc1"
-    assert named(smiles, "ring") == {(0, 1): NO_RING} | dict.fromkeys(ring, RING_6)
-    assert named(smiles, "conjugation") == dict.fromkeys({(0, 1), *ring}, CONJUGATED)
-    assert named(smiles, "atom pair") == {(0, 1): "C–N"} | dict.fromkeys(ring, "C–C")
-
-
-def test_the_triple_bond_of_benzonitrile_is_conjugated_and_that_of_acetonitrile_is_not():
-    assert named("N#Cc1ccccc1", "type")[0, 1] == "triple"
-    found = named("N#Cc1ccccc1", "conjugation")
-    assert set(found.values()) == {CONJUGATED}
-    assert named("N#Cc1ccccc1", "ring")[1, 2] == NO_RING
-    assert set(named("CC#N", "conjugation").values()) == {PLAIN}
-
-
-def test_the_middle_of_an_amide_is_conjugated_and_its_ends_are_not():
-    amide = {(0, 1): PLAIN, (1, 2): CONJUGATED, (1, 3): CONJUGATED, (3, 4): PLAIN}
-    assert named("CC(=O)NC", "conjugation") == amide
+@pytest.mark.parametrize(
+    ("smiles", "ring", "conjugation"),
+    [
+        # The nitrogen of aniline is conjugated with its ring and not in it.
+        (
+            "Nc1ccccc1",
+            {(0, 1): NO_RING, **dict.fromkeys(RING, RING_6)},
+            dict.fromkeys([(0, 1), *RING], CONJUGATED),
+        ),
+        # So is the middle of an amide, and its ends are not.
+        (
+            "CC(=O)NC",
+            dict.fromkeys([(0, 1), (1, 2), (1, 3), (3, 4)], NO_RING),
+            {(0, 1): PLAIN, (1, 2): CONJUGATED, (1, 3): CONJUGATED, (3, 4): PLAIN},
+        ),
+        ("CC#N", dict.fromkeys([(0, 1), (1, 2)], NO_RING), dict.fromkeys([(0, 1), (1, 2)], PLAIN)),
+    ],
+)
+def test_rings_and_conjugation_of_known_molecules(smiles, ring, conjugation):
+    assert named(smiles, "ring") == ring
+    assert named(smiles, "conjugation") == conjugation
+    for by in ("atom pair", "ring", "conjugation"):
+        assert named(smiles, by, COLUMNS, columns(smiles)) == named(smiles, by)
 
 
 @pytest.mark.parametrize(
-    ("smiles", "ring"),
+    ("smiles", "rings"),
     [
-        ("C1CC2CCC1C2", RING_5),  # norbornane: the ring of six is the sum of two of five
-        ("C1CC1", OTHER_RING),
-        ("C1CCC1", OTHER_RING),
-        ("C1CCCC1", RING_5),
-        ("C1CCCCC1", RING_6),
-        ("C1CCCCCC1", OTHER_RING),
-        ("CCCCC", NO_RING),
+        ("C1CC2CCC1C2", {RING_5: 8}),  # norbornane: the ring of six is the sum of two of five
+        ("C1CCC1", {OTHER_RING: 4}),
+        ("C1CCCCCC1", {OTHER_RING: 7}),
+        ("c1ccc2CCCc2c1", {RING_5: 5, RING_6: 5}),  # indane: the shared bond is of the smaller
+        ("C1CCCC1C1CCCCC1", {RING_5: 5, RING_6: 6, NO_RING: 1}),  # one bond joins two rings
     ],
 )
-def test_rings_of_one_size(smiles, ring):
-    assert set(named(smiles, "ring").values()) == {ring}
-
-
-def test_a_bond_that_two_rings_share_counts_for_the_smaller_one():
-    indane = named("c1ccc2CCCc2c1", "ring")
-    assert Counter(indane.values()) == {RING_5: 5, RING_6: 5}
-    assert indane[3, 7] == RING_5
-    bond_between_rings = named("C1CCCC1C1CCCCC1", "ring")
-    assert Counter(bond_between_rings.values()) == {RING_5: 5, RING_6: 6, NO_RING: 1}
-    assert bond_between_rings[4, 5] == NO_RING
+def test_a_bond_counts_for_its_smallest_ring(smiles, rings):
+    assert Counter(named(smiles, "ring").values()) == rings
 
 
 def test_pairs_of_elements_have_no_direction_and_carbon_comes_first():
@@ -158,15 +144,13 @@ def test_six_edge_types_that_start_at_zero():
     for by in ("atom pair", "ring", "conjugation"):
         with pytest.raises(ValueError, match=r"expected nodes that are atoms, .* PROTEINS"):
             edge_labels([protein], by, about)
+    with pytest.raises(
+        ValueError, match="one of type, role, atom pair, ring, conjugation, got 'x'"
+    ):
+        edge_labels([protein], "x", about)
 
 
 # The order of atoms.
-
-
-def test_atoms_in_columns_have_the_labels_of_the_same_molecule_in_ids():
-    for smiles in ("Nc1ccccc1", "N#Cc1ccc(CC2CCCO2)cc1Cl", "C1CC2CCC1C2"):
-        for by in ("atom pair", "ring", "conjugation"):
-            assert named(smiles, by, COLUMNS, columns(smiles)) == named(smiles, by)
 
 
 def test_smiles_in_another_order_of_atoms_are_refused_unless_written_from_the_ids():
@@ -190,16 +174,6 @@ def test_the_benchmark_writes_smiles_in_an_order_of_its_own_and_has_the_right_la
     assert symbols[0] != "Cl", "the order is another one"
     for by in ("atom pair", "ring", "conjugation"):
         assert named(smiles, by, graph=benchmark) == named(smiles, by)
-
-
-def test_types_that_were_changed_leave_the_labels_of_the_molecule(moses):
-    few = replace(moses, train=moses.train[:30], val=moses.val[:1], test=moses.test[:1])
-    changed = shuffle_types(few, 0)
-    for by in ("atom pair", "ring", "conjugation"):
-        found, names = edge_labels(changed.train, by, changed.description)
-        expected, same_names = edge_labels(few.train, by, few.description)
-        assert names == same_names
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 # Whole splits.
@@ -242,6 +216,17 @@ def test_the_smallest_ring_of_a_bond_is_the_shortest_way_around(moses):
                 assert names[label] == NO_RING
 
 
+def test_types_that_were_changed_leave_the_labels_of_the_molecule(moses):
+    few = replace(moses, train=moses.train[:30], val=moses.val[:1], test=moses.test[:1])
+    changed = shuffle_types(few, 0)
+    for by in ("atom pair", "ring", "conjugation"):
+        found, expected = (edge_labels(data.train, by, data.description) for data in (changed, few))
+        assert found[1] == expected[1]
+        assert all(
+            torch.equal(one, other) for one, other in zip(found[0], expected[0], strict=True)
+        )
+
+
 @pytest.mark.parametrize("ids", [(4, 5), (3, 3), (2, 3)])
 def test_edges_of_a_global_node_are_told_apart_from_bonds_of_the_same_type(ids):
     graphs = [molecule_graph("C#CC=O")]
@@ -257,13 +242,6 @@ def test_edges_of_a_global_node_are_told_apart_from_bonds_of_the_same_type(ids):
 
 
 # Bad input.
-
-
-def test_an_unknown_property_is_refused_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match="one of type, role, atom pair, ring, conjugation, got 'x'"
-    ):
-        edge_labels([molecule_graph("CC")], "x", ABOUT)
 
 
 @pytest.mark.parametrize("by", ["ring", "conjugation"])
