@@ -34,15 +34,12 @@ def viewer(
     ratios: Sequence[np.ndarray | Tensor],
     *,
     captions: Sequence[str],
-    threshold: float = MASSIVE_RATIO,
-    layer: int = 0,
 ) -> str:
     """One molecule at a time, with choices of molecule, layer, head and threshold, as HTML.
 
     A bond has the color of its largest ratio in the layer, of all heads or the chosen one; the
     scale is the same for all choices. On paper and without scripts the page shows all molecules
-    instead, at the layer and threshold given here and with all heads. Several viewers may stand
-    on a page.
+    instead, in layer 0 with all heads. Several viewers may stand on a page.
 
     ``ratios`` has an array [layers, heads, bonds] per molecule: the largest ratio within the head
     of either edge of the bond, NaN for none. The page has them cut to three significant digits, as
@@ -53,14 +50,10 @@ def viewer(
             "expected at least one molecule, and ratios and a caption for each; got "
             f"{len(molecules)} molecules, {len(ratios)} ratios and {len(captions)} captions"
         )
-    if threshold not in THRESHOLDS:
-        raise ValueError(f"expected a threshold among {THRESHOLDS}, got {threshold}")
     cut = [_three_digits(np.asarray(ratio, dtype=float)) for ratio in ratios]
     layers, heads, _ = cut[0].shape
-    if not 0 <= layer < layers:
-        raise ValueError(f"expected a layer from 0 to {layers - 1}, got {layer}")
     every = np.concatenate([ratio.ravel() for ratio in cut])
-    scale = Scale(1.0, float(np.fmax.reduce(every, initial=max(10.0, threshold))))
+    scale = Scale(1.0, float(np.fmax.reduce(every, initial=MASSIVE_RATIO)))
     data = {
         "ratios": [_packed(ratio) for ratio in cut],
         "thresholds": THRESHOLDS,
@@ -70,19 +63,19 @@ def viewer(
         "limits": [scale.low, scale.high],
         "bar": [BAR_START, BAR_WIDTH],
     }
-    of_layer = [np.fmax.reduce(ratio[layer]) for ratio in cut]
+    of_layer = [np.fmax.reduce(ratio[0]) for ratio in cut]
     return "\n".join(
         [
             '<div class="mapkg-bonds mapkg-viewer mathjax_ignore tex2jax_ignore" '
             'style="--columns:4">',
             f"<style>\n{asset('bonds.css')}{asset('viewer.css')}</style>",
             _choice_of_molecule(captions),
-            figures(molecules, of_layer, captions, scale, threshold),
+            figures(molecules, of_layer, captions, scale, MASSIVE_RATIO),
             '<div class="side">',
-            _settings(layers, layer, heads, threshold),
+            _settings(layers, heads),
             '<p class="status" role="status" aria-live="polite" hidden></p>',
-            f'<p class="fixed">Layer {layer}, all heads.</p>',
-            color_bar(scale, threshold, bool(np.isnan(every).any())),
+            '<p class="fixed">Layer 0, all heads.</p>',
+            color_bar(scale, MASSIVE_RATIO, bool(np.isnan(every).any())),
             "</div>",
             # Numbers and colors alone: no text that could end the element.
             f'<script type="application/json">{json.dumps(data, separators=(",", ":"))}</script>',
@@ -113,11 +106,11 @@ def _choice_of_molecule(captions: Sequence[str]) -> str:
     )
 
 
-def _settings(layers: int, layer: int, heads: int, threshold: float) -> str:
+def _settings(layers: int, heads: int) -> str:
     options = "".join(f'<option value="{i}">head {i}</option>' for i in range(heads))
     sliders = {
-        "Layer": (layers, layer, str(layer)),
-        "Threshold": (len(THRESHOLDS), THRESHOLDS.index(threshold), number(threshold)),
+        "Layer": (layers, 0, "0"),
+        "Threshold": (len(THRESHOLDS), THRESHOLDS.index(MASSIVE_RATIO), number(MASSIVE_RATIO)),
     }
     layer_slider, threshold_slider = (
         f"<label><span>{name} <b>{text}</b></span>"

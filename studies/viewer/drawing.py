@@ -66,8 +66,8 @@ def figures(
 ) -> str:
     """A ``figure`` per molecule, in a grid, each bond's band a ``path[data-bond]``.
 
-    ``ratios`` has a number per bond in RDKit's order (bond i is the edges 2i and 2i + 1 of a
-    graph), NaN for none. Bonds at or above the threshold are outlined, bonds without a ratio are
+    ``ratios`` has a number per bond in RDKit's order, which is that of ``studies.data.directions``,
+    NaN for none. Bonds at or above the threshold are outlined, bonds without a ratio are
     gray with a dashed outline. Molecules are drawn kekulized, without stereochemistry, dark on
     light also where the page is dark, so that a color looks the same everywhere.
     """
