@@ -151,25 +151,30 @@ def refuse_fewer(path: Path, stored: int, asked: int) -> None:
 
 
 @contextmanager
-def alone(folder: Path | str) -> Iterator[None]:
-    """Be the only process that writes to a folder, and sweep what killed ones left half written."""
+def alone(folder: Path | str | None, prefix: str = "") -> Iterator[None]:
+    """Be the only process that writes to a folder, or to its files of a prefix; None locks nothing.
+
+    What killed processes left half written in a whole folder is swept.
+    """
+    if folder is None:
+        yield
+        return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)  # the system's: dies with us
+    path = folder / f"{prefix}.lock"
     try:
-        lock.acquire()
+        with FileLock(path, timeout=0):  # the system's: it dies with the process
+            for left in folder.glob(f".*{_PART}") if not prefix else ():
+                left.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
     except Timeout:
         raise ValueError(
-            f"{folder}: another process writes to it; wait for that, or choose another folder"
+            f"{folder / prefix}: another process writes to it; wait for that, or choose another "
+            f"{'prefix' if prefix else 'folder'}"
         ) from None
-    try:
-        for left in folder.glob(f".*{_PART}"):
-            left.unlink(missing_ok=True)
-        yield
-    finally:
-        if lock.lock_counter == 1:
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def sha256(path: Path) -> str:

@@ -2,18 +2,16 @@
 
 import gzip
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from studies.checkpoint import write_atomically
+from studies.checkpoint import alone, write_atomically
 from studies.provenance import commit, versions
 
 STATISTICS = ("median", "mean", "range")
@@ -146,7 +144,8 @@ def run_study(
     that are ``labels``, ``PREFIX_curves.csv.gz``; no prefix keeps all in memory.
     """
     paths = {n: Path(f"{prefix}_{n}.csv.gz") for n in ("curves", "runs") if prefix is not None}
-    with _alone(prefix):
+    place = (None,) if prefix is None else (Path(prefix).parent, Path(prefix).name)
+    with alone(*place):
         study = _read(paths, {name for about, _ in trainings for name in about}, labels)
         done = [_texts(row) for row in study.runs.to_dict("records")]
         origin = {"versions": versions(), "commit": commit()}
@@ -161,25 +160,6 @@ def run_study(
             for name, path in paths.items():  # curves first, see _read
                 write(path, getattr(study, name), digits=4 if name == "curves" else 6)
     return study
-
-
-@contextmanager
-def _alone(prefix: Path | str | None) -> Iterator[None]:
-    """Keep other processes from writing tables of that prefix, each over what the other wrote."""
-    if prefix is None:
-        yield
-        return
-    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{prefix}.lock", timeout=0) as lock:
-            try:
-                yield
-            finally:
-                Path(lock.lock_file).unlink()
-    except Timeout:
-        raise ValueError(
-            f"another study is writing to {prefix} now; wait for it, or name another prefix"
-        ) from None
 
 
 def _read(paths: Mapping[str, Path], settings: set[str], labels: Sequence[str]) -> Study:

@@ -5,7 +5,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +89,14 @@ def fit(
         if not isinstance(task, GraphTask):
             raise ValueError("seeds: only networks for graphs are trained at once, see the Config")
         settings = dict(seeds=seeds, folder=folder, device=device, **stacked)
-        with nullcontext() if folder is None else alone(folder):
+        with alone(folder):
             return fit_stacked(model, task.splits, task.config, **settings)
     if isinstance(task, GraphTask) and not isinstance(schedule, Schedule):
         schedule = Schedule.of(task.config)
     schedule = Schedule() if schedule is None else schedule
     if schedule.epochs < task.least_epochs:
         raise ValueError(f"epochs: expected {task.least_epochs} or more, got {schedule.epochs}")
-    with nullcontext() if folder is None else alone(folder):
+    with alone(folder):
         run = _Run(model, task, schedule, seed, folder, torch.device(device))
         return run.fit(observe, progress)
 

@@ -150,8 +150,11 @@ def test_a_folder_is_written_to_by_one_process_and_free_when_that_is_killed(tmp_
         process.kill()  # SIGKILL: nothing is cleaned up
         process.communicate()
     assert (tmp_path / ".weights.x.part").exists()
-    with alone(tmp_path), alone(tmp_path):  # one process may ask twice
+    with alone(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        with pytest.raises(ValueError, match="another process writes to it"):
+            alone(tmp_path).__enter__()  # nor by two threads of one process
+    assert not any(tmp_path.iterdir())
 
 
 # Where a result comes from, on small repositories made for the purpose.
