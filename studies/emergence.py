@@ -24,6 +24,7 @@ from studies import checkpoint, figures
 from studies.data import Description, NodesOfGraph, Splits
 from studies.extras import build
 from studies.figures import STATE_COLORS, STATES, THRESHOLD_LOOK
+from studies.files import alone
 from studies.observation import observe_states, summarise_scores
 from studies.provenance import commit, versions
 from studies.published import CONFIGS
@@ -102,7 +103,7 @@ def emergence(
         then = dict(versions=run.versions, commit=run.commit, stop_reason=run.stop_reason)
         then["history"] = run.history.to_dict("records")
         epochs = {"base": 0, "best": run.best_epoch, "last": len(run.history)}
-        with checkpoint.alone(folder):
+        with alone(folder):
             for state, epoch in epochs.items():
                 path = Path(folder) / state
                 checkpoint.save(path, weights[state], config, **origin, epoch=epoch, **then)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from studies.checkpoint import alone, write_atomically
+from studies.files import alone, write_atomically
 from studies.provenance import commit, versions
 
 STATISTICS = ("median", "mean", "range")

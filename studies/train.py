@@ -18,8 +18,9 @@ from tqdm import tqdm
 from mapkg.evaluation import check_targets
 from mapkg.hooks import evaluating
 from mapkg.models.config import Config
-from studies.checkpoint import alone, read_state, refuse_another_run, refuse_fewer, write_state
+from studies.checkpoint import read_state, refuse_another_run, refuse_fewer, write_state
 from studies.data import NodesOfGraph, Splits, Trees
+from studies.files import alone
 from studies.provenance import commit, versions
 from studies.schedule import Fit, Schedule
 from studies.tasks import GraphTask, NodeTask, Task, TreeTask

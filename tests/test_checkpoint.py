@@ -16,7 +16,8 @@ import torch
 
 from mapkg.models import build
 from studies import provenance
-from studies.checkpoint import alone, load, read_state, save, sha256, write_atomically, write_state
+from studies.checkpoint import load, read_state, save, write_state
+from studies.files import alone, sha256, write_atomically
 from studies.published import CONFIGS
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
@@ -132,7 +133,7 @@ def test_a_file_has_the_mode_that_the_umask_gives(tmp_path, umask, mode):
 HOLD = """
 import sys, time
 from pathlib import Path
-from studies.checkpoint import alone
+from studies.files import alone
 with alone(sys.argv[1]):
     (Path(sys.argv[1]) / ".weights.x.part").write_bytes(b"half")
     print("held", flush=True)

@@ -13,9 +13,9 @@ from scipy import stats
 
 from mapkg.measures import MASSIVE_RATIO
 from studies import checkpoint
-from studies.checkpoint import sha256
 from studies.data import BUNDLED, load
 from studies.emergence import examine_checkpoint
+from studies.files import sha256
 from studies.published import CONFIGS, titles
 from studies.results import TABLES, contrasts, count_types, read_emergence
 from studies.tables import over_seeds, run_study, write

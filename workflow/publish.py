@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from studies.files import sha256, write_atomically
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("data/results")
 EMERGENCE = ("summary", "trajectory", "graph_maxima", "histogram", "history")
@@ -39,18 +41,6 @@ def digest(*parts: Any) -> str:
     """Eight digits that tell settings apart; it does not matter how a text is broken in lines."""
     text = re.sub(r"(\\n|\s)+", " ", json.dumps(parts, sort_keys=True))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_bytes(content)
-    new.replace(path)
 
 
 def of_training(run: Mapping[str, Any]) -> str:
@@ -116,11 +106,11 @@ def publish(name: str, expected: str, tables: Sequence[Path], results: Path = RE
         for table in entries.get(name, {"tables": {}})["tables"].keys() - contents:
             (results / table).unlink(missing_ok=True)
         for table, content in contents.items():
-            replace(results / table, content)
+            write_atomically(results / table, content)
         totals = {table: sha256(results / table) for table in contents}
         entries[name] = {"digest": expected, "tables": totals}
         text = json.dumps(dict(sorted(entries.items())), indent=1)
-        replace(results / "made.json", f"{text}\n".encode())
+        write_atomically(results / "made.json", f"{text}\n".encode())
 
 
 def main(arguments: Sequence[str]) -> int:

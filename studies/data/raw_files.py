@@ -20,7 +20,7 @@ import torch
 import torch_geometric
 from torch_geometric.data import Data
 
-from studies.checkpoint import sha256, write_atomically
+from studies.files import sha256, write_atomically
 
 SHA256 = dict(
     reversed(line.split(maxsplit=1))
