@@ -106,9 +106,11 @@ class Report:
         ax = table.plot.barh(x="layer", y="max_ratio", color=self._colors(), log=True, **shape)
         ax.plot(table["chance_level"], places, "|", ms=14, color="black", label="chance level")
         ax.axvline(self.threshold, color="black", ls="--", lw=1, label="threshold")
-        ax.set(xlabel="largest activation ratio", ylabel="", title=self.model)
+        ax.set(xlabel="largest activation ratio", ylabel="")
         ax.set(xlim=(1, None), ylim=(len(table) - 0.5, -0.5))
-        ax.legend(*(each[:2] for each in ax.get_legend_handles_labels()))
+        ax.set_title(self.model, loc="left")
+        marks = (each[:2] for each in ax.get_legend_handles_labels())
+        ax.legend(*marks, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
         return ax
 
 

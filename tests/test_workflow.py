@@ -349,10 +349,7 @@ def test_what_is_done_is_not_done_again_and_no_change_deletes_it(tried, snakemak
     assert layers["state"].tolist() == ["base", "best"]
     study = pd.read_csv(directory / "data/results/tiny_depth_runs.csv.gz")
     assert study["norm"].fillna("none").tolist() == ["none", "lipschitz"]
-    again = snakemake(directory, "results", grid=TINY).stdout
-    assert re.findall(r"^(?:local)?rule (\w+):$", again, re.MULTILINE) == [
-        "results"
-    ]  # it names all
+    assert "Nothing to be done" in snakemake(directory, "results", grid=TINY).stdout
 
     def contents():
         files = [*directory.glob("runs/tiny*/*"), *directory.glob("data/results/*")]
@@ -363,7 +360,7 @@ def test_what_is_done_is_not_done_again_and_no_change_deletes_it(tried, snakemak
     result = snakemake(directory, "results", grid=changed)
     assert result.returncode != 0
     assert contents() == before, "tables of the older settings stay, each of them"
-    assert again.count("rule ") == snakemake(directory, "results", grid=TINY).stdout.count("rule ")
+    assert "Nothing to be done" in snakemake(directory, "results", grid=TINY).stdout
 
 
 @pytest.mark.slow
