@@ -1,8 +1,12 @@
 """Tests and intervals against values by hand and scipy."""
 
+import re
+
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from scipy import stats
 
 from studies import statistics as study
@@ -92,3 +96,24 @@ def test_what_differs_between_networks_is_not_made_sure_by_more_molecules():
 def test_what_cannot_be_tested_is_an_error(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+# What the book says.
+
+NO_EFFECT = r"no difference|(do|does|did) not differ|no effect|(changes?|costs?|gains?) nothing"
+NO_EFFECT = rf"({NO_EFFECT}|as (large|small|good|low|high) as without|the same within)(?! but)"
+"""Claims that two things are equal, which need a test of equivalence with a margin."""
+
+PAGES = sorted((*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("book/*.md")))
+
+
+@pytest.mark.parametrize("path", (REPOSITORY / "README.md", *PAGES), ids=lambda path: path.name)
+def test_a_page_claims_no_equality_without_a_margin(path):
+    texts = [path.read_text()]
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, 4).cells
+        texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    for paragraph in "\n\n".join(texts).split("\n\n"):
+        if "margin" not in paragraph:
+            claim = re.search(NO_EFFECT, paragraph, re.IGNORECASE)
+            assert not claim, f"{claim[0]!r}: test it by equivalence(), or say less"
