@@ -30,7 +30,7 @@ def paired(change: pd.Series) -> dict[str, float]:
     return found | {"fewer": fewer, "more": more, "p": p}
 
 
-def sign_flips(change: Sequence[float] | pd.Series) -> float:
+def sign_flips(change: pd.Series | np.ndarray) -> float:
     """Two-sided exact p-value of a mean change, its signs flipped in all 2^n ways (n up to 20)."""
     if not 1 <= len(change) <= 20:
         raise ValueError(f"expected 1 to 20 paired changes, got {len(change)}")

@@ -30,7 +30,7 @@ def test_a_paired_change_has_students_interval_and_a_sign_test_without_ties():
 def test_all_flips_of_signs_give_the_exact_p_value_of_a_mean():
     assert study.sign_flips(CHANGE) == 2 / 32
     # |+-1 +-2 +-4|: 7, 5, 3, 1, each twice; of 1 - 2 + 4 = 3 six are as large.
-    assert study.sign_flips([1.0, -2.0, 4.0]) == 6 / 8
+    assert study.sign_flips(np.array([1.0, -2.0, 4.0])) == 6 / 8
     drawn = np.random.default_rng(0).normal(0.5, 1, 10)
     exact = dict(permutation_type="samples", n_resamples=np.inf, alternative="two-sided")
     expected = stats.permutation_test((drawn,), np.mean, **exact).pvalue
@@ -86,7 +86,7 @@ def test_what_differs_between_networks_is_not_made_sure_by_more_molecules():
     [
         (lambda: study.equivalence(CHANGE[:1], 0.1), "two changes or more and a margin above 0"),
         (lambda: study.equivalence(CHANGE, 0.0), "got 5 and 0.0"),
-        (lambda: study.sign_flips([]), "expected 1 to 20 paired changes, got 0"),
+        (lambda: study.sign_flips(np.array([])), "expected 1 to 20 paired changes, got 0"),
         (
             lambda: study.hierarchical_bootstrap(pd.DataFrame({"v": []}), "v", []),
             "expected rows with a v each, got 0 rows",
