@@ -330,7 +330,7 @@ class AllMeasures:
             "row_max_abs_q50": middle["largest"],
             "row_median_q50": middle["median"],
             "layer_median": middle["magnitude"],
-            "max_layer_ratio": by_layer,
+            "max_layer_ratio": by_layer.where((by_layer > 0) & by_layer.isfinite(), torch.nan),
             "share_rows_with_layer_massive": layer_massive,
             "spread_mean": spread,
             "spread_rms": (self._spreads[1] / with_log).sqrt(),

@@ -25,7 +25,7 @@ from torch_geometric.nn import (
 from torch_geometric.utils import remove_self_loops
 
 from mapkg import hooks
-from mapkg.all_measures import layer_ratio, row_measures
+from mapkg.all_measures import UNITS, layer_ratio, row_measures
 from mapkg.measures import activation_ratio
 from mapkg.nulls import ProductNull, product_of_normals
 from mapkg.reporting import report
@@ -297,7 +297,10 @@ def test_other_measures_have_p_values_among_null_models_too(measure):
     ],
 )
 def test_what_has_no_such_measure_is_said_to_be_undefined(x, measure, verdict):
-    assert scored(x, measure=measure)["verdict"].iloc[0].startswith(verdict)
+    for over in UNITS:
+        row = scored(x, measure=measure, over=over).iloc[0]
+        assert row["verdict"].startswith(verdict) and "left out" not in row["verdict"]
+        assert row["massive"] or not row["share_rows_with_massive"] > 0
 
 
 # Medians that are no typical magnitude.
