@@ -29,6 +29,7 @@ from mapkg.all_measures import UNITS, layer_ratio, row_measures
 from mapkg.measures import activation_ratio
 from mapkg.nulls import ProductNull, product_of_normals
 from mapkg.reporting import report
+from mapkg.rows import graphs_of_rows
 
 nan, inf = math.nan, math.inf
 
@@ -273,6 +274,27 @@ def test_the_median_of_a_layer_is_that_of_graphs_batches_or_all_data():
     assert value("graph") == 50
     assert value("batch") == 1000  # 24 of 48 magnitudes are 1
     assert value("data") == pytest.approx(1000 / 3, rel=0.006)  # 24 of 96 are 1, 36 are 3
+
+
+def test_rows_are_of_the_graphs_of_their_nodes_or_edges_and_of_one_if_that_is_not_said():
+    def batch(nodes, targets):
+        """Graphs with edges from their first node."""
+        ends = [torch.tensor([[0] * len(each), each]) for each in targets]
+        each = [Data(num_nodes=n, edge_index=e) for n, e in zip(nodes, ends, strict=True)]
+        return next(iter(DataLoader(each, len(each))))
+
+    known = {
+        5: [0, 0, 0, 1, 1],
+        6: [0, 0, 1, 1, 1, 1],  # edges; one of the second graph's is a loop
+        11: [0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1],
+        10: [0, 0, 1, 1, 1, 0, 0, 0, 1, 1],  # with loops in place of its own
+        7: [0] * 7,
+    }
+    for count, graph in known.items():
+        found, number = graphs_of_rows(batch((3, 2), ([1, 2], [1, 1, 1, 0])), torch.ones(count, 1))
+        assert (found.tolist(), number) == (graph, max(graph) + 1)
+    as_many = batch((3, 2), ([1], [1, 1, 1, 1]))  # five nodes, five edges
+    assert graphs_of_rows(as_many, torch.ones(5, 1))[1] == 1
 
 
 @pytest.mark.parametrize("measure", ["spread", "isolation", "sun", "layer"])
