@@ -287,7 +287,8 @@ def data_files() -> Iterator[Case]:
         yield f"molecule {smiles!r}", lambda s=smiles: molecule_graph(s)
     tracked = next((REPOSITORY / "data/results").glob("emergence_*.csv.gz")).read_bytes()
     for what, content in _damages(tracked):
-        yield f"tracked table, {what}", of("t.csv.gz", content, tables.read)
+        name, kind = "emergence_x_summary.csv.gz", ("emergence", ["x"], "summary")
+        yield f"tracked table, {what}", of(name, content, lambda p, k=kind: tables.read(".", *k))
     root = Path(os.environ.get("MAPKG_DATA", "nowhere"))
     for name, pattern in (
         *(("zinc-substitute", "zinc/zinc12k.csv.gz"), ("zinc", "zinc/zinc12k_official.csv.gz")),
