@@ -35,7 +35,8 @@ class Task:
     """What is trained on; graphs, nodes and trees differ in nothing else."""
 
     splits: Splits
-    adam: ClassVar[dict[str, Any]] = dict(fused=True)  # settings of the optimizer
+    optimizer: ClassVar[type[torch.optim.Optimizer]] = torch.optim.Adam
+    adam: ClassVar[dict[str, Any]] = dict(fused=True)  # and its settings
     plateau: ClassVar[dict[str, Any]] = {}  # and of the scheduler
     may_diverge: ClassVar[bool] = False  # a loss that is not finite ends a run, or is an error
     solved: ClassVar[float] = -math.inf  # nothing is left to learn at this value of ``score``
