@@ -9,9 +9,9 @@ k, unless an optimizer divides each weight's gradient by its own size.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import chain, product
+from itertools import chain
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -22,40 +22,51 @@ import seaborn as sns
 import torch
 from torch import Tensor, nn
 
-from mapkg.evaluation import batches, calibrate_batch_norm, predict
-from mapkg.hooks import scan
+from mapkg.evaluation import calibrate_batch_norm
 from mapkg.models.config import Config
 from mapkg.models.edge_attention import EdgeAttention
-from mapkg.models.network import SCORES, build
+from mapkg.models.network import build
 from studies.data import SPLITS, Splits
 from studies.emergence import with_permuted_targets
 from studies.published import CONFIGS, known
-from studies.schedule import Schedule
-from studies.score_measures import COLUMNS, ScoreMeasures
+from studies.stacked import adam
 from studies.tables import Result, Study, run_study
-from studies.tasks import GraphTask
 from studies.train import fit
+from studies.train_stacked import Stack
+
+EPS = 1e-12
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "E": lambda edge: edge,
     "1 + E": lambda edge: 1 + edge,
-    "normalized E": lambda edge: edge / edge.square().mean(dim=-1, keepdim=True).sqrt(),
+    "normalized E": lambda edge: edge / (edge.square().mean(dim=-1, keepdim=True) + EPS).sqrt(),
 }
 """The factor that the edge gives to the score, by name."""
 
-OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], float, float]] = {
-    "SGD": (torch.optim.SGD, 0.1, 0.0),
-    "Adam": (torch.optim.Adam, 3e-3, 0.0),
-    "AdamW": (torch.optim.AdamW, 3e-3, 0.1),
-    "Adam with L2": (torch.optim.Adam, 3e-3, 1e-4),
-}
-"""Each with its learning rate, which does not fall, and its weight decay."""
 
-TARGETS = ("true", "permuted", "constant")
+def _sgd(weights, gradient, first, second, steps, lr, active) -> None:
+    weights.sub_((lr * active).to(weights).unsqueeze(1) * gradient)
+
+
+def _adamw(weights, gradient, first, second, steps, lr, active) -> None:
+    weights.mul_(1 - 0.1 * (lr * active).to(weights).unsqueeze(1))
+    adam(weights, gradient, first, second, steps, lr, active)
+
+
+OPTIMIZERS = {
+    "SGD": (_sgd, 0.3, 0.0),
+    "Adam": (adam, 3e-3, 0.0),
+    "AdamW": (_adamw, 3e-3, 0.0),
+    "Adam with L2": (adam, 3e-3, 1e-4),
+}
+"""Each with its learning rate, which does not fall, and the L2 that is added to the gradient. The
+weight decay of AdamW is 0.1."""
 
 
 class ProductAttention(EdgeAttention):
     """The attention of GT with a score of k factors: K + Q + E, (K + E) Q, K Q E, or K Q E E'."""
+
+    is_row_by_row = True  # see ``studies.stacked``
 
     def __init__(self, hidden_channels: int, heads: int, factors: int, gate: str) -> None:
         super().__init__(hidden_channels, heads)
@@ -118,46 +129,24 @@ PREDICTED = pd.DataFrame(
     columns=["arm", "start", *LEAST.index, "why"],
 )
 """Written before any run of these seeds: the spread of an untrained network, and what training
-does to each measure. Of the reference alone one network of another seed had been seen; of SGD
-the losses of three learning rates."""
+does to each measure. Of the reference networks of other seeds had been seen, to choose how long to
+train; of SGD the losses of three learning rates, 0.03, 0.1 and 0.3; of other arms nothing."""
 
 
-@dataclass
-class Descent(GraphTask):
-    """Training on graphs with an optimizer of ``OPTIMIZERS``."""
-
-    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam
-
-
-def untrained(config: Config, seed: int, factors: int, gate: str) -> nn.Module:
-    """The network of a seed; of a configuration of GT that has everything else."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = build(config)
-        for layer in network.layers:
-            layer.attention = ProductAttention(config.hidden_channels, config.heads, factors, gate)
-    return network
+def untrained(config: Config, factors: int, gate: str, splits: Splits) -> nn.Module:
+    """A GT with such scores; BatchNorm has the statistics of the training molecules."""
+    network = build(config)
+    for layer in network.layers:
+        layer.attention = ProductAttention(config.hidden_channels, config.heads, factors, gate)
+    return calibrate_batch_norm(network, splits.train)
 
 
-def measured(network: nn.Module, config: Config, splits: Splits) -> pd.DataFrame:
-    """Measures of the scores of every layer on the test molecules."""
-    gathered = ScoreMeasures(1, config.num_layers, config.hidden_channels, heads=config.heads)
-    loader = batches(splits.test, config.batch_size)
-    for batch, seen in scan(network, loader, SCORES, forward=predict):
-        graph = batch.batch[batch.edge_index[0]][None]
-        is_edge = torch.ones_like(graph, dtype=torch.bool)
-        for layer, score in enumerate(seen.values()):
-            gathered.update(layer, score[None], is_edge, graph, batch.num_graphs)
-    table = pd.DataFrame(gathered.table()[0].numpy(), columns=list(COLUMNS))
-    return table[[*KEPT]].rename_axis("layer").reset_index()
-
-
-def with_targets(splits: Splits, targets: str, seed: int) -> Splits:
-    """The same molecules with their targets, with those of others, or with zeros."""
-    if targets == "permuted":
-        return with_permuted_targets(splits, seed)
+def with_targets(splits: Splits, targets: str) -> Splits:
+    """The same molecules with their ``true`` targets, ``permuted`` ones, or a ``constant``, 0."""
+    if targets != "constant":
+        return with_permuted_targets(splits, 0) if targets == "permuted" else splits
     graphs = {name: [copy.copy(graph) for graph in getattr(splits, name)] for name in SPLITS}
-    for graph in chain(*graphs.values()) if targets == "constant" else ():
+    for graph in chain(*graphs.values()):
         graph.y = torch.zeros_like(graph.y)
     return replace(splits, **graphs)
 
@@ -166,48 +155,50 @@ def mechanism(
     splits: Splits,
     *,
     arms: Sequence[str] | None = None,  # names of studies.mechanism.ARMS; without it all
-    seeds: Sequence[int] = (0, 1, 2, 3, 4, 5, 6, 7),  # of weights, order and permutation
-    epochs: int = 30,  # of each training
-    graphs: int = 1024,  # to train on; a quarter of them to validate, and to measure
-    batch_size: int = 32,  # graphs of a step
+    seeds: Sequence[int] = (0, 1, 2, 3, 4, 5, 6, 7),  # of weights and order, trained at once
+    epochs: int = 6,  # of each training
+    graphs: int = 1024,  # to train on; a quarter of them to measure
+    batch_size: int = 8,  # graphs of a step
     hidden: int = 32,  # channels
     heads: int = 4,  # of attention
     layers: int = 2,  # of attention
     prefix: Path | str | None = None,
     progress: bool = True,
 ) -> Study:
-    """Train the networks of all arms; ``curves`` has the measures of each layer before and after.
-
-    Before, BatchNorm has the statistics of the training molecules.
-    """
-    chosen = {arm: REFERENCE | known("--arms", arm, ARMS) for arm in arms or ARMS}
-    sizes = dict(hidden_channels=hidden, heads=heads, num_layers=layers)
-    config = CONFIGS["GT-ZINC"].replace(**sizes, batch_size=batch_size)
-    counts = {"train": graphs, "val": graphs // 4, "test": graphs // 4}
+    """Train the networks of all arms; ``curves`` has each layer's measures before and after."""
+    sizes = dict(hidden_channels=hidden, heads=heads, num_layers=layers, batch_size=batch_size)
+    counts = {"train": graphs, "val": graphs // 16, "test": graphs // 4}
     few = replace(splits, **{name: getattr(splits, name)[:n] for name, n in counts.items()})
 
-    def train(settings: Mapping[str, Any], seed: int, schedule: Schedule) -> Result:
-        data = with_targets(few, settings["targets"], seed)
-        network = untrained(config, seed, settings["factors"], settings["gate"])
-        before = copy.deepcopy(network)
-        calibrate_batch_norm(before, data.train, batch_size=batch_size)
-        task = Descent(data, config, optimizer=OPTIMIZERS[settings["optimizer"]][0])
-        history = fit(network, task, schedule, seed=seed, progress=False).history
-        seen = {"untrained": before, "trained": network}
-        parts = [measured(each, config, data).assign(state=state) for state, each in seen.items()]
-        return history.iloc[-1][["train_loss", "val_loss"]].to_dict(), pd.concat(parts)
+    def train(config: Config, settings: Mapping[str, Any]) -> Result:
+        data, update = with_targets(few, settings["targets"]), OPTIMIZERS[settings["optimizer"]][0]
+
+        def stack(*given: Any) -> Stack:
+            made = Stack(*given)
+            made.update = update
+            return made
+
+        def make(config: Config) -> nn.Module:
+            return untrained(config, settings["factors"], settings["gate"], data)
+
+        seen = {0: "untrained", epochs: "trained"}
+        how = dict(seeds=seeds, stack=stack, record_epochs=seen.__contains__)
+        run = fit(make, data, config, **how)
+        table = run.observations[["seed", "epoch", "layer", *KEPT]]
+        losses = run.history[["seed", "epoch", "train_loss", "val_loss"]]
+        table = table.merge(losses, on=["seed", "epoch"], how="left")
+        return {"seeds": len(seeds)}, table.assign(state=table.pop("epoch").map(seen))
 
     trainings = []
-    for seed, (arm, settings) in product(seeds, chosen.items()):
+    for arm in arms or ARMS:
+        settings = REFERENCE | known("--arms", arm, ARMS)
         _, lr, decay = OPTIMIZERS[settings["optimizer"]]
-        schedule = Schedule(
-            epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=decay, lr_patience=None
-        )
-        about = {"arm": arm, **settings, "seed": seed, "dataset": splits.description.title}
-        about |= {**sizes, "graphs": graphs, **schedule.columns("epochs", "batch_size", "lr")}
-        about |= schedule.columns("weight_decay")
-        trainings.append((about, partial(train, settings, seed, schedule)))
-    return run_study(trainings, labels=("arm", "seed"), prefix=prefix, progress=progress)
+        schedule = dict(lr=lr, lr_patience=epochs, weight_decay=decay, max_epochs=epochs)
+        config = CONFIGS["GT-ZINC"].replace(**sizes, **schedule)
+        about = {"arm": arm, **settings, "dataset": splits.description.title}
+        about |= {**sizes, "graphs": graphs, "epochs": epochs, "lr": lr, "weight_decay": decay}
+        trainings.append((about, partial(train, config, settings)))
+    return run_study(trainings, labels=("arm",), prefix=prefix, progress=progress)
 
 
 def changes(curves: pd.DataFrame) -> pd.DataFrame:

@@ -130,7 +130,7 @@ class _Run:
         self.model, self.schedule, self.seed = model.to(device), schedule, seed
         self.task, self.device = task.to(device), device
         self.path = None if folder is None else Path(folder) / STATE_FILE
-        self.optimizer = task.optimizer(
+        self.optimizer = torch.optim.Adam(
             model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, **task.adam
         )
         patience = math.inf if schedule.lr_patience is None else schedule.lr_patience

@@ -8,7 +8,7 @@ from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, PairNo
 
 from mapkg.lipschitz_norm import LipschitzNorm
 from studies.data.trees import level_order, neighbors_match, tree_edges
-from studies.tree_networks import LAYERS, TreeNetwork
+from studies.neighbors_match import LAYERS, TreeNetwork
 
 CASES = [(kind, norm, None) for kind in LAYERS for norm in ("none", "layer", "pair")]
 CASES += [("gat", "lipschitz", 1.0), ("gat", "lipschitz", 4.0), ("gat", "lipschitz-layer", 1.0)]
