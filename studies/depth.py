@@ -255,7 +255,7 @@ def beside_published(best: pd.DataFrame) -> pd.DataFrame:
     def text(end: str) -> pd.Series:
         forms = dict(accuracy="{:.1f}", deviation=" {:.1f}", num_layers=" ({:.0f})")
         parts = [both[n + end].map(form.format, na_action="ignore") for n, form in forms.items()]
-        return (parts[0] + parts[1] + parts[2]).fillna("-")
+        return sum(parts[1:], parts[0]).astype(object).fillna("-")
 
     difference = (both["accuracy"] - both["accuracy_published"]).round(1)
     return both[keys].assign(ours=text(""), published=text("_published"), difference=difference)

@@ -128,7 +128,7 @@ PREDICTED = pd.DataFrame(
     ],
     columns=["arm", "start", *LEAST.index, "why"],
 )
-"""Written before any run of these seeds: the spread of an untrained network, and what training
+"""Written before any run of these seeds, the spread of an untrained network, and what training
 does to each measure. Of the reference networks of other seeds had been seen, to choose how long to
 train; of SGD the losses of three learning rates, 0.03, 0.1 and 0.3; of other arms nothing."""
 
