@@ -75,6 +75,7 @@ class ProductAttention(EdgeAttention):
             self.edge = nn.Linear(hidden_channels, 2 * hidden_channels, bias=False)
 
     def edge_score(self, query, key, edge_index, edge):
+        """The product, or for one factor the sum."""
         key, query = key.index_select(0, edge_index[0]), query.index_select(0, edge_index[1])
         if self.factors == 1:
             return (key + edge) / sqrt(self.head_channels) + query
