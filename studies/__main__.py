@@ -38,6 +38,7 @@ STUDIES = {
     "depth": ("depth:depth", "Accuracy by number of layers (page 22)"),
     "missing": ("depth:missing", "Accuracy with hidden node features (page 24)"),
     "smoothing": ("deep:smoothing", "Oversmoothing, forward and backward (page 25)"),
+    "mechanism": ("mechanism:mechanism", "What makes scores massive, arm by arm (page 14)"),
     "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (page 23)"),
 }
 """Where each command and study is, and what it does. The tables in data/results begin with the

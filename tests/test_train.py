@@ -22,6 +22,7 @@ from studies.data import NodesOfGraph, load
 from studies.data.networks import citation_like
 from studies.data.trees import level_order
 from studies.deep import DeepNetwork, Variant, gradient_norms
+from studies.neighbors_match import TreeNetwork
 from studies.published import CONFIGS
 from studies.schedule import Schedule
 from studies.tasks import (
@@ -33,7 +34,6 @@ from studies.tasks import (
     hide_features,
 )
 from studies.train import STATE_FILE, fit, seed_all
-from studies.tree_networks import TreeNetwork
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3
