@@ -26,8 +26,9 @@ from studies.bond_types import (
     range_table,
     share_table,
 )
-from studies.data import BUNDLED, molecule_graph
+from studies.data import BUNDLED, directions, molecule_graph
 from studies.emergence import emergence
+from studies.explanations import curve, edge_importance
 from studies.extras import build
 from studies.first_layer import (
     COLUMNS,
@@ -41,7 +42,7 @@ from studies.first_layer import (
     separable_log_ratio,
     type_frequency,
 )
-from studies.observation import edge_maxima
+from studies.observation import bond_ratios, edge_maxima
 from studies.published import CONFIGS
 from studies.train import seed_all
 
@@ -118,6 +119,23 @@ def test_shares_and_heat_of_the_shipped_network_are_counted_from_its_ratios(spli
     rows = found["first_layer"].query("state == 'best' and label == 'double'")
     assert rows["measured"].item() == pytest.approx(shares["share"].iloc[0])
     assert rows["correlation"].item() > 0.99
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 3, 5], [3, 5, 0, 4, 1, 2]])
+def test_bonds_of_acetamide_have_their_ratios_in_any_order_of_edges(order):
+    """The second order is PyG's, by source and target; neighboring edges are no bond there."""
+    plain, model = molecule_graph("CC(=O)N"), checkpoint.load(SHIPPED)[0]
+    edges = {"edge_index": plain.edge_index[:, order], "edge_attr": plain.edge_attr[order]}
+    graph = plain.clone().update(edges)
+    (ratios,) = bond_ratios(model, [graph], heads=8)
+    ends = graph.edge_index[:, directions(graph)[0]].sort(dim=0).values.t().tolist()
+    found = dict(zip(map(tuple, ends), ratios[0].amax(dim=0).round().tolist(), strict=True))
+    assert found == {(0, 1): 4964, (1, 2): 1492, (1, 3): 3536}
+    by_ratio = [
+        curve(model, [each], edge_importance(model, [each], "ratio"), fractions=(0, 1 / 3, 2 / 3))
+        for each in (plain, graph)
+    ]
+    np.testing.assert_allclose(*(each["prediction"] for each in by_ratio), rtol=1e-4)
 
 
 def test_triples_are_counted_and_looked_up(splits):
