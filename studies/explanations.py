@@ -63,7 +63,7 @@ from mapkg.models.network import TypeEmbedding
 from mapkg.rows import default_names, edge_rows, with_loops_of_layers
 from studies import checkpoint, tables
 from studies.data import Splits, bond_of_edge
-from studies.first_layer import type_frequency
+from studies.edge_kinds import type_frequency
 
 CONTROL = "random"
 """The method that the others are compared with, the mean of five draws."""
