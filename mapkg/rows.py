@@ -23,6 +23,33 @@ channels], output[mask] if some are padding; output.transpose(0, 1).flatten(1) i
 first, [stacks, rows, channels]; output.values() if it is nested"""
 
 
+def default_names(model: nn.Module) -> str | list[str]:
+    """What is looked at in a model if nobody says what, names as for ``hooks.record``.
+
+    Identity modules called ``score``, as in this package's networks, or, where there are none,
+    the messages of all PyG ``MessagePassing`` modules.
+
+    Raises:
+        KeyError: if the model has neither; lists its submodules.
+    """
+    modules = dict(model.named_modules())
+    # A head that is called "score" computes something: it is not where attention is looked at.
+    scores = [
+        name
+        for name, module in modules.items()
+        if name.rpartition(".")[2] == "score" and type(module) is nn.Identity
+    ]
+    if scores:
+        return scores
+    if any(isinstance(module, MessagePassing) for module in modules.values()):
+        return "*:message"
+    known = ", ".join(filter(None, modules)) or "its submodules (it has none)"
+    raise KeyError(
+        f"{type(model).__name__} has no identity module called 'score' and no MessagePassing "
+        f"module: pass names=, of {known}"
+    )
+
+
 def as_rows(
     name: str, module: nn.Module, output: Any, batch: Any, rows: Rows | None = None
 ) -> tuple[Float[Tensor, "rows channels"], str]:

@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 from mapkg.models.config import Config
 from studies.data import ATOM_TYPES, Description, Splits, bond_of_edge, directions
-from studies.data.bond_properties import GLOBAL
 from studies.data.description import SPLITS
+from studies.edge_kinds import GLOBAL, distinct_edges, first_layer_table
 from studies.emergence import fit_to_data
 from studies.extras import build
-from studies.first_layer import distinct_edges, first_layer_table
 from studies.published import titles
 from studies.train import fit, seed_all
 

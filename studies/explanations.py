@@ -29,6 +29,7 @@ differs: the change of a real-valued prediction in place of the probability of a
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -58,11 +59,11 @@ from mapkg.evaluation import batches, predict
 from mapkg.interventions import intervene, summarise_interventions
 from mapkg.measures import activation_ratio
 from mapkg.models.config import Config
-from mapkg.models.network import SCORES, TypeEmbedding
-from mapkg.rows import with_loops_of_layers
+from mapkg.models.network import TypeEmbedding
+from mapkg.rows import default_names, edge_rows, with_loops_of_layers
 from studies import checkpoint, tables
 from studies.data import Splits, bond_of_edge
-from studies.first_layer import type_frequency
+from studies.edge_kinds import type_frequency
 
 CONTROL = "random"
 """The method that the others are compared with, the mean of five draws."""
@@ -76,6 +77,7 @@ def edge_importance(
     method: str,
     *,
     layer: int = 0,
+    names: str | Sequence[str] | None = None,
     target: int = 0,
     seed: int = 0,
     batch_size: int = 32,
@@ -84,15 +86,18 @@ def edge_importance(
     """How important each directed edge is to a prediction for its graph, in evaluation mode.
 
     A tensor per graph, a magnitude per edge, NaN where a ratio is undefined. ``method`` is one of
-    ``METHODS``, ``layer`` says whose ratio is meant, ``target`` which prediction is explained;
-    ``seed`` is that of ``"random"`` and ``"GNNExplainer"``. The model is called by the names of
-    its parameters and stays as it is. Where its layers replace self-loops, a loop of the graph
-    stands for that of its node.
+    ``METHODS``; the ratio is that of the ``layer``-th of ``names``, which are those of ``report``,
+    also by default; ``target`` says which prediction is explained; ``seed`` is that of ``"random"``
+    and ``"GNNExplainer"``. The model is called by the names of its parameters and stays as it is.
+    Where its layers replace self-loops, a loop of the graph stands for that of its node.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if getattr(model, "edge_factor", None) is not None:
         raise ValueError("expected attention over the data's edges, got full-graph attention")
+    method_of = METHODS[method]
+    if method == "ratio":
+        method_of = partial(_ratio, name=_layer(model, names, layer))
     # On a copy: PyG's explainers leave attributes behind, and gradients in weights.
     network = deepcopy(model).eval().requires_grad_(False)
     if masked := sum(getattr(m, "_edge_mask", None) is not None for m in network.modules()):
@@ -112,7 +117,7 @@ def edge_importance(
             # An explainer takes means over edges, which there must be.
             made = torch.empty(0)
             if batch.num_edges:
-                made = METHODS[method](OneTarget(network, target, whole), layer)[place]
+                made = method_of(OneTarget(network, target, whole))[place]
             parts.append(made.detach().abs())
             bar.update(batch.num_graphs)
     return list(torch.cat(parts).split([graph.num_edges for graph in graphs]))
@@ -136,12 +141,19 @@ class OneTarget(nn.Module):
         return predicted.reshape(len(predicted), -1)[:, self.target]
 
 
-def _ratio(network: OneTarget, layer: int) -> Float[Tensor, " E"]:
-    names = list(hooks.resolve(network.model, SCORES))
-    if layer not in range(len(names)):
-        raise ValueError(f"layer: expected 0 to {len(names) - 1}, got {layer}")
-    ((_, seen),) = hooks.scan(network.model, [network.batch], names[layer], forward=predict)
-    return activation_ratio(seen[names[layer]]).amax(dim=-1)
+def _layer(model: nn.Module, names: str | Sequence[str] | None, layer: int) -> str:
+    resolved = list(hooks.resolve(model, default_names(model) if names is None else names))
+    if layer not in range(len(resolved)):
+        raise ValueError(
+            f"layer: expected 0 to {len(resolved) - 1}, for {', '.join(resolved)}; got {layer}"
+        )
+    return resolved[layer]
+
+
+def _ratio(network: OneTarget, name: str) -> Float[Tensor, " E"]:
+    (module,) = hooks.resolve(network.model, name).values()
+    ((_, seen),) = hooks.scan(network.model, [network.batch], name, forward=predict)
+    return activation_ratio(edge_rows(name, module, seen[name], network.batch)).amax(dim=-1)
 
 
 def _of_types(
@@ -173,7 +185,7 @@ def _of_types(
 def _explained(algorithm: Callable[[], ExplainerAlgorithm]) -> Callable[..., Tensor]:
     """The edge mask that an algorithm of PyG finds."""
 
-    def method(network: OneTarget, _: int) -> Float[Tensor, " E"]:
+    def method(network: OneTarget) -> Float[Tensor, " E"]:
         settings = dict(mode="regression", task_level="graph", return_type="raw")
         about = dict(explanation_type="model", model_config=settings, edge_mask_type="object")
         x = network.batch.x
@@ -186,14 +198,14 @@ def _explained(algorithm: Callable[[], ExplainerAlgorithm]) -> Callable[..., Ten
 METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     {
         "ratio": _ratio,
-        "gradient x input": lambda network, _: _of_types(network, InputXGradient),
-        "integrated gradients": lambda network, _: _of_types(
+        "gradient x input": lambda network: _of_types(network, InputXGradient),
+        "integrated gradients": lambda network: _of_types(
             network, IntegratedGradients, internal_batch_size=1
         ),
         "edge mask": _explained(lambda: CaptumExplainer(IntegratedGradients)),
         "GNNExplainer": _explained(lambda: GNNExplainer()),
         "AttentionExplainer": _explained(lambda: AttentionExplainer(reduce="mean")),
-        "random": lambda network, _: torch.rand(network.batch.num_edges),
+        "random": lambda network: torch.rand(network.batch.num_edges),
     }
 )
 """The methods by name; each gives a number per edge of the network's batch."""
