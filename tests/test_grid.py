@@ -7,10 +7,12 @@ import torch
 from scipy import integrate, stats
 
 from mapkg.measures import NEG_LOG_RATIO_BINS, StreamingHistogram
-from studies.grid import (
+from studies.laws import LAWS
+from studies.results import (
     DATA_SETS,
     GRID,
     MODELS,
+    TABLES,
     grid_table,
     how_unlikely,
     law_table,
@@ -18,8 +20,6 @@ from studies.grid import (
     length_table,
     read_runs,
 )
-from studies.laws import LAWS
-from studies.results import TABLES
 from studies.tables import write
 
 KEYS = ["run", "seed", "layer", "state"]
