@@ -32,7 +32,10 @@ STUDIES = {
     "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (page 11)"),
     "sink": ("explicit_bias:weight_on_sink_of_run", "Attention to the sink of a term (page 11)"),
     "attack": ("robustness:attack_run", "The most harmful noise on embeddings (page 12)"),
-    "laws": ("grid:laws_of_runs", "Fit laws to the ratios that study emergence joined (page 06)"),
+    "laws": (
+        "results:laws_of_runs",
+        "Fit laws to the ratios that study emergence joined (page 06)",
+    ),
     "untrained": ("commands:untrained", "Untrained networks, as a null (pages 05, 06)"),
     "gradients": ("gradient_explosion:gradients", "Gradients of every layer (page 21)"),
     "depth": ("depth:depth", "Accuracy by number of layers (page 22)"),

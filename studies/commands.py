@@ -1,5 +1,6 @@
 """What the commands of ``python -m studies`` do; their options are the parameters."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from studies.emergence import (
     without_training,
 )
 from studies.published import CONFIGS, known
+from studies.results import refuse_twice
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
     "remedy": {"epochs": 4},
@@ -113,6 +115,11 @@ def make(
     ``prefix`` it writes its tables itself. A single table is called ``OUTPUT.csv.gz``.
     """
     changed, takes = _change(change), function.__annotations__  # wrong names are refused first
+    refuse_twice(folders)
+    if not os.path.basename(output).removesuffix(".csv.gz"):
+        raise ValueError(
+            f"--output: expected what names of tables begin with, say runs/my, got {output!r}"
+        )
     data: tuple[Splits, ...] = ()
     if "splits" in takes:
         seeds = [checkpoint.load(folder / "best")[1]["seed"] for folder in folders]
@@ -163,6 +170,8 @@ def _change(name: str | None) -> Callable[[Splits, int], Splits]:
 def overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Values of ``NAME=VALUE``, converted to the type of the configuration's field."""
     types, values = get_type_hints(Config), {}
+    for name in ("dataset", "source"):  # say of the published run what it was, and change nothing
+        del types[name]
     for assignment in assignments:
         name, sign, text = assignment.partition("=")
         if not sign or name not in types:

@@ -13,8 +13,8 @@ from mapkg.measures import ActivationSummary
 from mapkg.models import build
 from studies import checkpoint
 from studies.emergence import emergence, examine_checkpoint, observation_epochs
+from studies.files import commit, versions
 from studies.observation import summarise
-from studies.provenance import commit, versions
 from studies.published import CONFIGS
 from studies.results import TABLES, emergence_table, read_emergence
 from studies.train import seed_all

@@ -7,10 +7,13 @@ import torch
 from scipy import integrate, stats
 
 from mapkg.measures import NEG_LOG_RATIO_BINS, StreamingHistogram
-from studies.grid import (
+from studies.laws import LAWS
+from studies.results import (
     DATA_SETS,
     GRID,
     MODELS,
+    TABLES,
+    Emergence,
     by_measure,
     grid_table,
     how_unlikely,
@@ -19,8 +22,6 @@ from studies.grid import (
     length_table,
     read_runs,
 )
-from studies.laws import LAWS
-from studies.results import TABLES, Emergence
 from studies.tables import write
 
 KEYS = ["run", "seed", "layer", "state"]
