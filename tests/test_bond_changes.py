@@ -190,15 +190,16 @@ def test_retraining_gives_every_change_seed_and_state(cache):
     splits = few_molecules(48, 16, 24)
     tiny = CONFIGS["SAN-ZINC"].replace(**SIZES, batch_size=16, max_epochs=1)
     changes = {"as it is": lambda splits, seed: splits, "shuffled": CHANGES["shuffled-types"]}
-    changes["global"] = CHANGES["global-node"]
     found = retrain(tiny, splits, changes, [0, 1], progress=False)
-    sizes = found.groupby(["run", "seed", "state"])["label"].size().unstack("run")
-    assert (sizes == [3, 5, 3]).all(axis=None) and len(sizes) == 4
+    assert (found.groupby(["run", "seed", "state"])["label"].size() == [3] * 8).all()
     base = found.query("state == 'base'").set_index(["run", "seed", "label"])
     # The same seed starts from the same weights, whatever the data.
     gates = base["gate_median"]
     pd.testing.assert_series_equal(gates["as it is"], gates["shuffled"])
     assert base["moved"].max() == 0 < found.groupby(["run", "seed"])["moved"].max().min()
+
+
+def test_shares_of_types_are_of_the_training_edges():
     table = type_shares({"a": of("CC#N"), "b": CHANGES["global-node"](of("CC#N"), 0)})
     assert table.loc["a"].to_list() == ["50.00%", "0.00%", "50.00%", "", ""]
     assert table.loc["b"].to_list() == ["20.00%", "0.00%", "20.00%", "30.00%", "30.00%"]
