@@ -182,10 +182,8 @@ def share_table(
     shares: pd.DataFrame, value: str = "share", *, columns: Sequence[str] = ("run", "seed")
 ) -> pd.DataFrame:
     """A value as text with its interval, ``VALUE_low`` to ``VALUE_high``; labels down."""
-    texts = [
-        "none" if np.isnan(row[value]) else "{:.3f} [{:.3f}, {:.3f}]".format(*row)
-        for _, row in shares[[value, f"{value}_low", f"{value}_high"]].iterrows()
-    ]
+    form, three = "{:.3f} [{:.3f}, {:.3f}]", shares[[value, f"{value}_low", f"{value}_high"]]
+    texts = ["none" if np.isnan(row[0]) else form.format(*row) for row in three.to_numpy()]
     wide = shares.assign(text=texts).pivot(index="label", columns=list(columns), values="text")
     wide = wide.reindex(index=shares["label"].unique())
     order = shares[list(columns)].drop_duplicates().itertuples(index=False, name=None)
@@ -248,12 +246,13 @@ def heat_maps(
     axes are swapped.
     """
     chosen = heat.query("layer == @layer and threshold == @threshold")
+    wide = chosen.pivot(index="label", columns="channel", values="percent")
+    wide = wide.reindex(index=[*edges], columns=range(heads * channels)).fillna(0)
     size = (3.1 * len(edges) + 0.6, 3.4)
     figure, axes = plt.subplots(1, len(edges), figsize=size, layout="constrained", squeeze=False)
+    look = dict(cmap="rocket_r", vmin=0, vmax=max([1.0, *chosen["percent"]]), aspect="auto")
     for ax, (label, number) in zip(axes.flat, edges.items(), strict=True):
-        of_channel = chosen[chosen["label"] == label].set_index("channel")["percent"]
-        values = of_channel.reindex(range(heads * channels), fill_value=0).to_numpy(float)
-        look = dict(cmap="rocket_r", vmin=0, vmax=max([1.0, *chosen["percent"]]), aspect="auto")
+        values = wide.loc[label].to_numpy(float)
         image = ax.imshow(values.reshape(heads, channels), **look)
         ax.set(xlabel="channel of the head", xticks=range(channels), yticks=range(heads))
         ax.set_title(f"{label}: {number / sum(edges.values()):.2%} of edges")
@@ -305,21 +304,10 @@ def by_label(
     most = rows.groupby(panel)["label"].nunique().max()
     look = dict(col_wrap=min(columns, rows[panel].nunique()), aspect=max(1.1, 0.12 * most))
     grid = sns.FacetGrid(long, col=panel, height=3, sharex=False, **look)
-    grid.map_dataframe(
-        sns.pointplot,
-        "label",
-        "value",
-        hue="seed",
-        hue_order=seeds,
-        palette="colorblind",
-        estimator="median",
-        errorbar=("pi", 100),
-        dodge=0.4 if len(seeds) > 1 else False,
-        linestyle="none",
-        markersize=4,
-        err_kws=dict(linewidth=1.2),
-        log_scale=(False, log),
-    )
+    dots = dict(hue="seed", hue_order=seeds, palette="colorblind", markersize=4, linestyle="none")
+    dots |= dict(estimator="median", errorbar=("pi", 100), err_kws=dict(linewidth=1.2))
+    dots |= dict(dodge=0.4 if len(seeds) > 1 else False, log_scale=(False, log))
+    grid.map_dataframe(sns.pointplot, "label", "value", **dots)
     grid.set_titles("{col_name}").set_axis_labels("", axis)
     grid.tick_params(axis="x", rotation=30 if most < 10 else 90)
     if value == "share":

@@ -42,13 +42,12 @@ Labels = tuple[list[Int[Tensor, " E"]], tuple[str, ...]]
 
 
 def edge_labels(graphs: Sequence[Data], by: str, description: Description) -> Labels:
-    """Which kind of edge each directed edge of the graphs of one data set is.
+    """Which label each directed edge of the graphs of one data set has.
 
     ``by`` is ``"type"``, the edge types that the description names; ``"role"``, the same, but edges
     of a global node are apart from bonds that share their type; ``"atom pair"``, the two elements
     in either order, the most frequent first, and "other" for those of less than 1 % of the edges;
-    ``"ring"``, the smallest ring the bond is part of; or ``"conjugation"``. The last two need
-    ``smiles``. A name may have no edge.
+    ``"ring"``, the smallest ring of the bond; or ``"conjugation"``. The last two need ``smiles``.
     """
     if by not in PROPERTIES:
         raise ValueError(f"by: expected one of {', '.join(PROPERTIES)}, got {by!r}")

@@ -125,15 +125,16 @@ def test_gnn_explainer_keeps_what_the_prediction_needs_and_drops_what_it_ignores
 
 def test_ratios_and_attention_weights_are_those_that_hooks_see(graphs):
     model = network("GT", out_channels=2)
-    found = edge_importance(model, graphs, "AttentionExplainer", target=1)
-    for graph, of_edges in zip(graphs, found, strict=True):
-        with hooks.record(model, "layers.*.attention_weight") as seen:
+    weights = edge_importance(model, graphs, "AttentionExplainer", target=1)
+    ratios = edge_importance(model, graphs, "ratio", layer=1)
+    for graph, weight, ratio in zip(graphs, weights, ratios, strict=True):
+        with hooks.record(model, ["*.attention_weight", "layers.1.*.score"]) as seen:
             alone(model, graph, graph.edge_attr)
-        expected = torch.cat([weight for (weight,) in seen.values()], dim=1).mean(dim=1)
-        torch.testing.assert_close(of_edges, expected)
-    for layer, expected in enumerate(edge_maxima(model, graphs)):
-        ratios = torch.cat(edge_importance(model, graphs, "ratio", layer=layer))
-        torch.testing.assert_close(ratios, expected)
+        (score,) = seen.pop("layers.1.attention.score")
+        sizes = score.abs().sort(dim=1).values
+        torch.testing.assert_close(ratio, sizes[:, -1] / sizes[:, 7])
+        by_layer = torch.cat([weight for (weight,) in seen.values()], dim=1)
+        torch.testing.assert_close(weight, by_layer.mean(dim=1))
 
 
 @pytest.mark.parametrize("method", METHODS)
