@@ -114,6 +114,7 @@ def _with_graph_median(
     return x.abs().to(ascending.dtype), medians.gather(1, place).T
 
 
+@torch.no_grad()
 def _graph_medians(
     ascending: Float[Tensor, "stack rows channels"], graph: Int[Tensor, "stack rows"], graphs: int
 ) -> Float[Tensor, "stack graphs_and_rest"]:
@@ -152,8 +153,10 @@ _COUNTS = (
     *("layer_massive", "sun_edges", "sun_molecules", "molecules", "saturated", "head_sums"),
 )
 _MAXIMA = ("max_abs", "max_ratio", "max_layer_ratio")
-_HISTOGRAMS = ("magnitude", "largest", "median", "ratio", "max_over_second", "max_over_q90")
-_HISTOGRAMS = (*_HISTOGRAMS, "kurtosis")
+_HISTOGRAMS = (
+    *("magnitude", "largest", "median", "ratio"),
+    *("max_over_second", "max_over_q90", "kurtosis"),
+)
 
 COLUMNS = (
     *("rows", "zero_medians", "nonfinite_rows", "rows_with_zero"),

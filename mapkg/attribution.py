@@ -1,6 +1,6 @@
 """What massive activations sit on: counts by type of edge, and how sure they are.
 
-An edge is *massive* in a layer if it has a massive activation in any channel. Intervals are
+An edge is *massive* in a layer if an activation in any channel is, by the row ratio. Intervals are
 bootstrapped over molecules, since the edges of one molecule are no independent draws; the
 permutation test moves types among the bonds of a molecule and leaves everything else in place.
 

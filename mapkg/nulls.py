@@ -145,7 +145,7 @@ class ProductNull:
         """The probability that a magnitude is above a multiple of its median."""
         grid, _, log_survival = _log_magnitude(self.factors)
         median = np.interp(math.log(2), -log_survival(grid), grid)
-        return float(np.exp(log_survival(median + math.log(ratio))))
+        return float(np.exp(log_survival(np.array(median + math.log(ratio)))))
 
     def _isolation(self, ratio: float) -> float:
         """The probability that the largest of a row is above a multiple of the second largest."""

@@ -45,8 +45,8 @@ class Report:
             ratio; the share of rows that Sun's rule names; the root of the mean variance of ln |x|
             in rows; the median over rows of largest over second largest);
             ``share_rows_with_massive``, NaN without a threshold; ``chance_level``, what the null
-            exceeds in one case of twenty; ``p_value``, how likely it exceeds the value; and
-            ``verdict``, in words.
+            exceeds in one case of twenty; ``p_value``, how likely it exceeds the value;
+            ``massive``, and ``verdict``, in words.
         model: the name of the model's class.
         threshold: the ratio above which an activation is massive.
         null: what the p-values are relative to.
@@ -89,8 +89,7 @@ class Report:
         return f"<p>{html.escape(self._title())}</p>\n{table}"
 
     def _colors(self) -> list[str]:
-        massive = self.table["verdict"].str.startswith("massive")
-        return massive.map({True: "#c44e52", False: "#8c9db5"}).tolist()
+        return self.table["massive"].map({True: "#c44e52", False: "#8c9db5"}).tolist()
 
     def _title(self) -> str:
         names = ", ".join(MEASURES[measure] for measure in self.table["measure"].unique())
@@ -323,7 +322,8 @@ class _Layer:
         }
         if draws is None and distinct < usable:
             source = f"{source}, {distinct:,} distinct row{'s' if distinct > 1 else ''}"
-        return row | {"verdict": _verdict(row, self, found, source)}
+        verdict = _verdict(row, self, found, source)
+        return row | {"massive": verdict.startswith("massive"), "verdict": verdict}
 
 
 def _verdict(row: Mapping[str, Any], layer: _Layer, found: Mapping[str, Any], source: str) -> str:

@@ -172,14 +172,12 @@ def test_the_histogram_holds_the_negative_logarithm_of_every_usable_ratio():
     summary = ActivationSummary()
     summary.update(x)
     ratio = activation_ratio(x).numpy()
-    values = -np.log10(ratio[np.isfinite(ratio)] + 2.220446049250313e-16)
+    values = -np.log10(ratio[np.isfinite(ratio)] + 2.220446049250313e-16)  # 15.65 for zeros
     expected, _ = np.histogram(values, bins=1000, range=(-8, 17))
     counts = summary.neg_log_ratio.counts.numpy()
     # The median itself has the ratio 1: its logarithm lies on the edge of bins 319 and 320.
-    apart = np.delete(np.arange(1000), [319, 320])
-    np.testing.assert_array_equal(counts[apart], expected[apart])
+    np.testing.assert_array_equal(np.delete(counts, [319, 320]), np.delete(expected, [319, 320]))
     assert counts.sum() == expected.sum()
-    assert counts[int((15.653559774527022 + 8) / 0.025)] > (x[11] == 0).sum()  # exact zeros
     assert (summary.neg_log_ratio.num_below, summary.neg_log_ratio.num_above) == (1, 0)
 
 
@@ -204,23 +202,6 @@ def test_a_planted_massive_activation_is_found_where_it_is(threshold):
     summary.update(x[:0], torch.empty(0, dtype=torch.long))
     summary.update(torch.tensor([[1e-20] * 4 + [1e20]]))  # one, beyond single precision
     np.testing.assert_allclose(summary.graph_maxima[3:], [1, math.nan, threshold, 1e40], rtol=1e-6)
-
-
-def test_the_maximum_of_a_graph_is_over_its_usable_rows():
-    x = heavy_tailed(100)
-    graph = torch.randint(9, (100,), generator=torch.Generator().manual_seed(1))
-    graph[graph == 5] = 4  # graph 5 has no rows
-    graph[graph == 8] = 7
-    graph[7] = 8  # graph 8 has only a row without a median
-    summary = ActivationSummary()
-    summary.update(x, graph, 11)
-    ratio = activation_ratio(x)
-    usable = ~ratio.isnan().any(dim=1)
-    expected = [
-        ratio[usable & (graph == number)].max().item() if number not in (5, 8, 9, 10) else math.nan
-        for number in range(11)
-    ]
-    np.testing.assert_array_equal(summary.graph_maxima, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

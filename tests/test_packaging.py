@@ -138,9 +138,8 @@ def test_every_python_example_of_a_page_runs(path, capsys):
             scores = names["model"](graph.x, graph.edge_index)
             assert scores.isfinite().all() and len(scores) == 20
             continue
-        verdicts = re.findall(
-            r"^convs\.\d:message +none by the row ratio: up to ", capsys.readouterr().out, re.M
-        )
+        printed = capsys.readouterr().out
+        verdicts = re.findall(r"^convs\.\d:message +none by the row ratio: up to ", printed, re.M)
         assert len(verdicts) >= 2, "a report has a line for each layer"
 
 

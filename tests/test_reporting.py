@@ -14,7 +14,6 @@ from torch_geometric.nn import (
     GAE,
     GAT,
     ARMAConv,
-    DenseGCNConv,
     EdgeConv,
     GATConv,
     GATv2Conv,
@@ -216,52 +215,45 @@ def test_values_found_before_serve_as_null():
         assert f"; {words} (" in only(Scored(), [MASSIVE], null=null)["verdict"]
 
 
-def test_wider_rows_than_the_null_knows_have_no_p_value():
-    row = only(Scored(), [product_of_normals(2, 10_002)])
-    assert math.isnan(row["p_value"]) and math.isnan(row["chance_level"])
-    assert row["verdict"] == f"none by the row ratio: up to {row['max_ratio']:.3g} x the median"
-
-
 # Other measures.
 
 
-def scored(model_rows, **options):
-    found = report(Scored(), model_rows, names="first.score", **options)
-    return found.table.set_index("measure")
+def scored(x, **options):
+    return report(Scored(), [x], names="first.score", **options).table.set_index("measure")
 
 
 def test_each_measure_has_its_value_its_null_and_its_verdict():
     x = product_of_normals(60, 16, seed=2)
     x[3] *= 1e4  # a row that is large as a whole
-    table = scored([x], measure="all")
-    spread, second = row_measures(x)["spread"], row_measures(x)["max_over_second"]
+    table, of_rows = scored(x, measure="all"), row_measures(x)
     values = {
         "row": activation_ratio(x).max(),
         "layer": layer_ratio(x).max(),
-        "sun": 1 / 60,
-        "spread": spread.square().mean().sqrt(),
-        "isolation": second.median(),
+        "sun": torch.tensor(1 / 60),
+        "spread": of_rows["spread"].square().mean().sqrt(),
+        "isolation": of_rows["max_over_second"].median(),
     }
+    null = ProductNull(16)
     for name, value in values.items():
-        row = table.loc[name]
-        assert row["value"] == pytest.approx(float(value), rel=0.006 if name != "spread" else 1e-9)
+        row, exact = table.loc[name], name in ("row", "spread")
+        assert row["value"] == pytest.approx(value.item(), rel=1e-9 if exact else 0.006)
         if name != "sun":
-            chance = ProductNull(16).chance(name, row["value"], 60)
+            chance = null.chance(name, row["value"], 60)
             assert (row["chance_level"], row["p_value"]) == chance
-    verdicts = table["verdict"]
-    assert verdicts["row"].startswith("none by the row ratio: up to ")
-    assert " x the median of the data, in 1.7 % of rows; p < 0.000001 (" in verdicts["layer"]
-    assert verdicts["layer"].startswith("massive by the layer ratio: up to ")
-    largest = f"{x.abs().max():,.3g}"
-    assert verdicts["sun"] == (
-        f"massive by Sun's rule: |x| up to {largest}, in 1 of 1 graphs, in 1.7 % of rows"
-    )
-    level = ProductNull(16).chance("spread", 1.0, 60)[0]
-    assert verdicts["spread"].startswith(f"none by the spread: {values['spread']:.3g}, chance up ")
-    assert f" to {level:.3g}; p = " in verdicts["spread"]
-    assert verdicts["isolation"].startswith("none by isolation: largest / second ")
+    large, spread = table.loc["layer", "value"], table.loc["spread"]
+    words = {
+        "row": f"none by the row ratio: up to {values['row']:.3g} x the median; p = ",
+        "layer": f"massive by the layer ratio: up to {large:,.0f} x the median of the data, in 1.7",
+        "sun": f"massive by Sun's rule: |x| up to {x.abs().max():,.3g}, in 1 of 1 graphs, in 1.7 %",
+        "spread": f"none by the spread: {spread['value']:.3g}, chance up to "
+        f"{spread['chance_level']:.3g}; p = {spread['p_value']:.2g} (product of normals)",
+        "isolation": f"none by isolation: largest / second {table.loc['isolation', 'value']:.3g}, ",
+    }
+    for name, start in words.items():
+        assert table.loc[name, "verdict"].startswith(start)
     assert table["share_rows_with_massive"].tolist()[:3] == pytest.approx([0, 1 / 60, 1 / 60])
-    assert scored([x**2], measure="spread")["verdict"].iloc[0].startswith("massive by the spread")
+    assert table["massive"].tolist() == [False, True, True, False, False]
+    assert scored(x**2, measure="spread")["massive"].all()
     found = report(Scored(), [x], measure="all")
     assert found.measures.shape == (2, 5) and str(found).count("by Sun's rule: ") == 2
     assert len(found.plot().patches) == 10 and found._repr_html_().count("<tr") == 11
@@ -285,13 +277,10 @@ def test_the_median_of_a_layer_is_that_of_graphs_batches_or_all_data():
 
 @pytest.mark.parametrize("measure", ["spread", "isolation", "sun", "layer"])
 def test_other_measures_have_p_values_among_null_models_too(measure):
-    def scaled(power):
-        return Scored(lambda x: x.abs() ** power)
-
     x = product_of_normals(40, 16) * 100
     x[0, 0] = 1e9
-    about = dict(names="second.score", measure=measure)
-    row = only(scaled(1), [x], null=map(scaled, [0.1, 0.2, 0.3]), **about)
+    model, *null = (Scored(lambda x, p=p: x.abs() ** p) for p in (1, 0.1, 0.2, 0.3))
+    row = only(model, [x], null=null, names="second.score", measure=measure)
     assert row["p_value"] == 1 / 4 and "(3 null models)" in row["verdict"]
 
 
@@ -302,12 +291,13 @@ def test_other_measures_have_p_values_among_null_models_too(measure):
         (rows_of([0.0, 0.0, 2.0]), "layer", "undefined: no row has a ratio to a median that is no"),
         (rows_of([0.0, 0.0, 200.0]), "sun", "massive by Sun's rule: |x| up to 200, in 1 of 1 grap"),
         (torch.ones(2, 10_001), "spread", "none by the spread: 0, no chance level"),
+        (torch.ones(2, 10_001), "row", "none by the row ratio: up to 1 x the median"),
         (torch.ones(2, 1), "isolation", "undefined: a single channel is its own median"),
         (torch.ones(0, 4), "isolation", "undefined: no rows came"),
     ],
 )
 def test_what_has_no_such_measure_is_said_to_be_undefined(x, measure, verdict):
-    assert scored([x], measure=measure)["verdict"].iloc[0].startswith(verdict)
+    assert scored(x, measure=measure)["verdict"].iloc[0].startswith(verdict)
 
 
 # Medians that are no typical magnitude.
@@ -399,24 +389,6 @@ def test_batches_that_a_model_writes_into_are_the_same_in_the_next_pass(double):
 # Which axes are rows.
 
 
-def test_rows_of_a_padded_batch_are_those_of_a_loop_over_its_nodes():
-    torch.manual_seed(0)
-    x, adj = torch.randn(3, 9, 8), torch.eye(9).expand(3, 9, 9)
-    x[:, 0] *= 5000
-    model, loader, seen = nn.ModuleDict({"conv": DenseGCNConv(8, 16)}), [(x, adj)], []
-
-    def nodes(module, output, batch):
-        seen.append((module, batch))
-        return output.flatten(0, 1)
-
-    forward = dict(forward=lambda model, batch: model["conv"](*batch))
-    row = only(model, loader, names="conv", rows=nodes, **forward)
-    with torch.no_grad():
-        expected = largest_ratio(torch.cat([*model["conv"](x, adj)]))
-    assert (row["max_ratio"], row["rows"]) == (pytest.approx(expected, rel=1e-5), 27)
-    assert row["axes"] == "made by rows=" and seen == [(model["conv"], loader[0])]
-
-
 @pytest.mark.parametrize(
     ("layer", "rows", "count"),
     [
@@ -431,7 +403,10 @@ def test_messages_whose_first_axis_has_no_edges_are_refused_and_rows_says_how(la
         graph.x = torch.stack([graph.x, -2 * graph.x])
     with pytest.raises(ValueError, match=r"':message' returned .*, of which axis 1 has the rows"):
         report(layer, [graph])
-    row = only(layer, [graph], rows=lambda module, output, batch: rows(output))
+    seen = []
+    given = lambda *about: seen.append(about) or rows(about[1])  # noqa: E731
+    row = only(layer, [graph], rows=given)
+    assert row["axes"] == "made by rows=" and seen[0][::2] == (layer, graph)
     with torch.no_grad(), hooks.record(layer, ":message") as seen:
         layer(graph.x, graph.edge_index)
     assert row["rows"] == count * len(seen[":message"])
