@@ -79,7 +79,7 @@ def shares_elsewhere(
     resamples: int = 200,  # of bootstraps, and permutations of tests
 ) -> dict[str, pd.DataFrame]:
     """The table ``shares`` of a run's best state on other molecules than it was trained on."""
-    model, information = checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
+    model, information = checkpoint.load(Path(folder) / "best")
     graphs = read_smiles(smiles)
     warn_of_types(graphs, splits.train, splits.description.title)
     labelled = {name: edge_labels(graphs, name, splits.description) for name in by}

@@ -2,7 +2,6 @@
 
 import gzip
 import re
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -404,7 +403,6 @@ def test_a_change_that_nothing_would_use_is_refused(change):
     [
         explanations.explain_run,
         bond_types.bond_types,
-        partial(bond_types.shares_elsewhere, smiles=None),
         explicit_bias.idle_term_of_run,
         explicit_bias.weight_on_sink_of_run,
         robustness.attack_run,
