@@ -34,8 +34,8 @@ class Emergence:
     Attributes:
         summary: per state and layer, the statistics of ``ActivationSummary``. States: ``base``
             (untrained, BatchNorm statistics at 0 and 1, as published), ``base_calibrated``
-            (untrained, statistics of the training data), ``best`` and ``last`` (weights of the
-            epoch with the least validation loss, and of the last one).
+            (untrained, statistics of the training data, see ``observe_states``), ``best`` and
+            ``last`` (weights of the epoch with the least validation loss, and of the last one).
         trajectory: per observed epoch and layer, the same statistics; epoch 0 is ``base``.
         graph_maxima: per state, layer and test graph, its largest ratio.
         histogram: per state and layer, counts of -log10 ratio; empty bins are left out.

@@ -5,11 +5,11 @@ are. ``python -m pytest -m slow tests/test_faults.py``.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 import zipfile
@@ -21,16 +21,19 @@ from conftest import few_molecules
 from random_graphs import molecule
 
 from mapkg.models import build
-from studies import checkpoint
+from studies import checkpoint, tables
 from studies.__main__ import main
 from studies.data import raw_files
 from studies.emergence import emergence
 from studies.published import CONFIGS
-from studies.tables import run_study
 from studies.train import STATE_FILE, fit, seed_all
 from studies.train_stacked import STATE_FILE as STACKED_FILE
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cache", "same_number_of_threads")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("cache", "same_number_of_threads"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
 rounds = pytest.mark.parametrize("number", range(int(os.environ.get("MAPKG_ROUNDS", "1"))))
 
 SIZES = dict(hidden_channels=8, heads=2, num_layers=2, batch_size=16, dropout=0.1)
@@ -38,7 +41,6 @@ TRAIN = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--limit", "32", 
 TRAIN += ["--epochs", "25", "--set", *(f"{name}={value}" for name, value in SIZES.items()), "--out"]
 WEIGHTS = tuple(f"{state}.safetensors" for state in ("base", "best", "last"))
 TABLES = tuple(f"{n}.csv.gz" for n in ("summary", "trajectory", "graph_maxima", "histogram"))
-SECONDS = 4  # of such a training, or a few more
 DAMAGED = r"damaged|do not belong together|not the description|changed after it was written"
 
 
@@ -55,11 +57,13 @@ def what_it_gave(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A run that nothing happened to."""
+    """A run that nothing happened to, and its seconds."""
     threads, folder = torch.get_num_threads(), tmp_path_factory.mktemp("whole")
+    few_molecules(1, 1, 1)  # are read from files now
+    start = time.perf_counter()
     assert main([*TRAIN, str(folder)]) == 0
     torch.set_num_threads(threads)
-    return what_it_gave(folder)
+    return what_it_gave(folder), time.perf_counter() - start
 
 
 def damaged(content, draw):
@@ -75,27 +79,34 @@ def damaged(content, draw):
     return bytes(flipped)
 
 
+def in_another_process(function, *arguments):
+    """Start a process that has all imports already."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def train(folder, log):
+    with log.open("w") as sys.stderr:
+        sys.exit(main([*TRAIN, str(folder)]))
+
+
 @rounds
 def test_two_processes_on_one_folder_and_one_killed_lose_nothing(number, undisturbed, tmp_path):
-    draw, folder = random.Random(number), tmp_path / "run"
-    command = [sys.executable, "-m", "studies", *TRAIN, str(folder)]
-    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    both = [subprocess.Popen(command, **pipes) for _ in range(2)]
-    try:
-        while not folder.exists() and any(one.poll() is None for one in both):
-            time.sleep(0.005)
-        time.sleep(draw.uniform(0, SECONDS))
-        draw.choice(both).send_signal(signal.SIGKILL)
-        ends = [(one.communicate()[1], one.returncode)[::-1] for one in both]
-    finally:
-        for one in both:
-            one.kill()
-    for code, said in ends:
-        assert code in (0, -signal.SIGKILL) or (code == 2 and "another process writes" in said), (
-            said
-        )
+    (expected, seconds), draw, folder = undisturbed, random.Random(number), tmp_path / "run"
+    logs = [tmp_path / name for name in ("one", "other")]
+    both = [in_another_process(train, folder, log) for log in logs]
+    while not folder.exists() and any(one.is_alive() for one in both):
+        time.sleep(0.005)
+    time.sleep(draw.uniform(0, seconds))
+    draw.choice(both).kill()  # SIGKILL: nothing is cleaned up
+    for one, log in zip(both, logs, strict=True):
+        one.join()
+        said = log.read_text()
+        refused = one.exitcode == 2 and "another process writes to it" in said
+        assert refused or one.exitcode in (0, -signal.SIGKILL), said
     assert main([*TRAIN, str(folder)]) == 0
-    assert what_it_gave(folder) == undisturbed
+    assert what_it_gave(folder) == expected
     assert not any(path.name.endswith(".part") for path in folder.iterdir())
 
 
@@ -116,7 +127,7 @@ def test_a_damaged_state_is_named_and_never_trained_on(number, seeds, tmp_path):
     expected, path = train(folder=None), tmp_path / (STACKED_FILE if seeds else STATE_FILE)
     train(2)
     whole = path.read_bytes()
-    for _ in range(50):
+    for _ in range(15):
         path.write_bytes(damaged(whole, draw))
         with pytest.raises(ValueError, match=r"safetensors: damaged, .* remove it to start afresh"):
             train()
@@ -156,45 +167,41 @@ def test_a_checkpoint_that_is_damaged_is_refused_and_written_again(number, tmp_p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-STUDY = """
-import os, signal, sys
-from pathlib import Path
-import pandas as pd
-from studies import tables
+def do_study(folder, left=None):
+    """Five trainings; killed in the middle of a write after so many."""
+    write = tables.write_atomically
 
-left = int(sys.argv[2])
-write = tables.write_atomically
+    def or_die(path, content):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            (path.parent / f".{path.name}.x.part").write_bytes(content[:9])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, content)
 
-def or_die(path, content):
-    global left
-    left -= 1
-    if left < 0:
-        (path.parent / f".{path.name}.x.part").write_bytes(content[:9])  # half written
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(path, content)
+    def learn(seed):
+        return {"loss": seed / 7}, pd.DataFrame({"epoch": [1, 2], "value": [seed, seed / 3]})
 
-def train(seed):
-    return {"loss": seed / 7}, pd.DataFrame({"epoch": [1, 2], "value": [seed, seed / 3]})
-
-tables.write_atomically = or_die
-jobs = [({"seed": seed}, lambda seed=seed: train(seed)) for seed in range(5)]
-tables.run_study(jobs, labels=["seed"], prefix=Path(sys.argv[1]) / "study", progress=False)
-"""
+    tables.write_atomically = write if left is None else or_die
+    jobs = [({"seed": seed}, lambda seed=seed: learn(seed)) for seed in range(5)]
+    tables.run_study(jobs, labels=["seed"], prefix=folder / "study", progress=False)
 
 
 @rounds
 def test_a_study_killed_between_its_tables_goes_on(number, tmp_path):
-    draw, tables = random.Random(number), {}
-    for name, kills in (("whole", []), ("killed", [draw.randrange(6), draw.randrange(4)])):
-        folder = tmp_path / name
-        for left in [*kills, 99]:
-            command = [sys.executable, "-c", STUDY, str(folder), str(left)]
-            code = subprocess.run(command, check=False).returncode
-            assert code == (0 if left == 99 else -signal.SIGKILL)
-        tables[name] = {p.name: p.read_bytes() for p in sorted(folder.glob("study_*.csv.gz"))}
-    assert tables["killed"] == tables["whole"] and len(tables["whole"]) == 2
+    draw = random.Random(number)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for left in (draw.randrange(6), draw.randrange(4)):
+        process = in_another_process(do_study, killed, left)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    written = []
+    for folder in (whole, killed):
+        do_study(folder)
+        written.append({p.name: p.read_bytes() for p in folder.glob("study_*.csv.gz")})
+    assert written[0] == written[1] and len(written[0]) == 2
     with pytest.raises(ValueError, match="holds the table of another study"):
-        run_study([({"norm": "x"}, None)], labels=["norm"], prefix=tmp_path / "whole" / "study")
+        tables.run_study([({"norm": "x"}, None)], labels=["norm"], prefix=killed / "study")
 
 
 @rounds
