@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from torch import nn
-from torch_geometric.nn import MessagePassing
 from tqdm import tqdm
 
 from mapkg import hooks
 from mapkg.all_measures import COLUMNS, UNITS, AllMeasures
 from mapkg.measures import MASSIVE_RATIO, MEASURES, ActivationSummary
 from mapkg.nulls import MAX_CHANNELS, ProductNull, Values, p_value
-from mapkg.rows import Rows, as_rows, graphs_of_rows, off_floor, row_codes
+from mapkg.rows import Rows, as_rows, default_names, graphs_of_rows, off_floor, row_codes
 
 MAX_DISTINCT = 100_000
 """How many different rows are counted; where there are more, all are taken as different."""
@@ -178,7 +177,7 @@ def report(
             the model.
     """
     if names is None and isinstance(model, nn.Module):
-        names = _default_names(model)
+        names = default_names(model)
     if not threshold > 0:
         raise ValueError(f"threshold: expected a positive ratio, got {threshold!r}")
     if measure not in (known := (*MEASURES, "all")):
@@ -217,21 +216,6 @@ def report(
         for each in measures
     ]
     return Report(pd.DataFrame(table), type(model).__name__, threshold, source)
-
-
-def _default_names(model: nn.Module) -> str | list[str]:
-    # A head that is called "score" computes something: it is not where attention is looked at.
-    modules = dict(model.named_modules())
-    identities = [name for name, module in modules.items() if type(module) is nn.Identity]
-    if scores := [name for name in identities if name.rpartition(".")[2] == "score"]:
-        return scores
-    if any(isinstance(module, MessagePassing) for module in modules.values()):
-        return "*:message"
-    known = ", ".join(filter(None, modules)) or "its submodules (it has none)"
-    raise KeyError(
-        f"{type(model).__name__} has no identity module called 'score' and no MessagePassing "
-        f"module: pass names=, of {known}"
-    )
 
 
 def _layers(
