@@ -97,9 +97,8 @@ def _numbers_of_rows(batch: Any) -> set[int]:
     nodes, edges = batch.num_nodes, batch.num_edges
     loops = int((edge_index[0] == edge_index[1]).sum())
     graphs = getattr(batch, "num_graphs", 1)
-    return {nodes, edges, edges + nodes, edges - loops + nodes} - (
-        {graphs} if graphs > 1 else set()
-    )
+    numbers = {nodes, edges, edges + nodes, edges - loops + nodes}
+    return numbers - {graphs} if graphs > 1 else numbers
 
 
 def off_floor(

@@ -549,6 +549,8 @@ def test_hooks_see_what_compiled_code_computes(way):
             assert torch.equal(run(INPUT), plain(INPUT))
         assert torch.equal(run(INPUT), plain(INPUT))  # the first is left, the second is not
         second.__exit__(None, None, None)
+        with pytest.raises(RuntimeError, match="recompile"):  # again as it was asked for
+            torch.compile(lambda x: x + 1, backend="eager")(INPUT)
     assert [len(other[name]), len(seen[name])] == [1, 2]
     assert all(torch.equal(x, plain[0](INPUT)) for x in seen[name])
     with edit(model, {name: torch.zeros_like}):
