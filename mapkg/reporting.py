@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from torch import nn
-from torch_geometric.nn import MessagePassing
 from tqdm import tqdm
 
 from mapkg import hooks
 from mapkg.measures import MASSIVE_RATIO, ActivationSummary
 from mapkg.nulls import MAX_CHANNELS, ProductNull, Values, p_value
-from mapkg.rows import Rows, as_rows, off_floor, row_codes
+from mapkg.rows import Rows, as_rows, default_names, off_floor, row_codes
 
 PRODUCT_NULL = "product of normals"
 """What p-values are relative to if no null is given."""
@@ -161,7 +160,7 @@ def report(
             the model.
     """
     if names is None and isinstance(model, nn.Module):
-        names = _default_names(model)
+        names = default_names(model)
     if not threshold > 0:
         raise ValueError(f"threshold: expected a positive ratio, got {threshold!r}")
     settings = dict(names=names, threshold=threshold, forward=forward, rows=rows, progress=progress)
@@ -188,25 +187,6 @@ def report(
             raise KeyError(f"the null has no values for {layer.name!r}; it has {', '.join(draws)}")
     table = [layer.row(source, draws and draws[layer.name], top) for layer in layers]
     return Report(pd.DataFrame(table), type(model).__name__, threshold, source)
-
-
-def _default_names(model: nn.Module) -> str | list[str]:
-    modules = dict(model.named_modules())
-    # A head that is called "score" computes something: it is not where attention is looked at.
-    scores = [
-        name
-        for name, module in modules.items()
-        if name.rpartition(".")[2] == "score" and type(module) is nn.Identity
-    ]
-    if scores:
-        return scores
-    if any(isinstance(module, MessagePassing) for module in modules.values()):
-        return "*:message"
-    known = ", ".join(filter(None, modules)) or "its submodules (it has none)"
-    raise KeyError(
-        f"{type(model).__name__} has no identity module called 'score' and no MessagePassing "
-        f"module: pass names=, of {known}"
-    )
 
 
 def _layers(

@@ -24,6 +24,36 @@ channels], output[mask] if some are padding; output.transpose(0, 1).flatten(1) i
 first, [stacks, rows, channels]; output.values() if it is nested"""
 
 
+def default_names(model: nn.Module) -> str | list[str]:
+    """What is looked at in a model if nobody says what, names as for ``hooks.record``.
+
+    Identity modules called ``score``, as in this package's networks, or, where there are none,
+    the messages of all PyG ``MessagePassing`` modules.
+
+    Raises:
+        KeyError: if the model has neither; lists its submodules.
+    """
+    modules = dict(model.named_modules())
+    passes_messages = any(isinstance(module, MessagePassing) for module in modules.values())
+    # A head that is called "score" is not where attention is looked at: it computes something, or
+    # stands at the top of a network of layers, as an identity where a head is left out.
+    heads = ("score",) if passes_messages and not isinstance(model, MessagePassing) else ()
+    scores = [
+        name
+        for name, module in modules.items()
+        if f".{name}".endswith(".score") and name not in heads and type(module) is nn.Identity
+    ]
+    if scores:
+        return scores
+    if passes_messages:
+        return "*:message"
+    known = ", ".join(filter(None, modules)) or "its submodules (it has none)"
+    raise KeyError(
+        f"{type(model).__name__} has no identity module called 'score' and no MessagePassing "
+        f"module: pass names=, of {known}"
+    )
+
+
 def as_rows(
     name: str, module: nn.Module, output: Any, batch: Any, rows: Rows | None = None
 ) -> tuple[Float[Tensor, "rows channels"], str]:

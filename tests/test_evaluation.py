@@ -29,7 +29,7 @@ from mapkg.evaluation import (
 from mapkg.hooks import evaluating
 from mapkg.models import build
 from mapkg.reporting import report
-from studies import explanations, first_layer
+from studies import edge_kinds, explanations
 from studies.explicit_bias import idle_term, readings
 from studies.observation import bond_ratios, edge_maxima, summarise, summarise_scores
 from studies.published import CONFIGS
@@ -246,8 +246,8 @@ LOOKING = {
     "predictions": predictions,
     "calibrate_batch_norm": calibrate_batch_norm,
     "heat_map": lambda m, graphs: attribution.heat_map(m, graphs, labels(graphs), 4),
-    "score_parts": lambda m, graphs: first_layer.score_parts(m, graphs, labels(graphs), "abcd"),
-    "first_layer": lambda m, gs: first_layer.first_layer(m, first_layer.distinct_edges(gs)),
+    "score_parts": lambda m, graphs: edge_kinds.score_parts(m, graphs, labels(graphs), "abcd"),
+    "first_layer": lambda m, gs: edge_kinds.first_layer(m, edge_kinds.distinct_edges(gs)),
     "intervene": lambda m, graphs: interventions.intervene(m, graphs, reference=graphs),
     "channel_means": lambda m, graphs: interventions.channel_means(m, graphs, "*.score"),
     "curve": lambda m, graphs: explanations.curve(m, graphs, some_importance(graphs)),

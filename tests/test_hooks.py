@@ -19,7 +19,7 @@ from torch_geometric.utils import scatter, to_torch_csr_tensor
 from mapkg.calling import call
 from mapkg.hooks import STAGES, edit, evaluating, record, resolve, scan
 from mapkg.reporting import report
-from mapkg.rows import as_rows
+from mapkg.rows import as_rows, default_names
 
 Pair = namedtuple("Pair", "first second")
 INPUT = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]])
@@ -676,6 +676,31 @@ def test_three_axes_are_rows_and_heads_where_the_batch_leaves_no_doubt(shape, ba
         return
     with pytest.raises(ValueError, match="the batch does not say what a row is: pass rows=lambda"):
         as_rows("layer", nn.Identity(), output, batch)
+
+
+def of_parts(**parts):
+    return nn.ModuleDict(parts)
+
+
+SCORE = dict(score=nn.Identity())
+ATTENTION = GraphConv(WIDTH, WIDTH)
+ATTENTION.score = nn.Identity()
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (of_parts(**SCORE), ["score"]),
+        (of_parts(layer=of_parts(**SCORE), conv=GraphConv(2, 2)), ["layer.score"]),
+        (ATTENTION, ["score"]),
+        (of_parts(layer=ATTENTION, **SCORE), ["layer.score"]),
+        (of_parts(conv=GraphConv(2, 2), **SCORE), "*:message"),  # a head that is left out
+        (of_parts(conv=GraphConv(2, 2), score=nn.Linear(2, 2)), "*:message"),
+        (of_parts(conv=GraphConv(2, 2), edge_score=nn.Identity()), "*:message"),
+    ],
+)
+def test_the_scores_of_layers_are_looked_at_by_default_and_no_head_of_that_name(model, names):
+    assert default_names(model) == names
 
 
 def test_models_that_are_wrapped_are_called_by_name_and_a_failing_call_says_how_it_was_made():

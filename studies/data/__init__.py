@@ -11,7 +11,6 @@ from pathlib import Path
 
 import platformdirs
 
-from studies.data.bond_properties import GLOBAL, edge_labels
 from studies.data.description import SPLITS, Description, Splits
 from studies.data.graph_classification import (
     PROTEINS_FOLDER,
@@ -41,7 +40,6 @@ __all__ = [
     "BOND_TYPES",
     "BUNDLED",
     "DESCRIPTIONS",
-    "GLOBAL",
     "SPLITS",
     "Description",
     "NodesOfGraph",
@@ -49,7 +47,6 @@ __all__ = [
     "Trees",
     "bond_of_edge",
     "directions",
-    "edge_labels",
     "load",
     "load_table",
     "molecule_graph",
