@@ -19,7 +19,7 @@ from torch_geometric.utils import scatter, to_torch_csr_tensor
 from mapkg.calling import call
 from mapkg.hooks import STAGES, edit, evaluating, record, resolve, scan
 from mapkg.reporting import report
-from mapkg.rows import as_rows, default_names
+from mapkg.rows import as_rows, default_names, with_loops_of_layers
 
 Pair = namedtuple("Pair", "first second")
 INPUT = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]])
@@ -701,6 +701,16 @@ ATTENTION.score = nn.Identity()
 )
 def test_the_scores_of_layers_are_looked_at_by_default_and_no_head_of_that_name(model, names):
     assert default_names(model) == names
+
+
+def test_edges_keep_their_features_where_self_loops_are_put_last():
+    loop = torch.tensor([[1], [1]])
+    edge_index = torch.cat([EDGE_INDEX[:, :3], loop, EDGE_INDEX[:, 3:]], dim=1)
+    data = Data(x=X, edge_index=edge_index, edge_attr=torch.randn(EDGES + 1, WIDTH))
+    changed, place = with_loops_of_layers(GATConv(WIDTH, 2, edge_dim=WIDTH), data)
+    assert changed.num_edges == EDGES + NODES and place[3] == EDGES + 1
+    assert torch.equal(changed.edge_index[:, place], edge_index)
+    assert torch.equal(changed.edge_attr[place], data.edge_attr)
 
 
 def test_models_that_are_wrapped_are_called_by_name_and_a_failing_call_says_how_it_was_made():
