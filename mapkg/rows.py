@@ -131,6 +131,18 @@ def _numbers_of_rows(batch: Any) -> set[int]:
     return numbers - {graphs} if graphs > 1 else numbers
 
 
+def graphs_of_rows(batch: Any, x: Tensor) -> tuple[Int[Tensor, " rows"], int]:
+    """Which graph of a batch each row is of, and how many there are; one where it is not said."""
+    vector = batch.batch if isinstance(batch, Data) else None
+    if isinstance(vector, Tensor) and isinstance(batch.edge_index, Tensor):
+        of_edges, others = vector[batch.edge_index[1]], batch.edge_index[0] != batch.edge_index[1]
+        loops = torch.cat([of_edges, vector]), torch.cat([of_edges[others], vector])
+        fitting = [each for each in (vector, of_edges, *loops) if len(each) == len(x)]
+        if fitting and all(torch.equal(each, fitting[0]) for each in fitting):
+            return fitting[0].to(x.device), int(vector.max()) + 1 if len(vector) else 0
+    return torch.zeros(len(x), dtype=torch.long, device=x.device), 1
+
+
 def off_floor(
     x: Float[Tensor, "rows channels"],
 ) -> tuple[Float[Tensor, "rows channels"], int]:
