@@ -34,15 +34,18 @@ def default_names(model: nn.Module) -> str | list[str]:
         KeyError: if the model has neither; lists its submodules.
     """
     modules = dict(model.named_modules())
-    # A head that is called "score" computes something: it is not where attention is looked at.
+    passes_messages = any(isinstance(module, MessagePassing) for module in modules.values())
+    # A head that is called "score" is not where attention is looked at: it computes something, or
+    # stands at the top of a network of layers, as an identity where a head is left out.
+    heads = ("score",) if passes_messages and not isinstance(model, MessagePassing) else ()
     scores = [
         name
         for name, module in modules.items()
-        if name.rpartition(".")[2] == "score" and type(module) is nn.Identity
+        if f".{name}".endswith(".score") and name not in heads and type(module) is nn.Identity
     ]
     if scores:
         return scores
-    if any(isinstance(module, MessagePassing) for module in modules.values()):
+    if passes_messages:
         return "*:message"
     known = ", ".join(filter(None, modules)) or "its submodules (it has none)"
     raise KeyError(
@@ -124,9 +127,8 @@ def _numbers_of_rows(batch: Any) -> set[int]:
     nodes, edges = batch.num_nodes, batch.num_edges
     loops = int((edge_index[0] == edge_index[1]).sum())
     graphs = getattr(batch, "num_graphs", 1)
-    return {nodes, edges, edges + nodes, edges - loops + nodes} - (
-        {graphs} if graphs > 1 else set()
-    )
+    numbers = {nodes, edges, edges + nodes, edges - loops + nodes}
+    return numbers - {graphs} if graphs > 1 else numbers
 
 
 def graphs_of_rows(batch: Any, x: Tensor) -> tuple[Int[Tensor, " rows"], int]:

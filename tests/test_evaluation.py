@@ -1,4 +1,4 @@
-"""Losses, metrics and predictions against hand values, loops and scikit-learn."""
+"""Losses, metrics and predictions against hand values, loops and scikit-learn; modes of modules."""
 
 import math
 
@@ -9,7 +9,10 @@ from conftest import few_molecules
 from sklearn.metrics import accuracy_score, log_loss, mean_absolute_error, roc_auc_score
 from torch import nn
 from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
 
+from mapkg import attribution, interventions
+from mapkg.attack import Ascent, attack, where_massive
 from mapkg.evaluation import (
     batches,
     best_constant,
@@ -20,9 +23,15 @@ from mapkg.evaluation import (
     mean_roc_auc,
     measure,
     pooled_mean,
+    predictions,
     score,
 )
+from mapkg.hooks import evaluating
 from mapkg.models import build
+from mapkg.reporting import report
+from studies import edge_kinds, explanations
+from studies.explicit_bias import idle_term, readings
+from studies.observation import bond_ratios, edge_maxima, summarise, summarise_scores
 from studies.published import CONFIGS
 
 NAN = math.nan
@@ -41,8 +50,6 @@ def test_the_cross_entropy_counts_labelled_entries_only():
     logits = torch.tensor([[0.0, 2.0], [-1.0, 100.0]], requires_grad=True)
     target = torch.tensor([[1.0, 0.0], [NAN, NAN]])
     expected = [math.log(2), math.log(1 + math.exp(2))]
-    assert losses(logits, target, "bce").tolist() == pytest.approx(expected)
-    assert measure(logits, target, "bce")["bce"] == pytest.approx(sum(expected) / 2)
     each = each_loss(logits, target, "bce").detach()
     torch.testing.assert_close(each, torch.tensor([expected, [NAN, NAN]]), equal_nan=True)
     losses(logits, target, "bce").mean().backward()
@@ -121,7 +128,7 @@ class Sums(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def graphs():
+def rows():
     """Forty graphs of one to four nodes with three targets, a third of them unlabelled."""
     generator = torch.Generator().manual_seed(0)
     edge_index, graphs = torch.zeros(2, 1, dtype=torch.long), []
@@ -133,59 +140,42 @@ def graphs():
     return graphs
 
 
-def labelled(graphs, value):
-    """With a value for missing labels."""
-    return [Data(**graph.to_dict() | {"y": graph.y.nan_to_num(value)}) for graph in graphs]
+@pytest.mark.parametrize("batch_size", [1, 3, 39, 40])  # some batches have no label
+def test_metrics_are_those_of_scikit_learn_for_any_batch_size(batch_size, rows):
+    logits = torch.stack([one.x.sum(0) for one in rows]).double()
+    target = torch.cat([one.y for one in rows])
+    known, areas = ~target.isnan(), []
+    for task in range(3):
+        labels, column = target[known[:, task], task], logits[known[:, task], task]
+        areas.append(roc_auc_score(labels, column))
+    expected = {
+        "bce": log_loss(target[known], logits[known].sigmoid()),
+        "roc_auc": sum(areas) / 3,
+        "accuracy": accuracy_score(target[known], logits[known] > 0),
+    }
+    about = dict(batch_size=batch_size)
+    assert score(Sums(), rows, loss="bce", **about) == pytest.approx(expected, rel=1e-5)
+    assert evaluate(Sums(), rows, loss="bce", **about) == pytest.approx(expected["bce"], rel=1e-5)
+    labelled = [Data(**graph.to_dict() | {"y": graph.y.nan_to_num(0.5)}) for graph in rows]
+    mae = mean_absolute_error(target.nan_to_num(0.5), logits)
+    assert score(Sums(), labelled, **about) == {"mae": pytest.approx(mae, rel=1e-6)}
+    assert evaluate(Sums(), labelled, **about) == pytest.approx(mae, rel=1e-6)
 
 
-def test_the_metrics_of_a_classification_are_those_of_scikit_learn_on_labelled_entries(graphs):
-    logits = torch.stack([one.x.sum(0) for one in graphs]).double()
-    target = torch.cat([one.y for one in graphs])
-    known = ~target.isnan()
-    right = accuracy_score(target[known], logits[known] > 0)
-    areas = [
-        roc_auc_score(target[known[:, task], task], logits[known[:, task], task])
-        for task in range(3)
-    ]
-    bce = log_loss(target[known], logits[known].sigmoid())
-    expected = {"bce": bce, "roc_auc": sum(areas) / 3, "accuracy": right}
-    assert score(Sums(), graphs, loss="bce", batch_size=7) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("loss", ["l1", "bce"])
-def test_no_metric_depends_on_how_graphs_are_put_into_batches(loss, graphs):
-    graphs = graphs if loss == "bce" else labelled(graphs, 0.5)
-    expected = score(Sums(), graphs, loss=loss, batch_size=len(graphs))
-    if loss == "l1":
-        predicted, y = ([one[key].sum(0) for one in graphs] for key in "xy")
-        mae = mean_absolute_error(torch.stack(y), torch.stack(predicted))
-        assert expected == {"mae": pytest.approx(mae, rel=1e-6)}
-    for batch_size in (1, 3, 39):  # the last batch is smaller; some have no label
-        found = score(Sums(), graphs, loss=loss, batch_size=batch_size)
-        assert found == pytest.approx(expected, rel=1e-6)
-    alone = evaluate(Sums(), graphs, loss=loss, batch_size=6)
-    assert alone == pytest.approx(expected["mae" if loss == "l1" else "bce"], rel=1e-6)
-
-
-def test_batches_keep_their_order_or_take_that_of_torchs_generator(graphs):
-    first = [float(graph.x[0, 0]) for graph in graphs]
-
+def test_batches_keep_their_order_or_take_that_of_torchs_generator(rows):
     def order(seed, **options):
         torch.manual_seed(seed)
-        found = list(batches(graphs, 16, **options))
-        assert [batch.num_graphs for batch in found] == [16, 16, 8]
-        return [float(x) for batch in found for x in batch.x[batch.ptr[:-1], 0]]
+        return torch.cat([batch.x[batch.ptr[:-1], 0] for batch in batches(rows, 16, **options)])
 
-    assert order(0) == first
-    shuffled = order(0, shuffle=True)
-    assert shuffled == order(0, shuffle=True) != order(1, shuffle=True)
-    assert sorted(shuffled) == sorted(first)
+    first, shuffled = torch.stack([graph.x[0, 0] for graph in rows]), order(0, shuffle=True)
+    assert torch.equal(order(0), first)
+    assert torch.equal(shuffled, order(0, shuffle=True))
+    assert not torch.equal(shuffled, order(1, shuffle=True))
+    assert torch.equal(shuffled.sort().values, first.sort().values)
 
 
-@pytest.mark.parametrize("batch_size", [64, 32])
-def test_calibration_sets_the_statistics_to_those_of_the_data(batch_size):
-    config = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2, dropout=0.5)
-    molecules, model = few_molecules(64, 1, 1).train, build(config)
+def test_calibration_takes_the_mean_of_the_statistics_of_batches():
+    molecules, model = few_molecules(64, 1, 1).train, build(CONFIG)
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
     assert len(norms) == 8
     inputs = {name: [] for name in norms}
@@ -194,14 +184,109 @@ def test_calibration_sets_the_statistics_to_those_of_the_data(batch_size):
         norm.num_batches_tracked.fill_(7)
         norm.momentum = 0.3
         norm.register_forward_pre_hook(lambda _, x, name=name: inputs[name].append(x[0].double()))
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    assert calibrate_batch_norm(model.train(), molecules, batch_size=batch_size) is model
-    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert calibrate_batch_norm(model.train(), molecules, batch_size=32) is model
     for name, norm in norms.items():
-        assert norm.momentum == 0.3
-        assert len(inputs[name]) == 64 // batch_size
+        assert (norm.momentum, len(inputs[name])) == (0.3, 2)
         mean = torch.stack([x.mean(dim=0) for x in inputs[name]]).mean(dim=0)
         variance = torch.stack([x.var(dim=0) for x in inputs[name]]).mean(dim=0)
         close = dict(check_dtype=False, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(norm.running_mean, mean, **close)
         torch.testing.assert_close(norm.running_var, variance, **close)
+
+
+# Modes.
+
+SIZES = dict(hidden_channels=16, heads=4, num_layers=2, num_node_types=28, num_edge_types=4)
+CONFIG = CONFIGS["GT-ZINC"].replace(**SIZES, dropout=0.5)
+
+
+def modes(model):
+    return {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+
+
+def test_every_submodule_is_in_its_own_mode_afterwards_also_shared_and_frozen_ones():
+    class Frozen(nn.Sequential):
+        def train(self, mode=True):
+            return super().train(False)
+
+    shared = nn.Dropout()
+    model = nn.ModuleDict(
+        {
+            "a": nn.Sequential(shared, nn.BatchNorm1d(3)),
+            "b": nn.Sequential(shared, nn.Dropout()),
+            "c": Frozen(nn.BatchNorm1d(3)),
+        }
+    ).train()
+    model["a"].eval()  # and with it the first of b
+    before = modes(model)
+    assert list(before.values()) == [True, False, False, False, True, False, True, False, False]
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        with evaluating(model["b"]):
+            pass
+        assert not any(modes(model).values())
+        raise ZeroDivisionError
+    assert modes(model) == before
+
+
+def labels(graphs):
+    return [graph.edge_attr.flatten() for graph in graphs]
+
+
+def some_importance(graphs):
+    return [torch.arange(float(graph.num_edges)) for graph in graphs]
+
+
+BRIEF = dict(restarts=[0], ascent=Ascent(passes=1), progress=False)
+LOOKING = {
+    "report": lambda m, graphs: report(m, DataLoader(graphs, 4)),
+    "summarise": summarise,
+    "summarise_scores": lambda m, graphs: summarise_scores(m, CONFIG, graphs),
+    "edge_maxima": edge_maxima,
+    "bond_ratios": lambda m, graphs: bond_ratios(m, graphs, heads=4),
+    "predictions": predictions,
+    "calibrate_batch_norm": calibrate_batch_norm,
+    "heat_map": lambda m, graphs: attribution.heat_map(m, graphs, labels(graphs), 4),
+    "score_parts": lambda m, graphs: edge_kinds.score_parts(m, graphs, labels(graphs), "abcd"),
+    "first_layer": lambda m, gs: edge_kinds.first_layer(m, edge_kinds.distinct_edges(gs)),
+    "intervene": lambda m, graphs: interventions.intervene(m, graphs, reference=graphs),
+    "channel_means": lambda m, graphs: interventions.channel_means(m, graphs, "*.score"),
+    "curve": lambda m, graphs: explanations.curve(m, graphs, some_importance(graphs)),
+    "edge_importance": lambda m, graphs: explanations.edge_importance(m, graphs, "ratio"),
+    "attack": lambda m, graphs: attack(m, graphs, [0.1], **BRIEF),
+    "where_massive": lambda m, graphs: where_massive(m)(next(batches(graphs, 6))),
+    "idle_term": lambda m, graphs: idle_term(m, CONFIG, graphs),
+    "readings": readings,
+}
+"""Calls of the functions that run a model and do not train it."""
+
+
+@pytest.fixture(scope="module")
+def graphs(cache):
+    return few_molecules(1, 1, 6).test
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_a_model_is_looked_at_in_evaluation_mode_and_left_as_it_was(name, graphs):
+    torch.manual_seed(0)
+    model = build(CONFIG).train()
+    next(module for module in model.modules() if isinstance(module, nn.BatchNorm1d)).eval()
+    model.layers[0].eval()  # frozen, but for a dropout that is left on
+    next(m for m in model.layers[0].modules() if isinstance(m, nn.Dropout)).train()
+    model.head.requires_grad_(False)
+    before = modes(model)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    ran = []
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda module, _: ran.append((module, module.training)))
+    LOOKING[name](model, graphs)
+
+    assert {nn.BatchNorm1d, nn.Dropout} <= {type(module) for module, _ in ran}
+    calibrates = name == "calibrate_batch_norm"
+    in_training = {type(module) for module, training in ran if training}
+    assert in_training == ({nn.BatchNorm1d} if calibrates else set())
+    assert modes(model) == before
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key]) or (calibrates and "batch_norm" in key), key
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is None and parameter.requires_grad != key.startswith("head"), key
+    assert not any(module._forward_hooks for module in model.modules())

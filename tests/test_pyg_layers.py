@@ -7,9 +7,9 @@ import torch
 from random_graphs import molecule
 from torch import nn
 from torch_geometric.data import Batch
-from torch_geometric.nn import GATConv, GATv2Conv, GINEConv, GPSConv, TransformerConv
+from torch_geometric.nn import GATv2Conv, GINEConv, TransformerConv
 from torch_geometric.nn.attention import PerformerAttention
-from torch_geometric.utils import scatter, softmax
+from torch_geometric.utils import softmax
 
 from mapkg.hooks import record
 from mapkg.measures import activation_ratio
@@ -19,17 +19,14 @@ EXACT = dict(rtol=1e-10, atol=1e-10)
 CHANNELS, HEADS, WIDTH = 12, 3, 4
 SIZES = (5, 4, 7)
 GRAPHS = Batch.from_data_list([molecule(seed, nodes) for seed, nodes in enumerate(SIZES)])
-NODES, EDGES = sum(SIZES), GRAPHS.num_edges
-KINDS = {"gat": GATConv, "gatv2": GATv2Conv, "transformer": TransformerConv, "gps": GPSConv}
-convolutions = pytest.mark.parametrize("architecture", list(KINDS)[:3])
+NODES = sum(SIZES)
 
 
 @pytest.fixture
 def features():
     """x [N, D], edge_index, edge_attr [E, D], batch of the three graphs."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(NODES, CHANNELS, generator=generator, dtype=torch.float64)
-    edge_attr = torch.randn(EDGES, CHANNELS, generator=generator, dtype=torch.float64)
+    torch.manual_seed(0)
+    x, edge_attr = torch.randn(NODES + GRAPHS.num_edges, CHANNELS).double().tensor_split([NODES])
     return x, GRAPHS.edge_index, edge_attr, GRAPHS.batch
 
 
@@ -38,7 +35,7 @@ def layer(architecture, **options):
     return standard_layer(architecture, CHANNELS, HEADS, **options).double().eval()
 
 
-@convolutions
+@pytest.mark.parametrize("architecture", ["gat", "gatv2", "transformer"])
 def test_a_layer_adds_the_normalised_and_rectified_convolution(architecture, features):
     x, edge_index, edge_attr, _ = features
     module = layer(architecture)
@@ -56,23 +53,12 @@ def test_a_layer_adds_the_normalised_and_rectified_convolution(architecture, fea
 def test_attention_weights_are_those_of_pyg_and_not_dropped_out(architecture, features):
     x, edge_index, edge_attr, _ = features
     module = layer(architecture, dropout=0.9).train()
-    with record(module, ["conv:edge_update", "conv:message"]) as seen:
+    with record(module, ["conv:edge_update"]) as seen:
         first, _ = module(x, edge_index, edge_attr)
         second, _ = module(x, edge_index, edge_attr)
     _, (_, expected) = module.conv(x, edge_index, edge_attr, return_attention_weights=True)
     assert all(torch.equal(weight, expected) for weight in seen["conv:edge_update"])
-    sums = scatter(expected, edge_index[1], reduce="sum")[edge_index[1]]
-    torch.testing.assert_close(sums, torch.ones_like(sums), **EXACT)
     assert not torch.equal(first, second), "nothing was dropped out"
-    value = module.conv.lin(x) if architecture == "gat" else module.conv.lin_l(x)
-    message = expected.unsqueeze(-1) * value[edge_index[0]].unflatten(-1, (HEADS, WIDTH))
-    torch.testing.assert_close(seen["conv:message"][0], message, **EXACT)
-
-
-@pytest.mark.parametrize("build", [recorded_names, lambda name: standard_layer(name, 8, 2)])
-def test_an_unknown_architecture_is_an_error_that_lists_the_known(build):
-    with pytest.raises(ValueError, match=r"one of .*'gat', 'gatv2', 'transformer', 'gps'.*'gt'"):
-        build("gt")
 
 
 @pytest.mark.parametrize("edge_dim", [CHANNELS, None])
@@ -151,12 +137,16 @@ def test_rows_of_a_performer_are_given_only_where_padding_cannot_reach_them():
         recorded_rows(attention, output, some.nonzero()[:, 0])
 
 
-def test_modules_that_show_no_vector_score_are_an_error(features):
+def test_what_has_no_score_or_is_not_known_is_an_error(features):
     x, edge_index, edge_attr, _ = features
     conv = layer("gat").conv
     with record(conv, ":edge_update_inputs") as seen:
         conv(x, edge_index, edge_attr)
-    with pytest.raises(TypeError, match="expected a TransformerConv or GATv2Conv, got GATConv"):
-        recorded_rows(conv, seen[":edge_update_inputs"][0])
-    with pytest.raises(TypeError, match="a tensor or a dict of arguments, got tuple"):
-        recorded_rows(nn.Identity(), (x, x))
+    for call, error, words in (
+        (lambda: recorded_rows(conv, seen[":edge_update_inputs"][0]), TypeError, "got GATConv"),
+        (lambda: recorded_rows(nn.Identity(), (x, x)), TypeError, "a dict of arguments, got tuple"),
+        (lambda: recorded_names("gt"), ValueError, "'gat', 'gatv2', 'transformer', 'gps'.*'gt'"),
+        (lambda: standard_layer("gt", 8, 2), ValueError, "one of .*'gat'.*'gt'"),
+    ):
+        with pytest.raises(error, match=words):
+            call()

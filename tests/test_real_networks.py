@@ -12,11 +12,12 @@ from torch_geometric.utils import add_self_loops, remove_self_loops
 from mapkg import lipschitz_normalise
 
 N, D, H, C = 9, 5, 2, 4
+kinds = pytest.mark.parametrize("kind", [GATConv, TransformerConv])
 
 
-def graph(seed=0, scale=1.0, dtype=torch.float64):
+def graph(seed=0, scale=1.0):
     torch.manual_seed(seed)
-    return scale * torch.randn(N, D, dtype=dtype), torch.randint(N, (2, 30))
+    return scale * torch.randn(N, D, dtype=torch.float64), torch.randint(N, (2, 30))
 
 
 def normalised(kind, **options):
@@ -53,7 +54,7 @@ def test_normalised_gat_takes_the_neighbors_that_its_messages_come_from(flow, wh
     torch.testing.assert_close(layer(x, edge_index), gat_by_a_loop(layer, x, directed))
 
 
-@pytest.mark.parametrize("kind", [GATConv, TransformerConv])
+@kinds
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_a_norm_above_256_does_not_overflow_in_half_precision(kind, dtype, autocast):
@@ -66,30 +67,63 @@ def test_a_norm_above_256_does_not_overflow_in_half_precision(kind, dtype, autoc
     assert relative < {torch.float16: 0.01, torch.bfloat16: 0.05}[dtype]
 
 
-def test_a_call_that_fails_leaves_the_next_one_as_it_was():
-    x, edge_index = graph()
-    layer = normalised(GATConv)
+def stopping(register, call):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    handle = register(stop)
+    try:
+        call()
+    finally:
+        handle.remove()
+
+
+def of_part(layer):
+    part = layer.lin if isinstance(layer, GATConv) else layer.lin_key
+    return part.register_forward_hook
+
+
+FAILING = {
+    "an edge out of range": lambda layer, x, edges: layer(x, edges + N),
+    "float edges": lambda layer, x, edges: layer(x, edges.float()),
+    "other features": lambda layer, x, edges: layer(x[:, 1:], edges),
+    "in a part": lambda layer, *of: stopping(of_part(layer), lambda: layer(*of)),
+    "in messages": lambda layer, *of: stopping(
+        layer.register_message_forward_hook, lambda: layer(*of)
+    ),
+}
+
+
+@kinds
+@pytest.mark.parametrize("way", FAILING)
+def test_a_call_that_fails_leaves_the_next_one_as_it_was(kind, way):
+    (x, edge_index), layer = graph(), normalised(kind)
     expected = layer(x, edge_index)
-    for wrong in (edge_index.float(), edge_index + N):
-        with pytest.raises((IndexError, RuntimeError, ValueError, AttributeError)):
-            layer(x, wrong)
-        assert torch.equal(layer(x, edge_index), expected)
-    layer.lin(x)  # alone
+    with pytest.raises((IndexError, RuntimeError, ValueError, AttributeError, KeyboardInterrupt)):
+        FAILING[way](layer, x, edge_index)
     assert torch.equal(layer(x, edge_index), expected)
-    assert not layer.lin._forward_hooks
 
 
-def test_a_pair_of_sources_and_targets_is_refused_each_time():
-    x, edge_index = graph()
-    layer = normalised(GATConv)
-    for other in (x, None, x):
+def test_a_projection_that_is_called_alone_leaves_nothing_behind():
+    (x, edge_index), layer = graph(), normalised(GATConv)
+    expected = layer(x, edge_index)
+    layer.lin(x)
+    assert torch.equal(layer(x, edge_index), expected) and not layer.lin._forward_hooks
+
+
+@pytest.mark.parametrize("other", ["same", None, "other"])
+def test_a_pair_of_sources_and_targets_is_refused_each_time(other):
+    (x, edge_index), layer = graph(), normalised(GATConv)
+    pair = (x, {"same": x, "other": 2 * x}.get(other))
+    for _ in range(2):
         with pytest.raises(ValueError, match="expected one x for all nodes, got a pair"):
-            layer((x, other), edge_index)
+            layer(pair, edge_index)
     assert layer(x, edge_index).isfinite().all()
 
 
-def test_threads_do_not_mix_their_passes():
-    layer = normalised(GATConv)
+@kinds
+def test_threads_do_not_mix_their_passes(kind):
+    layer = normalised(kind)
     graphs = [graph(seed) for seed in range(2)]
     expected = [layer(*each) for each in graphs]
 
@@ -100,15 +134,17 @@ def test_threads_do_not_mix_their_passes():
         assert list(threads.map(run, range(2))) == [True, True]
 
 
+@kinds
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of what Dynamo does not trace
-@pytest.mark.parametrize("kind", [GATConv, TransformerConv])
 def test_a_compiled_layer_is_never_silently_without_its_norm(kind):
     x, edge_index = graph()
     layer = normalised(kind)
     expected = layer(x, edge_index)
-    with pytest.raises(RuntimeError, match="not normalised: torch"):
-        torch.compile(layer, backend="eager")(x, edge_index)
-    assert torch.equal(layer(x, edge_index), expected)
+    around = torch.compile(lambda *of: layer(*of), backend="eager")
+    for call in (torch.compile(layer, backend="eager"), around):
+        with pytest.raises(RuntimeError, match="not normalised: torch"):
+            call(x, edge_index)
+        assert torch.equal(layer(x, edge_index), expected)
     with pytest.raises(RuntimeError, match="not normalised"):
         torch.export.export(layer, (x, edge_index), strict=False)
 
