@@ -31,7 +31,7 @@ STUDIES = {
     "emergence": ("results:of_run", "Join the tables that train wrote (04 to 06)", ()),
     "bonds": ("bond_types:bond_types", "Massive activations by bond type (08, 10)", GRAPHS),
     "shares": ("bond_types:shares_elsewhere", "The same on other molecules (08)", ("molecules",)),
-    "explain": ("explanations:explain_run", "Ratios beside attributions (09)", ("molecules",)),
+    "explain": ("explanations:explain_run", "Ratios beside attributions (09)", GRAPHS),
     "remedy": ("explicit_bias:compact_run", "Ratios by epoch, and a fitted law (11)", ()),
     "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (11)", GRAPHS),
     "sink": ("explicit_bias:weight_on_sink_of_run", "Attention to a term's sink (11)", GRAPHS),
@@ -50,7 +50,7 @@ data/results begin with the name of the study that writes them."""
 OF_FINISHED_RUNS = 8
 """How many studies, the first ones, look at runs of train."""
 
-FOR_EXAMPLE = {"molecules": "moses", "graphs": "proteins", "nodes": "citation", "trees": "trees-2"}
+FOR_EXAMPLE = {"molecules": "moses", "nodes": "citation", "trees": "trees-2"}
 EXAMPLES = """\
 examples:
   python -m studies run notebooks/04_emergence.ipynb --list
@@ -144,7 +144,9 @@ class _Look(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(text, width, break_on_hyphens=False)  # no GT-, then ZINC
+        text = text.replace("default: ", "default:\xa0")  # on one line with its value
+        lines = textwrap.wrap(text, width, break_on_hyphens=False)  # no GT-, then ZINC
+        return [line.replace("\xa0", " ") for line in lines]
 
     def _format_action(self, action: argparse.Action) -> str:
         text = super()._format_action(action)
@@ -196,9 +198,8 @@ def _add_study(command: argparse.ArgumentParser, place: str, _: str, kinds: Sequ
         about = "finished runs, as train wrote them"
         command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=about)
     if "splits" in takes:
-        held = " or ".join(f"{kind} ({FOR_EXAMPLE[kind]})" for kind in kinds)
-        about = "that they were trained on" if "folder" in takes else f"of {held}"
-        about = f"the data set {about}"
+        about = f"a data set of {' or '.join(kinds)}, for example {FOR_EXAMPLE[kinds[0]]}"
+        about = "the data set that they were trained on" if "folder" in takes else about
         required.add_argument("--dataset", required=True, metavar="NAME", help=about)
     if takes >= {"folder", "splits"}:
         about = "the change of the data that they were trained with"

@@ -148,6 +148,7 @@ def run(
         if written.exists() and written.samefile(path):
             raise ValueError(f"{written} is the notebook that is run; name another output")
     with alone(output.parent, output.name):
+        failed.unlink(missing_ok=True)  # of a run before
         try:
             papermill.execute_notebook(
                 book,
@@ -165,6 +166,8 @@ def run(
         except papermill.exceptions.PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}"
         except (KeyboardInterrupt, RuntimeError) as error:  # a kernel that died
+            if not failed.exists():
+                raise
             reason = str(error) or "interrupted"
         _refuse_a_part(path, failed, reason)
         if output.exists():
@@ -174,21 +177,16 @@ def run(
 
 
 def _refuse_a_part(path: Path, executed: Path, reason: str | None) -> None:
-    """Raise, with the cell, if a reason is given or a cell ended the run without an error."""
+    """Raise, naming the cell, if a reason is given or a cell has ended the run, as sys.exit does."""
     cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
-    started = [bool(cell.metadata.papermill.get("start_time")) for cell in cells]
-    if reason is None and all(started):
-        last = [o for cell in cells for o in cell.outputs if o.output_type == "error"]
-        reason = "SystemExit" if last else None
-    elif reason is None:
-        reason = "it ended the kernel (sys.exit?)"
-    if reason is not None:
-        number = max(sum(started), 1)
-        line = cells[number - 1].source.strip().partition("\n")[0]
-        raise NotebookFailed(
-            f"{path.name}: code cell {number}, which begins {line!r}, failed: "
-            f"{reason.splitlines()[0]}; all up to there is in {executed}"
-        )
+    if reason is None and not any(o.output_type == "error" for c in cells for o in c.outputs):
+        return
+    number = max(1, sum(bool(cell.metadata.papermill.get("start_time")) for cell in cells))
+    line = cells[number - 1].source.strip().partition("\n")[0]
+    raise NotebookFailed(
+        f"{path.name}: code cell {number}, which begins {line!r}, failed: "
+        f"{(reason or 'SystemExit').splitlines()[0]}; all up to there is in {executed}"
+    )
 
 
 def _read(path: Path | str) -> tuple[nbformat.NotebookNode, nbformat.NotebookNode]:
