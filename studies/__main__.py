@@ -15,9 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
-"""Exit status when a notebook failed, when what was asked for cannot be done (as argparse uses
-it), and after Control-C."""
+USAGE_ERROR, INTERRUPTED = 2, 130
+"""Exit status when what was asked for cannot be done, as argparse uses it, and after Control-C."""
 
 GRAPHS, NODES = ("molecules", "graphs"), ("nodes",)
 """Kinds of data that commands take, names of ``studies.data.KINDS``."""
@@ -79,9 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module, name = place.split(":")
         function = getattr(import_module(f"studies.{module}"), name)
         if study is None:
-            function(**parsed)
-        else:
-            import_module("studies.commands").make(study, function, **parsed)
+            return function(**parsed) or 0
+        import_module("studies.commands").make(study, function, **parsed)
         return 0
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -89,11 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {_line(error)}", file=sys.stderr)
         return USAGE_ERROR
-    except RuntimeError as error:
-        if type(error).__name__ != "NotebookFailed":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
 
 
 def _line(error: Exception) -> str:

@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tokenize
 import typing
 import warnings
@@ -74,15 +75,20 @@ def command(
     parameter: Sequence[tuple[str, str]] = (),  # set a parameter to a value; may be repeated
     output: Path | None = None,  # where the executed notebook goes
     list: bool = False,  # list the parameters, with their defaults, and stop
-) -> None:
-    """What ``python -m studies run`` does."""
+) -> int:
+    """What ``python -m studies run`` does; returns the exit status."""
     if list:
         print(*(f"  {each}" for each in parameters(notebook).values()), sep="\n")
-        return
+        return 0
     values = parse(notebook, parameter)
     if output is None:
         raise ValueError("nowhere to write to; name the executed notebook with -o OUT.ipynb")
-    print(run(notebook, output, values))
+    try:
+        print(run(notebook, output, values))
+    except NotebookFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def parameters(path: Path | str) -> dict[str, Parameter]:
@@ -177,7 +183,7 @@ def run(
 
 
 def _refuse_a_part(path: Path, executed: Path, reason: str | None) -> None:
-    """Raise, naming the cell, if a reason is given or a cell has ended the run, as sys.exit does."""
+    """Raise, naming the cell, if there is a reason or a cell has ended the run (sys.exit)."""
     cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
     if reason is None and not any(o.output_type == "error" for c in cells for o in c.outputs):
         return
