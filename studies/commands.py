@@ -23,6 +23,7 @@ from studies.emergence import (
 )
 from studies.files import check_output
 from studies.published import CONFIGS, known
+from studies.results import refuse_twice
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
     "remedy": {"epochs": 4},
@@ -116,6 +117,7 @@ def make(
     ``prefix`` it writes its tables itself. A single table is called ``OUTPUT.csv.gz``.
     """
     changed, takes = _change(change), function.__annotations__  # what cannot be is refused first
+    refuse_twice(folders)
     prefix = Path(output.removesuffix(".csv.gz"))
     if not prefix.name or output.endswith("/"):
         raise ValueError(
@@ -172,6 +174,8 @@ def _change(name: str | None) -> Callable[[Splits, int], Splits]:
 def overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Values of ``NAME=VALUE``, converted to the type of the configuration's field."""
     types, values = get_type_hints(Config), {}
+    for name in ("dataset", "source"):  # say of the published run what it was, and change nothing
+        del types[name]
     for assignment in assignments:
         name, sign, text = assignment.partition("=")
         if not sign or name not in types:

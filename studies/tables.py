@@ -12,8 +12,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from studies.files import alone, write_atomically
-from studies.provenance import commit, versions
+from studies.files import alone, commit, versions, write_atomically
 
 STATISTICS = ("median", "mean", "range")
 

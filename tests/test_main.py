@@ -19,9 +19,8 @@ from studies.__main__ import COMMANDS, STUDIES, USAGE_ERROR, main
 from studies.commands import overrides
 from studies.data import load
 from studies.emergence import emergence, with_permuted_targets, without_training
-from studies.grid import laws, read_runs
 from studies.published import CONFIGS
-from studies.results import TABLES, read_emergence
+from studies.results import TABLES, laws, read_emergence, read_runs
 
 LIMIT, EPOCHS = 16, 2
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=8, heads=2, num_layers=2, max_epochs=EPOCHS)

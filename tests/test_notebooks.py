@@ -26,7 +26,7 @@ DEEP = dict(epochs=2, hidden_channels=4, heads=2)
 TINY = {
     "01_graphs": dict(graph=3),
     "02_edge_attention": dict(hidden_channels=6, heads=3, edge_scale=2.0, seed=1),
-    "03_detection": dict(graphs=20, rows=500, threshold=500.0, seed=1),
+    "03_detection": dict(graphs=20, rows=500, molecules=5, networks=1, threshold=500.0),
     "04_emergence": dict(SMALL, epochs=2, test_graphs=20, seed=1),
     "05_grid": dict(SMALL, test_graphs=20, architecture="graphit"),
     "06_distributions": dict(graphs=20, run="gt_zinc", seed=1, rows=500, networks=1),

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import platformdirs
 
-from studies.data.bond_properties import GLOBAL, edge_labels
 from studies.data.description import SPLITS, Description, Splits
 from studies.data.graph_classification import (
     PROTEINS_FOLDER,
@@ -42,7 +41,6 @@ __all__ = [
     "BOND_TYPES",
     "BUNDLED",
     "DESCRIPTIONS",
-    "GLOBAL",
     "KINDS",
     "SPLITS",
     "Description",
@@ -51,7 +49,6 @@ __all__ = [
     "Trees",
     "bond_of_edge",
     "directions",
-    "edge_labels",
     "expect_kind",
     "load",
     "load_table",
