@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 
 from studies import notebook
+from studies.files import write_atomically
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 CHECKED = "nbval-check-output"
@@ -28,7 +29,7 @@ def main() -> None:
             for cell in source.cells:
                 if cell.cell_type == "code":
                     store(cell, by_id[cell.id])
-            path.write_text(nbformat.writes(source, indent=1) + "\n")
+            write_atomically(path, f"{nbformat.writes(source, indent=1)}\n".encode())
             print(f"stored the checked outputs of {path.name}", file=sys.stderr)
 
 

@@ -15,9 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
-"""Exit status when a notebook failed, when what was asked for cannot be done (as argparse uses
-it), and after Control-C."""
+USAGE_ERROR, INTERRUPTED = 2, 130
+"""Exit status when what was asked for cannot be done, as argparse uses it, and after Control-C."""
 
 GRAPHS, NODES = ("molecules", "graphs"), ("nodes",)
 """Kinds of data that commands take, names of ``studies.data.KINDS``."""
@@ -31,7 +30,7 @@ STUDIES = {
     "emergence": ("results:of_run", "Join the tables that train wrote (04 to 06)", ()),
     "bonds": ("bond_types:bond_types", "Massive activations by bond type (08, 10)", GRAPHS),
     "shares": ("bond_types:shares_elsewhere", "The same on other molecules (08)", ("molecules",)),
-    "explain": ("explanations:explain_run", "Ratios beside attributions (09)", ("molecules",)),
+    "explain": ("explanations:explain_run", "Ratios beside attributions (09)", GRAPHS),
     "remedy": ("explicit_bias:compact_run", "Ratios by epoch, and a fitted law (11)", ()),
     "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (11)", GRAPHS),
     "sink": ("explicit_bias:weight_on_sink_of_run", "Attention to a term's sink (11)", GRAPHS),
@@ -55,7 +54,7 @@ data/results begin with the name of the study that writes them."""
 OF_FINISHED_RUNS = 8
 """How many studies, the first ones, look at runs of train."""
 
-FOR_EXAMPLE = {"molecules": "moses", "graphs": "proteins", "nodes": "citation", "trees": "trees-2"}
+FOR_EXAMPLE = {"molecules": "moses", "nodes": "citation", "trees": "trees-2"}
 EXAMPLES = """\
 examples:
   python -m studies run notebooks/04_emergence.ipynb --list
@@ -67,7 +66,7 @@ SHORT = {"output": ["-o"], "parameter": ["-p"]}
 RANGES = {
     **dict.fromkeys(("seed", "seeds", "first_seed"), (0, 10**9)),
     **dict.fromkeys(("layers", "depths", "heads"), (1, 1000)),
-    **dict.fromkeys(("rates", "dropout", "attention_dropout"), (0, 1)),
+    **dict.fromkeys(("dropout", "attention_dropout"), (0, 1)),
     **{"epochs": (0, 10**5), "threads": (1, 1024), "networks": (1, 10**4), "lr": (0, 100)},
 }
 """What numbers may be, by the name of their option; all others count something, or weigh it."""
@@ -84,9 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module, name = place.split(":")
         function = getattr(import_module(f"studies.{module}"), name)
         if study is None:
-            function(**parsed)
-        else:
-            import_module("studies.commands").make(study, function, **parsed)
+            return function(**parsed) or 0
+        import_module("studies.commands").make(study, function, **parsed)
         return 0
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -94,11 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {_line(error)}", file=sys.stderr)
         return USAGE_ERROR
-    except RuntimeError as error:
-        if type(error).__name__ != "NotebookFailed":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
 
 
 def _line(error: Exception) -> str:
@@ -149,7 +142,9 @@ class _Look(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=32)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(text, width, break_on_hyphens=False)  # no GT-, then ZINC
+        text = text.replace("default: ", "default:\xa0")  # on one line with its value
+        lines = textwrap.wrap(text, width, break_on_hyphens=False)  # no GT-, then ZINC
+        return [line.replace("\xa0", " ") for line in lines]
 
     def _format_action(self, action: argparse.Action) -> str:
         text = super()._format_action(action)
@@ -201,9 +196,8 @@ def _add_study(command: argparse.ArgumentParser, place: str, _: str, kinds: Sequ
         about = "finished runs, as train wrote them"
         command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=about)
     if "splits" in takes:
-        held = " or ".join(f"{kind} ({FOR_EXAMPLE[kind]})" for kind in kinds)
-        about = "that they were trained on" if "folder" in takes else f"of {held}"
-        about = f"the data set {about}"
+        about = f"a data set of {' or '.join(kinds)}, for example {FOR_EXAMPLE[kinds[0]]}"
+        about = "the data set that they were trained on" if "folder" in takes else about
         required.add_argument("--dataset", required=True, metavar="NAME", help=about)
     if takes >= {"folder", "splits"}:
         about = "the change of the data that they were trained with"

@@ -238,13 +238,13 @@ def trees(
     *,
     seeds: Sequence[int] = (0, 1, 2),  # of weights and of the order of examples
     architectures: Sequence[str] = ("gcn", "gin", "ggnn", "gat"),  # each with all the norms
-    norms: Sequence[str] = COMPARED,  # lipschitz, of GAT alone, with the scale of its scores
+    norms: Sequence[str] = COMPARED,  # those with lipschitz are of GAT alone, and have a scale
     passes: int = 500,  # over the training examples
     passes_apart: int | None = None,  # of networks with PairNorm, which take longer
     batch_size: int = 1024,  # examples of a step
     lr: float = 0.001,  # learning rate at the start
     block: int = 10,  # passes after which progress is judged
-    sampling: str = "grouped",  # or shuffled
+    sampling: str = "grouped",  # of batches: grouped by permutation, or shuffled as published
     prefix: Path | str | None = None,
     progress: bool = True,
 ) -> Study:

@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import sys
 import tokenize
 import typing
 import warnings
@@ -74,15 +75,20 @@ def command(
     parameter: Sequence[tuple[str, str]] = (),  # set a parameter to a value; may be repeated
     output: Path | None = None,  # where the executed notebook goes
     list: bool = False,  # list the parameters, with their defaults, and stop
-) -> None:
-    """What ``python -m studies run`` does."""
+) -> int:
+    """What ``python -m studies run`` does; returns the exit status."""
     if list:
         print(*(f"  {each}" for each in parameters(notebook).values()), sep="\n")
-        return
+        return 0
     values = parse(notebook, parameter)
     if output is None:
         raise ValueError("nowhere to write to; name the executed notebook with -o OUT.ipynb")
-    print(run(notebook, output, values))
+    try:
+        print(run(notebook, output, values))
+    except NotebookFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def parameters(path: Path | str) -> dict[str, Parameter]:
@@ -148,6 +154,7 @@ def run(
         if written.exists() and written.samefile(path):
             raise ValueError(f"{written} is the notebook that is run; name another output")
     with alone(output.parent, output.name):
+        failed.unlink(missing_ok=True)  # of a run before
         try:
             papermill.execute_notebook(
                 book,
@@ -165,6 +172,8 @@ def run(
         except papermill.exceptions.PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}"
         except (KeyboardInterrupt, RuntimeError) as error:  # a kernel that died
+            if not failed.exists():
+                raise
             reason = str(error) or "interrupted"
         _refuse_a_part(path, failed, reason)
         if output.exists():
@@ -174,21 +183,16 @@ def run(
 
 
 def _refuse_a_part(path: Path, executed: Path, reason: str | None) -> None:
-    """Raise, with the cell, if a reason is given or a cell ended the run without an error."""
+    """Raise, naming the cell, if there is a reason or a cell has ended the run (sys.exit)."""
     cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
-    started = [bool(cell.metadata.papermill.get("start_time")) for cell in cells]
-    if reason is None and all(started):
-        last = [o for cell in cells for o in cell.outputs if o.output_type == "error"]
-        reason = "SystemExit" if last else None
-    elif reason is None:
-        reason = "it ended the kernel (sys.exit?)"
-    if reason is not None:
-        number = max(sum(started), 1)
-        line = cells[number - 1].source.strip().partition("\n")[0]
-        raise NotebookFailed(
-            f"{path.name}: code cell {number}, which begins {line!r}, failed: "
-            f"{reason.splitlines()[0]}; all up to there is in {executed}"
-        )
+    if reason is None and not any(o.output_type == "error" for c in cells for o in c.outputs):
+        return
+    number = max(1, sum(bool(cell.metadata.papermill.get("start_time")) for cell in cells))
+    line = cells[number - 1].source.strip().partition("\n")[0]
+    raise NotebookFailed(
+        f"{path.name}: code cell {number}, which begins {line!r}, failed: "
+        f"{(reason or 'SystemExit').splitlines()[0]}; all up to there is in {executed}"
+    )
 
 
 def _read(path: Path | str) -> tuple[nbformat.NotebookNode, nbformat.NotebookNode]:

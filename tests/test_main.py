@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY
 
 from mapkg.models.config import Config
-from studies import checkpoint
+from studies import checkpoint, tables
 from studies.__main__ import COMMANDS, STUDIES, USAGE_ERROR, main
 from studies.commands import overrides
 from studies.data import load
@@ -173,6 +173,15 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, line.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_one_and_a_private_file_private(tmp_path):
+    private, link = tmp_path / "private.csv.gz", tmp_path / "link.csv.gz"
+    private.touch(mode=0o600)
+    link.symlink_to(private)
+    tables.write(link, pd.DataFrame({"x": [1]}))
+    assert link.is_symlink() and private.stat().st_mode & 0o777 == 0o600
+    assert tables.read_one(private, "")["x"].tolist() == [1]
 
 
 def test_an_interrupted_command_says_so(monkeypatch, capsys):

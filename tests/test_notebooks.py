@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -304,8 +302,8 @@ def test_what_has_no_parameters_or_no_output_or_another_run_on_it_is_refused(tmp
         ("# ratio\n1 / 0", "ZeroDivisionError: division by zero"),
         ("import os; os._exit(0)", "Kernel died"),
         ("import os; os.kill(os.getpid(), 9)", "Kernel died"),
-        ("import sys; sys.exit(0)", "it ended the kernel"),
-        ("raise SystemExit('')", "it ended the kernel"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("raise SystemExit('')", "SystemExit"),
         ("import os, time; os.kill(os.getppid(), 2); time.sleep(99)", "interrupted"),
     ],
 )
@@ -419,18 +417,3 @@ def test_it_runs_with_other_parameters(path, monkeypatch):
     assert {name: names[name] for name in TINY[path.stem]} == TINY[path.stem]
     if path.stem == "04_emergence":  # other parameters, other results: a row per epoch
         assert len(names["live"].history) == TINY[path.stem]["epochs"]
-
-
-@pytest.mark.slow
-@each_page
-def test_the_command_line_runs_it_with_other_parameters(path, tmp_path):
-    output, command = tmp_path / path.name, [sys.executable, "-m", "studies", "run", str(path)]
-    for name, value in TINY[path.stem].items():
-        command += ["-p", name, value if isinstance(value, str) else json.dumps(value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    look = dict(capture_output=True, text=True, env=environment)
-    result = subprocess.run([*command, "-o", str(output)], **look)
-    assert result.returncode == 0, result.stderr
-    injected = [cell for cell in cells(output, "code") if "injected-parameters" in tags(cell)]
-    for name, value in TINY[path.stem].items():
-        assert f"{name} = {value!r}" in injected[0].source
