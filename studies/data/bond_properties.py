@@ -10,8 +10,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils.smiles import x_map
 
-from studies.data.description import Description
 from studies.data.molecules import ATOM_TYPES, to_molecule
+from studies.data.sets import Description
 
 OTHER = "other"
 """What pairs of elements that are too rare for a name of their own are called."""

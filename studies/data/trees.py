@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch_geometric.data import Data
 
-from studies.data.description import Description, Splits
+from studies.data.sets import Description, Splits
 
 MOST_PERMUTATIONS = 1000
 MOST_EXAMPLES = 32_000
