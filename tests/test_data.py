@@ -311,8 +311,8 @@ def test_a_bond_without_exactly_two_directions_is_refused(edge_index):
 @pytest.mark.parametrize(
     ("smiles", "number"),
     [
-        # By hand: the two of toluene are mirror images, as are two of naphthalene's three, two pairs
-        # of anthracene's four and one pair of phenanthrene's five.
+        # The two of toluene are mirror images, as are two of naphthalene's three, two pairs of
+        # anthracene's four and one pair of phenanthrene's five.
         *(("CCO", 1), ("Cc1ccccc1", 1), ("Cc1ccccc1C", 2), ("Cc1cccc(F)c1", 2)),
         *(("c1ccc2ccccc2c1", 2), ("c1ccc2cc3ccccc3cc2c1", 2), ("c1ccc2c(c1)ccc1ccccc12", 4)),
     ],
