@@ -181,9 +181,8 @@ PART = "training part of the scaffold split: "
 BAD_TABLES = {
     **{
         f"label {label}": (csv(["CC", "CO"], {(1, "SR-HSE"): label}), "line 3: SR-HSE must be 0, 1")
-        for label in ("2", "0.5", "active", "inf")
+        for label in ("2", "0.5", "active")
     },
-    "no task": (csv(["CC"]).replace(b"NR-ER-LBD,", b"other,"), "found NR-ER-LBD 0 times"),
     "a task twice": (csv(["CC"]).replace(b"NR-ER-LBD,", b"NR-ER,"), "found NR-ER 2 times"),
     "atom": (csv(["CC", "[Mn+7]"]), r"line 3: '\[Mn\+7\]' is not in PyG's vocabulary"),
     "no bond": (csv(["O", "C1CC"]), "expected molecules with bonds, found none"),
@@ -340,49 +339,36 @@ def test_proteins_has_its_exact_counts_and_its_raw_folder_is_left_alone(proteins
     assert [path.name for path in (tmp_path / "TUDataset" / "PROTEINS").iterdir()] == ["raw"]
 
 
-# Fetched files, from a folder in place of the network
+# Fetched files, from a folder in place of the network; damaged ones are in test_data
 
 
-def serve(name, folder, monkeypatch, damage):
-    """Puts what PyG would fetch into a folder, whole, as another content, or cut."""
+def serve(name, folder, monkeypatch):
+    """Puts what PyG would fetch into a folder."""
     if name == "tox21":
         content = (NOT_BUNDLED / TOX21_FILE).read_bytes()
-        file = write(folder / "tox21.csv.gz", gzip.compress(content if not damage else csv(SMILES)))
+        write(folder / "tox21.csv.gz", gzip.compress(content))
         monkeypatch.setattr(MoleculeNet, "url", f"{folder.as_uri()}/{{}}")
     elif name == "proteins":
-        file = folder / "PROTEINS.zip"
-        with zipfile.ZipFile(file, "w") as archive:
+        with zipfile.ZipFile(folder / "PROTEINS.zip", "w") as archive:
             for path in (NOT_BUNDLED / PROTEINS_FOLDER).iterdir():
-                archive.writestr(f"PROTEINS/{path.name}", path.read_bytes() + bytes(bool(damage)))
+                archive.write(path, f"PROTEINS/{path.name}")
         monkeypatch.setattr(TUDataset, "url", folder.as_uri())
     else:
         raw = NOT_BUNDLED / planetoid_folder("cora")
         shutil.copytree(raw, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
-        file = folder / "ind.cora.allx"
-        file.write_bytes(file.read_bytes() + bytes(bool(damage)))
         monkeypatch.setattr(Planetoid, "url", folder.as_uri())
-    if damage == "cut":
-        file.write_bytes(file.read_bytes()[:-5])
 
 
-@pytest.mark.parametrize("damage", [None, "other", "cut"])
 @pytest.mark.parametrize(
     ("name", "place"),
     [("tox21", TOX21_FILE), ("proteins", PROTEINS_FOLDER), ("cora", planetoid_folder("cora"))],
 )
-def test_a_data_set_is_fetched_and_kept_if_it_is_whole(
-    name, place, damage, cache, tmp_path, monkeypatch
-):
+def test_a_data_set_is_fetched_and_kept(name, place, cache, tmp_path, monkeypatch):
     expected = sizes(not_bundled(name, place))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kept = tmp_path / "cache" / "mapkg"
     (tmp_path / "mirror").mkdir()
-    serve(name, tmp_path / "mirror", monkeypatch, damage)
-    if damage:
-        with pytest.raises((ValueError, FileNotFoundError), match=r"as fetched|download failed"):
-            load(name, root=tmp_path / "nothing")
-        assert not kept.exists()
-        return
+    serve(name, tmp_path / "mirror", monkeypatch)
     kept.mkdir(parents=True)
     (kept / "graphs").symlink_to(cache / "graphs")  # to spare the reading
     assert sizes(load(name, root=tmp_path / "nothing")) == expected
