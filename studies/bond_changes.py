@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mapkg.models.config import Config
 from studies.data import ATOM_TYPES, Description, Splits, bond_of_edge, directions
-from studies.data.description import SPLITS
+from studies.data.sets import SPLITS
 from studies.edge_kinds import GLOBAL, distinct_edges, first_layer_table
 from studies.emergence import fit_to_data
 from studies.extras import build

@@ -23,7 +23,7 @@ from random_graphs import molecule
 from mapkg.models import build
 from studies import checkpoint, tables
 from studies.__main__ import main
-from studies.data import raw_files
+from studies.data import sets
 from studies.emergence import emergence
 from studies.published import CONFIGS
 from studies.train import STATE_FILE, fit, seed_all
@@ -210,12 +210,12 @@ def test_a_damaged_download_or_cache_is_never_kept(number, tmp_path, fresh_cache
     content, archive = draw.randbytes(3000).hex().encode(), tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
         zipped.writestr("raw/table.csv", content)
-    monkeypatch.setitem(raw_files.SHA256, file, raw_files.hashlib.sha256(content).hexdigest())
+    monkeypatch.setitem(sets.SHA256, file, sets.hashlib.sha256(content).hexdigest())
     whole, place = archive.read_bytes(), fresh_cache / file
 
     def load(archive):
-        return raw_files.root_with(
-            [fresh_cache], [file], lambda: raw_files.unzipped(archive, {file: "raw/table.csv"})
+        return sets.root_with(
+            [fresh_cache], [file], lambda: sets.unzipped(archive, {file: "raw/table.csv"})
         )
 
     for _ in range(50):
@@ -236,7 +236,7 @@ def test_a_damaged_download_or_cache_is_never_kept(number, tmp_path, fresh_cache
         return [str(graph.to_dict()) for graph in made]
 
     for _ in range(20):
-        made = raw_files.cached_graphs([archive], __file__, lambda: graphs)
+        made = sets.cached_graphs([archive], __file__, lambda: graphs)
         assert texts(made) == texts(graphs)
         (entry,) = (fresh_cache / "graphs").iterdir()
         entry.write_bytes(damaged(entry.read_bytes(), draw))

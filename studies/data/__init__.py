@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import platformdirs
-
-from studies.data.description import SPLITS, Description, Splits
 from studies.data.graph_classification import (
     PROTEINS_FOLDER,
     TOX21_FILE,
@@ -24,6 +21,7 @@ from studies.data.molecules import (
     BOND_TYPES,
     bond_of_edge,
     directions,
+    kekule_forms,
     molecule_graph,
     to_molecule,
 )
@@ -33,6 +31,7 @@ from studies.data.networks import (
     load_planetoid,
     planetoid_folder,
 )
+from studies.data.sets import SPLITS, Description, Splits, user_cache
 from studies.data.smiles_tables import DESCRIPTIONS, FILES, load_named, load_table, read_smiles
 from studies.data.trees import Trees, load_trees
 
@@ -50,6 +49,7 @@ __all__ = [
     "bond_of_edge",
     "directions",
     "expect_kind",
+    "kekule_forms",
     "load",
     "load_table",
     "molecule_graph",
@@ -144,12 +144,13 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
     if name not in _FROM_FILES:
         known = ", ".join(sorted({**_DRAWN, **_FROM_FILES}))
         raise ValueError(f"unknown data set {name!r}; known: {known}")
-    named = os.environ.get("MAPKG_DATA")
-    if root is None and named and not Path(named).expanduser().is_dir():
-        raise FileNotFoundError(f"MAPKG_DATA is {named}, which is no folder; correct or unset it")
-    roots = [Path(named)] if named else []
-    roots += [platformdirs.user_cache_path("mapkg"), BUNDLED]
-    roots = [folder.expanduser() for folder in (roots if root is None else [Path(root)])]
+    roots = [user_cache(), BUNDLED] if root is None else [Path(os.path.expanduser(root))]
+    if root is None and (named := os.environ.get("MAPKG_DATA")):
+        roots.insert(0, Path(os.path.expanduser(named)))
+        if not roots[0].is_dir():
+            raise FileNotFoundError(
+                f"MAPKG_DATA is {named}, which is no folder; correct or unset it"
+            )
     read, place = _FROM_FILES[name]
     splits = read(roots, download=download)
     if splits is None:

@@ -11,27 +11,28 @@ edge is the unordered pair of its two structures.
 """
 
 import gzip
-import sys
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from functools import partial
 from itertools import combinations_with_replacement
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Int
 from rdkit import Chem
 from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 from rdkit.rdBase import BlockLogs
 from sklearn.model_selection import train_test_split
+from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.datasets import MoleculeNet, TUDataset
-from torch_geometric.io import read_tu_data
-from torch_geometric.utils import from_rdmol
+from torch_geometric.utils import coalesce, from_rdmol, is_undirected, remove_self_loops
 from torch_geometric.utils.smiles import e_map, x_map
-from tqdm import tqdm
 
-from studies.data.description import SPLITS, Description, Splits
-from studies.data.raw_files import cached_graphs, read_rows, read_url, root_with, unzipped
+from studies.data import sets
+from studies.data.sets import SPLITS, Description, Splits
 
 TOX21_FILE = "tox21/raw/tox21.csv"
 """The raw file under a data root, where PyG's MoleculeNet has it."""
@@ -48,8 +49,7 @@ PROTEINS_FOLDER = "TUDataset/PROTEINS/raw"
 STRUCTURES = ("helix", "sheet", "turn")
 """Secondary structures by node label."""
 
-_PAIRS = list(combinations_with_replacement(range(len(STRUCTURES)), 2))
-PAIR_TYPES = {i: f"{STRUCTURES[a]}-{STRUCTURES[b]}" for i, (a, b) in enumerate(_PAIRS)}
+PAIR_TYPES = dict(enumerate(map("-".join, combinations_with_replacement(STRUCTURES, 2))))
 """Edge types by id, the unordered pair of the secondary structures at an edge's ends."""
 
 SEED = 0
@@ -100,9 +100,9 @@ def load_tox21(roots: Sequence[Path], *, download: bool, split: str = "scaffold"
 
     def fetch() -> dict[str, bytes]:
         url = MoleculeNet.url.format(MoleculeNet.names["tox21"][1])
-        return {TOX21_FILE: gzip.decompress(read_url(url))}
+        return {TOX21_FILE: gzip.decompress(sets.read_url(url))}
 
-    root = root_with(roots, [TOX21_FILE], fetch if download else None)
+    root = sets.root_with(roots, [TOX21_FILE], fetch if download else None)
     return None if root is None else read_tox21(root / TOX21_FILE, split)
 
 
@@ -115,7 +115,7 @@ def read_tox21(path: Path | str, split: str = "scaffold") -> Splits:
     cannot read or that have no bond are dropped and counted.
     """
     path = Path(path)
-    graphs = cached_graphs([path], __file__, lambda: _tox21_graphs(_read_labels(path), path))
+    graphs = sets.cached_graphs([path], __file__, partial(_tox21_graphs, path))
     bonded = [graph for graph in graphs if graph.num_edges]
     if not bonded:
         raise ValueError(f"{path}: expected molecules with bonds, found none")
@@ -165,45 +165,29 @@ def read_tox21(path: Path | str, split: str = "scaffold") -> Splits:
     return Splits(**by_split, description=description)
 
 
-def _read_labels(path: Path) -> pd.DataFrame:
-    """The twelve tasks, 0, 1 or NaN, and ``smiles``; the index is the line number in the file."""
-    rows = read_rows(path, [*TASKS, "smiles"])
-    text = rows[list(TASKS)]
-    labels = text.apply(pd.to_numeric, errors="coerce").astype(float)
-    bad = (text != "") & ~labels.isin([0, 1])
-    if bad.any(axis=None):
-        line, task = bad.stack().idxmax()
-        raise ValueError(
-            f"{path}, line {line}: the label of {task} must be 0, 1 or empty, "
-            f"got {text.loc[line, task]!r}"
-        )
-    return labels.assign(smiles=rows["smiles"])
+def _tox21_graphs(path: Path) -> list[Data]:
+    rows = sets.read_rows(path, [*TASKS, "smiles"])
+    labels = rows[list(TASKS)].apply(pd.to_numeric, errors="coerce").astype(float)
+    for task in TASKS:
+        is_right = labels[task].isin([0, 1]) | (rows[task] == "")
+        sets.check_values(path, rows[task], is_right, "0, 1 or empty")
+    table = rows.assign(y=list(labels.to_numpy()))
+    return sets.graphs_of_rows(table, path, _tox21_graph)
 
 
-def _tox21_graphs(table: pd.DataFrame, path: Path) -> list[Data]:
-    """One graph for each row of a table; a molecule that RDKit cannot read has no atoms."""
-    graphs = []
-    labels = torch.tensor(table[list(TASKS)].to_numpy(), dtype=torch.float)
-    rows = zip(table.index, table["smiles"], labels.unsqueeze(1), strict=True)
-    # A context, as from_smiles, PyG's own function, silences RDKit for good.
-    with BlockLogs():
-        for line, smiles, y in tqdm(
-            rows, "reading molecules", total=len(table), delay=1, file=sys.stderr
-        ):
-            molecule = Chem.MolFromSmiles(smiles) or Chem.Mol()
-            try:
-                graph = from_rdmol(molecule)
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}, line {line}: {smiles!r} has an atom or bond that is not in PyG's "
-                    f"vocabulary: {error}"
-                ) from error
-            graph.edge_type = graph.edge_attr[:, 0]
-            graph.y = y
-            graph.smiles = smiles
-            graph.scaffold = MurckoScaffoldSmiles(mol=molecule, includeChirality=False)
-            graphs.append(graph)
-    return graphs
+def _tox21_graph(smiles: str, labels: np.ndarray) -> Data:
+    """The graph of a molecule as PyG describes it; one that RDKit cannot read has no atoms."""
+    with BlockLogs():  # from_smiles, PyG's own function, silences RDKit for good
+        molecule = Chem.MolFromSmiles(smiles) or Chem.Mol()
+    try:
+        graph = from_rdmol(molecule)
+    except ValueError as error:
+        raise ValueError(f"{smiles!r} is not in PyG's vocabulary: {error}") from error
+    graph.edge_type = graph.edge_attr[:, 0]
+    graph.y = torch.tensor(labels, dtype=torch.float).view(1, -1)
+    graph.smiles = smiles
+    graph.scaffold = MurckoScaffoldSmiles(mol=molecule, includeChirality=False)
+    return graph
 
 
 def load_proteins(roots: Sequence[Path], *, download: bool) -> Splits | None:
@@ -211,47 +195,68 @@ def load_proteins(roots: Sequence[Path], *, download: bool) -> Splits | None:
 
     def fetch() -> dict[str, bytes]:
         members = {file: f"PROTEINS/{Path(file).name}" for file in _PROTEINS_FILES}
-        return unzipped(read_url(f"{TUDataset.url}/PROTEINS.zip"), members)
+        return sets.unzipped(sets.read_url(f"{TUDataset.url}/PROTEINS.zip"), members)
 
-    root = root_with(roots, _PROTEINS_FILES, fetch if download else None)
+    root = sets.root_with(roots, _PROTEINS_FILES, fetch if download else None)
     if root is None:
         return None
     raw = [root / file for file in _PROTEINS_FILES]
-    graphs = cached_graphs(raw, __file__, lambda: read_proteins(root / PROTEINS_FOLDER))
+    graphs = sets.cached_graphs(raw, __file__, lambda: read_proteins(root / PROTEINS_FOLDER))
     return split_proteins(graphs)
 
 
 def read_proteins(folder: Path | str) -> list[Data]:
-    """The graphs of a folder with ``PROTEINS_A.txt`` and the other raw files, read by PyG.
+    """The graphs of a folder with ``PROTEINS_A.txt`` and the other raw files.
 
     ``x`` is the secondary structure [N], ``edge_attr`` and ``edge_type`` the type of pair [E], and
-    ``y`` [1, 1] is 0 or 1. Unlike by PyG's class, nothing is written beside the files.
+    ``y`` [1, 1] is 0 or 1. Raises ValueError if a file is not whole or they do not fit together.
     """
-    for name in (Path(file).name for file in _PROTEINS_FILES):
-        if not (Path(folder) / name).is_file():
-            raise FileNotFoundError(f"{folder}: expected the raw files of PROTEINS, no {name}")
-    data, slices, sizes = read_tu_data(str(folder), "PROTEINS")
-    one_hot = data.x[:, sizes["num_node_attributes"] :]  # attributes are not used
-    found = (one_hot.size(1), len(data.y.unique()))
-    if found != (len(STRUCTURES), 2):
-        raise ValueError(
-            f"{folder}: expected 3 node labels (helix, sheet, turn) and 2 graph labels, found "
-            f"{found[0]} and {found[1]}; these are not the files of PROTEINS"
-        )
-    labels = one_hot.argmax(dim=-1)
-    type_of_pair = torch.empty(len(STRUCTURES), len(STRUCTURES), dtype=torch.long)
-    for i, (a, b) in enumerate(_PAIRS):
-        type_of_pair[a, b] = type_of_pair[b, a] = i
-    nodes, edges = slices["x"].diff().tolist(), slices["edge_index"].diff().tolist()
-    edges += [0] * (len(nodes) - len(edges))  # PyG counts up to the last graph with an edge
-    graphs = []
-    for x, edge_index, y in zip(
-        labels.split(nodes), data.edge_index.split(edges, dim=1), data.y.tolist(), strict=True
-    ):
-        types = type_of_pair[x[edge_index[0]], x[edge_index[1]]]
-        y = torch.tensor([[y]], dtype=torch.float)
-        graphs.append(Data(x=x, edge_index=edge_index, edge_attr=types, edge_type=types, y=y))
-    return graphs
+    pairs, of_node, classes, structures = (_numbers(Path(folder), part) for part in _PARTS)
+    edge_index, of_node, structures = pairs.t() - 1, of_node.flatten() - 1, structures.flatten()
+
+    right = {
+        "node labels 0 (helix), 1 (sheet) and 2 (turn)": structures.unique().tolist() == [0, 1, 2],
+        "graph labels 1 and 2": classes.unique().tolist() == [1, 2],
+        "as many node labels as nodes": len(structures) == len(of_node),
+        "as many graph labels as graphs, and nodes in the order of their graphs": torch.equal(
+            of_node.unique_consecutive(), torch.arange(len(classes))
+        ),
+        "edges in both directions, between nodes of one graph": len(edge_index) == 2
+        and 0 <= edge_index.min() <= edge_index.max() < len(of_node)
+        and torch.equal(*of_node[edge_index])
+        and is_undirected(coalesce(edge_index)),
+    }
+    for what, is_so in right.items():
+        if not is_so:
+            raise ValueError(
+                f"{folder}: expected {what}; a file is cut short, or these are not of PROTEINS"
+            )
+    edge_index = coalesce(remove_self_loops(edge_index)[0])
+    of_edge = of_node[edge_index[0]]
+    low, high = structures[edge_index].sort(dim=0).values
+    types = low * (5 - low) // 2 + high  # the place of this pair in PAIR_TYPES
+    nodes = of_node.bincount()
+    edges = of_edge.bincount(minlength=len(nodes)).tolist()
+    edge_index -= (nodes.cumsum(0) - nodes)[of_edge]  # each graph counts its nodes from 0
+    parts = (
+        structures.split(nodes.tolist()),
+        edge_index.split(edges, dim=1),
+        types.split(edges),
+        (classes - 1).float().split(1),
+    )
+    return [
+        Data(x=x, edge_index=ends, edge_attr=types, edge_type=types, y=y)
+        for x, ends, types, y in zip(*parts, strict=True)
+    ]
+
+
+def _numbers(folder: Path, part: str) -> Int[Tensor, "lines columns"]:
+    """The whole numbers of one raw file of PROTEINS."""
+    path = folder / f"PROTEINS_{part}.txt"
+    try:
+        return torch.from_numpy(np.loadtxt(path, dtype=np.int64, delimiter=",", ndmin=2))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected lines of whole numbers: {error}") from error
 
 
 def split_proteins(graphs: Sequence[Data]) -> Splits:

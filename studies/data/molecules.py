@@ -9,15 +9,12 @@ as in ``[C@H]`` makes the type ``C H1``, and the same molecule without its mark 
 where that gives no known type, and the atom has no charge, are they left out: ``[CH3]`` is ``C``.
 """
 
-import importlib.util
-from functools import cache
-from pathlib import Path
-
 import networkx
 import torch
 from jaxtyping import Int
-from rdkit import Chem, RDConfig
+from rdkit import Chem
 from rdkit.Chem import Crippen
+from rdkit.Contrib.SA_Score import sascorer
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -32,7 +29,11 @@ BOND_TYPES = {1: "single", 2: "double", 3: "triple"}
 """Bond types by id. Id 0 means "no bond" and never occurs on an edge."""
 
 _ATOM_ID = {name: i for i, name in enumerate(ATOM_TYPES)}
-_BOND_ORDER = {Chem.BondType.SINGLE: 1, Chem.BondType.DOUBLE: 2, Chem.BondType.TRIPLE: 3}
+_ATOMS = [Chem.AtomFromSmiles(f"[{name.replace(' ', '')}]") for name in ATOM_TYPES]
+for _atom in _ATOMS:
+    _atom.SetNoImplicit(False)  # hydrogens beside the explicit ones follow from the valence
+_BONDS = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
+_BOND_ID = {bond: i for i, bond in _BONDS.items()}
 
 
 def molecule_graph(smiles: str, y: float | None = None) -> Data:
@@ -47,14 +48,14 @@ def molecule_graph(smiles: str, y: float | None = None) -> Data:
     atoms = [_atom_id(atom, smiles) for atom in molecule.GetAtoms()]
     pairs, bonds = [], []
     for bond in molecule.GetBonds():
-        if bond.GetBondType() not in _BOND_ORDER:
+        if bond.GetBondType() not in _BOND_ID:
             raise ValueError(
                 f"bond {bond.GetIdx()} of {smiles!r} has the type {bond.GetBondType()}; "
                 "expected single, double or triple"
             )
         begin, end = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
         pairs += [(begin, end), (end, begin)]
-        bonds += [_BOND_ORDER[bond.GetBondType()]] * 2
+        bonds += [_BOND_ID[bond.GetBondType()]] * 2
     bond_types = torch.tensor(bonds, dtype=torch.long)
     data = Data(
         x=torch.tensor(atoms, dtype=torch.long),
@@ -79,16 +80,12 @@ def _atom_id(atom: Chem.Atom, smiles: str) -> int:
     place = f"atom {atom.GetIdx()} of {smiles!r}"
     if atom.GetNumRadicalElectrons():
         raise ValueError(f"{place} is a radical, for which there is no type")
-    hydrogens, charge = atom.GetNumExplicitHs(), atom.GetFormalCharge()
-    parts = [atom.GetSymbol()]
-    if hydrogens:
-        parts.append(f"H{hydrogens}")
+    element, hydrogens, charge = atom.GetSymbol(), atom.GetNumExplicitHs(), atom.GetFormalCharge()
+    name = element + f" H{hydrogens}" * bool(hydrogens)
     if charge:
-        sign = "+" if charge > 0 else "-"
-        parts.append(sign if abs(charge) == 1 else f"{sign}{abs(charge)}")
-    name = " ".join(parts)
-    if name not in _ATOM_ID and not charge and parts[0] in _ATOM_ID:
-        name = parts[0]
+        name += f" {charge:+d}".removesuffix("1")
+    elif name not in _ATOM_ID and element in _ATOM_ID:
+        name = element
     if name not in _ATOM_ID:
         raise ValueError(
             f"{place} has the type {name!r}, which is not one of the {len(ATOM_TYPES)} known "
@@ -136,29 +133,42 @@ def to_molecule(data: Data) -> Chem.Mol:
                 f"atom type id {type_id}: expected 0 to {len(ATOM_TYPES) - 1}, "
                 "the ids of the known atom types"
             )
-        element, *modifiers = ATOM_TYPES[type_id].split()
-        atom = Chem.Atom(element)
-        for modifier in modifiers:
-            if modifier.startswith("H"):
-                atom.SetNumExplicitHs(int(modifier[1:]))
-            else:
-                atom.SetFormalCharge(1 if modifier == "+" else -1)
-        molecule.AddAtom(atom)
-    orders = {order: bond_type for bond_type, order in _BOND_ORDER.items()}
+        molecule.AddAtom(_ATOMS[type_id])
     there, back = directions(data)
     types = data.edge_attr.flatten()
     if not torch.equal(types[there], types[back]):
         raise ValueError("the two directions of a bond have different types")
-    ends = data.edge_index[:, there].t().tolist()
-    for (source, target), order in zip(ends, types[there].tolist(), strict=True):
-        if order not in orders:
-            raise ValueError(f"bond type id {order}: expected one of {', '.join(map(str, orders))}")
-        molecule.AddBond(min(source, target), max(source, target), orders[order])
+    ends = data.edge_index[:, there].sort(dim=0).values.t().tolist()
+    for (low, high), bond in zip(ends, types[there].tolist(), strict=True):
+        if bond not in _BONDS:
+            raise ValueError(f"bond type id {bond}: expected one of {', '.join(map(str, _BONDS))}")
+        molecule.AddBond(low, high, _BONDS[bond])
     try:
         Chem.SanitizeMol(molecule)
     except ValueError as error:  # RDKit's own errors are ValueErrors
         raise ValueError(f"the type ids of the graph are not a molecule: {error}") from error
     return molecule.GetMol()
+
+
+def is_kekulized_otherwise(graph: Data) -> bool:
+    """Whether the RDKit at work would make other bonds of the rings double, symmetry apart."""
+    molecule = to_molecule(graph)
+    Chem.Kekulize(molecule, clearAromaticFlags=True)
+    chosen = Chem.MolToSmiles(molecule)
+    types = graph.edge_attr.flatten()[directions(graph)[0]].tolist()
+    for bond, type_id in zip(molecule.GetBonds(), types, strict=True):
+        bond.SetBondType(_BONDS[type_id])
+    return Chem.MolToSmiles(molecule) != chosen
+
+
+def kekule_forms(molecule: Chem.Mol) -> int:
+    """How many ways there are to place the double bonds; those alike by symmetry count once."""
+    forms = set()
+    for form in Chem.ResonanceMolSupplier(molecule, Chem.KEKULE_ALL):
+        for part in (*form.GetAtoms(), *form.GetBonds()):
+            part.SetIsAromatic(False)
+        forms.add(Chem.MolToSmiles(form))
+    return len(forms)
 
 
 def penalized_logp(smiles: str, *, as_written: bool = False) -> float:
@@ -190,15 +200,4 @@ def logp_terms(molecule: Chem.Mol, root: int | None = 0) -> tuple[float, float, 
     """
     bonds = networkx.Graph(Chem.GetAdjacencyMatrix(molecule))
     largest_ring = max(map(len, networkx.cycle_basis(bonds, root)), default=0)
-    accessibility = _synthetic_accessibility().calculateScore(molecule)
-    return Crippen.MolLogP(molecule), accessibility, max(0, largest_ring - 6)
-
-
-@cache
-def _synthetic_accessibility():
-    """RDKit's Contrib SA score, a script beside the library rather than a module of it."""
-    path = Path(RDConfig.RDContribDir) / "SA_Score" / "sascorer.py"
-    spec = importlib.util.spec_from_file_location("sascorer", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return Crippen.MolLogP(molecule), sascorer.calculateScore(molecule), max(0, largest_ring - 6)

@@ -19,8 +19,7 @@ from torch_geometric.datasets import Planetoid
 from torch_geometric.io import read_planetoid_data
 from torch_geometric.utils import from_networkx, to_dense_adj, to_undirected
 
-from studies.data.description import SPLITS, Description, Splits
-from studies.data.raw_files import read_url, root_with
+from studies.data.sets import SPLITS, Description, Splits, read_url, root_with
 
 PER_CLASS, VAL, TEST = 20, 500, 1000
 """Sizes of Planetoid's public split, training nodes of each class and of the other splits."""

@@ -2,9 +2,7 @@
 
 import collections
 import io
-import math
 import pickle
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,16 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import rdkit
 import torch
 from rdkit import Chem
 from torch_geometric.data import Data
 from torch_geometric.datasets import ZINC
-from tqdm import tqdm
 
-from studies.data import molecules
-from studies.data.description import SPLITS, Description, Splits
-from studies.data.molecules import ATOM_TYPES, BOND_TYPES, molecule_graph, to_molecule
-from studies.data.raw_files import cached_graphs, read_rows, read_url, root_with, unzipped
+from studies.data import molecules, sets
+from studies.data.molecules import (
+    ATOM_TYPES,
+    BOND_TYPES,
+    is_kekulized_otherwise,
+    molecule_graph,
+    to_molecule,
+)
+from studies.data.sets import SPLITS, Description, Splits
 
 _MOLECULES = partial(
     Description,
@@ -97,7 +100,7 @@ DESCRIPTIONS = {
 
 def load_named(name: str, roots: Sequence[Path], *, download: bool) -> Splits | None:
     """A published table, or None if no root has it; only ``"zinc"`` can be downloaded."""
-    root = root_with(roots, [FILES[name]], None)
+    root = sets.root_with(roots, [FILES[name]], None)
     if root is not None:
         return load_table(root / FILES[name], DESCRIPTIONS[name])
     return load_benchmark(roots, download=download) if name == "zinc" else None
@@ -109,10 +112,14 @@ def load_table(path: Path | str, description: Description | None = None) -> Spli
     Without a description a plain one is made. Raises ValueError with the line of a bad row.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no SMILES table at {path}: expected a CSV file")
-    table = read_table(path)
-    graphs = cached_graphs([path], molecules.__file__, lambda: _graphs(table, path))
+    table = sets.read_rows(path, ("split", "smiles", "y"))
+    y = pd.to_numeric(table["y"], errors="coerce").astype(float)
+    in_range = y.abs() <= torch.finfo(torch.float).max  # False for NaN as well
+    sets.check_values(path, table["y"], in_range, "a finite number in single precision")
+    known = table["split"].isin(SPLITS)
+    sets.check_values(path, table["split"], known, f"one of {', '.join(SPLITS)}")
+    read = partial(sets.graphs_of_rows, table.assign(y=y), path, molecule_graph)
+    graphs = sets.cached_graphs([path], molecules.__file__, read)
     by_split = {split: [] for split in SPLITS}
     for split, graph in zip(table["split"], graphs, strict=True):
         by_split[split].append(graph)
@@ -135,7 +142,8 @@ def read_smiles(path: Path | str) -> list[Data]:
     smiles = {i: line.split()[0] for i, line in enumerate(lines, start=1) if line.strip()}
     if not smiles:
         raise ValueError(f"{path}: expected a SMILES per line, found none")
-    return _graphs(pd.DataFrame({"smiles": smiles, "y": None}), path)
+    table = pd.DataFrame({"smiles": smiles, "y": None})
+    return sets.graphs_of_rows(table, path, molecule_graph)
 
 
 def warn_of_types(graphs: Sequence[Data], training: Sequence[Data], title: str) -> None:
@@ -162,38 +170,6 @@ def warn_of_types(graphs: Sequence[Data], training: Sequence[Data], title: str) 
                 f"atom would have another type with one, as in {title}",
                 stacklevel=2,
             )
-
-
-def read_table(path: Path | str) -> pd.DataFrame:
-    """A checked SMILES table, ``y`` as float; its index is the line number in the file."""
-    table = read_rows(Path(path), ("split", "smiles", "y"))
-    unknown = table.loc[~table["split"].isin(SPLITS), "split"]
-    if not unknown.empty:
-        raise ValueError(
-            f"{path}, line {unknown.index[0]}: unknown split {unknown.iloc[0]!r}; "
-            f"expected one of {', '.join(SPLITS)}"
-        )
-    target = pd.to_numeric(table["y"], errors="coerce")
-    bad = table.loc[~target.map(math.isfinite), "y"]
-    if not bad.empty:
-        raise ValueError(
-            f"{path}, line {bad.index[0]}: the target y must be a finite number, "
-            f"got {bad.iloc[0]!r}"
-        )
-    return table.assign(y=target.astype(float))  # not int where all are whole numbers
-
-
-def _graphs(table: pd.DataFrame, path: Path | str) -> list[Data]:
-    graphs = []
-    rows = zip(table.index, table["smiles"], table["y"], strict=True)
-    for line, smiles, y in tqdm(
-        rows, "reading molecules", total=len(table), delay=1, file=sys.stderr
-    ):
-        try:
-            graphs.append(molecule_graph(smiles, y))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {line}: {error}") from error
-    return graphs
 
 
 # The benchmark as PyG fetches it, for those who have no table of its SMILES.
@@ -229,24 +205,34 @@ class _TensorUnpickler(pickle.Unpickler):
 def load_benchmark(roots: Sequence[Path], *, download: bool) -> Splits | None:
     """The benchmark from PyG's raw files, or None if ``ZINC/raw`` cannot be had."""
     files = [file for both in _RAW.values() for file in both]
-    root = root_with(roots, files, _fetch if download else None)
+    root = sets.root_with(roots, files, _fetch if download else None)
     if root is None:
         return None
     splits = {}
     for split, both in _RAW.items():
         raw = [root / file for file in both]
-        splits[split] = cached_graphs(
+        splits[split] = sets.cached_graphs(
             raw,
             __file__,
             lambda s=split, r=raw: _benchmark_graphs(s, r[0], *map(Path.read_bytes, r)),
+        )
+    otherwise = sum(map(is_kekulized_otherwise, splits["test"]))
+    choice = (
+        f"in {otherwise} of {len(splits['test']):,} test molecules other bonds of the rings are "
+        f"double than RDKit {rdkit.__version__} chooses"
+    )
+    if otherwise:
+        warnings.warn(
+            f"{root / 'ZINC/raw'}: {choice}; a network that is trained on these graphs has not "
+            "seen such bonds as molecules read from SMILES have",
+            stacklevel=2,
         )
     about = replace(
         DESCRIPTIONS["zinc"],
         deviations=(
             *DESCRIPTIONS["zinc"].deviations,
             "Read from PyG's files, which carry no SMILES: they are written from the atom and "
-            "bond ids, without stereochemistry. Which bonds of an aromatic ring are double is as "
-            "the RDKit of that time chose; a table of SMILES has the choice of the one at work.",
+            f"bond ids, without stereochemistry; {choice}.",
         ),
     )
     return Splits(**splits, description=about)
@@ -256,13 +242,13 @@ def _benchmark_graphs(split: str, name: Path | str, molecules: bytes, chosen: by
     try:
         known = _TensorUnpickler(io.BytesIO(molecules)).load()
         graphs = [benchmark_graph(known[int(i)]) for i in chosen.decode().strip().split(",")]
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
+    except Exception as error:  # a damaged pickle may raise anything
         raise ValueError(f"{name}: not the benchmark's file, or damaged: {error}") from error
     found = (len(graphs), sum(g.num_nodes for g in graphs), sum(g.num_edges for g in graphs))
     if found != ZINC_SIZES[split]:
         raise ValueError(
-            "{}: expected {} molecules, {} atoms and {} edges, found {}, {} and {}; "
-            "not the benchmark's file".format(name, *ZINC_SIZES[split], *found)
+            f"{name}: not the benchmark's file; expected {ZINC_SIZES[split]} molecules, atoms and "
+            f"edges, found {found}"
         )
     return graphs
 
@@ -285,8 +271,8 @@ def benchmark_graph(molecule: dict[str, Any]) -> Data:
 
 def _fetch() -> dict[str, bytes]:
     archive = {raw: f"molecules/{split}.pickle" for split, (raw, _) in _RAW.items()}
-    contents = unzipped(read_url(ZINC.url), archive)
+    contents = sets.unzipped(sets.read_url(ZINC.url), archive)
     for split, (raw, index) in _RAW.items():
-        contents[index] = read_url(ZINC.split_url.format(split))
+        contents[index] = sets.read_url(ZINC.split_url.format(split))
         _benchmark_graphs(split, f"{raw}, as fetched", contents[raw], contents[index])
     return contents

@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch_geometric.data import Data
 
-from studies.data.description import Description, Splits
+from studies.data.sets import Description, Splits
 
 PUBLISHED_SEED = 11
 """The seed of the published code."""

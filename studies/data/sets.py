@@ -1,17 +1,20 @@
-"""Raw files of published data sets: found under a root or fetched, checked, read and cached."""
+"""What a data set is, and its raw files: found or fetched, checked, read and cached."""
 
 import hashlib
 import io
 import pickle
 import sys
+import tempfile
 import time
 import urllib.request
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http.client import HTTPException, IncompleteRead
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import platformdirs
@@ -19,8 +22,43 @@ import rdkit
 import torch
 import torch_geometric
 from torch_geometric.data import Data
+from tqdm import tqdm
 
 from studies.files import sha256, write_atomically
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a data set holds and where it comes from."""
+
+    name: str  # what ``load`` calls it
+    title: str  # what a figure calls it
+    task: str  # "graph regression", "graph classification" or "node classification"
+    target: str  # what is predicted
+    # Sizes of the embedding tables, one for each column of ids; None if features are not ids.
+    num_node_types: int | tuple[int, ...] | None
+    num_edge_types: int | tuple[int, ...] | None
+    source: str
+    licence: str
+    edge_channels: int | None = None  # width of float edge features
+    num_targets: int = 1
+    edge_types: Mapping[int, str] = field(default_factory=dict)  # names of the ids in edge_type
+    deviations: tuple[str, ...] = ()  # each known difference from the data set of the papers
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set in three splits, sequences of graphs or ``NodesOfGraph``, and its description."""
+
+    train: Any
+    val: Any
+    test: Any
+    description: Description
+
+
+# Raw files
 
 SHA256 = dict(
     reversed(line.split(maxsplit=1))
@@ -38,13 +76,27 @@ Download = Callable[[], Mapping[str, bytes]]
 """Gives the contents of files by their paths under a root; ValueError if they are wrong."""
 
 
+def user_cache() -> Path:
+    """The user's cache folder; in a container without users, a temporary one, with a warning."""
+    try:
+        return platformdirs.user_cache_path("mapkg").expanduser()
+    except RuntimeError:  # no HOME, and no entry in the password file
+        folder = Path(tempfile.gettempdir()) / "mapkg"
+    warnings.warn(
+        f"no home folder is known, so data sets are kept at {folder}; set XDG_CACHE_HOME to keep "
+        "them elsewhere",
+        stacklevel=1,  # once, whoever asks
+    )
+    return folder
+
+
 def root_with(roots: Sequence[Path], files: Sequence[str], fetch: Download | None) -> Path | None:
     """The first root that has all files, else the user's cache after a download, else None.
 
     Checksums are checked before a file is read or kept. A damaged file in the user's cache, which
     is ours, is fetched again; anywhere else it is an error.
     """
-    cache = platformdirs.user_cache_path("mapkg")
+    cache = user_cache()
     for root in roots:
         if all((root / file).is_file() for file in files):
             try:
@@ -102,28 +154,55 @@ def unzipped(content: bytes, members: Mapping[str, str]) -> dict[str, bytes]:
 def read_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """The rows of a CSV file, every value as the text that is there; the index is the line number.
 
-    Blank lines are left out. Raises ValueError if it is no table, or has no row or not the columns.
+    Blank lines are left out. Raises ValueError if it cannot be read, has no row, or has not each of
+    the columns once.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"no table at {path}: expected a CSV file")
     try:
-        # Blank lines are dropped below, so that the others keep their line numbers.
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False)
-    except pd.errors.EmptyDataError:
-        rows = pd.DataFrame(columns=list(columns))
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path}: expected a CSV table, could not read it: {error}") from error
-    missing = [name for name in columns if name not in rows.columns]
-    if missing:
-        raise ValueError(
-            f"{path}: missing column {', '.join(missing)}; expected {', '.join(columns)}, "
-            f"found {', '.join(map(str, rows.columns))}"
+        rows = pd.read_csv(
+            path, dtype=str, header=None, keep_default_na=False, skip_blank_lines=False
         )
+    except Exception as error:  # each kind of compression has errors of its own
+        raise ValueError(f"{path}: expected a CSV table, could not read it: {error}") from error
+    header = rows.iloc[0].tolist()
+    for name in columns:
+        if (times := header.count(name)) != 1:
+            raise ValueError(
+                f"{path}: expected each of the columns {', '.join(columns)} once, found {name} "
+                f"{times} times in {', '.join(header)}"
+            )
+    rows = rows[1:].set_axis(header, axis="columns")
     rows.index = pd.RangeIndex(2, len(rows) + 2, name="line")
     rows = rows[(rows != "").any(axis="columns")]
     if rows.empty:
         raise ValueError(f"{path}: the table has no rows; expected at least one molecule")
     return rows
+
+
+def check_values(path: Path, column: pd.Series, is_right: pd.Series, expected: str) -> None:
+    """Raise ValueError with the line of the first value of a table's column that is not right."""
+    if not is_right.all():
+        line = is_right.idxmin()
+        raise ValueError(
+            f"{path}, line {line}: {column.name} must be {expected}, got {column[line]!r}"
+        )
+
+
+def graphs_of_rows(
+    table: pd.DataFrame, path: Path | str, graph: Callable[[str, Any], Data]
+) -> list[Data]:
+    """The graph of ``smiles`` and ``y`` in each row; an error of ``graph`` is given its line."""
+    graphs = []
+    rows = zip(table.index, table["smiles"], table["y"], strict=True)
+    for line, smiles, y in tqdm(
+        rows, "reading molecules", total=len(table), delay=1, file=sys.stderr
+    ):
+        try:
+            graphs.append(graph(smiles, y))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {error}") from error
+    return graphs
 
 
 def cached_graphs(
@@ -138,7 +217,7 @@ def cached_graphs(
     parts = [sha256(Path(file)) for file in (*raw, code, __file__)]
     parts += [rdkit.__version__, torch_geometric.__version__]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    entry = platformdirs.user_cache_path("mapkg") / "graphs" / f"{key}.pt"
+    entry = user_cache() / "graphs" / f"{key}.pt"
     graphs = _read(entry)
     if graphs is None:
         graphs = build()
