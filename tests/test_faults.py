@@ -38,7 +38,7 @@ rounds = pytest.mark.parametrize("number", range(int(os.environ.get("MAPKG_ROUND
 
 SIZES = dict(hidden_channels=8, heads=2, num_layers=2, batch_size=16, dropout=0.1)
 TRAIN = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--limit", "32", "--threads", "1"]
-TRAIN += ["--epochs", "25", "--set", *(f"{name}={value}" for name, value in SIZES.items()), "--out"]
+TRAIN += ["--epochs", "10", "--set", *(f"{name}={value}" for name, value in SIZES.items()), "--out"]
 WEIGHTS = tuple(f"{state}.safetensors" for state in ("base", "best", "last"))
 TABLES = tuple(f"{n}.csv.gz" for n in ("summary", "trajectory", "graph_maxima", "histogram"))
 DAMAGED = r"damaged|do not belong together|not the description|changed after it was written"

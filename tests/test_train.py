@@ -18,7 +18,15 @@ from studies.data.networks import citation_like
 from studies.data.trees import level_order
 from studies.deep import DeepNetwork, Variant, gradient_norms
 from studies.published import CONFIGS, Schedule
-from studies.tasks import TREES, Examples, GraphTask, NodeTask, TreeTask, hide_features
+from studies.tasks import (
+    TREES,
+    Examples,
+    GraphTask,
+    NodeTask,
+    TreeTask,
+    check_graphs,
+    hide_features,
+)
 from studies.train import STATE_FILE, fit, seed_all
 from studies.tree_networks import TreeNetwork
 
@@ -220,6 +228,7 @@ def test_a_graph_that_does_not_fit_is_named_before_training(splits, split, chang
     bad = with_graph(splits, split, **{**pair, **changes})
     with pytest.raises(ValueError, match=f"{split} graph 5: {message}"):
         run(bad)
+    check_graphs(with_graph(splits, split, edge_attr=None), SMALL)  # which not every network needs
 
 
 @pytest.mark.parametrize(
