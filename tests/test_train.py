@@ -191,6 +191,9 @@ def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
         "lr: expected min_lr, 1, or more": lambda: run(splits, SMALL.replace(min_lr=1)),
         "lr: expected min_lr, 2, or more": lambda: run(splits, SMALL.replace(min_lr=2), seeds=[0]),
         r"lr_factor: expected a value in \(0, 1\)": lambda: Schedule(lr_factor=1.0),
+        "graph 5 has no target y, of shape": lambda: evaluate(
+            network(), with_graph(splits, y=None).train
+        ),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
