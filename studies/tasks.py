@@ -295,7 +295,7 @@ class TreeTask(Task):
 class Examples:
     """Trees with their classes ``y``: ``pairs`` in level order, ``group``, the permutation."""
 
-    def __init__(self, trees: Trees):
+    def __init__(self, trees: Any):  # checked here, as splits may hold anything
         if not isinstance(trees, Trees):
             raise ValueError(
                 f"splits: expected Trees, as load('trees-4') gives them, got {type(trees).__name__}"

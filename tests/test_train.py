@@ -176,7 +176,7 @@ def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
     empty = replace(papers, train=NodesOfGraph(papers.train.graph, torch.tensor([]).long()))
     lazy = replace(splits, train=(graph for graph in splits.train))
     for message, call in {
-        "expected a Config, which names the loss of graphs.*": lambda: fit(None, splits, NODES),
+        "expected a Config, which names the loss of graphs.*": lambda: fit(network, splits, NODES),
         "expected a Schedule for nodes, .* got Config": lambda: run(papers),
         "train: expected a list of graphs, .* got generator": lambda: run(lazy),
         "the val split is empty": lambda: run(replace(splits, val=[])),
