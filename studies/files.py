@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 import tempfile
 import warnings
@@ -41,7 +42,7 @@ def alone(folder: Path | str | None, prefix: str = "") -> Iterator[None]:
     except Timeout:
         raise ValueError(
             f"{folder / prefix}: another process writes to it; wait for that, or choose another "
-            f"{'prefix' if prefix else 'folder'}"
+            f"{'name' if prefix else 'folder'}"
         ) from None
 
 
@@ -51,19 +52,43 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_output(path: Path) -> None:
+    """Raise, before the work that it is for, if no file can be written at a path."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or pipe"
+        raise ValueError(f"{path} is {kind}; name a file as output")
+    if path.is_file() and not path.stat().st_mode & 0o222:
+        raise ValueError(f"{path} is read-only; name another output, or make it writable")
+    existing = next(folder for folder in path.parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written, {existing}: {error.strerror}") from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file, and its folders, so that a reader sees the old content or the new."""
+    """Write a file, and its folders, so that a reader sees the old content or the new.
+
+    A symbolic link stays one, and a file keeps its mode.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600
+        if path.is_file():
+            shutil.copymode(path, temporary)
+        else:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, temporary):  # a full disk
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

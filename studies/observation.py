@@ -15,7 +15,7 @@ from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
-from mapkg.rows import edge_rows
+from mapkg.rows import default_names, edge_rows
 from studies.data import Splits, directions
 from studies.extras import build
 
@@ -88,10 +88,11 @@ def edge_maxima(
     model: nn.Module,
     graphs: Sequence[Data],
     *,
-    names: str | Sequence[str] = SCORES,
+    names: str | Sequence[str] | None = None,
     batch_size: int = 128,
 ) -> Float[Tensor, "layers E"]:
     """The largest activation ratio of every edge in every layer, NaN where a row has none."""
+    names = default_names(model) if names is None else names
     modules = hooks.resolve(model, names)
     maxima = [
         torch.stack(

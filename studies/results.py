@@ -207,6 +207,32 @@ def how_unlikely(summary: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame
     return rows[["run", "seed", "layer", "max_ratio"]].join(found)
 
 
+def by_measure(runs: Emergence) -> pd.DataFrame:
+    """Which trained layers are massive, by three measures, a row per run, seed and layer.
+
+    ``row ratio`` is some activation above 1000 medians of its row. ``Sun's rule`` is |s| > 100 and
+    above 1000 medians of the layer (Sun et al. 2024), for which the typical row median stands: the
+    tables have no other. ``spread`` is that of ln r over all entries, beyond the spread of this
+    layer in every untrained network of the run.
+    """
+    keys = ["run", "seed", "layer"]
+    x = np.log(10) * runs.histogram["low"]  # bins are equally wide, so their edge will do
+    weight = runs.histogram["count"]
+    parts = runs.histogram[[*keys, "state"]].assign(n=weight, x=weight * x, xx=weight * x * x)
+    sums = parts.groupby([*keys, "state"]).sum()
+    spread = np.sqrt(sums["xx"] / sums["n"] - (sums["x"] / sums["n"]) ** 2).unstack()
+    untrained = spread.filter(like="base").max(axis=1).groupby(["run", "layer"]).max()
+    best = runs.summary[runs.summary["state"] == "best"].set_index(keys)
+    of_layer = [untrained[run, layer] for run, _, layer in best.index]
+    largest, median = best["max_abs"], best["row_median_q50"]
+    passes = {
+        "row ratio": best["max_ratio"] > MASSIVE_RATIO,
+        "Sun's rule": (largest > 100) & (largest > MASSIVE_RATIO * median),
+        "spread": spread["best"].reindex(best.index) > of_layer,
+    }
+    return pd.DataFrame(passes).reset_index()
+
+
 def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd.DataFrame:
     """What the grid found, a row of texts per run: least and greatest value over its seeds.
 

@@ -15,7 +15,6 @@ from mapkg.models.config import Config
 from studies.data import NodesOfGraph, Splits, Trees
 from studies.data.trees import level_order
 from studies.published import EPOCH_STRIDE, Schedule
-from studies.tree_networks import TreeNetwork
 
 COLUMNS = ("epochs", "lr", "weight_decay", "lr_factor", "lr_patience", "min_lr")
 """What tables of nodes say of a schedule."""
@@ -286,7 +285,7 @@ class TreeTask(Task):
     def settings(self, schedule, model):
         return super().settings(schedule, model) | {"sampling": self.sampling}
 
-    def accuracies(self, model: TreeNetwork) -> dict[str, float]:
+    def accuracies(self, model: nn.Module) -> dict[str, float]:
         """Of the network as it is, no longer changing."""
         parts = {"train": self.train, "test": self.test}
         return {f"{name}_accuracy": part.accuracy(model) for name, part in parts.items()}
@@ -312,7 +311,7 @@ class Examples:
             order = order[rank[self.group[order]].argsort(stable=True)]
         yield from order.split(batch_size or len(order))
 
-    def scores(self, network: TreeNetwork, chosen: Tensor) -> Tensor:
+    def scores(self, network: nn.Module, chosen: Tensor) -> Tensor:
         """Scores of the classes of some examples; trees of one permutation are passed once."""
         if self.pairs.size(1) != network.num_nodes:
             raise ValueError(
@@ -326,7 +325,7 @@ class Examples:
         return network.shared(self.pairs[first], self.pairs[chosen, 0, 0], tree)
 
     @torch.no_grad()
-    def accuracy(self, network: TreeNetwork) -> float:
+    def accuracy(self, network: nn.Module) -> float:
         """Share of right answers; NaN without examples."""
         if not len(self.y):
             return float("nan")

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from mapkg import hooks
+from mapkg.all_measures import COLUMNS, AllMeasures
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
 from studies import stacked
 from studies.checkpoint import Fit, SeedProgress, read_state, refuse_another_run, write_state
 from studies.files import commit, versions
-from studies.score_measures import COLUMNS, ScoreMeasures
 from studies.stacked import FlatGraphs, assemble, losses
 
 STATE_FILE = "stacked.safetensors"
@@ -65,8 +65,8 @@ class Stack:
         self.sums = {split: torch.zeros(2, self.networks, **zeros) for split in data}
         self.cursor = torch.zeros(1, dtype=torch.long, device=self.device)
         heads = config.heads if config.architecture in CLAMPED else None
-        sizes = self.networks, len(self.layers), config.hidden_channels
-        self.measures = ScoreMeasures(*sizes, heads=heads, device=self.device, dtype=self.dtype)
+        sizes, place = (config.hidden_channels, self.networks), dict(device=self.device)
+        self.measures = [AllMeasures(*sizes, heads=heads, **place) for _ in self.layers]
         self.update = stacked.adam
 
     def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:
@@ -98,8 +98,8 @@ class Stack:
     def evaluate(self, split: str, *, record: bool = False) -> None:
         """Evaluate on a split, and measure the scores if asked for, of the test split only."""
         name = "record" if record else split
-        if record:
-            self.measures.reset()
+        for of_layer in self.measures if record else ():
+            of_layer.reset()
         self.sums[split].zero_()
         self.begin(name)
         for _ in range(len(self.fixed[split])):
@@ -146,8 +146,8 @@ class Stack:
 
         def measure(name: str, score: Tensor) -> None:
             of_network = score.unflatten(0, (self.networks, -1))
-            edges = batch.edge_mask.squeeze(-1), batch.edge_graph, ids.size(1)
-            self.measures.update(names.index(name), of_network, *edges)
+            edges = batch.edge_graph, ids.size(1), batch.edge_mask.squeeze(-1)
+            self.measures[names.index(name)].update(of_network, *edges)
 
         with hooks.record(self.network, names, reduce=measure):
             values, count = losses(self.network, batch, self.config.loss)
@@ -260,9 +260,10 @@ class Progress:
 
     def keep_measures(self) -> None:
         """Keep what was measured of the scores of the test split in the epoch at hand."""
+        tables = (measures.table() for measures in self.stack.measures)
         rows = [
             torch.cat([torch.tensor([one.seed, self.epoch, layer]), values])
-            for one, layers in zip(self.seeds.values(), self.stack.measures.table(), strict=True)
+            for one, *layers in zip(self.seeds.values(), *tables, strict=True)
             for layer, values in enumerate(layers)
             if not one.stop_reason
         ]

@@ -21,7 +21,7 @@ from studies.emergence import examine_checkpoint
 from studies.files import sha256, write_atomically
 from studies.laws import compare_laws
 from studies.published import CONFIGS, titles
-from studies.results import TABLES, contrasts, count_types, read_emergence
+from studies.results import TABLES, Emergence, by_measure, contrasts, count_types, read_emergence
 from studies.tables import over_seeds, run_study, write
 
 RESULTS = BUNDLED / "results"
@@ -190,6 +190,39 @@ def test_the_tables_of_several_runs_are_one_set_with_the_name_of_the_run(tmp_pat
     (tmp_path / "emergence_san_history.csv.gz").unlink()
     with pytest.raises(FileNotFoundError, match=r"no table at .*emergence_san_history\.csv\.gz"):
         results.read_runs(tmp_path, ["san"])
+
+
+def test_three_measures_of_one_layer_need_not_agree():
+    ratios = {"base": [0.0, 0.2], "best": [0.0, 0.3]}  # -log10 of a ratio, as often each
+    rows = [
+        {"run": run, "seed": seed, "layer": 0, "state": state, "low": low * wide, "count": 5}
+        for run, wide in (("a", 1.0), ("b", 1.0), ("c", 0.5))
+        for seed in (0, 1)
+        for state, lows in ratios.items()
+        for low in lows
+    ]
+    histogram = pd.DataFrame(rows)
+    histogram.loc[histogram.eval("run == 'b' and seed == 1 and state == 'base'"), "low"] *= 2
+    values = {"a": (1001, 99, 0.001), "b": (999, 101, 0.1), "c": (999, 101, 0.102)}
+    columns = ["max_ratio", "max_abs", "row_median_q50"]
+    summary = [
+        {
+            "run": run,
+            "seed": seed,
+            "layer": 0,
+            "state": "best",
+            **dict(zip(columns, v, strict=True)),
+        }
+        for run, v in values.items()
+        for seed in (0, 1)
+    ]
+    empty = pd.DataFrame()
+    found = by_measure(Emergence(pd.DataFrame(summary), empty, empty, histogram, empty))
+    assert found.set_index(["run", "seed"]).drop(columns="layer").to_numpy().tolist() == [
+        *[[True, False, True]] * 2,
+        *[[False, True, False]] * 2,  # the other seed's untrained network is as wide
+        *[[False, False, True]] * 2,
+    ]
 
 
 def trained_rows(*rows, state="best", channels=8, number=1000):

@@ -17,6 +17,7 @@ from studies.data import NodesOfGraph, load
 from studies.data.networks import citation_like
 from studies.data.trees import level_order
 from studies.deep import DeepNetwork, Variant, gradient_norms
+from studies.neighbors_match import TreeNetwork
 from studies.published import CONFIGS, Schedule
 from studies.tasks import (
     TREES,
@@ -28,7 +29,6 @@ from studies.tasks import (
     hide_features,
 )
 from studies.train import STATE_FILE, fit, seed_all
-from studies.tree_networks import TreeNetwork
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3

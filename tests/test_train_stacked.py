@@ -10,10 +10,10 @@ import torch
 from conftest import REPOSITORY, few_molecules
 from torch import nn
 
+from mapkg.all_measures import COLUMNS
 from mapkg.models import build
 from studies.observation import summarise_scores
 from studies.published import CONFIGS
-from studies.score_measures import COLUMNS
 from studies.stacked import check_stackable
 from studies.train import fit, seed_all
 
