@@ -378,9 +378,9 @@ def test_a_run_given_twice_is_refused_be_it_a_link_or_a_copy(tmp_path):
         make("bonds", results.of_run, output="x", folders=[a, copy])
 
 
-@pytest.mark.parametrize("output", ["", "runs/", ".csv.gz", "runs/.csv.gz"])
+@pytest.mark.parametrize("output", ["", "runs/", ".csv.gz"])
 def test_tables_without_a_name_are_refused(output):
-    with pytest.raises(ValueError, match="--output: expected what names of tables begin with"):
+    with pytest.raises(ValueError, match=f"--output {output}: expected what names of tables begin"):
         make("laws", results.laws_of_runs, output=output)
 
 
