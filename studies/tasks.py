@@ -105,76 +105,73 @@ def check_graphs(splits: Splits, config: Config) -> None:
     """Raise if a graph cannot be trained on by networks of a configuration; names the first one."""
     for name in ("train", "val"):
         for place, graph in enumerate(getattr(splits, name)):
-            if wrong := _wrong_with_graph(graph, config):
-                raise ValueError(f"{name} graph {place}: {wrong}")
+            for fault in _faults_of_graph(graph, config):
+                raise ValueError(f"{name} graph {place}: {fault}")
 
 
 def check_nodes(splits: Splits) -> None:
     """Raise if the nodes of a graph cannot be trained on."""
-    graph = splits.train.graph
-    number, classes = graph.num_nodes, splits.description.num_targets
-    wrong = _wrong_with_ends(graph) or _wrong_with_values("x", graph.x, number)
-    y = graph.y
-    if not wrong and (y is None or y.dtype != torch.long or y.shape != (number,)):
-        wrong = f"y: expected a class for each node, int64 of shape [{number}], got {_look(y)}"
-    if not wrong and not 0 <= y.min() <= y.max() < classes:
-        wrong = f"y: expected classes from 0 to {classes - 1}, got {y.min()} to {y.max()}"
+    for fault in _faults_of_nodes(splits):
+        raise ValueError(fault)
+
+
+def _faults_of_graph(graph: Any, config: Config) -> Iterator[str]:
+    if not isinstance(graph, Data):
+        yield f"expected PyG Data, got {type(graph).__name__}"
+    sizes, rows = (config.num_node_types, config.num_edge_types), (graph.num_nodes, graph.num_edges)
+    yield from _faults_of_ends(graph)
+    for name, types, number in zip(("x", "edge_attr"), sizes, rows, strict=True):
+        yield from _faults_of_values(name, getattr(graph, name), number, types)
+    y, shape = graph.y, (1, config.out_channels)
+    if y is None:
+        yield f"no target y, of shape {list(shape)}"
+    if y.shape != shape or not y.is_floating_point():
+        yield f"y: expected floats of shape {list(shape)}, got {_look(y)}; convert with .float()"
+    if config.loss == "l1" and not y.isfinite().all():
+        yield f"y: expected finite targets, got {y.flatten().tolist()}"
+
+
+def _faults_of_nodes(splits: Splits) -> Iterator[str]:
+    graph, classes = splits.train.graph, splits.description.num_targets
+    y, number = graph.y, graph.num_nodes
+    yield from _faults_of_ends(graph)
+    yield from _faults_of_values("x", graph.x, number)
+    if y is None or y.dtype != torch.long or y.shape != (number,):
+        yield f"y: expected a class for each node, int64 of shape [{number}], got {_look(y)}"
+    if not 0 <= y.min() <= y.max() < classes:
+        yield f"y: expected classes from 0 to {classes - 1}, got {y.min()} to {y.max()}"
     for name in ("train", "val", "test"):
         nodes = getattr(splits, name).nodes
-        if not wrong and len(nodes) and not 0 <= nodes.min() <= nodes.max() < number:
-            wrong = f"{name}: expected nodes from 0 to {number - 1}, got up to {nodes.max()}"
-    if wrong:
-        raise ValueError(wrong)
+        if len(nodes) and not 0 <= nodes.min() <= nodes.max() < number:
+            yield f"{name}: expected nodes from 0 to {number - 1}, got up to {nodes.max()}"
 
 
-def _wrong_with_graph(graph: Any, config: Config) -> str:
-    """What is wrong with a graph that is to be trained on, or nothing."""
-    if not isinstance(graph, Data):
-        return f"expected PyG Data, got {type(graph).__name__}"
-    sizes = (config.num_node_types, config.num_edge_types)
-    rows = (graph.num_nodes, graph.num_edges)
-    wrong = _wrong_with_ends(graph)
-    for name, number, types in zip(("x", "edge_attr"), rows, sizes, strict=True):
-        wrong = wrong or _wrong_with_values(name, graph[name], number, types)
-    y, shape = graph.y, (1, config.out_channels)
-    if wrong:
-        return wrong
-    if y is None:
-        return f"no target y, of shape {list(shape)}"
-    if y.shape != shape or not y.is_floating_point():
-        return f"y: expected floats of shape {list(shape)}, got {_look(y)}; convert with .float()"
-    if config.loss == "l1" and not y.isfinite().all():
-        return f"y: expected finite targets, got {y.flatten().tolist()}"
-    return ""
-
-
-def _wrong_with_ends(graph: Data) -> str:
+def _faults_of_ends(graph: Data) -> Iterator[str]:
     ends, last = graph.edge_index, graph.num_nodes - 1
     if ends is None or ends.dtype != torch.long or ends.dim() != 2 or len(ends) != 2:
-        return f"edge_index: expected int64 of shape [2, edges], got {_look(ends)}"
+        yield f"edge_index: expected int64 of shape [2, edges], got {_look(ends)}"
     if ends.numel() and not 0 <= ends.min() <= ends.max() <= last:
-        return f"edge_index: expected nodes from 0 to {last}, got {ends.min()} to {ends.max()}"
-    return ""
+        yield f"edge_index: expected nodes from 0 to {last}, got {ends.min()} to {ends.max()}"
 
 
-def _wrong_with_values(
+def _faults_of_values(
     name: str, values: Tensor | None, rows: int, types: int | tuple[int, ...] | None = None
-) -> str:
-    """What is wrong with features of nodes or edges, type ids or floats; None are no features."""
+) -> Iterator[str]:
+    """Of features of nodes or edges, type ids or floats; None are no features."""
     if values is None or not values.numel():
-        return ""
+        return
     if len(values) != rows:
-        return f"{name}: expected a row for each of {rows}, got {len(values)}"
+        yield f"{name}: expected a row for each of {rows}, got {len(values)}"
     if values.is_floating_point():
-        return "" if values.isfinite().all() else f"{name}: expected finite values, got {values}"
-    sizes = types if isinstance(types, tuple) else (types,)
-    ids = values.reshape(rows, -1)
+        if not values.isfinite().all():
+            yield f"{name}: expected finite values, got {values}"
+        return
+    sizes, ids = types if isinstance(types, tuple) else (types,), values.reshape(rows, -1)
     if types is not None and ids.size(1) != len(sizes):
-        return f"{name}: expected {len(sizes)} ids per row, got {ids.size(1)}"
+        yield f"{name}: expected {len(sizes)} ids per row, got {ids.size(1)}"
     least, most = ids.amin(dim=0).tolist(), ids.amax(dim=0).tolist()
     if min(least) < 0 or (types is not None and any(map(int.__ge__, most, sizes))):
-        return f"{name}: expected ids from 0, fewer than {list(sizes)}, got {least} to {most}"
-    return ""
+        yield f"{name}: expected ids from 0, fewer than {list(sizes)}, got {least} to {most}"
 
 
 def _look(tensor: Tensor | None) -> str:
@@ -297,7 +294,7 @@ class TreeTask(Task):
 class Examples:
     """Trees with their classes ``y``: ``pairs`` in level order, ``group``, the permutation."""
 
-    def __init__(self, trees: Trees):
+    def __init__(self, trees: Any):  # checked here, as splits may hold anything
         if not isinstance(trees, Trees):
             raise ValueError(
                 f"splits: expected Trees, as load('trees-4') gives them, got {type(trees).__name__}"

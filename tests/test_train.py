@@ -19,7 +19,15 @@ from studies.data.trees import level_order
 from studies.deep import DeepNetwork, Variant, gradient_norms
 from studies.neighbors_match import TreeNetwork
 from studies.published import CONFIGS, Schedule
-from studies.tasks import TREES, Examples, GraphTask, NodeTask, TreeTask, hide_features
+from studies.tasks import (
+    TREES,
+    Examples,
+    GraphTask,
+    NodeTask,
+    TreeTask,
+    check_graphs,
+    hide_features,
+)
 from studies.train import STATE_FILE, fit, seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(
@@ -168,7 +176,7 @@ def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
     empty = replace(papers, train=NodesOfGraph(papers.train.graph, torch.tensor([]).long()))
     lazy = replace(splits, train=(graph for graph in splits.train))
     for message, call in {
-        "expected a Config, which names the loss of graphs.*": lambda: fit(None, splits, NODES),
+        "expected a Config, which names the loss of graphs.*": lambda: fit(network, splits, NODES),
         "expected a Schedule for nodes, .* got Config": lambda: run(papers),
         "train: expected a list of graphs, .* got generator": lambda: run(lazy),
         "the val split is empty": lambda: run(replace(splits, val=[])),
@@ -183,6 +191,9 @@ def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
         "lr: expected min_lr, 1, or more": lambda: run(splits, SMALL.replace(min_lr=1)),
         "lr: expected min_lr, 2, or more": lambda: run(splits, SMALL.replace(min_lr=2), seeds=[0]),
         r"lr_factor: expected a value in \(0, 1\)": lambda: Schedule(lr_factor=1.0),
+        "graph 5 has no target y, of shape": lambda: evaluate(
+            network(), with_graph(splits, y=None).train
+        ),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
@@ -220,6 +231,7 @@ def test_a_graph_that_does_not_fit_is_named_before_training(splits, split, chang
     bad = with_graph(splits, split, **{**pair, **changes})
     with pytest.raises(ValueError, match=f"{split} graph 5: {message}"):
         run(bad)
+    check_graphs(with_graph(splits, split, edge_attr=None), SMALL)  # which not every network needs
 
 
 @pytest.mark.parametrize(

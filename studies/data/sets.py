@@ -147,8 +147,11 @@ def read_url(url: str) -> bytes:
 
 def unzipped(content: bytes, members: Mapping[str, str]) -> dict[str, bytes]:
     """Members of a zip file, from their new names to their names in the archive."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        return {new: archive.read(name) for new, name in members.items()}
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {new: archive.read(name) for new, name in members.items()}
+    except (RuntimeError, ValueError) as error:  # one bit may claim a password or a wrong place
+        raise zipfile.BadZipFile(f"damaged: {error}") from error
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
