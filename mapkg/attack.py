@@ -158,13 +158,12 @@ def attack(
     with hooks.evaluating(model), _frozen(model):
         passes = hooks.scan(model, [batch for batch, _ in every], names, forward=predict)
         embedded = [seen for _, seen in passes]  # of each batch
-        everywhere = dict.fromkeys(names, lambda _: torch.ones(1))
         places = [
-            {name: mask(batch) for name, mask in (masks or everywhere).items()}
+            {name: None if masks is None else masks[name](batch) for name in names}
             for batch, _ in every
         ]
         disturbed = sum(
-            int(place[name].expand_as(x).count_nonzero())
+            x.numel() if (mask := place[name]) is None else int(mask.expand_as(x).count_nonzero())
             for place, seen in zip(places, embedded, strict=True)
             for name, x in seen.items()
         )
@@ -251,7 +250,7 @@ class _Noise:
         sizes: Mapping[str, float],
         shared: bool,
         centred: bool,
-        places: Sequence[Mapping[str, Tensor]],
+        places: Sequence[Mapping[str, Tensor | None]],
         seed: int,
     ) -> None:
         self.sizes, self.centred, self.places = sizes, centred, places
