@@ -134,8 +134,8 @@ def attack(
     Returns:
         A row per ``sigma``, ``restart`` and ``noise`` (``"none"``, ``"random"``, ``"optimised"``),
         with ``loss``, the metrics of ``evaluation.measure``, ``gain``, the optimised loss over the
-        random one less 1 (NaN for the others), ``passes`` of the optimisation, and ``disturbed``,
-        the number of entries that noise is added to.
+        random one less 1 (NaN for the others), ``passes`` of the optimisation, and the number of
+        ``disturbed`` entries.
 
     Raises ``ValueError`` if there is no graph, a target is missing or (with ``"l1"``) not finite, a
     sigma is not a number above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves
@@ -203,15 +203,17 @@ def where_massive(
 
     Args:
         model: the network as it is.
-        by: ``"edges"``: edges with a massive activation, all their channels; ``"channels"``:
-            the massive channels of each edge; ``"largest"``: the channel of each edge whose
-            score is largest in magnitude in the first layer, the published mask, which the
-            published attack computes and never uses. Something massive in one layer is enough.
+        by: ``"edges"``, all channels of edges with a massive activation; ``"channels"``, the
+            massive channels of each edge, in one layer or more; ``"largest"``, the channel of
+            each edge whose score is largest in magnitude in the first layer, the published mask,
+            which the published attack computes and never uses.
         threshold: ratio above which an activation is massive, above 0.
         control: as many others instead, drawn at random: other edges of the batch, or other
             channels of the same edges; all of them where there are fewer.
-        equal: where there are fewer others, as many of the chosen as there are others, drawn at
-            random, so that the mask and its control are of equal size.
+        equal: where there are fewer others, only as many of the chosen, drawn at random, so that
+            the mask and its control are of equal size.
+
+    Raises ``ValueError`` if there is no such choice, or the threshold is not above 0.
     """
     if by not in MASKED:
         raise ValueError(f"by: expected one of {MASKED}, got {by!r}")
