@@ -199,7 +199,7 @@ def where_massive(
     control: bool = False,
     equal: bool = False,
 ) -> Mask:
-    """Where edge embeddings are disturbed so that massive activations are concerned.
+    """Where edge embeddings are disturbed: at what is massive by the row ratio.
 
     Args:
         model: the network as it is.

@@ -1,6 +1,6 @@
 """What massive activations sit on: counts by type of edge, and how sure they are.
 
-An edge is *massive* in a layer if it has a massive activation in any channel. Intervals are
+An edge is *massive* in a layer if an activation in any channel is, by the row ratio. Intervals are
 bootstrapped over molecules, since the edges of one molecule are no independent draws; the
 permutation test moves types among the bonds of a molecule and leaves everything else in place.
 
@@ -21,8 +21,7 @@ from torch_geometric.data import Data
 from mapkg import hooks
 from mapkg.evaluation import batches, predict
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.models.network import SCORES
-from mapkg.rows import edge_rows
+from mapkg.rows import default_names, edge_rows
 
 THRESHOLDS = (MASSIVE_RATIO, 3000.0, 4000.0)
 """The usual threshold of a massive activation, and those of the published heat maps."""
@@ -162,12 +161,13 @@ def heat_map(
     num_labels: int,
     *,
     thresholds: Iterable[float] = THRESHOLDS,
-    names: str | Sequence[str] = SCORES,
+    names: str | Sequence[str] | None = None,
 ) -> Float[Tensor, "layers thresholds labels channels"]:
     """Which share of the edges of each label is massive in each channel, in evaluation mode.
 
     ``labels`` has one tensor per graph, a label per edge. ``names`` are submodules, or stages of
-    them, with a row per edge. Channels are head-major; NaN for a label without an edge.
+    them, with a row per edge; None means those of ``rows.default_names``. Channels are head-major;
+    NaN for a label without an edge. Raises ``ValueError`` if the layers differ in width.
 
     Source: massive-activations paper, its heat map. differs: the labels of its two axes are
     swapped there, and the median averages the two middle magnitudes.
@@ -175,6 +175,7 @@ def heat_map(
     thresholds = tuple(thresholds)
     label = torch.cat(list(labels))
     per_label = label.bincount(minlength=num_labels).double()
+    names = default_names(model) if names is None else names
     modules = hooks.resolve(model, names)
     counts: dict[str, Tensor] = {}
     start = 0
@@ -187,6 +188,9 @@ def heat_map(
             table = counts.setdefault(name, torch.zeros(size, dtype=torch.double))
             for row, threshold in zip(table, thresholds, strict=True):
                 row.index_add_(0, of_batch, is_massive(ratio, threshold).double())
+    widths = {name: table.size(-1) for name, table in counts.items()}
+    if len({*widths.values()}) > 1:
+        raise ValueError(f"expected layers of one width, got {widths}: name those of one in names=")
     by_layer = torch.stack(list(counts.values()))
     return by_layer / per_label.where(per_label > 0, torch.nan).unsqueeze(1)
 

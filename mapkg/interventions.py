@@ -1,8 +1,8 @@
 """Interventions: what a network predicts once its massive activations are taken away.
 
-Massive activations of the score are replaced in the forward pass, in one layer or in several;
-which ones a later layer has depends on what was changed before it. Two controls change as many
-activations that are not massive, on the same edges of the same layers.
+Activations of the score that are massive by the row ratio are replaced in the forward pass by one
+of three rules, in one layer or in several; which ones a later layer has depends on what was changed
+before it. Two controls change as many other activations, on the same edges of the same layers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

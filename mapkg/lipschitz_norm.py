@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
 from torch_geometric.utils import is_torch_sparse_tensor, scatter, to_edge_index
 
-from mapkg.hooks import refuse_compiled
 from mapkg.models.edge_attention import EdgeAttention
 
 MODES = ("paper", "published", "published-si")
@@ -164,7 +163,7 @@ def lipschitz_normalise(
         ValueError: if there is no such layer, or one that cannot be normalised or is already.
         TypeError: if a part of the model is compiled.
     """
-    refuse_compiled(model)
+    _refuse_compiled(model)
     chosen, others = {}, []
     for name, layer in model.named_modules():
         kind = next((kind for kind in _KINDS if isinstance(layer, kind)), None)
@@ -188,6 +187,16 @@ def lipschitz_normalise(
     for layer, normalised in chosen.values():
         layer.score_norm = normalised(layer, mode, scale)
     return model
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        is_compiled = getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
+        if is_compiled or isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name or type(model).__name__} is compiled, and compiled code passes over hooks: "
+                "expected the module as it was before (._orig_mod of what torch.compile gave)"
+            )
 
 
 def _refusal(layer: nn.Module) -> str | None:

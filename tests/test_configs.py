@@ -75,12 +75,13 @@ def test_all_configurations_are_the_ten_published_pairs_and_our_own():
         assert field.metadata["source"].strip(), field.name
 
 
-ABOVE_0 = ("out_channels", "num_layers", "hidden_channels", "heads", "batch_size", "lr", "min_lr")
+ABOVE_0 = ("out_channels", "num_layers", "heads", "batch_size", "lr", "min_lr")
 OUT_OF_RANGE = {
     "a value above 0": {
         **dict.fromkeys((*ABOVE_0, "max_hours"), (0, -1, float("nan"))),
         **dict.fromkeys(("num_node_types", "num_edge_types", "edge_channels"), (0, -1, (), (3, 0))),
     },
+    "4 or more": {"hidden_channels": (0, 1, 3)},
     "0 or more": dict.fromkeys(("lr_patience", "max_epochs", "weight_decay"), (-1, float("nan"))),
     r"a probability in \[0, 1\)": dict.fromkeys(("dropout", "score_dropout"), (1.0, -0.1)),
     r"a value in \(0, 1\)": {"lr_factor": (0.0, 1.0)},
@@ -89,7 +90,7 @@ OUT_OF_RANGE = {
 }
 ON_THE_EDGE = [
     {"max_epochs": 0, "lr_patience": 0, "weight_decay": 0.0, "dropout": 0.0},
-    {"dropout": 0.999, "hidden_channels": 8, "readout": None},
+    {"dropout": 0.999, "hidden_channels": 4, "heads": 4, "readout": None},
     {"num_node_types": None, "num_edge_types": None},
     {"num_node_types": 1, "num_edge_types": (2,)},
 ]
