@@ -149,6 +149,8 @@ def test_a_score_above_65504_does_not_overflow_in_half_precision(bound, autocast
     with torch.autocast("cpu", dtype=torch.half, enabled=autocast):
         found = copy.deepcopy(layer).to(own)(x.to(own), edge_index, edge_attr.to(own))[0]
     assert (found.double() - expected).norm() < 0.01 * expected.norm()
+    free = lipschitz_normalise(edge_attention())(x, edge_index, edge_attr)[0]
+    assert torch.allclose(free, expected) == (bound == "none"), "the bound comes before the norm"
 
 
 LAYERS = {
