@@ -134,8 +134,8 @@ def attack(
     Returns:
         A row per ``sigma``, ``restart`` and ``noise`` (``"none"``, ``"random"``, ``"optimised"``),
         with ``loss``, the metrics of ``evaluation.measure``, ``gain``, the optimised loss over the
-        random one less 1 (NaN for the others), ``passes`` of the optimisation, and ``disturbed``,
-        the number of entries that noise is added to.
+        random one less 1 (NaN for the others), ``passes`` of the optimisation, and the number of
+        ``disturbed`` entries.
 
     Raises ``ValueError`` if there is no graph, a target is missing or (with ``"l1"``) not finite, a
     sigma is not a number above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves
@@ -158,13 +158,12 @@ def attack(
     with hooks.evaluating(model), _frozen(model):
         passes = hooks.scan(model, [batch for batch, _ in every], names, forward=predict)
         embedded = [seen for _, seen in passes]  # of each batch
-        everywhere = dict.fromkeys(names, lambda _: torch.ones(1))
         places = [
-            {name: mask(batch) for name, mask in (masks or everywhere).items()}
+            {name: None if masks is None else masks[name](batch) for name in names}
             for batch, _ in every
         ]
         disturbed = sum(
-            int(place[name].expand_as(x).count_nonzero())
+            x.numel() if (mask := place[name]) is None else int(mask.expand_as(x).count_nonzero())
             for place, seen in zip(places, embedded, strict=True)
             for name, x in seen.items()
         )
@@ -204,15 +203,17 @@ def where_massive(
 
     Args:
         model: the network as it is.
-        by: ``"edges"``: edges with a massive activation, all their channels; ``"channels"``:
-            the massive channels of each edge; ``"largest"``: the channel of each edge whose
-            score is largest in magnitude in the first layer, the published mask, which the
-            published attack computes and never uses. Something massive in one layer is enough.
+        by: ``"edges"``, all channels of edges with a massive activation; ``"channels"``, the
+            massive channels of each edge, in one layer or more; ``"largest"``, the channel of
+            each edge whose score is largest in magnitude in the first layer, the published mask,
+            which the published attack computes and never uses.
         threshold: ratio above which an activation is massive, above 0.
         control: as many others instead, drawn at random: other edges of the batch, or other
             channels of the same edges; all of them where there are fewer.
-        equal: where there are fewer others, as many of the chosen as there are others, drawn at
-            random, so that the mask and its control are of equal size.
+        equal: where there are fewer others, only as many of the chosen, drawn at random, so that
+            the mask and its control are of equal size.
+
+    Raises ``ValueError`` if there is no such choice, or the threshold is not above 0.
     """
     if by not in MASKED:
         raise ValueError(f"by: expected one of {MASKED}, got {by!r}")
@@ -251,7 +252,7 @@ class _Noise:
         sizes: Mapping[str, float],
         shared: bool,
         centred: bool,
-        places: Sequence[Mapping[str, Tensor]],
+        places: Sequence[Mapping[str, Tensor | None]],
         seed: int,
     ) -> None:
         self.sizes, self.centred, self.places = sizes, centred, places

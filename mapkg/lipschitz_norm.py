@@ -342,7 +342,6 @@ class _OfEdgeAttention(_Normalised):
     ) -> Float[Tensor, "E D"]:
         """The normalised score, from queries that are scaled; the edge gates the key."""
         dtype, query, key = query.dtype, _wide(query), _wide(key)
-        edge = None if edge is None else _wide(edge)
         score = layer.bounded(layer.edge_score(query, key, edge_index, edge))
         query = query * math.sqrt(layer.head_channels)
         # The layer computes its values later; hooks on them are to see one pass.

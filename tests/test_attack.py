@@ -214,7 +214,8 @@ def test_masks_leave_what_is_massive_and_controls_as_many_others(network, molecu
 def test_a_masked_attack_disturbs_nothing_else(linear, graphs):
     chosen = torch.tensor([1.0, 0.0]).repeat(100)[: sum(g.num_edges for g in graphs)]
     linear.embedded.clear()
-    run(linear, graphs, 0.2, masks={"edge_embedding": lambda batch: chosen.unsqueeze(1)})
+    masks = {"edge_embedding": lambda batch: chosen.unsqueeze(1)}
+    assert set(run(linear, graphs, 0.2, masks=masks)["disturbed"]) == {5 * int(chosen.sum())}
     (nodes, edges), (nodes_after, edges_after) = linear.embedded[0], linear.embedded[-1]
     assert torch.equal(nodes, nodes_after)
     moved = (edges != edges_after).any(1)

@@ -52,10 +52,11 @@ def test_shares_and_enrichment_are_those_counted_by_hand():
 
 
 def test_the_bound_of_a_share_is_the_exact_one_of_as_many_graphs():
-    hits = np.zeros((2, 240), dtype=bool)
-    hits[1, [2, 3, 6]] = True  # bonds of type b, in two graphs
+    hits = np.zeros((3, 240), dtype=bool)
+    hits[1, [2, 3, 6]] = hits[2] = True  # bonds of type b, in two graphs; all
     table = attribute(edges_of(*[[0, 1]] * 60), hits, resamples=5, permutations=5)
-    none, two = table[table["label"] == "b"]["share_bound"]
+    none, two, every = table[table["label"] == "b"]["share_bound"]
+    assert every == 1
     assert none == pytest.approx(1 - 0.05 ** (1 / 60))
     # With this share of graphs, two hits or fewer have a probability of 5 %.
     assert stats.binom.cdf(2, 60, two) == pytest.approx(0.05)

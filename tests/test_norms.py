@@ -46,8 +46,8 @@ def edge_attention(**options):
     return EdgeAttention(HEADS * CHANNELS, HEADS, **options).double().eval()
 
 
-def gat_by_loop(layer, x, edge_index, mode, scale):
-    """The layer's output, node by node and head by head, from the formulas."""
+def gat_by_loop(layer, x, edge_index, mode="paper", scale=1.0):
+    """The layer's output, node by node and head by head, from the formulas; row 0 sends."""
     heads = layer.heads
     z = layer.lin(x).view(len(x), heads, CHANNELS)
     att = torch.cat([layer.att_src, layer.att_dst], dim=-1)[0]
@@ -83,6 +83,18 @@ def test_gat_agrees_with_a_loop_over_the_formula(mode, scale, heads):
     expected = gat_by_loop(layer, x, edge_index, mode, scale or default)
     found = lipschitz_normalise(layer, mode, scale=scale)(x, edge_index)
     torch.testing.assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+@pytest.mark.parametrize("later", [True, False])
+def test_normalised_gat_takes_the_neighbors_that_its_messages_come_from(flow, later):
+    x, edge_index, _ = graph()
+    layer = lipschitz_normalise(gat(**{} if later else {"flow": flow}))
+    layer.flow = flow
+    directed = edge_index if flow == "source_to_target" else edge_index.flip(0)
+    torch.testing.assert_close(layer(x, edge_index), gat_by_loop(layer, x, directed), **EXACT)
+    layer.lin = nn.Linear(HEADS * CHANNELS, HEADS * CHANNELS, bias=False).double()  # another one
+    torch.testing.assert_close(layer(x, edge_index), gat_by_loop(layer, x, directed), **EXACT)
 
 
 def quadratic_by_loop(q, k, v, edge_index, mode, scale, *, gate=None, eps=0.0):
@@ -137,6 +149,8 @@ def test_a_score_above_65504_does_not_overflow_in_half_precision(bound, autocast
     with torch.autocast("cpu", dtype=torch.half, enabled=autocast):
         found = copy.deepcopy(layer).to(own)(x.to(own), edge_index, edge_attr.to(own))[0]
     assert (found.double() - expected).norm() < 0.01 * expected.norm()
+    free = lipschitz_normalise(edge_attention())(x, edge_index, edge_attr)[0]
+    assert torch.allclose(free, expected) == (bound == "none"), "the bound comes before the norm"
 
 
 LAYERS = {
@@ -197,12 +211,18 @@ def test_a_copy_is_normalised_and_independent(make, copied):
 
 
 @each
-def test_a_call_that_fails_leaves_nothing_behind(make):
+def test_a_call_that_fails_and_a_projection_alone_leave_nothing_behind(make):
     (x, edge_index, edge_attr), layer = graph(), lipschitz_normalise(make())
     expected = run(layer, x, edge_index, edge_attr)
-    with pytest.raises((IndexError, RuntimeError)):
-        run(layer, x, edge_index + len(x), edge_attr)
-    assert torch.equal(run(layer, x, edge_index, edge_attr), expected)
+    linears = [module for module in layer.modules() if isinstance(module, (nn.Linear, pyg.Linear))]
+    hooks = [len(linear._forward_hooks) for linear in linears]
+    for wrong in (edge_index + len(x), edge_index.double(), None):
+        with pytest.raises((IndexError, RuntimeError, ValueError, AttributeError, TypeError)):
+            run(layer, x, wrong, edge_attr)
+        if wrong is None:
+            linears[0](x)
+        assert torch.equal(run(layer, x, edge_index, edge_attr), expected)
+    assert [len(linear._forward_hooks) for linear in linears] == hooks
 
 
 def test_what_cannot_be_normalised_is_refused():
@@ -294,11 +314,22 @@ def test_a_layer_whose_source_cannot_be_read_is_normalised_too(name, options):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of what Dynamo does not trace
-def test_torch_script_refuses_and_our_layer_can_be_compiled():
+def test_our_layer_can_be_compiled_and_a_compiled_or_scripted_network_of_pyg_refuses():
     x, edge_index, edge_attr = graph()
     layer = lipschitz_normalise(edge_attention())
     found = torch.compile(layer, backend="eager")(x, edge_index, edge_attr)[0]
     torch.testing.assert_close(found, layer(x, edge_index, edge_attr)[0], **EXACT)
-    for make in (gat, transformer):
+    network = lipschitz_normalise(pyg.GAT(HEADS * CHANNELS, 4, 2, heads=2).double().eval())
+    expected, in_place = network(x, edge_index), copy.deepcopy(network)
+    in_place.compile(backend="eager")
+    for way in (
+        torch.compile(network, backend="eager"),
+        in_place,
+        torch.compile(lambda *inputs: network(*inputs), backend="eager"),
+    ):
+        with pytest.raises(RuntimeError, match="scores of GATConv were not normalised: torch"):
+            way(x, edge_index)
+    assert torch.equal(network(x, edge_index), expected)
+    for model in (network, lipschitz_normalise(transformer())):
         with pytest.raises(TypeError, match="TorchScript leaves out the norm of attention scores"):
-            torch.jit.script(lipschitz_normalise(make()))
+            torch.jit.script(model)

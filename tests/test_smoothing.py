@@ -146,16 +146,15 @@ def test_layers_of_a_network_written_out():
 
 def test_what_cannot_be_measured_is_refused():
     torch.manual_seed(0)
-    network = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
-    x = torch.randn(3, 2)
-    with pytest.raises(ValueError, match="a: expected one forward pass, it ran more than once"):
-        smoothing_by_layer(network, lambda: network["a"](network["a"](x)).sum(), "a")
-    with pytest.raises(ValueError, match="b: expected the loss to run it"):
-        smoothing_by_layer(network, lambda: network["a"](x).sum(), ["a", "b"])
-    with pytest.raises(ValueError, match="b: expected a loss that depends on its output"):
-        apart = lambda: network["a"](x).sum() + 0 * len(network["b"](x))  # noqa: E731
-        smoothing_by_layer(network, apart, ["a", "b"])
-    with pytest.raises(KeyError, match="convs"):
-        smoothing_by_layer(network, lambda: network["a"](x).sum(), "convs.*")
+    network, x = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}), torch.randn(3, 2)
+    a, b = network.values()
+    for loss, names, words in (
+        (lambda: a(a(x)).sum(), "a", "a: expected one forward pass, it ran more than once"),
+        (lambda: a(x).sum(), ["a", "b"], "b: expected the loss to run it"),
+        (lambda: a(x).sum() + 0 * len(b(x)), ["a", "b"], "b: expected a loss that depends on its"),
+        (lambda: a(x).sum(), "convs.*", "convs"),
+    ):
+        with pytest.raises((ValueError, KeyError), match=words):
+            smoothing_by_layer(network, loss, names)
     with pytest.raises(ValueError, match="one value for each of 3 nodes, got shape"):
         relative_spread(x, torch.ones(2))
