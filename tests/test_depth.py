@@ -123,8 +123,8 @@ def test_a_row_is_what_training_on_hidden_features_gave(papers):
         lr_patience=None,
     )
     assert study.runs[[*expected]].to_dict("records") == [expected]
-    with pytest.raises(ValueError, match=r"rate: expected a share in \[0, 1\], got 2"):
-        missing(papers, **case | dict(rates=[2]), **SMALL)
+    with pytest.raises(ValueError, match=r"rate: expected a share in \[0, 1\], got 2.0"):
+        missing(papers, **case | dict(rates=[2.0]), **SMALL)
 
 
 def test_layers_are_chosen_on_validation_or_on_test_and_stand_beside_the_published():
