@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -104,10 +105,7 @@ def smoothing(
     for seed in seeds:
         task = regular_task(degree=degree, seed=seed)
         network = VanillaNetwork(task, num_layers, seed, **settings)
-
-        def loss(network: nn.Module = network, task: RegularTask = task) -> Tensor:
-            return squared_loss(network(task.x), task)
-
+        loss = partial(lambda n, t: squared_loss(n(t.x), t), network, task)
         table = smoothing_by_layer(network, loss, "activations.*", "layers.*")
         parts.append(table.assign(seed=seed, limit_error=linear_limit_errors(network, task)))
     return pd.concat(parts, ignore_index=True)

@@ -7,6 +7,7 @@ PyG and an activation (but for the last), and a linear map to the classes.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -238,10 +239,7 @@ def deep_smoothing(
             if state == "trained":
                 fit(network, task, schedule, seed=seed, progress=False)
             network.eval()
-
-            def loss(network: nn.Module = network) -> Tensor:
-                return next(task.steps(network, schedule))[0]
-
+            loss = partial(lambda network: next(task.steps(network, schedule))[0], network)
             table = smoothing_by_layer(network, loss, "layers.*", errors_direction=limits.errors)
             network.zero_grad()
             value = loss()

@@ -32,10 +32,6 @@ TITLES = {
 }
 """Of norms, in tables and figures."""
 
-STUDIES = titles("depth")
-CONSTANT_RATE = titles("constant depth")
-"""Tracked depth studies, from their files to their titles; that at a constant rate is a control."""
-
 
 def depth(
     splits: Splits,
@@ -113,11 +109,9 @@ def _train(
     return row, history.loc[is_shown, ["epoch", "train_loss"]]
 
 
-def read_depth(
-    folder: Path | str, table: str = "runs", studies: Mapping[str, str] = STUDIES
-) -> pd.DataFrame:
-    """``runs`` or ``curves`` of tracked studies as one table, with the title of each as ``run``."""
-    return named(tables.read(folder, "", studies, table))
+def read_depth(folder: Path | str, table: str = "runs", group: str = "depth") -> pd.DataFrame:
+    """``runs`` or ``curves`` of a group of the grid as one table, with their titles as ``run``."""
+    return named(tables.read(folder, "", titles(group), table))
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
@@ -163,11 +157,6 @@ MODELS = {
     "GAT-Lip": Variant(architecture="gat", norm="lipschitz"),
 }
 """The networks of the table of missing features, by their names in it."""
-
-MISSING = tuple(titles("missing"))
-CONSTANT_MISSING = tuple(titles("constant missing"))
-"""Tracked studies of missing features, by the prefix of their files; the second are those at a rate
-that does not fall, of some networks and layers."""
 
 CHOICES = {"validation": ("val_best", "test_best"), "test": ("test_last", "test_last")}
 """What the number of layers is chosen by, and what is reported. ``validation``, the mean of the
@@ -217,9 +206,9 @@ def missing(
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
-def read_missing(folder: Path | str, studies: Sequence[str] = MISSING) -> pd.DataFrame:
-    """The runs of tracked studies as one table, data sets by the names of the published one."""
-    runs = tables.read(folder, "", studies, "runs")
+def read_missing(folder: Path | str, group: str = "missing") -> pd.DataFrame:
+    """The runs of a group of the grid as one table, data sets by the names of the published one."""
+    runs = tables.read(folder, "", tuple(titles(group)), "runs")
     return runs.assign(dataset=runs["dataset"].str.removesuffix(", features missing"))
 
 

@@ -208,9 +208,6 @@ GIN end at depth 6. GCN, GIN and GAT have LayerNorm there, GGNN has none."""
 COMPARED = ("none", "layer", "pair", "lipschitz=1", "lipschitz=4", "lipschitz-layer=1")
 """Norms that are compared, with the scale f of those that divide scores, which GAT alone has."""
 
-STUDIES = tuple(titles("trees"))
-"""Tracked studies, by the prefix of their files. From depth 3 on GGNN has its own learning rate."""
-
 
 def variants(
     architectures: Collection[str] = tuple(LAYERS), norms: Sequence[str] = COMPARED
@@ -278,7 +275,7 @@ def trees(
 
 def read_trees(folder: Path | str, table: str = "runs") -> pd.DataFrame:
     """``runs`` or ``curves`` of all tracked depths as one table."""
-    return titled(tables.read(folder, "", STUDIES, table))
+    return titled(tables.read(folder, "", tuple(titles("trees")), table))
 
 
 def titled(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from studies.data.networks import regular_task
 from studies.deep import (
     LAYERS,
     LIPSCHITZ_NORMS,
-    NORMS,
     DeepNetwork,
     Variant,
     deep_smoothing,
@@ -69,40 +68,36 @@ def test_dropout_is_the_published_one():
 
 @pytest.mark.parametrize(("norm", "scale"), [*zip(LIPSCHITZ_NORMS, (1.0, 4.0, 4.0), strict=True)])
 def test_a_normalization_of_scores_is_in_every_layer(norm, scale):
-    for architecture, default in (("gat", scale), ("gt", 1.0)):
-        for layer in network(architecture, norm=norm).layers:
+    for architecture, given, expected in (("gat", None, scale), ("gt", None, 1), ("gat", 2.0, 2)):
+        for layer in network(architecture, norm=norm, scale=given).layers:
             found = layer.score_norm.norm
-            assert (found.mode, found.scale) == (LIPSCHITZ_NORMS[norm], default)
-    assert network("gat", norm=norm, scale=2.0).layers[0].score_norm.norm.scale == 2.0
+            assert (found.mode, found.scale) == (LIPSCHITZ_NORMS[norm], expected)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("architecture", LAYERS)
-def test_gradient_norms_are_those_of_autograd_at_any_depth(architecture, norm):
-    x, edge_index = graph()
-    if norm in LIPSCHITZ_NORMS and architecture in ("gcn", "ggnn"):
-        with pytest.raises(ValueError, match=r"divides attention scores, which .* does not have"):
-            network(architecture, norm=norm)
-        return
-    weights, attention = {
-        "gat": (["lin.weight"], ["att_src", "att_dst"]),
-        "gt": (
-            [f"lin_{n}.weight" for n in ("query", "key", "value", "skip")],
-            ["lin_query.weight", "lin_key.weight"],
-        ),
-        "gcn": (["lin.weight"], []),
-        "ggnn": (["weight", "rnn.weight_ih", "rnn.weight_hh"], []),
-    }[architecture]
-    for layers in (1, 6):
-        model = network(architecture, layers, norm=norm)
-        nn.functional.cross_entropy(model(x, edge_index), torch.arange(9) % 3).backward()
-        expected = [
-            {"epoch": 7, "layer": number, "kind": kind, "norm": pytest.approx(total.item() ** 0.5)}
-            for kind, names in (("weights", weights), ("attention", attention))
-            for number, layer in enumerate(model.layers)
-            if names and (total := sum(layer.get_parameter(n).grad.square().sum() for n in names))
-        ]
-        assert gradient_norms(model, 7) == expected
+WEIGHTS = {
+    "gat": ("lin.weight", "att_src att_dst"),
+    "gt": (
+        "lin_query.weight lin_key.weight lin_value.weight lin_skip.weight",
+        "lin_query.weight lin_key.weight",
+    ),
+    "gcn": ("lin.weight", ""),
+    "ggnn": ("weight rnn.weight_ih rnn.weight_hh", ""),
+}
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "lipschitz"])
+@pytest.mark.parametrize("architecture", WEIGHTS)
+def test_gradient_norms_are_those_of_autograd(architecture, norm):
+    model = network(architecture, norm=norm if architecture in ("gat", "gt") else "none")
+    nn.functional.cross_entropy(model(*graph()), torch.arange(9) % 3).backward()
+    expected = [
+        {"epoch": 7, "layer": number, "kind": kind, "norm": pytest.approx(total.item() ** 0.5)}
+        for kind, names in zip(("weights", "attention"), WEIGHTS[architecture], strict=True)
+        for number, layer in enumerate(model.layers)
+        if (total := sum(layer.get_parameter(n).grad.square().sum() for n in names.split()))
+    ]
+    assert gradient_norms(model, 7) == expected
+    assert gradient_norms(model, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -110,6 +105,8 @@ def test_gradient_norms_are_those_of_autograd_at_any_depth(architecture, norm):
     [
         (dict(norm="maxnorm"), r"norm maxnorm: .* none, layer"),
         (dict(architecture="gin"), r"architecture gin: .* gat, gt, gcn, ggnn"),
+        (dict(architecture="gcn", norm="lipschitz"), r"divides attention scores, which 'gcn' "),
+        (dict(architecture="ggnn", norm="lipschitz-published"), "which 'ggnn' does not have"),
         (dict(layers=0), "num_layers: expected 1 or more, got 0"),
         (dict(heads=0), "heads: expected 1 or more, got 0"),
     ],
@@ -137,10 +134,9 @@ def test_smoothing_is_measured_on_the_layers_of_pyg(papers):
     network = variant.build(3, splits, 1).eval()
     h, outputs = network.embed(graph.x), []
     for number, layer in enumerate(network.layers):
-        h = layer(h, graph.edge_index)
-        h.retain_grad()
-        outputs.append(h)
-        h = nn.functional.elu(h) if number < 2 else h
+        outputs.append(layer(h, graph.edge_index))
+        outputs[-1].retain_grad()
+        h = nn.functional.elu(outputs[-1]) if number < 2 else outputs[-1]
     nn.functional.cross_entropy(network.head(h)[train], graph.y[train]).backward()
     limits = uniform_attention_limits(graph.edge_index, graph.num_nodes)
     expected = {

@@ -12,7 +12,6 @@ from torch import nn
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, PairNorm
 
-from mapkg.lipschitz_norm import LipschitzNorm
 from studies.data import load
 from studies.data.trees import level_order, neighbors_match
 from studies.neighbors_match import (
@@ -30,6 +29,7 @@ from studies.train import fit
 
 CASES = [(kind, norm, None) for kind in LAYERS for norm in ("none", "layer", "pair")]
 CASES += [("gat", "lipschitz", 1.0), ("gat", "lipschitz", 4.0), ("gat", "lipschitz-layer", 1.0)]
+AFTER = {"layer": nn.LayerNorm, "pair": PairNorm, "lipschitz-layer": nn.LayerNorm}
 CONVS = {"gcn": GCNConv, "gin": GINConv, "ggnn": GatedGraphConv, "gat": GATConv}
 
 
@@ -44,14 +44,13 @@ def network(kind, depth, norm="none", scale=None):
 def assert_same(one, other, of_one, of_other, y):
     """Equal scores, and equal gradients of all parameters."""
     torch.testing.assert_close(of_other, of_one, rtol=1e-10, atol=1e-10)
-    for scores in (of_one, of_other):
-        nn.functional.cross_entropy(scores, y).backward()
-    for (name, first), second in zip(one.named_parameters(), other.parameters(), strict=True):
-        # An unused parameter has no gradient in one path and zeros in the other.
-        grads = (torch.zeros(()) if p.grad is None else p.grad for p in (first, second))
-        torch.testing.assert_close(
-            *torch.broadcast_tensors(*grads), rtol=1e-8, atol=1e-10, msg=name
+    gradients = [
+        torch.autograd.grad(
+            nn.functional.cross_entropy(scores, y), [*model.parameters()], materialize_grads=True
         )
+        for model, scores in ((other, of_other), (one, of_one))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
@@ -73,29 +72,23 @@ def test_the_dense_and_the_shared_path_equal_the_layers_of_pyg(kind, norm, scale
         assert_same(apart, shared, apart.dense(pairs[order]), of_shared, chosen.y)
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-def test_it_is_the_published_skeleton(kind):
-    model, drawn = network(kind, 2, "layer"), neighbors_match(2, 0)[:5]
+@pytest.mark.parametrize(("kind", "norm", "scale"), CASES)
+def test_it_is_the_published_skeleton(kind, norm, scale):
+    model, drawn = network(kind, 2, norm, scale), neighbors_match(2, 0)[:5]
     batch = next(iter(DataLoader(drawn, batch_size=5)))
     h = model.key(batch.x[:, 0]) + model.value(batch.x[:, 1])
-    for layer, norm in zip(model.layers, model.norms, strict=True):
+    for layer, after in zip(model.layers, model.norms, strict=True):
         new = layer(h, batch.edge_index)
         new = torch.relu(new) if kind in ("gcn", "gin") else new
-        h = norm(new if kind == "ggnn" else h + new)
+        new = new if kind == "ggnn" else h + new
+        h = after(new, batch.batch) if norm == "pair" else after(new)
     scores = model.head(h.view(5, 7, -1)[:, 0])
     torch.testing.assert_close(model(batch.x, batch.edge_index, batch.batch), scores)
     assert [type(layer) for layer in model.layers] == [CONVS[kind]] * 3
+    assert [type(each) for each in model.norms] == [AFTER.get(norm, nn.Identity)] * 3
+    divided = [layer.score_norm.norm.scale for layer in model.layers if "lipschitz" in norm]
+    assert divided == [scale] * len(divided)
     assert model.head.bias is None and model.head.out_features == 5
-
-
-def test_the_norm_is_the_one_asked_for():
-    of = {"none": nn.Identity, "layer": nn.LayerNorm, "pair": PairNorm, "lipschitz": nn.Identity}
-    for norm, kind in (of | {"lipschitz-layer": nn.LayerNorm}).items():
-        model = network("gat", 2, norm, 4.0 if norm.startswith("lipschitz") else None)
-        assert [type(each) for each in model.norms] == [kind] * 3
-        if norm.startswith("lipschitz"):
-            divided = [layer.score_norm.norm for layer in model.layers]
-            assert [(type(each), each.scale) for each in divided] == [(LipschitzNorm, 4.0)] * 3
     gat = TreeNetwork("gat", 2).layers[0]
     assert (gat.heads, gat.out_channels, gat.dropout, gat.concat) == (4, 8, 0.0, True)
 
