@@ -74,6 +74,10 @@ def test_the_kernel_of_a_pair_follows_the_direction_of_its_edge():
     edge, fake = torch.tensor([[0], [1]]), torch.tensor([[1], [0]])
     factor = DiffusionKernel(power=2)(edge, fake, torch.zeros(2, dtype=torch.long))
     assert factor.flatten().tolist() == pytest.approx([0.375, 0.0], abs=1e-15)
+    # 0 -> 1 and 2 -> 1: node 1 is of degree 2, and k = 1/4 of 1 / sqrt 2 after one step.
+    edges, none = torch.tensor([[0, 2], [1, 1]]), torch.empty(2, 0, dtype=torch.long)
+    factor = DiffusionKernel(power=1)(edges, none, torch.zeros(3, dtype=torch.long))
+    assert factor.flatten().tolist() == pytest.approx([8**-0.5 / 2] * 2)
 
 
 @pytest.mark.parametrize(("value", "share"), [(0.25, 0.2), (-0.5, 0.0), (3.0, 0.5)])
