@@ -115,12 +115,9 @@ def smoothing(
 
 def shrinkage(table: pd.DataFrame, first: int = 5) -> pd.Series:
     """By how much the spread of features shrinks from layer to layer, a fit for each seed."""
-    rows = table[(table["layer"] >= first) & (table["features"] > 0)]
-    slopes = {
-        seed: np.polyfit(of_seed["layer"], np.log(of_seed["features"]), 1)[0]
-        for seed, of_seed in rows.groupby("seed")
-    }
-    return np.exp(pd.Series(slopes))
+    rows = table[(table["layer"] >= first) & (table["features"] > 0)].groupby("seed")
+    fits = {seed: np.polyfit(of["layer"], np.log(of["features"]), 1) for seed, of in rows}
+    return np.exp(pd.DataFrame(fits).loc[0])
 
 
 def layer_matrices(
@@ -129,12 +126,12 @@ def layer_matrices(
     """``features`` and ``errors`` of all nodes in some layers, divided by their largest entry."""
     task = regular_task(seed=seed)
     states, output = VanillaNetwork(task, num_layers, seed, **settings).trace(task.x)
-    errors = torch.autograd.grad(squared_loss(output, task), [h for h, _ in states])
-    features = [x.detach() for _, x in states]
-    return {
-        name: {k: matrices[k] / matrices[k].abs().max() for k in layers}
-        for name, matrices in (("features", features), ("errors", errors))
+    hidden, features = zip(*states, strict=True)
+    matrices = {
+        "features": [x.detach() for x in features],
+        "errors": torch.autograd.grad(squared_loss(output, task), hidden),
     }
+    return {n: {k: of[k] / of[k].abs().max() for k in layers} for n, of in matrices.items()}
 
 
 def linear_limit_errors(network: VanillaNetwork, task: RegularTask) -> list[float]:
@@ -149,22 +146,22 @@ def linear_limit_errors(network: VanillaNetwork, task: RegularTask) -> list[floa
     states, output = network.trace(task.x)
     inputs = [*(h for h, _ in states), output]
     errors = torch.autograd.grad(squared_loss(output, task), inputs, retain_graph=True)
-    slopes = [
-        torch.autograd.grad(x, h, torch.ones_like(x), retain_graph=True)[0].mean(dim=0)
-        for h, x in states
-    ]
-    means = [errors[-1].mean(dim=0)]
-    for layer, slope in zip(reversed(network.layers), reversed(slopes), strict=False):
-        means.append(slope * (layer.weight.detach().t() @ means[-1]))
-    pairs = zip(errors, reversed(means), strict=True)
-    return [((error - mean).norm() / error.norm()).item() for error, mean in pairs]
+    mean = errors[-1].mean(dim=0)
+    found = [(errors[-1] - mean).norm() / errors[-1].norm()]
+    for layer, (h, x), error in zip(
+        network.layers[:0:-1], states[::-1], errors[-2::-1], strict=True
+    ):
+        (slope,) = torch.autograd.grad(x, h, torch.ones_like(x), retain_graph=True)
+        mean = slope.mean(dim=0) * (layer.weight.detach().t() @ mean)
+        found.append((error - mean).norm() / error.norm())
+    return torch.stack(found[::-1]).tolist()
 
 
 def hidden_gradient(network: VanillaNetwork, task: RegularTask) -> float:
     """Norm of the gradient of all weights but the last layer's."""
     weights = [layer.weight for layer in network.layers[:-1]]
     gradients = torch.autograd.grad(squared_loss(network(task.x), task), weights)
-    return torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+    return nn.utils.get_total_norm(gradients).item()
 
 
 @torch.no_grad()
@@ -253,9 +250,8 @@ def full_training(
             descent.zero_grad()
             loss.backward()
             if step % 10 == 0 or step == steps:
-                norms = [weight.grad.norm() for weight in weights[:-1]]
-                row = {**about, "step": step, "loss": loss.item()}
-                row |= {"gradient": torch.stack(norms).norm().item()}
+                hidden = nn.utils.get_total_norm([weight.grad for weight in weights[:-1]])
+                row = {**about, "step": step, "loss": loss.item(), "gradient": hidden.item()}
                 rows.append(row | {"constant_loss": task.constant_loss})
             descent.step()
     return pd.DataFrame(rows)

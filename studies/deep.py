@@ -26,17 +26,16 @@ from studies import tables
 from studies.backward_oversmoothing import OPTIMIZERS, full_training
 from studies.data import Description, NodesOfGraph, Splits
 from studies.data.networks import regular_task
-from studies.provenance import commit, versions
-from studies.published import known
-from studies.schedule import Schedule
+from studies.files import commit, versions
+from studies.published import Schedule, known
 from studies.tasks import NodeTask
 from studies.train import fit
 
 FEATURE_NORMS = {
-    "none": lambda _channels, _scale: nn.Identity(),
-    "layer": lambda channels, _scale: nn.LayerNorm(channels),
-    "pair": lambda _channels, scale: PairNorm(scale),
-    "pair-si": lambda _channels, scale: PairNorm(scale, scale_individually=True),
+    "none": lambda width, scale: nn.Identity(),
+    "layer": lambda width, scale: nn.LayerNorm(width),
+    "pair": lambda width, scale: PairNorm(scale),
+    "pair-si": lambda width, scale: PairNorm(scale, scale_individually=True),
 }
 LIPSCHITZ_NORMS = {
     "lipschitz": "paper",
@@ -49,13 +48,11 @@ NORMS = (*FEATURE_NORMS, *LIPSCHITZ_NORMS)
 """What ``norm`` of ``DeepNetwork`` may be. The published code takes any other name for none."""
 
 LAYERS = {
-    "gat": lambda size, hidden, heads, dropout: GATConv(size, hidden, heads, dropout=dropout),
-    "gt": lambda size, hidden, heads, dropout: TransformerConv(
-        size, hidden, heads, dropout=dropout
-    ),
-    "gcn": lambda size, hidden, heads, _dropout: GCNConv(size, hidden * heads),
+    "gat": GATConv,
+    "gt": TransformerConv,
+    "gcn": lambda size, hidden, heads, dropout: GCNConv(size, hidden * heads),
     # A narrower input is filled with zeros.
-    "ggnn": lambda _size, hidden, heads, _dropout: GatedGraphConv(hidden * heads, num_layers=1),
+    "ggnn": lambda size, hidden, heads, dropout: GatedGraphConv(hidden * heads, num_layers=1),
 }
 """GAT has self-loops; the Graph Transformer has a root weight and no loops."""
 
@@ -65,29 +62,16 @@ ACTIVATIONS = {"gcn": nn.functional.relu, "ggnn": lambda x: x}
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Hyper-parameters of a ``DeepNetwork``, without the number of layers.
+    """Hyper-parameters of a ``DeepNetwork``, without the number of layers."""
 
-    Attributes:
-        architecture: one of ``LAYERS``.
-        norm: one of ``NORMS``: nothing, a norm of the nodes' features after every layer, or a
-            normalization of the scores inside it.
-        scale: f of LipschitzNorm or s of PairNorm; None means their defaults.
-        hidden_channels: of each head.
-        heads: their outputs are concatenated. GCN and GGNN have no heads, and channels for as many.
-        dropout: of features; None means the published one, 0.6 for GAT and else 0.5.
-        attention_dropout: of attention weights, if there are any.
-        residual: whether each layer but the first, which changes the width, is added to what came
-            before it.
-    """
-
-    architecture: str = "gat"
-    norm: str = "none"
-    scale: float | None = None
-    hidden_channels: int = 16
-    heads: int = 4
-    dropout: float | None = None
+    architecture: str = "gat"  # one of ``LAYERS``
+    norm: str = "none"  # one of ``NORMS``, of features after every layer or of scores inside it
+    scale: float | None = None  # f of LipschitzNorm or s of PairNorm, if not their defaults
+    hidden_channels: int = 16  # of each head
+    heads: int = 4  # concatenated; GCN and GGNN have none, and channels for as many
+    dropout: float | None = None  # of features, if not 0.6 for GAT and else 0.5, as published
     attention_dropout: float = 0.3
-    residual: bool = False
+    residual: bool = False  # each layer but the first, which changes the width, is added
 
     def __post_init__(self) -> None:
         known("architecture", self.architecture, LAYERS)
@@ -124,9 +108,9 @@ class DeepNetwork(nn.Module):
         if num_layers < 1:
             raise ValueError(f"num_layers: expected 1 or more, got {num_layers}")
         hidden, norm, architecture = variant.hidden_channels, variant.norm, variant.architecture
-        width = hidden * variant.heads
+        width, own = hidden * variant.heads, (hidden, variant.heads)
         layers = [
-            LAYERS[architecture](size, hidden, variant.heads, variant.attention_dropout)
+            LAYERS[architecture](size, *own, dropout=variant.attention_dropout)
             for size in [hidden, *[width] * (num_layers - 1)]
         ]
         make_norm = FEATURE_NORMS.get(norm, FEATURE_NORMS["none"])
@@ -169,16 +153,13 @@ PARAMETERS = {
 def gradient_norms(network: DeepNetwork, epoch: int = 1) -> list[dict[str, Any]]:
     """Frobenius norms of the last gradients, a row per layer and kind; an observer of ``fit``."""
     rows = []
-    for kind, beginnings in PARAMETERS.items() if epoch else ():
-        for number, layer in enumerate(network.layers):
-            gradients = [
-                parameter.grad.double().norm()
-                for name, parameter in layer.named_parameters()
-                if name.startswith(beginnings) and parameter.dim() > 1
-            ]
-            if gradients:  # of attention there are none in GCN and GGNN
-                norm = torch.stack(gradients).norm().item()
-                rows.append({"epoch": epoch, "layer": number, "kind": kind, "norm": norm})
+    pairs = product(PARAMETERS.items(), enumerate(network.layers)) if epoch else ()
+    for (kind, beginnings), (number, layer) in pairs:
+        parameters = layer.named_parameters()
+        chosen = [p for name, p in parameters if name.startswith(beginnings) and p.dim() > 1]
+        if chosen:  # of attention there are none in GCN and GGNN
+            norm = torch.stack([p.grad.double().norm() for p in chosen]).norm().item()
+            rows.append({"epoch": epoch, "layer": number, "kind": kind, "norm": norm})
     return rows
 
 

@@ -15,8 +15,7 @@ from studies import tables
 from studies.data import Splits
 from studies.deep import LAYERS, NORMS, Variant
 from studies.figures import layer_colors, over_seeds, whole_ticks
-from studies.published import known, titles
-from studies.schedule import Schedule
+from studies.published import Schedule, known, titles
 from studies.tables import Result, Study, run_study
 from studies.tasks import COLUMNS, hide_features
 from studies.train import fit
@@ -64,7 +63,8 @@ def depth(
     rates = dict(dropout=dropout, attention_dropout=attention_dropout)
     sizes = dict(architecture=architecture, hidden_channels=hidden, heads=heads, **rates)
     variants = [Variant(**norm_and_scale(norm, NORMS), **sizes) for norm in norms]
-    schedule = _schedule(constant_rate, epochs=epochs, lr=lr, weight_decay=weight_decay)
+    schedule = Schedule(epochs=epochs, lr=lr, weight_decay=weight_decay)
+    schedule = replace(schedule, lr_patience=None) if constant_rate else schedule
     trainings = []
     for num_layers, seed, variant in product(layers, seeds, variants):
         about = {**asdict(variant), "num_layers": num_layers, "seed": seed}
@@ -83,11 +83,6 @@ def norm_and_scale(text: str, among: Collection[str]) -> dict[str, Any]:
         return {"norm": norm, "scale": float(scale) if is_scaled else None}
     except ValueError:
         raise ValueError(f"--norms {text}: expected NORM or NORM=SCALE") from None
-
-
-def _schedule(constant_rate: bool, **settings: Any) -> Schedule:
-    """The published schedule, or one whose rate does not fall."""
-    return Schedule(**settings, lr_patience=None if constant_rate else Schedule.lr_patience)
 
 
 def _train(
@@ -209,7 +204,8 @@ def missing(
     """
     sizes = dict(hidden_channels=hidden, heads=heads)
     chosen = {name: replace(known("--models", name, MODELS), **sizes) for name in models}
-    schedule = _schedule(constant_rate, epochs=epochs, lr=lr)
+    schedule = Schedule(epochs=epochs, lr=lr)
+    schedule = replace(schedule, lr_patience=None) if constant_rate else schedule
     data = {both: hide_features(splits, *both) for both in product(rates, seeds)}
     trainings = []
     for seed, depth, rate, (name, variant) in product(seeds, layers, rates, chosen.items()):
@@ -232,28 +228,22 @@ def published_table() -> pd.DataFrame:
 
     Source: LipschitzNorm paper, slides of its talk.
     """
-    rows = []
-    for model, *values in map(str.split, _TABLE.strip().splitlines()):
-        for number, (dataset, rate) in enumerate(
-            product(("Cora", "CiteSeer", "PubMed"), (0.0, 1.0))
-        ):
-            accuracy, deviation, layers = values[3 * number : 3 * number + 3]
-            row = {"model": model, "dataset": dataset, "rate": rate, "accuracy": float(accuracy)}
-            rows.append(row | {"deviation": float(deviation), "num_layers": int(layers)})
-    return pd.DataFrame(rows)
+    models, *values = zip(*map(str.split, _TABLE.strip().splitlines()), strict=True)
+    columns, keys = ["accuracy", "deviation", "num_layers"], ["model", "dataset", "rate"]
+    cases = pd.MultiIndex.from_product([models, ("Cora", "CiteSeer", "PubMed"), (0.0, 1.0)])
+    numbers = np.array(values, dtype=float).T.reshape(-1, 3)
+    table = pd.DataFrame(numbers, cases.rename(keys), columns).reset_index()
+    return table.astype({"num_layers": int})
 
 
 def best_layers(runs: pd.DataFrame, choice: str = "validation") -> pd.DataFrame:
     """Best number of layers and its accuracy in percent, by network, data set and rate."""
     (criterion, reported), keys = CHOICES[choice], ["dataset", "rate", "model"]
-    rows = []
-    for values, group in runs.groupby(keys, sort=False):
-        layers = int(group.groupby("num_layers")[criterion].mean().idxmax())
-        percent = 100 * group.loc[group["num_layers"] == layers, reported]
-        row = dict(zip(keys, values, strict=True)) | {"num_layers": layers}
-        row |= {"accuracy": percent.mean(), "deviation": percent.std(), "seeds": len(percent)}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    by_layers = runs.assign(percent=100 * runs[reported]).groupby([*keys, "num_layers"], sort=False)
+    percent = dict(accuracy=("percent", "mean"), deviation=("percent", "std"))
+    means = by_layers.agg(by=(criterion, "mean"), **percent, seeds=("percent", "size"))
+    best = means.loc[means.groupby(keys, sort=False)["by"].idxmax()]
+    return best.drop(columns="by").reset_index()
 
 
 def beside_published(best: pd.DataFrame) -> pd.DataFrame:
@@ -261,12 +251,10 @@ def beside_published(best: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "rate", "model"]
     both = best.merge(published_table(), on=keys, how="left", suffixes=("", "_published"))
 
-    def text(end: str) -> list[str]:
-        columns = [f"{name}{end}" for name in ("accuracy", "deviation", "num_layers")]
-        return [
-            "-" if np.isnan(mean) else f"{mean:.1f} {deviation:.1f} ({layers:.0f})"
-            for mean, deviation, layers in both[columns].itertuples(index=False)
-        ]
+    def text(end: str) -> pd.Series:
+        forms = dict(accuracy="{:.1f}", deviation=" {:.1f}", num_layers=" ({:.0f})")
+        parts = [both[n + end].map(form.format, na_action="ignore") for n, form in forms.items()]
+        return sum(parts[1:], parts[0]).astype(object).fillna("-")
 
     difference = (both["accuracy"] - both["accuracy_published"]).round(1)
     return both[keys].assign(ours=text(""), published=text("_published"), difference=difference)

@@ -347,7 +347,7 @@ def explain_run(
     Interventions take the mean of a channel over 2,000 training graphs. Besides the methods there
     is ``frequency``, of ``type_frequency``.
     """
-    model, information = checkpoint.load(Path(folder) / "best")
+    model, information = checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     explained = splits.test[:graphs]
     others = {"frequency": type_frequency(splits.train, explained)}
     made = explain(model, explained, others=others, resamples=resamples, progress=progress)

@@ -24,11 +24,10 @@ from mapkg.models.edge_attention import SCORE_CLAMP
 from studies import tables
 from studies.data import Splits
 from studies.figures import THRESHOLD_LOOK, over_seeds, whole_ticks
-from studies.grid import MODELS
 from studies.laws import compare_laws
 from studies.observation import summarise_scores
 from studies.published import grid
-from studies.results import Emergence, read_emergence, read_network
+from studies.results import MODELS, Emergence, read_emergence, read_network
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
 """What ``readings`` compares; the last is a sink whose coefficient is minus infinity."""

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,10 @@ from studies import tables
 from studies.data import Splits
 from studies.deep import Variant, gradient_norms
 from studies.figures import over_seeds, whole_ticks
-from studies.provenance import commit, versions
-from studies.schedule import Schedule
+from studies.files import commit, versions
+from studies.published import Schedule
 from studies.tasks import NodeTask
 from studies.train import fit
-
-_NUDGE = 1e-6
 
 
 def constants_against_scale(
@@ -57,50 +56,34 @@ def constants_against_scale(
         raise ValueError(f"points: expected 2 or more, got {points}")
     rows = []
     for scale in tqdm(scales, "scales", file=sys.stderr, disable=not progress):
-        inputs = _inputs(scale, dimensions, nodes, points, seed)
-        for kind in ("linear", "quadratic"):
-            for normalised in (False, True):
-                bounds = [_bounds(kind, normalised, query, x) for query, x in inputs]
-                row = {"scale": scale, "score": kind, "normalised": normalised}
-                row |= max(bounds, key=lambda bound: bound["constant"])
-                bound = theorem_bound(ALPHA[kind], nodes, nodes)
-                rows.append(row | {"theorem": bound if normalised else float("nan")})
+        # The same directions for every scale.
+        generator, inputs = torch.Generator().manual_seed(seed), []
+        for number in range(points):
+            draw = dict(generator=generator, dtype=torch.float64)
+            query, x = (torch.randn(nodes, dimensions, **draw) for _ in range(2))
+            # Two keys of one length are where the largest length has no derivative: near it.
+            tied = tied_keys(query[0], nodes, 1.0, generator) + 1e-6 * x
+            inputs.append((query, scale * (tied if number % 2 else x)))
+        for kind, normalised in product(("linear", "quadratic"), (False, True)):
+            bounds = [_bounds(kind, normalised, query, x) for query, x in inputs]
+            row = {"scale": scale, "score": kind, "normalised": normalised}
+            row |= max(bounds, key=itemgetter("constant"))
+            bound = theorem_bound(ALPHA[kind], nodes, nodes) if normalised else float("nan")
+            rows.append(row | {"theorem": bound})
     return pd.DataFrame(rows)
-
-
-def _inputs(
-    scale: float, dimensions: int, nodes: int, points: int, seed: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Queries and inputs [nodes, dimensions]; the same directions for every scale."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = []
-    for number in range(points):
-        query, x = (
-            torch.randn(nodes, dimensions, generator=generator, dtype=torch.float64)
-            for _ in range(2)
-        )
-        # Two keys of one length are where the largest length has no derivative: a little off it.
-        tied = tied_keys(query[0], nodes, 1.0, generator) + _NUDGE * x
-        inputs.append((query, scale * (tied if number % 2 else x)))
-    return inputs
 
 
 def _bounds(kind: str, normalised: bool, query: Tensor, x: Tensor) -> dict[str, float]:
     """The local constant at x, and the lemma there."""
-    if kind == "linear":
-        parts = (x,)
+    point = x
+    if kind == "quadratic":  # its query ties points along the tied keys whatever its size
+        point = torch.cat([query * x.norm() / query.norm(), x, x])
 
-        def score(point: Tensor) -> Tensor:
+    def score(point: Tensor) -> Tensor:
+        if kind == "linear":
             return linear_score(point, query, normalised=normalised)
+        return quadratic_score(*point.split(len(x)), normalised=normalised)
 
-    else:
-        # The query that ties points along the tied keys whatever its size.
-        parts = (query * x.norm() / query.norm(), x, x)
-
-        def score(point: Tensor) -> Tensor:
-            return quadratic_score(*point.split(len(x)), normalised=normalised)
-
-    point = torch.cat(parts)
     constant = local_constant(lambda p: attention(score(p), p[-len(x) :]), point)
     is_raw = kind == "linear" and not normalised
     steep = torch.linalg.matrix_norm(query, ord=2).item() if is_raw else slope(score, point)

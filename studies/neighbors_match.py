@@ -1,4 +1,10 @@
-"""Tree-NeighborsMatch by depth: how much of a tree fits through its root."""
+"""Tree-NeighborsMatch by depth: how much of a tree fits through its root.
+
+All examples of a depth share one tree, so that networks of PyG's layers can be computed without
+scatter, too: in level order the children of place p are at 2p + 1 and 2p + 2. What no later layer
+sends to the root is not computed at all. And since nothing goes down the tree, all keys that are
+asked of one permutation share what is below the root.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -11,20 +17,184 @@ import networkx as nx
 import pandas as pd
 import seaborn as sns
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
-from torch import Tensor
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, PairNorm
 
+from mapkg.lipschitz_norm import EPS, lipschitz_normalise
 from studies import tables
 from studies.data import Splits
 from studies.depth import named, norm_and_scale
 from studies.figures import over_seeds
-from studies.published import known, titles
-from studies.schedule import Schedule
+from studies.published import Schedule, known, titles
 from studies.tables import Result, Study, run_study
 from studies.tasks import TREES, TreeTask
 from studies.train import fit
-from studies.tree_networks import LIPSCHITZ_NORMS, NORMS, TreeNetwork
+
+LIPSCHITZ_NORMS = ("lipschitz", "lipschitz-layer")
+"""Norms of scores, for GAT alone; the second has LayerNorm after every layer as well."""
+
+NORMS = ("none", "layer", "pair", *LIPSCHITZ_NORMS)
+"""Nothing, a norm of features after every layer, or one of the scores inside it."""
+
+
+def _gin(channels: int) -> GINConv:
+    one, two = ([nn.Linear(channels, channels), nn.BatchNorm1d(channels)] for _ in range(2))
+    return GINConv(nn.Sequential(*one, nn.ReLU(), *two, nn.ReLU()))
+
+
+LAYERS = {
+    "gcn": lambda channels: GCNConv(channels, channels),
+    "gin": _gin,
+    "ggnn": lambda channels: GatedGraphConv(channels, num_layers=1),
+    "gat": lambda channels: GATConv(channels, channels // 4, heads=4),
+}
+"""Architectures, by what figures and tables call them in capitals."""
+
+
+class TreeNetwork(nn.Module):
+    """Embed -> L x [layer -> ReLU? -> + x? -> norm?] -> root -> Linear, with L = depth + 1.
+
+    GCN, GIN and GAT add each layer to what came before it, GGNN does not; GCN and GIN end each
+    layer with a ReLU. GIN has BatchNorm inside its layers whatever the norm. ``scale`` is f of
+    LipschitzNorm, 1 for None. Seed torch before the call to fix the initial weights.
+
+    Source: Tree-NeighborsMatch, published code ``models/graph_model.py``, whose networks but GGNN
+    have LayerNorm by default.
+    """
+
+    def __init__(
+        self,
+        architecture: str,
+        depth: int,
+        *,
+        norm: str = "none",
+        scale: float | None = None,
+        channels: int = 32,
+    ) -> None:
+        super().__init__()
+        self.architecture, self.depth, self.norm = architecture, depth, norm
+        classes, self.num_nodes = 2**depth + 1, 2 ** (depth + 1) - 1
+        self.key = nn.Embedding(classes, channels)
+        self.value = nn.Embedding(classes, channels)
+        self.layers = nn.ModuleList(LAYERS[architecture](channels) for _ in range(depth + 1))
+        name = norm.removeprefix("lipschitz-")
+        make = {"layer": lambda: nn.LayerNorm(channels), "pair": PairNorm}.get(name, nn.Identity)
+        self.norms = nn.ModuleList(make() for _ in self.layers)
+        self.head = nn.Linear(channels, classes, bias=False)
+        if norm in LIPSCHITZ_NORMS:
+            lipschitz_normalise(self, scale=scale)
+
+    def forward(
+        self, x: Int[Tensor, "N 2"], edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]
+    ) -> Float[Tensor, "B classes"]:
+        """Scores of the classes of every tree, by the layers of PyG, nodes in pre-order."""
+        h = self._embed(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            h = self._combine(h, layer(h, edge_index))
+            h = norm(h, batch) if self.norm == "pair" else norm(h)
+        return self.head(h[:: self.num_nodes])
+
+    def dense(self, pairs: Int[Tensor, "B nodes 2"]) -> Float[Tensor, "B classes"]:
+        """The same scores without scatter, from keys and values in **level order**."""
+        h = self._embed(pairs)
+        for number in range(len(self.layers)):
+            h = self._layer(number, h, self._reaching(number))
+        return self.head(h[:, 0])
+
+    @property
+    def can_share(self) -> bool:
+        """Whether nodes below the root do not see its key, since no norm is over nodes."""
+        return self.norm != "pair" and self.architecture != "gin"
+
+    def shared(
+        self, pairs: Int[Tensor, "P nodes 2"], keys: Int[Tensor, " B"], tree: Int[Tensor, " B"]
+    ) -> Float[Tensor, "B classes"]:
+        """The same scores for many keys of few trees; what is below their roots is computed once.
+
+        ``pairs`` are in **level order**, those of the root do not count; ``keys`` are of the root;
+        ``tree`` is the row of ``pairs`` of every example.
+        """
+        h, root = self._embed(pairs), self.key(keys.long()) + self.value.weight[0]
+        for number in range(len(self.layers)):
+            family = torch.cat([root[:, None], h[tree, 1:3]], dim=1)
+            root = self._layer(number, family, 1)[:, 0]
+            if number < self.depth:
+                h = self._layer(number, h, self._reaching(number))
+        return self.head(root)
+
+    def _embed(self, pairs: Tensor) -> Tensor:
+        return self.key(pairs[..., 0].long()) + self.value(pairs[..., 1].long())
+
+    def _reaching(self, number: int) -> int:
+        """How many nodes after a layer still send to the root, or are seen by a norm."""
+        return 2 ** (self.depth - (number if self.can_share else 0) + 1) - 1
+
+    def _layer(self, number: int, h: Tensor, kept: int) -> Tensor:
+        """A layer with its norm for the first nodes of every tree."""
+        layer, norm = self.layers[number], self.norms[number]
+        degree = torch.ones(h.size(1)).to(h)  # 3 where a node hears itself and two children
+        degree[: 2**self.depth - 1] = 3
+        new = self._combine(h[:, :kept], _DENSE[self.architecture](layer, h, kept, degree))
+        if self.norm != "pair":
+            return norm(new)
+        centered = new - new.mean(dim=1, keepdim=True)
+        size = centered.square().sum(-1).mean(dim=1)
+        return norm.scale * centered / (norm.eps + size).sqrt()[:, None, None]
+
+    def _combine(self, h: Tensor, new: Tensor) -> Tensor:
+        new = new.relu() if self.architecture in ("gcn", "gin") else new
+        return new if self.architecture == "ggnn" else h + new
+
+
+def _family(part: Tensor, inner: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first nodes of every tree, their left and their right children."""
+    return part[:, :inner], part[:, 1 : 2 * inner : 2], part[:, 2 : 2 * inner + 1 : 2]
+
+
+def _sum(h: Tensor, kept: int) -> Tensor:
+    """What the first nodes receive as a sum; leaves hear themselves alone."""
+    inner = min(kept, h.size(1) // 2)
+    own, left, right = _family(h, inner)
+    return torch.cat([own + left + right, h[:, inner:kept]], dim=1)
+
+
+def _gcn(layer: GCNConv, h: Tensor, kept: int, degree: Tensor) -> Tensor:
+    root = degree.rsqrt()[:, None]
+    return root[:kept] * _sum(root * layer.lin(h), kept) + layer.bias
+
+
+def _gin_dense(layer: GINConv, h: Tensor, kept: int, _degree: Tensor) -> Tensor:
+    total = _sum(h, kept) + (1 + layer.eps) * h[:, :kept]
+    return layer.nn(total.flatten(0, 1)).view_as(total)
+
+
+def _ggnn(layer: GatedGraphConv, h: Tensor, kept: int, _degree: Tensor) -> Tensor:
+    message, own = _sum(h, kept) @ layer.weight[0], h[:, :kept]
+    return layer.rnn(message.flatten(0, 1), own.flatten(0, 1)).view_as(own)
+
+
+def _gat(layer: GATConv, h: Tensor, kept: int, _degree: Tensor) -> Tensor:
+    inner = min(kept, h.size(1) // 2)
+    # Calling layer.lin would begin a PyG pass for the hooks of LipschitzNorm.
+    z = nn.functional.linear(h, layer.lin.weight).unflatten(-1, (layer.heads, layer.out_channels))
+    by_node = _family((z * layer.att_src).sum(-1), inner)
+    score = torch.stack(by_node) + (z * layer.att_dst).sum(-1)[:, :inner]  # [3, B, inner, H]
+    if hasattr(layer, "score_norm"):
+        norm = layer.score_norm.norm
+        att = torch.cat([layer.att_src, layer.att_dst], dim=-1).squeeze(0).norm(dim=-1)
+        square = z.square().sum(-1)
+        inside = torch.stack(_family(square, inner)).amax(dim=0) + square[:, :inner]
+        root = inside.clamp(min=torch.finfo(inside.dtype).tiny).sqrt()
+        score = score / (norm.scale * att * root + EPS)
+    weight = nn.functional.leaky_relu(score, layer.negative_slope).softmax(dim=0).unsqueeze(-1)
+    received = (weight * torch.stack(_family(z, inner))).sum(dim=0)
+    return torch.cat([received, z[:, inner:kept]], dim=1).flatten(-2) + layer.bias
+
+
+_DENSE = {"gcn": _gcn, "gin": _gin_dense, "ggnn": _ggnn, "gat": _gat}
+
 
 PUBLISHED = {
     "ggnn": (1.0, 1.0, 1.0, 0.60, 0.38, 0.21, 0.16),
@@ -35,29 +205,23 @@ PUBLISHED = {
 """Training accuracies for depths from 2 on that the README of the published code gives; those of
 GIN end at depth 6. GCN, GIN and GAT have LayerNorm there, GGNN has none."""
 
-TITLES = {"gcn": "GCN", "gin": "GIN", "ggnn": "GGNN", "gat": "GAT"}
-"""How figures and tables call architectures."""
-
 COMPARED = ("none", "layer", "pair", "lipschitz=1", "lipschitz=4", "lipschitz-layer=1")
 """Norms that are compared, with the scale f of those that divide scores, which GAT alone has."""
-
-COLUMNS = ("batch_size", "lr", "block", "lr_factor", "lr_patience", "patience")
-"""What a row says of the schedule."""
 
 STUDIES = tuple(titles("trees"))
 """Tracked studies, by the prefix of their files. From depth 3 on GGNN has its own learning rate."""
 
 
 def variants(
-    architectures: Collection[str] = tuple(TITLES), norms: Sequence[str] = COMPARED
+    architectures: Collection[str] = tuple(LAYERS), norms: Sequence[str] = COMPARED
 ) -> list[dict[str, Any]]:
     """Settings of networks by name; GAT alone has scores to divide."""
     for name in architectures:
-        known("--architectures", name, TITLES)
+        known("--architectures", name, LAYERS)
+    pairs = product(architectures, [norm_and_scale(norm, NORMS) for norm in norms])
     return [
         {"architecture": name, **settings}
-        for name in architectures
-        for settings in (norm_and_scale(norm, NORMS) for norm in norms)
+        for name, settings in pairs
         if name == "gat" or settings["norm"] not in LIPSCHITZ_NORMS
     ]
 
@@ -105,7 +269,8 @@ def trees(
         own = dict(epochs=passes_apart if is_apart else passes, block=block)
         schedule = replace(TREES, batch_size=batch_size, lr=lr, **own)
         about = {"depth": depth, **settings, "seed": seed, "passes": schedule.epochs}
-        about |= {**schedule.columns(*COLUMNS), "sampling": sampling}
+        about |= schedule.columns("batch_size", "lr", "block", "lr_factor", "lr_patience")
+        about |= {"patience": schedule.patience, "sampling": sampling}
         trainings.append((about, partial(train, settings, schedule, seed)))
     labels = ("depth", "architecture", "norm", "scale", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
@@ -118,13 +283,13 @@ def read_trees(folder: Path | str, table: str = "runs") -> pd.DataFrame:
 
 def titled(table: pd.DataFrame) -> pd.DataFrame:
     """A table of ``trees`` with ``network``, the architecture's title, and ``variant``."""
-    return named(table.assign(network=table["architecture"].map(TITLES)))
+    return named(table.assign(network=table["architecture"].str.upper()))
 
 
 def published_runs(depths: Collection[int]) -> pd.DataFrame:
     """The published accuracies as rows of a table of runs."""
     return pd.DataFrame(
-        dict(architecture=name, network=TITLES[name], variant="published", depth=depth, best=best)
+        dict(network=name.upper(), variant="published", depth=depth, best=best)
         for name, values in PUBLISHED.items()
         for depth, best in enumerate(values, start=2)
         if depth in depths

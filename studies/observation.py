@@ -136,7 +136,8 @@ def observe_states(
     """Tables of the scores of one network on the test split, with several weights.
 
     ``summary``, ``graph_maxima`` and ``histogram`` as of ``Emergence``, without their origin. The
-    state ``base_calibrated`` has its BatchNorm statistics set to those of the training split first.
+    state ``base_calibrated`` first gets BatchNorm statistics of the training split, the mean over
+    batches of the size used in training; tracked tables are made so.
     """
     model = build(config).to(device)
     tables: dict[str, list[pd.DataFrame]] = {"summary": [], "graph_maxima": [], "histogram": []}

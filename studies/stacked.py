@@ -30,7 +30,7 @@ from mapkg.models.edge_attention import (
 )
 from mapkg.models.egat import EdgeGATAttention, EdgeGATLayer
 from mapkg.models.network import GraphNetwork, TypeEmbedding
-from studies.schedule import EPOCH_STRIDE
+from studies.published import EPOCH_STRIDE
 
 TERMS = ("key_term", "edge_term", "value_term")
 """Parameters of ``EdgeAttention`` itself, the Explicit Bias Term of each head."""
@@ -328,7 +328,8 @@ def check_stackable(network: nn.Module) -> None:
     for name, module in network.named_modules():
         kind = type(module)
         stackable = kind in _EXCHANGED or (
-            kind in _ROW_BY_ROW and set(module._parameters) <= set(TERMS)
+            (kind in _ROW_BY_ROW or getattr(kind, "is_row_by_row", False))
+            and set(module._parameters) <= set(TERMS)
         )
         if kind is nn.BatchNorm1d:
             usual = module.affine and module.track_running_stats and module.momentum is not None

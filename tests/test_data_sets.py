@@ -513,7 +513,7 @@ def test_the_parts_share_no_example_have_the_same_classes_and_the_seed_decides()
 def test_trees_are_a_sequence_of_graphs_that_pyg_batches():
     trees = load("trees-2").train
     assert torch.equal(trees[-1].x, trees[len(trees) - 1].x)
-    assert len(list(trees)) == 76 and len(trees[:5]) == 5 and len(trees.at(trees.y == 1)) == 19
+    assert len(list(trees)) == 76 and len(trees[:5]) == 5 and len(trees[trees.y == 1]) == 19
     batch = next(iter(DataLoader(trees, batch_size=10)))
     assert batch.x.shape == (70, 2) and batch.y.shape == (10,)
     assert batch.edge_index.shape == (2, 10 * (6 + 7))

@@ -10,7 +10,7 @@ from studies.data import load
 from studies.deep import Variant
 from studies.depth import beside_published, best_layers, depth, missing
 from studies.gradient_explosion import constants_against_scale, gradient_table
-from studies.schedule import Schedule
+from studies.published import Schedule
 from studies.tasks import hide_features
 from studies.train import fit
 

@@ -1,4 +1,4 @@
-"""The study of trees: its rows, its two budgets, table, figures and command."""
+"""Tree-NeighborsMatch: its networks against PyG's layers, the study's rows, table and figure."""
 
 from dataclasses import replace
 
@@ -6,12 +6,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_rgba
+from torch import nn
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, PairNorm
 
+from mapkg.lipschitz_norm import LipschitzNorm
 from studies.data import load
 from studies.data.trees import level_order, neighbors_match
 from studies.neighbors_match import (
     ASKED_COLOR,
+    LAYERS,
+    TreeNetwork,
     titled,
     tree_example,
     tree_table,
@@ -21,18 +28,80 @@ from studies.neighbors_match import (
 from studies.tasks import TREES, TreeTask
 from studies.train import fit
 
-
-@pytest.fixture(scope="module")
-def splits(cache):
-    return load("trees-2")
-
-
-def test_what_are_no_trees_is_refused(papers):
-    with pytest.raises(ValueError, match=r"expected Trees, as load\('trees-4'\) gives them"):
-        trees(papers, progress=False)
+CASES = [(kind, norm, None) for kind in LAYERS for norm in ("none", "layer", "pair")]
+CASES += [("gat", "lipschitz", 1.0), ("gat", "lipschitz", 4.0), ("gat", "lipschitz-layer", 1.0)]
+CONVS = {"gcn": GCNConv, "gin": GINConv, "ggnn": GatedGraphConv, "gat": GATConv}
 
 
-def test_a_row_is_what_the_training_gave(splits):
+def network(kind, depth, norm="none", scale=None):
+    torch.manual_seed(0)
+    model = TreeNetwork(kind, depth, norm=norm, scale=scale, channels=8).double()
+    for parameter in model.parameters():  # biases and weights of norms that are no longer neutral
+        nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def assert_same(one, other, of_one, of_other, y):
+    """Equal scores, and equal gradients of all parameters."""
+    torch.testing.assert_close(of_other, of_one, rtol=1e-10, atol=1e-10)
+    for scores in (of_one, of_other):
+        nn.functional.cross_entropy(scores, y).backward()
+    for (name, first), second in zip(one.named_parameters(), other.parameters(), strict=True):
+        # An unused parameter has no gradient in one path and zeros in the other.
+        grads = (torch.zeros(()) if p.grad is None else p.grad for p in (first, second))
+        torch.testing.assert_close(
+            *torch.broadcast_tensors(*grads), rtol=1e-8, atol=1e-10, msg=name
+        )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize(("kind", "norm", "scale"), CASES)
+def test_the_dense_and_the_shared_path_equal_the_layers_of_pyg(kind, norm, scale, depth):
+    every = neighbors_match(depth, 0)[: 3 * 2**depth]  # all keys of a permutation in turn
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(1))[:9]
+    chosen, pairs = every[order], every.pairs[:, level_order(depth)]
+    batch = next(iter(DataLoader(chosen, batch_size=len(chosen))))
+    by_pyg, dense = (network(kind, depth, norm, scale) for _ in range(2))
+    of_pyg = by_pyg(batch.x, batch.edge_index, batch.batch)
+    assert_same(by_pyg, dense, of_pyg, dense.dense(pairs[order]), chosen.y)
+    for one, other in zip(by_pyg.buffers(), dense.buffers(), strict=True):
+        torch.testing.assert_close(other, one)  # of BatchNorm
+    assert dense.can_share == (norm != "pair" and kind != "gin")
+    if dense.can_share:
+        apart, shared = (network(kind, depth, norm, scale) for _ in range(2))
+        of_shared = shared.shared(pairs[:: 2**depth], pairs[order, 0, 0], order // 2**depth)
+        assert_same(apart, shared, apart.dense(pairs[order]), of_shared, chosen.y)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_it_is_the_published_skeleton(kind):
+    model, drawn = network(kind, 2, "layer"), neighbors_match(2, 0)[:5]
+    batch = next(iter(DataLoader(drawn, batch_size=5)))
+    h = model.key(batch.x[:, 0]) + model.value(batch.x[:, 1])
+    for layer, norm in zip(model.layers, model.norms, strict=True):
+        new = layer(h, batch.edge_index)
+        new = torch.relu(new) if kind in ("gcn", "gin") else new
+        h = norm(new if kind == "ggnn" else h + new)
+    scores = model.head(h.view(5, 7, -1)[:, 0])
+    torch.testing.assert_close(model(batch.x, batch.edge_index, batch.batch), scores)
+    assert [type(layer) for layer in model.layers] == [CONVS[kind]] * 3
+    assert model.head.bias is None and model.head.out_features == 5
+
+
+def test_the_norm_is_the_one_asked_for():
+    of = {"none": nn.Identity, "layer": nn.LayerNorm, "pair": PairNorm, "lipschitz": nn.Identity}
+    for norm, kind in (of | {"lipschitz-layer": nn.LayerNorm}).items():
+        model = network("gat", 2, norm, 4.0 if norm.startswith("lipschitz") else None)
+        assert [type(each) for each in model.norms] == [kind] * 3
+        if norm.startswith("lipschitz"):
+            divided = [layer.score_norm.norm for layer in model.layers]
+            assert [(type(each), each.scale) for each in divided] == [(LipschitzNorm, 4.0)] * 3
+    gat = TreeNetwork("gat", 2).layers[0]
+    assert (gat.heads, gat.out_channels, gat.dropout, gat.concat) == (4, 8, 0.0, True)
+
+
+def test_a_row_is_what_the_training_gave(cache):
+    splits = load("trees-2")
     settings = dict(architectures=["gat"], norms=["lipschitz=4"], seeds=[3], progress=False)
     study = trees(splits, passes=4, block=2, batch_size=64, **settings)
     (row,) = study.runs.to_dict("records")
@@ -47,22 +116,16 @@ def test_a_row_is_what_the_training_gave(splits):
     assert study.curves["train_accuracy"].tolist() == history["train_accuracy"].tolist()
 
 
-@pytest.fixture
-def runs():
-    return titled(
-        pd.DataFrame(
-            dict(depth=depth, architecture=name, norm=norm, scale=scale, seed=seed)
-            | dict(best=best - 0.1 * seed - 0.1 * depth)
-            for name in ("gcn", "gat")
-            for depth in (2, 4)
-            for norm, scale, best in (("none", None, 0.9), ("layer", 4.0, 0.5))
-            for seed in range(3)
-        )
+def test_the_table_has_ranges_over_seeds_and_what_was_published():
+    runs = pd.DataFrame(
+        dict(depth=depth, architecture=name, norm=norm, scale=scale, seed=seed)
+        | dict(best=best - 0.1 * seed - 0.1 * depth)
+        for name in ("gcn", "gat")
+        for depth in (2, 4)
+        for norm, scale, best in (("none", None, 0.9), ("layer", 4.0, 0.5))
+        for seed in range(3)
     )
-
-
-def test_the_table_has_ranges_over_seeds_and_what_was_published(runs):
-    table = tree_table(runs)
+    table = tree_table(titled(runs))
     assert table.columns.tolist() == [2, 4]
     assert table.loc[("GAT", "no norm")].tolist() == ["50 to 70", "30 to 50"]
     assert table.loc[("GCN", "LayerNorm, f = 4"), 4] == "-10 to 10"

@@ -80,8 +80,7 @@ def load_citation_like() -> Splits:
     """The synthetic network of ``citation_like``; nothing is read."""
     return _splits(
         citation_like(),
-        name="citation",
-        title="synthetic citation graph",
+        **dict(name="citation", title="synthetic citation graph"),
         source="drawn by studies.data.networks.citation_like, a degree-corrected stochastic block "
         "model",
         licence="none needed: synthetic",
@@ -90,18 +89,13 @@ def load_citation_like() -> Splits:
 
 
 def _splits(graph: Data, **about: object) -> Splits:
-    parts = {name: graph[f"{name}_mask"].nonzero().flatten() for name in SPLITS}
-    return Splits(
-        **{name: NodesOfGraph(graph, nodes) for name, nodes in parts.items()},
-        description=Description(
-            task="node classification",
-            target="class of a paper",
-            num_node_types=None,
-            num_edge_types=None,
-            num_targets=int(graph.y.max()) + 1,
-            **about,
-        ),
+    description = Description(
+        **dict(task="node classification", target="class of a paper"),
+        **dict(num_node_types=None, num_edge_types=None, num_targets=int(graph.y.max()) + 1),
+        **about,
     )
+    nodes = (graph[f"{name}_mask"].nonzero().flatten() for name in SPLITS)
+    return Splits(*(NodesOfGraph(graph, of_split) for of_split in nodes), description)
 
 
 def citation_like(
@@ -146,30 +140,26 @@ def _draw_edges(
     propensity = generator.pareto(1.5, nodes) + 1
     propensity = np.minimum(propensity, np.quantile(propensity, 0.999))
     members = [np.flatnonzero(classes == c) for c in range(classes.max() + 1)]
-    shares = [propensity[m] / propensity[m].sum() for m in members]
     volume = np.array([propensity[m].sum() for m in members])
+
+    def draw(among: np.ndarray, weights: np.ndarray) -> int:
+        return int(generator.choice(among, p=weights / weights.sum()))
 
     def partner(node: int) -> int:
         own = classes[node]
         if generator.random() >= homophily:
-            weights = np.delete(volume, own)
-            others = np.delete(np.arange(len(members)), own)
-            own = generator.choice(others, p=weights / weights.sum())
-        return int(generator.choice(members[own], p=shares[own]))
+            own = draw(np.delete(np.arange(len(members)), own), np.delete(volume, own))
+        return draw(members[own], propensity[members[own]])
 
     edges: set[tuple[int, int]] = set()
-    linked = np.zeros(nodes, dtype=bool)
-    lonely = iter(generator.permutation(nodes).tolist())
-    of_all = propensity / propensity.sum()
-    node = next(lonely, None)
-    while len(edges) < number:
-        while node is not None and linked[node]:  # those without an edge come first
-            node = next(lonely, None)
-        one = int(generator.choice(nodes, p=of_all)) if node is None else node
+    lonely = dict.fromkeys(generator.permutation(nodes).tolist())
+    while len(edges) < number:  # those without an edge come first
+        one = next(iter(lonely)) if lonely else draw(np.arange(nodes), propensity)
         other = partner(one)
         if one != other:
             edges.add((min(one, other), max(one, other)))
-            linked[[one, other]] = True
+            for end in (one, other):
+                lonely.pop(end, None)
     return np.array(sorted(edges)).T
 
 

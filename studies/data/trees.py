@@ -13,15 +13,13 @@ from math import factorial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch_geometric.data import Data
 
 from studies.data.description import Description, Splits
 
-MOST_PERMUTATIONS = 1000
-MOST_EXAMPLES = 32_000
 PUBLISHED_SEED = 11
 """The seed of the published code."""
 
@@ -37,16 +35,12 @@ class Trees(Sequence[Data]):
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, index: int | slice) -> "Data | Trees":
-        """A graph with ``x`` [nodes, 2], ``edge_index`` and ``y`` [1]; for a slice, ``Trees``."""
-        if isinstance(index, slice):
-            return self.at(index)
+    def __getitem__(self, index: int | slice | Tensor) -> "Data | Trees":
+        """A graph with ``x`` [nodes, 2], ``edge_index`` and ``y`` [1]; or ``Trees`` of places."""
+        if not isinstance(index, int):
+            return Trees(self.pairs[index], self.y[index], self.edge_index)
         x, y = self.pairs[index].long(), self.y[index].long().view(1)  # IndexError ends a loop
         return Data(x=x, edge_index=self.edge_index, y=y, num_nodes=len(x))
-
-    def at(self, chosen: Int[Tensor, " n"] | Bool[Tensor, " B"] | slice) -> "Trees":
-        """Those of some places, or where a mask is true."""
-        return Trees(self.pairs[chosen], self.y[chosen], self.edge_index)
 
 
 def tree_edges(depth: int) -> Int[Tensor, "2 E"]:
@@ -83,7 +77,7 @@ def neighbors_match(depth: int, seed: int = PUBLISHED_SEED) -> Trees:
     Source: Tree-NeighborsMatch, published code ``tasks/dictionary_lookup.py``.
     """
     nodes, leaves = level_order(depth), 2**depth
-    number = min(MOST_PERMUTATIONS, MOST_EXAMPLES // leaves)
+    number = min(1000, 32_000 // leaves)
     if leaves <= 8:
         every = list(permutations(range(1, leaves + 1)))
         drawn = torch.tensor(random.Random(seed).sample(every, min(number, factorial(leaves))))
@@ -110,19 +104,12 @@ def load_trees(depth: int, seed: int = PUBLISHED_SEED) -> Splits:
         np.arange(len(trees)), train_size=0.8, stratify=trees.y.numpy(), random_state=seed
     )
     size = 2**depth + 1
-    return Splits(
-        train=trees.at(torch.from_numpy(train).sort().values),
-        val=trees[:0],
-        test=trees.at(torch.from_numpy(test).sort().values),
-        description=Description(
-            name=f"trees-{depth}",
-            title=f"trees of depth {depth}",
-            task="graph classification",
-            target="value of the leaf whose key the root has",
-            num_node_types=(size, size),
-            num_edge_types=None,
-            num_targets=size,
-            source="drawn by studies.data.trees.neighbors_match (Alon and Yahav, 2021)",
-            licence="none needed: synthetic",
-        ),
+    about = Description(
+        **dict(name=f"trees-{depth}", title=f"trees of depth {depth}", task="graph classification"),
+        **dict(target="value of the leaf whose key the root has", num_targets=size),
+        **dict(num_node_types=(size, size), num_edge_types=None),
+        source="drawn by studies.data.trees.neighbors_match (Alon and Yahav, 2021)",
+        licence="none needed: synthetic",
     )
+    train, test = (trees[torch.from_numpy(np.sort(part))] for part in (train, test))
+    return Splits(train, trees[:0], test, about)
