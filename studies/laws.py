@@ -124,7 +124,7 @@ def fit_law(histogram: StreamingHistogram, law: str = "gamma") -> Fit:
         value = -(counts[filled] @ log_mass) / total
         return value if np.isfinite(value) else _BAD
 
-    forms = [[t] for t in range(-6, 3)] if distribution.numargs else [[]]
+    forms = [[float(t)] for t in range(-6, 3)] if distribution.numargs else [[]]
     theta = _minimum(loss, [[0.0, 0.0, *form] for form in forms], skewed)
     if loss(theta) == _BAD:
         raise ValueError(f"no {law} law was found that allows all values: fit another law")
