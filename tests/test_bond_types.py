@@ -149,9 +149,9 @@ def test_tables_and_figures_show_intervals_ranges_and_counts():
         assert {*rows[["share", "share_low", "share_high"]].to_numpy().flat} <= {*shown}
     heat = pd.DataFrame(
         {"layer": 0, "threshold": [1e3, 1e3, 3e3], "label": ["x", "y", "x"]}
-        | {"channel": [5, 0, 3], "percent": [80.0, 20.0, 7.0]}
+        | {"channel": [4, 0, 3], "percent": [80.0, 20.0, 7.0]}
     )
     figure = heat_maps(heat, {"x": 75, "y": 24, "none": 1}, heads=2, channels=3)
     arrays = [ax.images[0].get_array() for ax in figure.axes[:3]]
-    assert arrays[0][1, 2] == 80  # channel 5 is the third one of the second head
+    assert arrays[0][1, 1] == 80  # channel 4 is the second one of the second head
     assert arrays[1][0, 0] == 20 and sum(array.sum() for array in arrays) == 100
