@@ -35,7 +35,6 @@ from studies.edge_kinds import (
 from studies.extras import build
 from studies.observation import edge_maxima
 from studies.published import titles
-from studies.results import read_network
 from studies.train import seed_all
 
 RUNS = titles("grid")
@@ -54,7 +53,7 @@ def bond_types(
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """The tables of a finished run, see ``tables_of``, on the test split it was trained for."""
-    read_network(folder, splits)  # or says that these are other data
+    checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     names = [
         "base",
         "best",
@@ -85,7 +84,7 @@ def shares_elsewhere(
     resamples: int = 200,  # of bootstraps, and permutations of tests
 ) -> dict[str, pd.DataFrame]:
     """The table ``shares`` of a run's best state on other molecules than it was trained on."""
-    model, information = checkpoint.load(Path(folder) / "best")
+    model, information = checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     graphs = read_smiles(smiles)
     warn_of_types(graphs, splits.train, splits.description.title)
     labelled = {name: edge_labels(graphs, name, splits.description) for name in by}

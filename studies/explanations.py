@@ -100,21 +100,17 @@ def edge_importance(
             f"an explainer left its edge mask in {masked} layers; it is ignored here", stacklevel=2
         )
         clear_masks(network)
-    parts = []
-    with (
-        torch.enable_grad(),
-        torch.random.fork_rng(devices=[]),
-        tqdm(total=len(graphs), desc=method, file=sys.stderr, delay=1, disable=not progress) as bar,
-    ):
+    size, parts = 1 if method == "GNNExplainer" else batch_size, []
+    look = dict(total=-(-len(graphs) // size), file=sys.stderr, delay=1, disable=not progress)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for batch in batches(graphs, 1 if method == "GNNExplainer" else batch_size):
+        for batch in tqdm(batches(graphs, size), method, **look):
             whole, place = with_loops_of_layers(network, batch)
             # An explainer takes means over edges, which there must be.
             made = torch.empty(0)
             if batch.num_edges:
                 made = method_of(OneTarget(network, target, whole))[place]
             parts.append(made.detach().abs())
-            bar.update(batch.num_graphs)
     return list(torch.cat(parts).split([graph.num_edges for graph in graphs]))
 
 

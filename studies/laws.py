@@ -124,7 +124,7 @@ def fit_law(histogram: StreamingHistogram, law: str = "gamma") -> Fit:
         value = -(counts[filled] @ log_mass) / total
         return value if np.isfinite(value) else _BAD
 
-    forms = [[t] for t in range(-6, 3)] if distribution.numargs else [[]]
+    forms = [[float(t)] for t in range(-6, 3)] if distribution.numargs else [[]]
     theta = _minimum(loss, [[0.0, 0.0, *form] for form in forms], skewed)
     if loss(theta) == _BAD:
         raise ValueError(f"no {law} law was found that allows all values: fit another law")
@@ -199,17 +199,15 @@ def compare_laws(
     return pd.DataFrame(rows)
 
 
-def distribution_grid(
-    histogram: pd.DataFrame, *, states: Sequence[str] = ("base", "best"), columns: int = 5
-) -> Figure:
+def distribution_grid(histogram: pd.DataFrame) -> Figure:
     """Figure B of the massive-activations paper: all layers of one network, and gamma laws.
 
-    The panels of one state, then those of the next; ``histogram`` has rows of one run and seed.
+    The panels of the untrained one, then those of the trained; rows are of one run and seed.
     """
     layers = sorted(histogram["layer"].unique())
-    shape = (len(layers) * len(states), min(columns, len(layers)), (1.9, 1.75))
-    figure, axes = panels(*shape, sharex=True, sharey=True)
-    places = [(state, layer) for state in states for layer in layers]
+    places = [(state, layer) for state in ("base", "best") for layer in layers]
+    look = dict(size=(1.9, 1.75), sharex=True, sharey=True)
+    figure, axes = panels(len(places), min(5, len(layers)), **look)
     for ax, (state, layer) in zip(axes, places, strict=True):
         rows = histogram[(histogram["layer"] == layer) & (histogram["state"] == state)]
         counted = histogram_from_table(rows)  # with the empty bins, which the table leaves out

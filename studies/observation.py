@@ -104,18 +104,25 @@ def edge_maxima(
 
 
 def bond_ratios(
-    model: nn.Module, graphs: Sequence[Data], *, heads: int, names: str | Sequence[str] = SCORES
+    model: nn.Module,
+    graphs: Sequence[Data],
+    *,
+    heads: int,
+    names: str | Sequence[str] | None = None,
 ) -> list[Float[Tensor, "layers heads bonds"]]:
     """The largest activation ratio of every bond of molecules in every layer and head.
 
     Of its two directions the larger one, over the median of the whole row, of all heads; bonds in
     the order of ``directions``, as those of ``to_molecule``.
     """
-    found = []
+    names, found = default_names(model) if names is None else names, []
+    modules = hooks.resolve(model, names)
     for batch, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
-        ratios = torch.stack([activation_ratio(score) for score in seen.values()])
-        by_head = ratios.unflatten(-1, (heads, -1)).amax(dim=-1)  # [layers, E, heads]
-        found.append(by_head[:, directions(batch)].amax(dim=1).transpose(1, 2))
+        by_layer = []
+        for name, output in seen.items():
+            ratio = activation_ratio(edge_rows(name, modules[name], output, batch))
+            by_layer.append(ratio.unflatten(-1, (heads, -1)).amax(dim=-1).t())  # [heads, E]
+        found.append(torch.stack(by_layer)[..., directions(batch)].amax(dim=2))
     return found
 
 

@@ -38,7 +38,9 @@ def splits(cache):
     return few_molecules(48, 16, 24)
 
 
-def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(splits, tmp_path):
+def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(
+    splits, tmp_path, monkeypatch
+):
     """Of a run on molecules with a global node whose edges have the id of triple bonds."""
     folder, joined = tmp_path / "run", join_global_node(splits, edge_types=(3, 3))
     config = CONFIGS["GT-ZINC"].replace(**SMALL, num_node_types=29)
@@ -60,6 +62,9 @@ def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(split
     path = tmp_path / "molecules.smi"
     path.write_text("\n".join(graph.smiles for graph in splits.test) + "\n\n")
     arguments = ["--dataset", "moses", "--smiles", str(path), "-o", str(tmp_path / "x")]
+    assert main(["study", "shares", str(folder), *arguments]) == 2, "other data"
+    monkeypatch.setattr("studies.commands.load", lambda name: splits)
+    arguments += ["--change", "global-node-triple"]
     assert main(["study", "shares", str(folder), *arguments]) == 0
     rows = pd.read_csv(tmp_path / "x_shares.csv.gz")
     massive = edge_maxima(model, splits.test) > 3000
@@ -144,9 +149,9 @@ def test_tables_and_figures_show_intervals_ranges_and_counts():
         assert {*rows[["share", "share_low", "share_high"]].to_numpy().flat} <= {*shown}
     heat = pd.DataFrame(
         {"layer": 0, "threshold": [1e3, 1e3, 3e3], "label": ["x", "y", "x"]}
-        | {"channel": [5, 0, 3], "percent": [80.0, 20.0, 7.0]}
+        | {"channel": [4, 0, 3], "percent": [80.0, 20.0, 7.0]}
     )
     figure = heat_maps(heat, {"x": 75, "y": 24, "none": 1}, heads=2, channels=3)
     arrays = [ax.images[0].get_array() for ax in figure.axes[:3]]
-    assert arrays[0][1, 2] == 80  # channel 5 is the third one of the second head
+    assert arrays[0][1, 1] == 80  # channel 4 is the second one of the second head
     assert arrays[1][0, 0] == 20 and sum(array.sum() for array in arrays) == 100

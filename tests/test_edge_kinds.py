@@ -264,6 +264,12 @@ def test_the_separable_prediction_is_exact_if_and_only_if_atoms_do_not_depend_on
         measured = mean_by_type(layer["ratio"].double().log10(), triples, [1, 2])
         difference = measured - separable_log_ratio(layer, triples, [1, 2])
         assert (difference.abs().max() < 1e-5) == is_exact
+    # The profile is of all edges, whatever their type.
+    match = np.average(layer["match"].abs().log10(), axis=0, weights=triples["count"])
+    sizes = layer["score"].abs().sort(dim=1).values
+    own = mean_by_type(layer["gate"].abs().log10() - sizes[:, 7:8].log10(), triples, [1, 2])
+    found = separable_log_ratio(layer, triples, [1, 2]) - own
+    np.testing.assert_allclose(found, [match, match], rtol=1e-4)
 
 
 def test_what_is_no_table_of_types_is_refused(splits):

@@ -31,7 +31,7 @@ from studies.data import molecule_graph
 from studies.emergence import emergence
 from studies.explanations import METHODS, compare, curve, edge_importance, rank_correlation
 from studies.extras import build
-from studies.observation import edge_maxima
+from studies.observation import bond_ratios, edge_maxima
 from studies.published import CONFIGS
 
 
@@ -248,16 +248,17 @@ def test_importances_by_layers_of_pyg_are_those_of_a_plain_loop(layer, loops):
 
 
 def test_the_ratio_is_that_of_a_layer_of_any_network_by_its_name():
-    graph = Data(x=torch.randn(4, 3), edge_index=torch.tensor([[0, 0, 1, 2], [0, 1, 2, 1]]))
-    model = Pooled(GAT(3, 4, 2, heads=2))  # PyG's own network of two layers
-    first, second = edge_maxima(model, [graph])
-    for choice, expected in (
-        ({}, first),
-        ({"layer": 1}, second),
-        ({"names": "*1:message"}, second),
-    ):
-        assert torch.equal(edge_importance(model, [graph], "ratio", **choice)[0], expected)
-    assert not torch.equal(first, second)
+    ends = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    graph, loop = Data(x=torch.randn(4, 3), edge_index=ends), torch.tensor([[0], [0]])
+    with_loop = Data(x=graph.x, edge_index=torch.cat([loop, ends], dim=1))
+    model = Pooled(GAT(3, 4, 2, heads=2))  # PyG's own network of two layers, of 4 and 8 channels
+    for layer, choice in enumerate(({}, {"layer": 1}, {"names": "*1:message"})):
+        expected = edge_maxima(model, [with_loop])[min(layer, 1)]
+        assert torch.equal(edge_importance(model, [with_loop], "ratio", **choice)[0], expected)
+    (of_bonds,) = bond_ratios(model, [graph], heads=2)
+    expected = edge_maxima(model, [graph]).unflatten(1, (2, 2)).amax(dim=2)
+    torch.testing.assert_close(of_bonds.amax(dim=1), expected)
+    assert (of_bonds[:, 0] != of_bonds[:, 1]).all() and (expected[0] != expected[1]).all()
 
 
 def test_what_cannot_be_explained_is_said(graphs):

@@ -8,6 +8,7 @@ from conftest import few_molecules
 
 from mapkg.models import build
 from studies.__main__ import main
+from studies.data import molecule_graph
 from studies.emergence import emergence
 from studies.explicit_bias import (
     READINGS,
@@ -67,9 +68,10 @@ def test_what_does_not_fit_the_network_is_refused(molecules):
 
 def test_the_weight_on_the_sink_is_what_a_loop_over_nodes_gives(molecules):
     model, _ = network(explicit_bias="sink")
-    table = weight_on_sink(model, molecules.test, batch_size=5).set_index(["layer", "neighbours"])
+    graphs = [*molecules.test, molecule_graph("C", 0.0)]  # an atom without a neighbor is left out
+    table = weight_on_sink(model, graphs, batch_size=5).set_index(["layer", "neighbours"])
     shares = {}
-    for graph in molecules.test:
+    for graph in graphs:
         x, edge = model.node_embedding(graph.x), model.edge_embedding(graph.edge_attr)
         for number, layer in enumerate(model.layers):
             a = layer.attention
