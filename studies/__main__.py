@@ -250,7 +250,7 @@ def _how(name: str, annotation: str) -> dict[str, Any]:
     kind = annotation.removesuffix(" | None")
     if kind == "bool":
         return {"action": "store_true"}
-    if kind == "Sequence[tuple[str, str]]":
+    if kind == "Sequence[Sequence[str]]":  # pairs
         return {"action": "append", "nargs": 2, "metavar": ("NAME", "VALUE")}
     if several := re.fullmatch(r"Sequence\[(\w+)\]", kind):
         return _how(name, several[1]) | {"action": "extend", "nargs": "+"}

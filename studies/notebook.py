@@ -72,7 +72,7 @@ class Parameter:
 def command(
     notebook: Path,  # for example notebooks/04_emergence.ipynb
     *,
-    parameter: Sequence[tuple[str, str]] = (),  # set a parameter to a value; may be repeated
+    parameter: Sequence[Sequence[str]] = (),  # set a parameter to a value; may be repeated
     output: Path | None = None,  # where the executed notebook goes
     list: bool = False,  # list the parameters, with their defaults, and stop
 ) -> int:
@@ -114,7 +114,7 @@ def parameters(path: Path | str) -> dict[str, Parameter]:
     return found
 
 
-def parse(path: Path | str, assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def parse(path: Path | str, assignments: Iterable[Sequence[str]]) -> dict[str, Any]:
     """Values of parameters from pairs of name and text, each checked against the notebook."""
     return _checked(path, dict(assignments), _readings)
 
