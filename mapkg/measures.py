@@ -3,13 +3,15 @@ r"""What "massive" may mean, and summaries that stream.
 A row is one edge (or node), its D channels are those of all heads together. Rows that are not
 finite have no measure. Which activations are massive depends on the measure, so say which one:
 
-| measure | an activation, row or layer is massive if | use it |
-|---|---|---|
-| row ratio | \|x\| > 1000 medians of its row | to compare with the published figures |
-| layer ratio | \|x\| > 1000 medians of its layer | where single rows may be large as a whole |
-| Sun's rule | \|x\| > 100 and > 1000 medians of its graph | to compare with language models |
-| spread | the standard deviation of ln \|x\| in rows is beyond chance | across widths and sizes |
-| isolation | largest over second largest in rows is beyond chance | for one large channel alone |
+============  ================================================  ==================================
+measure       massive is                                        use it
+============  ================================================  ==================================
+row ratio     abs(x) > 1000 medians of its row                  as in the published figures
+layer ratio   abs(x) > 1000 medians of its layer                where rows may be large as a whole
+Sun's rule    abs(x) > 100 and > 1000 medians of its graph      as for language models
+spread        a standard deviation of ln abs(x) beyond chance   across widths and sizes
+isolation     largest over second largest beyond chance         for one large channel alone
+============  ================================================  ==================================
 
 The first three need one extreme value, and find more of them in more data. Spread and isolation
 have no threshold and are compared with a null (``mapkg.nulls``). A ratio depends on what it is

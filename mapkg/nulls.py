@@ -81,24 +81,24 @@ class ProductNull:
 
     @property
     def spread(self) -> float:
-        """Root of the expected variance of ln |x| in a row, sqrt(k) pi / sqrt(8).
+        """Root of the expected variance of ``ln |x|`` in a row, sqrt(k) pi / sqrt(8).
 
-        Exact at any width, scale and number of rows, for k factors: ln |z| of a normal z has the
+        Exact at any width, scale and number of rows, for k factors: ``ln |z|`` of a normal z has the
         variance pi^2 / 8, and the logarithm of a product is a sum.
         """
         return math.pi * math.sqrt(self.factors / 8)
 
     @property
     def _relative_variance(self) -> float:
-        """Var(V) / E(V)^2 of V, the variance of ln |x| in a row (divisor D - 1), exact.
+        """Var(V) / E(V)^2 of V, the variance of ``ln |x|`` in a row (divisor D - 1), exact.
 
-        The excess kurtosis of ln |z| is 4, that of a sum of k of them 4 / k.
+        The excess kurtosis of ``ln |z|`` is 4, that of a sum of k of them 4 / k.
         """
         return 4 / (self.factors * self.channels) + 2 / (self.channels - 1)
 
     @property
     def mean_spread(self) -> float:
-        """The expected standard deviation of ln |x| in a row of D channels.
+        """The expected standard deviation of ``ln |x|`` in a row of D channels.
 
         The variance has no bias (``spread``), its root has: E sqrt(V) = sqrt(E V) (1 - v / 8) to
         first order in v = Var(V) / E(V)^2. Good to 1 % from 20 channels on, to 0.3 % from 32.
@@ -113,7 +113,7 @@ class ProductNull:
         Args:
             measure: ``"row"``, the largest row ratio; ``"layer"``, the largest ratio to the
                 median of all entries, which is taken as known; ``"spread"``, the root of the mean
-                variance of ln |x| in rows, by the normal law of a mean; ``"isolation"``, the
+                variance of ``ln |x|`` in rows, by the normal law of a mean; ``"isolation"``, the
                 median over rows of largest over second largest.
             value: what was measured.
             rows: number of independent rows.
