@@ -26,8 +26,8 @@ def row_measures(
     Returns:
         A dict of tensors with one number per row, shape [rows]. ``largest`` and ``median``
         magnitude (the lower middle one) and ``ratio`` of both; ``spread``, the standard deviation
-        of ``ln |x|`` (divisor D - 1); ``max_over_second`` and ``max_over_q90``, the largest over the
-        second largest and over the ceil(0.9 D)-th from below; ``kurtosis``,
+        of ``ln |x|`` (divisor D - 1); ``max_over_second`` and ``max_over_q90``, the largest over
+        the second largest and over the ceil(0.9 D)-th from below; ``kurtosis``,
         mean(x^4) / mean(x^2)^2. NaN where a row is not finite, where its median is zero, and
         ``spread`` where any channel is.
 
@@ -303,9 +303,9 @@ class AllMeasures:
         return torch.stack([columns[name] for name in COLUMNS], dim=-1).cpu()
 
     def statistics(self) -> dict[str, Float[Tensor, " stack"]]:
-        """``COLUMNS`` by name, and ``spread_rms``, the root of the mean variance of ``ln |x|`` in rows.
+        """``COLUMNS`` by name, and ``spread_rms``; NaN where there is no value.
 
-        NaN where there is no value.
+        ``spread_rms`` is the root of the mean variance of ``ln |x|`` in rows.
         """
         count = dict(zip(_COUNTS, self._counts.double(), strict=True))
         usable = count["rows"] - count["zero_medians"] - count["nonfinite_rows"]

@@ -83,8 +83,8 @@ class ProductNull:
     def spread(self) -> float:
         """Root of the expected variance of ``ln |x|`` in a row, sqrt(k) pi / sqrt(8).
 
-        Exact at any width, scale and number of rows, for k factors: ``ln |z|`` of a normal z has the
-        variance pi^2 / 8, and the logarithm of a product is a sum.
+        Exact at any width, scale and number of rows, for k factors: ``ln |z|`` of a normal z has
+        the variance pi^2 / 8, and the logarithm of a product is a sum.
         """
         return math.pi * math.sqrt(self.factors / 8)
 

@@ -42,8 +42,8 @@ class Report:
             ``massive_channels``, how many channels have a massive activation, and
             ``top_channels``, pairs (channel, rows in which it is massive). ``max_abs``, the largest
             magnitude of rows with a ratio. By the ``measure``: ``value`` (the largest row or layer
-            ratio; the share of rows that Sun's rule names; the root of the mean variance of ``ln |x|``
-            in rows; the median over rows of largest over second largest);
+            ratio; the share of rows that Sun's rule names; the root of the mean variance of
+            ``ln |x|`` in rows; the median over rows of largest over second largest);
             ``share_rows_with_massive``, NaN without a threshold; ``chance_level``, what the null
             exceeds in one case of twenty; ``p_value``, how likely it exceeds the value;
             ``massive``, and ``verdict``, in words.
