@@ -23,9 +23,9 @@ from studies.commands import overrides
 from studies.data import load
 from studies.emergence import fit_to_data
 from studies.explicit_bias import ARMS, OTHERS, SAME
-from studies.grid import MODELS
-from studies.provenance import commit, versions
+from studies.files import commit, versions
 from studies.published import CONFIGS, grid
+from studies.results import MODELS
 from studies.tables import write as write_table
 
 STEPS = 3

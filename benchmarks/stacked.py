@@ -32,9 +32,9 @@ from captured import ENGINES, CapturedStack
 
 from mapkg.models import build
 from mapkg.models.config import Config
+from studies.checkpoint import Fit
 from studies.files import write_atomically
 from studies.published import CONFIGS
-from studies.schedule import Fit
 from studies.stacked import FlatGraphs, epoch_batches
 from studies.train_stacked import Progress, fit_stacked
 

@@ -19,7 +19,7 @@ from mapkg.models.config import Config
 from studies.converged import BEYOND, MEASURES, with_measures
 from studies.data import Splits, load_table
 from studies.extras import build
-from studies.provenance import commit, versions
+from studies.files import commit, versions
 from studies.tables import write as write_table
 
 WINDOW = 50

@@ -24,6 +24,8 @@ import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
+from studies.files import write_atomically
+
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"
@@ -95,7 +97,7 @@ def execute(notebooks: list[Path]) -> list[str]:
             bar.update()
             if failure is None:
                 keys[path.name] = notebook_key(path)
-                KEYS.write_text(json.dumps(keys, indent=1))
+                write_atomically(KEYS, json.dumps(keys, indent=1).encode())
             else:
                 failures.append(failure)
     return failures
@@ -108,8 +110,11 @@ def is_current(notebook: Path) -> bool:
 
 
 def executed_keys() -> dict[str, str]:
-    """The key with which each notebook was executed."""
-    return json.loads(KEYS.read_text()) if KEYS.is_file() else {}
+    """The key with which each notebook was executed; none if they cannot be read."""
+    try:
+        return dict(json.loads(KEYS.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def run_notebook(path: Path) -> str | None:

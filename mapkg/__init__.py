@@ -4,10 +4,10 @@ Tools for any network of torch or PyG:
 
 - ``hooks``: ``record`` or ``edit`` what any submodule returns, or what a layer of PyG computes
   inside; ``scan`` does so batch by batch.
-- ``measures``, ``nulls``: the activation ratio, summaries that stream, and what chance gives;
-  ``report(model, loader)`` has one verdict per layer.
-- ``attribution``, ``interventions``, ``attack``: what massive activations sit on, what happens
-  without them, and noise on embeddings that ascends the loss.
+- ``measures``, ``all_measures``, ``nulls``: what "massive" means by the row ratio and by four other
+  measures, streamed, and what chance gives; ``report(model, loader)`` has one verdict per layer.
+- ``attribution``, ``interventions``, ``attack``: what activations that are massive by the row ratio
+  sit on, what happens without them, and noise on embeddings that ascends the loss.
 - ``lipschitz_norm``, ``lipschitz``, ``oversmoothing``: LipschitzNorm for the attention layers of
   a network, how much attention amplifies a change of its input, and how alike nodes become.
 - ``models``: attention networks with edge features, observable by name.

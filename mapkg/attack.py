@@ -14,15 +14,15 @@ bounded.
 
 Source: massive-activations paper, its adversarial framework (published code of GT on TOX21).
 differs: noise for every batch, where the published one has the size of the last one; noise on
-some edges alone; and a rate that falls when the loss no longer grows by 1e-4 of itself. The
-published code minimises the negative loss, of which torch's ``ReduceLROnPlateau`` takes a value
-that stays for a better one, so that its rate never falls.
+some edges alone; and a rate that falls when the loss no longer grows by 1e-4 of itself (the
+published code minimises the negative loss, so that torch's schedule never lowers its rate).
 """
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -33,7 +33,7 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg import hooks
-from mapkg.evaluation import batches, losses, measure, predict, targets
+from mapkg.evaluation import batches, check_targets, losses, measure, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.models.network import SCORES
 
@@ -85,7 +85,7 @@ def scaled(
     ``centred`` takes the mean over these entries away. Raises ``TooFewEntries`` if fewer than two
     are left.
     """
-    inside = torch.ones_like(noise) if mask is None else mask.expand_as(noise)
+    inside = torch.ones_like(noise) if mask is None else mask.to(noise).expand_as(noise)
     inside = inside.to(torch.bool)
     chosen = noise[inside]
     if len(chosen) < 2:
@@ -137,36 +137,40 @@ def attack(
         random one less 1 (NaN for the others), ``passes`` of the optimisation, and ``disturbed``,
         the number of entries that noise is added to.
 
-    Raises ``ValueError`` if there is no graph, a sigma is not above 0, or noise is shared and
-    masked; ``TooFewEntries`` if a mask leaves fewer than two entries in a batch.
+    Raises ``ValueError`` if there is no graph, a target is missing or (with ``"l1"``) not finite, a
+    sigma is not a number above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves
+    fewer than two entries in a batch.
     """
     sigmas = tuple(sigmas)
     if len(graphs) == 0:
         raise ValueError("expected graphs to attack, got none")
+    check_targets(graphs)
     for sigma in sigmas:
-        if not sigma > 0:
+        if not 0 < sigma < float("inf"):
             raise ValueError(f"sigma: expected a standard deviation above 0, got {sigma!r}")
     if shared and masks is not None:
         raise ValueError("masks: expected none with shared noise, which is alike for all rows")
     every = [(batch, targets(batch)) for batch in batches(graphs, batch_size)]
+    if loss == "l1" and not all(target.isfinite().all() for _, target in every):
+        raise ValueError("targets: expected numbers for loss 'l1', got NaN or infinity")
     names = EMBEDDINGS if masks is None else tuple(masks)
     rows = []
     with hooks.evaluating(model), _frozen(model):
         passes = hooks.scan(model, [batch for batch, _ in every], names, forward=predict)
         embedded = [seen for _, seen in passes]  # of each batch
-        places = None
-        if masks is not None:
-            places = [{name: masks[name](batch) for name in names} for batch, _ in every]
+        everywhere = dict.fromkeys(names, lambda _: torch.ones(1))
+        places = [
+            {name: mask(batch) for name, mask in (masks or everywhere).items()}
+            for batch, _ in every
+        ]
         disturbed = sum(
-            x.numel() if places is None else int(places[number][name].expand_as(x).sum())
-            for number, seen in enumerate(embedded)
+            int(place[name].expand_as(x).count_nonzero())
+            for place, seen in zip(places, embedded, strict=True)
             for name, x in seen.items()
         )
         units = dict.fromkeys(names, 1.0)
         if relative:
-            joined = {
-                name: torch.cat([seen[name].flatten() for seen in embedded]) for name in names
-            }
+            joined = {n: torch.cat([seen[n].flatten() for seen in embedded]) for n in names}
             units = {name: x.std().item() for name, x in joined.items()}
         clean = _scores(model, every, None, loss)
         pairs = [(sigma, restart) for sigma in sigmas for restart in restarts]
@@ -177,11 +181,11 @@ def attack(
             taken = _ascend(model, every, noise, loss, ascent)
             optimised = _scores(model, every, noise, loss)
             row = {"sigma": sigma, "restart": restart, "disturbed": disturbed}
-            rest = {"gain": float("nan"), "passes": 0}
+            row |= {"gain": float("nan"), "passes": 0}
             gained = {"gain": optimised["loss"] / random["loss"] - 1, "passes": taken}
             rows += [
-                row | {"noise": "none"} | clean | rest,
-                row | {"noise": "random"} | random | rest,
+                row | {"noise": "none"} | clean,
+                row | {"noise": "random"} | random,
                 row | {"noise": "optimised"} | optimised | gained,
             ]
     columns = ["sigma", "restart", "noise", *clean, "gain", "passes", "disturbed"]
@@ -196,7 +200,7 @@ def where_massive(
     control: bool = False,
     equal: bool = False,
 ) -> Mask:
-    """Where edge embeddings are disturbed so that massive activations are concerned.
+    """Where edge embeddings are disturbed: at what is massive by the row ratio.
 
     Args:
         model: the network as it is.
@@ -204,7 +208,7 @@ def where_massive(
             the massive channels of each edge; ``"largest"``: the channel of each edge whose
             score is largest in magnitude in the first layer, the published mask, which the
             published attack computes and never uses. Something massive in one layer is enough.
-        threshold: ratio above which an activation is massive.
+        threshold: ratio above which an activation is massive, above 0.
         control: as many others instead, drawn at random: other edges of the batch, or other
             channels of the same edges; all of them where there are fewer.
         equal: where there are fewer others, as many of the chosen as there are others, drawn at
@@ -212,15 +216,16 @@ def where_massive(
     """
     if by not in MASKED:
         raise ValueError(f"by: expected one of {MASKED}, got {by!r}")
+    if not threshold > 0:
+        raise ValueError(f"threshold: expected a ratio above 0, got {threshold!r}")
     generator = torch.Generator().manual_seed(0)
 
     def mask(batch: Any) -> Tensor:
         ((_, seen),) = hooks.scan(model, [batch], SCORES, forward=predict)
         scores = list(seen.values())
         if by == "largest":
-            first = scores[0].abs()
-            chosen = torch.zeros_like(first, dtype=torch.bool)
-            chosen.scatter_(1, first.argmax(dim=1, keepdim=True), True)
+            largest = scores[0].abs().argmax(dim=1)
+            chosen = nn.functional.one_hot(largest, scores[0].size(1)).bool()
         else:
             massive = [is_massive(activation_ratio(score), threshold) for score in scores]
             chosen = torch.stack(massive).any(dim=0)
@@ -246,7 +251,7 @@ class _Noise:
         sizes: Mapping[str, float],
         shared: bool,
         centred: bool,
-        places: Sequence[Mapping[str, Tensor]] | None,
+        places: Sequence[Mapping[str, Tensor]],
         seed: int,
     ) -> None:
         self.sizes, self.centred, self.places = sizes, centred, places
@@ -257,26 +262,27 @@ class _Noise:
                 noise = torch.randn(x.shape[-1:] if shared else x.shape, generator=generator)
                 values.append(noise.to(x).requires_grad_())
 
-    def added(self, name: str, number: int) -> Tensor:
-        """What is added to an embedding of a batch, [rows, D], or [1, D] for all rows."""
+    def add(self, number: int, name: str, x: Float[Tensor, "rows D"]) -> Float[Tensor, "rows D"]:
+        """A disturbed embedding of the batch of that number."""
         values = self.values[name]
         noise = torch.atleast_2d(values[min(number, len(values) - 1)])
-        mask = None if self.places is None else self.places[number][name]
-        return scaled(noise, self.sizes[name], centred=self.centred, mask=mask)
+        mask = self.places[number][name]
+        return x + scaled(noise, self.sizes[name], centred=self.centred, mask=mask)
 
-    def injected(self, model: nn.Module, number: int) -> AbstractContextManager[None]:
-        """A context in which the model's embeddings of a batch are disturbed."""
-        edits = {name: lambda x, name=name: x + self.added(name, number) for name in self.values}
-        return hooks.edit(model, edits)
+    def predict(self, model: nn.Module, number: int, batch: Any) -> Tensor:
+        """Predictions for the batch of that number from disturbed embeddings."""
+        with hooks.edit(model, {name: partial(self.add, number, name) for name in self.values}):
+            return predict(model, batch)
 
 
 def _scores(
     model: nn.Module, every: Sequence[tuple[Any, Tensor]], noise: _Noise | None, loss: str
 ) -> dict[str, float]:
-    predicted = []
-    for number, (batch, _) in enumerate(every):
-        with torch.no_grad(), noise.injected(model, number) if noise else nullcontext():
-            predicted.append(predict(model, batch))
+    with torch.no_grad():
+        predicted = [
+            noise.predict(model, number, batch) if noise else predict(model, batch)
+            for number, (batch, _) in enumerate(every)
+        ]
     metrics = measure(torch.cat(predicted), torch.cat([target for _, target in every]), loss)
     return {"loss": metrics["mae" if loss == "l1" else loss], **metrics}
 
@@ -298,9 +304,8 @@ def _ascend(
         total, number_of_losses = 0.0, 0
         for number, (batch, target) in enumerate(every):
             optimiser.zero_grad()
-            with noise.injected(model, number):
-                each = losses(predict(model, batch), target, loss)
-                (-each.mean()).backward()
+            each = losses(noise.predict(model, number, batch), target, loss)
+            (-each.mean()).backward()
             optimiser.step()
             total += each.sum().item()
             number_of_losses += each.numel()

@@ -1,6 +1,6 @@
 """What massive activations sit on: counts by type of edge, and how sure they are.
 
-An edge is *massive* in a layer if it has a massive activation in any channel. Intervals are
+An edge is *massive* in a layer if an activation in any channel is, by the row ratio. Intervals are
 bootstrapped over molecules, since the edges of one molecule are no independent draws; the
 permutation test moves types among the bonds of a molecule and leaves everything else in place.
 
@@ -21,8 +21,7 @@ from torch_geometric.data import Data
 from mapkg import hooks
 from mapkg.evaluation import batches, predict
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
-from mapkg.models.network import SCORES
-from mapkg.rows import edge_rows
+from mapkg.rows import default_names, edge_rows
 
 THRESHOLDS = (MASSIVE_RATIO, 3000.0, 4000.0)
 """The usual threshold of a massive activation, and those of the published heat maps."""
@@ -30,7 +29,7 @@ THRESHOLDS = (MASSIVE_RATIO, 3000.0, 4000.0)
 CONFIDENCE = 0.95
 """Level of all intervals."""
 
-_CHUNK = 100  # resamples or permutations at a time, for memory's sake
+_CHUNK = 100  # resamples at a time, for memory's sake
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,6 @@ class Edges:
         _, bond = np.unique(pairs, axis=1, return_inverse=True)
         return cls(label=label, names=tuple(names), graph=graph, bond=bond, back=ends[0] > ends[1])
 
-    @property
-    def num_graphs(self) -> int:
-        """Number of graphs up to the last one with an edge."""
-        return int(self.graph[-1]) + 1
-
 
 def attribute(
     edges: Edges,
@@ -122,16 +116,17 @@ def attribute(
         raise ValueError(
             f"expected {len(edges.label)} edges in each row of massive, got {massive.shape[1]}"
         )
-    columns, labels = len(massive), len(edges.names)
-    cell = edges.graph * labels + edges.label
-    total = _tally(cell, np.ones(len(cell)), (edges.num_graphs, labels))
-    counts = np.stack([_tally(cell, row.astype(float), total.shape) for row in massive], axis=1)
+    columns, labels, graphs = len(massive), len(edges.names), int(edges.graph[-1]) + 1
+    of_cell = _sums(edges.graph * labels + edges.label, graphs * labels)
+    total = (of_cell @ np.ones(len(edges.label))).reshape(graphs, labels)
+    counts = (of_cell @ massive.T.astype(float)).reshape(graphs, labels, columns)
+    counts = counts.transpose(0, 2, 1)  # [graphs, columns, labels]
 
-    found = _shares(total.sum(axis=0), counts.sum(axis=0))
+    share, enrichment = _shares(total.sum(axis=0), counts.sum(axis=0))
     rng = np.random.default_rng(seed)
     drawn = []
     for start in range(0, resamples, _CHUNK):
-        size, graphs = min(_CHUNK, resamples - start), len(total)
+        size = min(_CHUNK, resamples - start)
         times = rng.multinomial(graphs, np.full(graphs, 1 / graphs), size=size).astype(float)
         resampled = (times @ counts.reshape(graphs, -1)).reshape(-1, columns, labels)
         drawn.append(_shares(times @ total, resampled))
@@ -141,28 +136,22 @@ def attribute(
     observed = counts.sum(axis=0)[some]
     p_values[some] = _permutation_test(edges, massive[some], observed, permutations, rng)
 
-    graphs, hit = (total > 0).sum(axis=0), (counts > 0).sum(axis=0)
-    bound = np.array(
-        [[_upper_bound(*pair) for pair in zip(row, graphs, strict=True)] for row in hit]
-    )
-    column, label = (index.ravel() for index in np.indices((columns, labels)))
-    return pd.DataFrame(
-        {
-            "column": column,
-            "label": np.array(edges.names, dtype=object)[label],
-            "edges": total.sum(axis=0).astype(int)[label],
-            "graphs": graphs[label],
-            "massive_edges": counts.sum(axis=0).astype(int).ravel(),
-            "share": found[0].ravel(),
-            "share_low": ends[0][0].ravel(),
-            "share_high": ends[0][1].ravel(),
-            "share_bound": bound.ravel(),
-            "enrichment": found[1].ravel(),
-            "enrichment_low": ends[1][0].ravel(),
-            "enrichment_high": ends[1][1].ravel(),
-            "p_value": p_values.ravel(),
-        }
-    )
+    number, hits = (total > 0).sum(axis=0), (counts > 0).sum(axis=0)
+    # The exact (Clopper-Pearson) bound; NaN where there is no graph.
+    bound = stats.beta.ppf(CONFIDENCE, hits + 1, number - hits)
+    bound[(hits == number) & (number > 0)] = 1
+    table = {
+        "column": np.arange(columns)[:, None],
+        "label": np.array(edges.names, dtype=object),
+        "edges": total.sum(axis=0).astype(int),
+        "graphs": number,
+        "massive_edges": counts.sum(axis=0).astype(int),
+        **{"share": share, "share_low": ends[0][0], "share_high": ends[0][1]},
+        "share_bound": bound,
+        **{"enrichment": enrichment, "enrichment_low": ends[1][0], "enrichment_high": ends[1][1]},
+        "p_value": p_values,
+    }
+    return pd.DataFrame({k: np.broadcast_to(v, share.shape).ravel() for k, v in table.items()})
 
 
 def heat_map(
@@ -172,22 +161,24 @@ def heat_map(
     num_labels: int,
     *,
     thresholds: Iterable[float] = THRESHOLDS,
-    names: str | Sequence[str] = SCORES,
+    names: str | Sequence[str] | None = None,
 ) -> Float[Tensor, "layers thresholds labels channels"]:
     """Which share of the edges of each label is massive in each channel, in evaluation mode.
 
     ``labels`` has one tensor per graph, a label per edge. ``names`` are submodules, or stages of
-    them, with a row per edge. Channels are head-major; NaN for a label without an edge.
+    them, with a row per edge; None means those of ``rows.default_names``. Channels are head-major;
+    NaN for a label without an edge. Raises ``ValueError`` if the layers differ in width.
 
     Source: massive-activations paper, its heat map. differs: the labels of its two axes are
     swapped there, and the median averages the two middle magnitudes.
     """
     thresholds = tuple(thresholds)
-    counts: dict[str, Tensor] = {}
     label = torch.cat(list(labels))
     per_label = label.bincount(minlength=num_labels).double()
-    start = 0
+    names = default_names(model) if names is None else names
     modules = hooks.resolve(model, names)
+    counts: dict[str, Tensor] = {}
+    start = 0
     for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict):
         of_batch = label[start : start + batch.num_edges]
         start += batch.num_edges
@@ -197,14 +188,17 @@ def heat_map(
             table = counts.setdefault(name, torch.zeros(size, dtype=torch.double))
             for row, threshold in zip(table, thresholds, strict=True):
                 row.index_add_(0, of_batch, is_massive(ratio, threshold).double())
+    widths = {name: table.size(-1) for name, table in counts.items()}
+    if len({*widths.values()}) > 1:
+        raise ValueError(f"expected layers of one width, got {widths}: name those of one in names=")
     by_layer = torch.stack(list(counts.values()))
     return by_layer / per_label.where(per_label > 0, torch.nan).unsqueeze(1)
 
 
-def _tally(
-    cell: Int[np.ndarray, " E"], value: Float[np.ndarray, " E"], shape: tuple[int, int]
-) -> Float[np.ndarray, "graphs labels"]:
-    return np.bincount(cell, weights=value, minlength=shape[0] * shape[1]).reshape(shape)
+def _sums(group: Int[np.ndarray, " members"], groups: int) -> sparse.csr_matrix:
+    """The matrix [groups, members] that adds up what the members of each group have."""
+    places = (group, np.arange(len(group)))
+    return sparse.csr_matrix((np.ones(len(group)), places), shape=(groups, len(group)))
 
 
 def _shares(
@@ -215,16 +209,15 @@ def _shares(
     edges = edges[..., None, :]
     with np.errstate(invalid="ignore", divide="ignore"):
         share = massive / edges
-        of_all = massive.sum(axis=-1, keepdims=True) / edges.sum(axis=-1, keepdims=True)
-        return share, share / of_all
+        return share, share / (massive.sum(-1, keepdims=True) / edges.sum(-1, keepdims=True))
 
 
 def _interval(values: Float[np.ndarray, "draws ..."]) -> Float[np.ndarray, "2 ..."]:
     """Both ends over the draws that have a value; NaN where fewer than half of them have."""
     enough = np.isfinite(values).mean(axis=0) >= 0.5
-    filled = np.where(enough, values, 0.0)
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    return np.where(enough, np.nanquantile(filled, tails, axis=0), np.nan)
+    quantiles = np.nanquantile(np.where(enough, values, 0.0), tails, axis=0)
+    return np.where(enough, quantiles, np.nan)
 
 
 def _permutation_test(
@@ -235,10 +228,9 @@ def _permutation_test(
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "columns labels"]:
     """Two-sided p-values of the massive edges of each label, labels dealt out within graphs."""
-    bonds = int(edges.bond.max()) + 1
     slot = 2 * edges.bond + edges.back  # a bond has one for each of its directions
     first = np.unique(edges.bond, return_index=True)[1]
-    graph = edges.graph[first]
+    bonds, graph = len(first), edges.graph[first]
     label = edges.label[first].repeat(2)  # where there is one direction, both have its label
     label[slot] = edges.label
     if not np.array_equal(label[slot], edges.label):
@@ -247,30 +239,14 @@ def _permutation_test(
             "test deals out one label for each direction of a bond"
         )
     label = label.reshape(bonds, 2)
-    to_slot = sparse.csr_matrix(
-        (np.ones(len(slot)), (slot, np.arange(len(slot)))), shape=(2 * bonds, len(slot))
-    )
-    per_slot = to_slot @ massive.T.astype(float)  # massive edges of each direction
+    per_slot = _sums(slot, 2 * bonds) @ massive.T.astype(float)  # massive edges
     order_of_graphs = np.argsort(graph, kind="stable")
-    drawn = np.empty((permutations, *observed.shape))
+    dealt, drawn = np.empty_like(label), np.empty((permutations, *observed.shape))
     for index in range(permutations):
-        dealt = np.empty_like(label)
         # Sorted by graph, then at random: a permutation of the bonds within each graph.
         dealt[order_of_graphs] = label[np.lexsort((rng.random(bonds), graph))]
-        one_hot = sparse.csr_matrix(
-            (np.ones(2 * bonds), (dealt.ravel(), np.arange(2 * bonds))),
-            shape=(len(edges.names), 2 * bonds),
-        )
-        drawn[index] = (one_hot @ per_slot).T
-    centre = drawn.mean(axis=0)
+        drawn[index] = (_sums(dealt.ravel(), len(edges.names)) @ per_slot).T
+    center = drawn.mean(axis=0)
     # The tolerance is for the rounding of the mean.
-    as_far = np.abs(drawn - centre) >= np.abs(observed - centre) - 1e-9
+    as_far = np.abs(drawn - center) >= np.abs(observed - center) - 1e-9
     return (1 + as_far.sum(axis=0)) / (1 + permutations)
-
-
-def _upper_bound(hits: int, graphs: int) -> float:
-    """Exact (Clopper-Pearson) one-sided upper bound of a share of graphs; NaN without any."""
-    if graphs == 0:
-        return np.nan
-    test = stats.binomtest(hits, graphs, alternative="less")
-    return test.proportion_ci(CONFIDENCE, method="exact").high

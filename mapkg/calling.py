@@ -1,11 +1,14 @@
-"""How a model is called on a batch, when nobody says how."""
+"""How a model is called on a batch when nobody says how, and structures of tensors."""
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, MutableSequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
+from torch_geometric.data.data import BaseData
 
 Forward = Callable[[nn.Module, Any], object]
 """Called as ``forward(model, batch)``; runs the model on a batch."""
@@ -25,23 +28,20 @@ def call(model: nn.Module, batch: Any) -> object:
     advice = "pass forward=lambda model, batch: model(...)"
     kind, inner = type(batch).__name__, model
     named = _named(inner)
-    while not named and isinstance(getattr(inner, "module", None), nn.Module):
-        inner = inner.module  # of DataParallel, AveragedModel and others that wrap one
-        named = _named(inner)
+    while not named and (wrapped := _wrapped(inner)) is not None:
+        inner, named = wrapped, _named(wrapped)
     required = [p.name for p in named if p.default is p.empty]
     carried = {p.name: _carried(batch, p.name) for p in named}
     carried = {name: value for name, value in carried.items() if value is not None}
     # A single parameter called "batch" means the whole batch, not its vector of that name.
-    if len(required) == 1 and (required == ["batch"] or required[0] not in carried):
-        return model(batch)
-    if required and set(required) <= set(carried):
+    whole = len(required) == 1 and (required == ["batch"] or required[0] not in carried)
+    if whole or (required and set(required) <= set(carried)):
         try:
-            return model(**carried)
+            return model(batch) if whole else model(**carried)
         except Exception as error:
-            error.add_note(
-                f"{type(model).__name__} was called with {', '.join(carried)}, which the batch "
-                f"carries; to call it otherwise, {advice}"
-            )
+            given = f"{', '.join(carried)}, which the batch carries"
+            given = f"the whole batch, a {kind}" if whole else given
+            error.add_note(f"{type(model).__name__} was called with {given}; otherwise, {advice}")
             raise
     if isinstance(batch, HeteroData):
         advice = "pass forward=lambda model, batch: model(batch.x_dict, batch.edge_index_dict), say"
@@ -55,6 +55,53 @@ def call(model: nn.Module, batch: Any) -> object:
             f"it needs {', '.join(required)}, of which a batch ({kind}) does not carry {missing}"
         )
     raise TypeError(f"{type(model).__name__}.forward: {reason}: {advice}")
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any], _seen: dict | None = None) -> Any:
+    """The same structure with what a function makes of each tensor in its place.
+
+    Goes into sequences, mappings, PyG's data, dataclasses, and other objects that have a tensor,
+    or a list, tuple or dict with one, as an attribute; what is none of these is handed on. The
+    structure given is not changed.
+    """
+    seen = {} if _seen is None else _seen  # copies of objects, which may hold one another
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        items = [map_tensors(item, function, seen) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, BaseData):
+        return copy.copy(value).apply(function)
+    if id(value) in seen or isinstance(value, nn.Module | type):
+        return seen.get(id(value), value)
+    if isinstance(value, MutableMapping | MutableSequence):
+        kept = seen[id(value)] = copy.copy(value)
+        pairs = value.items() if isinstance(value, MutableMapping) else enumerate(value)
+        for key, item in pairs:
+            kept[key] = map_tensors(item, function, seen)
+        return kept
+    slots = [name for name in getattr(type(value), "__slots__", ()) if hasattr(value, name)]
+    attributes = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+    if is_dataclass(value):
+        attributes = {field.name: getattr(value, field.name) for field in fields(value)}
+    elif not any(map(_has_tensor, attributes.values())):
+        return value
+    kept = seen[id(value)] = copy.copy(value)
+    for name, item in attributes.items():
+        object.__setattr__(kept, name, map_tensors(item, function, seen))
+    return kept
+
+
+def _has_tensor(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value
+    items = items if isinstance(value, dict | list | tuple) else [value]
+    return any(isinstance(item, Tensor) for item in items)
+
+
+def _wrapped(model: nn.Module) -> nn.Module | None:
+    """The model inside of DataParallel, AveragedModel, what torch.compile returns, and others."""
+    inner = getattr(model, "module", getattr(model, "_orig_mod", None))
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def _named(model: nn.Module) -> list[inspect.Parameter]:

@@ -46,7 +46,7 @@ def targets(batch: Any) -> Tensor:
 
 
 def check_targets(graphs: Graphs) -> None:
-    """Raise if a graph has no target."""
+    """Raise ValueError if a graph has no target."""
     for place, graph in enumerate(graphs):
         if graph.y is None:
             raise ValueError(f"graph {place} has no target y, of shape [1, targets]")
@@ -64,8 +64,7 @@ def predictions(
     """
     check_targets(graphs)
     passes = scan(model, batches(graphs, batch_size), "", forward=predict)
-    pairs = [(seen[""], targets(batch)) for batch, seen in passes]
-    predicted, target = zip(*pairs, strict=True)
+    predicted, target = zip(*((seen[""], targets(batch)) for batch, seen in passes), strict=True)
     return torch.cat(predicted), torch.cat(target)
 
 
@@ -133,9 +132,8 @@ def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
     if loss == "l1":
         return {"mae": mean}
     labelled = ~target.isnan()
-    right = (predicted[labelled] > 0) == (target[labelled] == 1)
-    roc_auc, accuracy = mean_roc_auc(predicted, target), right.double().mean().item()
-    return {"bce": mean, "roc_auc": roc_auc, "accuracy": accuracy}
+    accuracy = ((predicted > 0) == (target == 1))[labelled].double().mean().item()
+    return {"bce": mean, "roc_auc": mean_roc_auc(predicted, target), "accuracy": accuracy}
 
 
 def mean_roc_auc(logits: Values, target: Values) -> float:
@@ -145,15 +143,12 @@ def mean_roc_auc(logits: Values, target: Values) -> float:
     rows; NaN if no target does.
     """
     areas = []
-    for column, labels in zip(logits.T, target.T, strict=True):
-        labelled = ~labels.isnan()
-        positive = (labels[labelled] == 1).cpu().numpy()
-        positives, negatives = positive.sum(), (~positive).sum()
-        if positives and negatives:
+    for column, labels in zip(logits.detach().cpu().T, target.cpu().T, strict=True):
+        positive, negative = column[labels == 1].numpy(), column[labels == 0].numpy()
+        if positive.size and negative.size:
             # The area is the Mann-Whitney statistic, as a share of all pairs of two classes.
-            ranks = stats.rankdata(column[labelled].detach().cpu())
-            wins = ranks[positive].sum() - positives * (positives + 1) / 2
-            areas.append(wins / (positives * negatives))
+            wins = stats.mannwhitneyu(positive, negative, method="asymptotic").statistic
+            areas.append(wins / (positive.size * negative.size))
     return float(sum(areas) / len(areas)) if areas else float("nan")
 
 
@@ -173,7 +168,6 @@ def pooled_mean(
     numbers: Shaped[np.ndarray, " graphs"],
     *,
     resamples: int = 2000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """A mean over all entries of all graphs, and its bootstrap interval over graphs.
@@ -181,10 +175,9 @@ def pooled_mean(
     Args:
         sums, numbers: of the entries of each of two or more graphs.
         resamples: number of bootstrap samples, drawn with ``seed``.
-        confidence: of the percentile interval, in (0, 1).
 
     Returns:
-        The mean, and the lower and upper end of its interval.
+        The mean, and the lower and upper end of its percentile interval of 95 %.
     """
     if len(sums) < 2:
         raise ValueError(f"expected two graphs or more, to draw from, got {len(sums)}")
@@ -192,17 +185,10 @@ def pooled_mean(
     def ratio(values: np.ndarray, counts: np.ndarray, axis: int = 0) -> Any:
         return np.sum(values, axis=axis) / np.sum(counts, axis=axis)
 
-    interval = stats.bootstrap(
-        (sums, numbers),
-        ratio,
-        paired=True,
-        vectorized=True,
-        method="percentile",
-        n_resamples=resamples,
-        confidence_level=confidence,
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(ratio(sums, numbers)), float(interval.low), float(interval.high)
+    options = dict(method="percentile", n_resamples=resamples, rng=np.random.default_rng(seed))
+    interval = stats.bootstrap((sums, numbers), ratio, paired=True, vectorized=True, **options)
+    low, high = map(float, interval.confidence_interval)
+    return float(ratio(sums, numbers)), low, high
 
 
 def calibrate_batch_norm(
@@ -211,14 +197,11 @@ def calibrate_batch_norm(
     """Set BatchNorm statistics to those of the data, without a change of weights or of modes.
 
     Args:
-        model: changed in place; dropout is off.
+        model: changed in place, and returned; dropout is off.
         graphs: usually the training split.
         batch_size: None takes all graphs as one batch, for the statistics of the data. A number
             gives the mean over such batches, in which every layer normalizes as in training; it
             depends on the number.
-
-    Returns:
-        The model.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

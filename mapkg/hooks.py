@@ -11,7 +11,8 @@
         seen["layers.0.attention.score"]  # the output for this batch
 
 Modules are named as in ``model.named_modules()``; ``*`` stands for any characters. Contexts
-nest: a ``record`` inside an ``edit`` sees the edited output, one around it the original.
+nest: a ``record`` inside an ``edit`` sees the edited output, one around it the original. While one
+is open, what ``torch.compile`` has made runs uncompiled, since compiled code passes over hooks.
 
 What a PyG ``MessagePassing`` module computes inside itself is named ``"module:stage"``::
 
@@ -28,27 +29,27 @@ import difflib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, no_type_check  # of what is made anew in every call
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data.data import BaseData
 from torch_geometric.nn import MessagePassing
 
-from mapkg.calling import Forward, call
-from mapkg.nested import map_tensors
+from mapkg.calling import Forward, call, map_tensors
 
 STAGES = ("message_inputs", "message", "aggregate", "edge_update_inputs", "edge_update")
 """What can be seen inside a PyG ``MessagePassing`` module, as ``"module:stage"``."""
 
 Reducer = Callable[[str, Any], None]  # reduce(name, output), after each pass of a module
-_PASS = threading.RLock()  # one pass at a time: passes change modes and have hooks
 BatchReducer = Callable[[str, Any, Any], None]  # reduce(name, output, batch)
-_Place = tuple[nn.Module, str]  # a module and its stage, which is empty for the module's output
+_PASS = threading.RLock()  # one pass at a time: passes change modes and have hooks
+_STANCE, _stances = threading.Lock(), []  # of the compiler, one for each open context
 
 
 def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module]:
@@ -65,7 +66,8 @@ def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module
     Raises:
         KeyError: if a name or pattern matches nothing; the message lists near matches, or the
             stages there are.
-        TypeError: if a part of the model is compiled; so do ``record``, ``scan`` and ``edit``.
+        TypeError: if the model is no module, the names are no strings, or all that a name stands
+            for is in code of ``torch.jit``, ``torch.export`` or ``torch.fx`` that does not call it.
     """
     return {name: module for name, (module, _) in _places(model, names).items()}
 
@@ -76,9 +78,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     Afterwards, also after an exception, each submodule is in the mode it was in: a BatchNorm that
     is frozen in a training model stays frozen, a dropout that is left on stays on.
-
-    Args:
-        model: any module.
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -94,12 +93,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def record(
     model: nn.Module, names: str | Iterable[str], reduce: Reducer | None = None
 ) -> Iterator[dict[str, list[Any]]]:
-    """Record what submodules return while the context is open.
+    """Record what submodules return while the context is open, in any thread.
 
     Without a reducer each output is kept, detached but not copied (copied under
-    ``torch.inference_mode``), one list entry each time it is computed. With a reducer nothing is
-    kept: it is called with each output as it comes, so memory does not grow with the number of
-    batches. Outputs are never changed, and hooks are removed however the context ends.
+    ``torch.inference_mode``), one list entry each time it is computed. A reducer is called with
+    each output as it comes, and nothing is kept. Outputs are never changed, and hooks are removed
+    however the context ends.
 
     Args:
         model: any module.
@@ -111,10 +110,11 @@ def record(
         A dict from name to the list of its outputs; the lists stay empty with a reducer.
 
     Raises:
-        KeyError: if a name matches nothing; no hook has been attached then.
-        RuntimeError: on leaving, if a kept output was changed in place after it was recorded;
-            in a forward pass, if a module skips the stage, as PyG does for sparse adjacencies,
-            or if an output that is to be kept belongs to ``torch.vmap`` or ``torch.func``.
+        KeyError, TypeError: as ``resolve``; no hook has been attached then.
+        RuntimeError: on leaving, if a kept output was changed in place after it was recorded
+            (changes through ``.data`` cannot be seen); in a forward pass, if a module skips the
+            stage, as PyG does for sparse adjacencies, or if an output that is to be kept belongs
+            to ``torch.vmap`` or ``torch.func``.
     """
     places = _places(model, names)
     outputs: dict[str, list[Any]] = {name: [] for name in places}
@@ -160,8 +160,8 @@ def scan(
 
     Each batch is one forward pass without gradients, made when the loop asks for it, on a copy:
     what a model writes into the batch is not in the loader's. Modes and hooks are changed during
-    a pass only. In the body of the loop, and however the loop ends, the model is as it was. The
-    outputs of a batch are held as long as the loop holds them.
+    a pass only, and threads make one pass at a time. In the body of the loop, and however it ends,
+    the model is as it was. The outputs of a batch are held as long as the loop holds them.
 
     Args:
         model: any module.
@@ -177,14 +177,14 @@ def scan(
         Each batch and a dict ``seen`` from name to output, detached, in the model's order.
 
     Raises:
-        KeyError: if a name matches nothing; before the first pass.
+        KeyError, TypeError: as ``resolve``, before the first pass.
         TypeError: if the loader is one graph, or it is not clear how to call the model.
         RuntimeError: without a reducer, if a submodule runs not once but never or several times
             in a pass; where ``record`` raises it; or if a layer of PyG still has the mask of an
             explainer.
     """
     names = list(resolve(model, names))
-    if isinstance(loader, Data | HeteroData | Tensor | Mapping):
+    if isinstance(loader, BaseData | Tensor | Mapping) or not isinstance(loader, Iterable):
         raise TypeError(f"expected batches, got one {type(loader).__name__}: pass [data]")
     for name, module in model.named_modules():
         if getattr(module, "_edge_mask", None) is not None:
@@ -210,35 +210,30 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterato
         edits: from name or pattern to a function from the output to its replacement.
 
     Raises:
-        KeyError: if a name matches nothing; no hook has been attached then.
+        KeyError, TypeError: as ``resolve``; no hook has been attached then.
         TypeError: in a forward pass, if a function returns None.
         RuntimeError: in a forward pass, if a module skips the stage, or runs under activation
             checkpointing, whose backward pass may come when the edit is gone.
     """
-    functions: dict[str, list[Callable[[Any], Any]]] = {}
-    places: dict[str, _Place] = {}
-    for pattern, function in edits.items():
-        for name, place in _places(model, pattern).items():
-            places[name] = place
-            functions.setdefault(name, []).append(function)
+    found = [(_places(model, pattern), function) for pattern, function in edits.items()]
 
     @no_type_check
-    def replace(name: str, output: Any) -> Any:
+    def replace(function: Callable[[Any], Any], name: str, output: Any) -> Any:
         if (where := _checkpoint()) and (where != "checkpoint" or torch.is_grad_enabled()):
             raise RuntimeError(
                 f"{name!r} is edited under activation checkpointing, which runs it again in the "
                 "backward pass, with the edit or without: switch checkpointing off for it"
             )
-        for function in functions[name]:
-            output = function(output)
-            if output is None:
-                raise TypeError(
-                    f"the edit of {name!r} returned None; return the new output, or use record() "
-                    "to look at it only"
-                )
-        return output
+        if (edited := function(output)) is None:
+            raise TypeError(
+                f"the edit of {name!r} returned None; return the new output, or use record() to "
+                "look at it only"
+            )
+        return edited
 
-    with _hooked(places, replace):
+    with ExitStack() as stack:
+        for places, function in found:
+            stack.enter_context(_hooked(places, partial(replace, function)))
         yield
 
 
@@ -261,66 +256,64 @@ def _seen(
     return {name: output for name, (output,) in seen.items()}
 
 
-def refuse_compiled(model: nn.Module) -> None:
-    """Raise TypeError if a part of a model is compiled: compiled code passes over hooks."""
-    for name, module in model.named_modules():
-        is_compiled = getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
-        if is_compiled or isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(
-                f"{name or type(model).__name__} is compiled, and compiled code passes over hooks: "
-                "expected the module as it was before (._orig_mod of what torch.compile gave)"
-            )
-
-
-def _places(model: nn.Module, names: str | Iterable[str]) -> dict[str, _Place]:
+def _places(model: nn.Module, names: str | Iterable[str]) -> dict[str, tuple[nn.Module, str]]:
+    """Modules and their stages, which are empty for a module's output, by name."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    refuse_compiled(model)
+    patterns = [names] if isinstance(names, str) or not isinstance(names, Iterable) else [*names]
     modules = dict(model.named_modules())
-    again = dict(model.named_modules(remove_duplicate=False))
     chosen: set[tuple[str, str]] = set()
-    for pattern in [names] if isinstance(names, str) else names:
-        name, _, stage = pattern.rpartition(":")
-        if whole := _matches(pattern, modules):
-            chosen |= {(match, "") for match in whole}
-        elif not (matches := _matches(name, modules)) or ":" not in pattern:
-            pattern = name if stage in STAGES else pattern
-            if pattern in again:
-                first = next(name for name, module in modules.items() if module is again[pattern])
-                raise KeyError(f"{pattern!r} is one module with {first!r} (tied): name that one")
-            near = difflib.get_close_matches(pattern, modules, n=5, cutoff=0.4)
-            hint = f"near matches: {', '.join(near)}" if near else "it has no similar name"
-            raise KeyError(
-                f"{type(model).__name__} has no submodule {pattern!r}; {hint}. "
-                "model.named_modules() lists all names"
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"names: expected a string or several, got {pattern!r}")
+        matches, stage = _matches(pattern, modules), ""
+        if not matches:
+            matches, stage = _with_stage(model, pattern, modules)
+        if not (called := _called(matches, modules)):
+            raise TypeError(
+                f"{pattern!r} is in code made by torch.jit, torch.export or torch.fx, which does "
+                "not call it and passes over hooks: expected the model as it was before"
             )
-        elif stage not in STAGES:
-            raise KeyError(f"{pattern!r}: unknown stage {stage!r}; stages: {', '.join(STAGES)}")
-        elif staged := {match for match in matches if stage in stages(modules[match])}:
-            chosen |= {(match, stage) for match in staged}
-        else:
-            first = modules[min(matches)]
-            only = f"computes only {', '.join(stages(first))}"
-            if stage == STAGES[3] and STAGES[4] in stages(first):
-                only = f"shows only {', '.join(stages(first))}: PyG cannot read its source"
-            if not stages(first):
-                only = "is not a PyG MessagePassing module, only its output can be seen"
-            raise KeyError(f"{pattern!r} has no {stage!r}: {type(first).__name__} {only}")
-    return {
-        f"{name}:{stage}" if stage else name: (module, stage)
-        for name, module in modules.items()
-        for stage in ("", *STAGES)
-        if (name, stage) in chosen
-    }
+        chosen |= {(name, stage) for name in called}
+    ordered = [(n, stage) for n in modules for stage in ("", *STAGES) if (n, stage) in chosen]
+    return {f"{n}:{stage}" if stage else n: (modules[n], stage) for n, stage in ordered}
 
 
 def _matches(pattern: str, names: Iterable[str]) -> set[str]:
-    if pattern in names:
-        return {pattern}
-    return {name for name in names if fnmatchcase(name, pattern)}
+    return {pattern} & {*names} or {name for name in names if fnmatchcase(name, pattern)}
 
 
-def stages(module: nn.Module) -> tuple[str, ...]:
+def _with_stage(
+    model: nn.Module, pattern: str, modules: Mapping[str, nn.Module]
+) -> tuple[set[str], str]:
+    """The modules whose stage a pattern names; KeyError if there are none."""
+    name, _, stage = pattern.rpartition(":")
+    matches = _matches(name, modules) if ":" in pattern else set()
+    if not matches:
+        pattern = name if stage in STAGES else pattern
+        again = dict(model.named_modules(remove_duplicate=False))
+        if pattern in again:
+            first = next(name for name, module in modules.items() if module is again[pattern])
+            raise KeyError(f"{pattern!r} is one module with {first!r} (tied): name that one")
+        near = difflib.get_close_matches(pattern, modules, n=5, cutoff=0.4)
+        hint = f"near matches: {', '.join(near)}" if near else "it has no similar name"
+        raise KeyError(
+            f"{type(model).__name__} has no submodule {pattern!r}; {hint}. "
+            "model.named_modules() lists all names"
+        )
+    if stage not in STAGES:
+        raise KeyError(f"{pattern!r}: unknown stage {stage!r}; stages: {', '.join(STAGES)}")
+    if staged := {match for match in matches if stage in _stages(modules[match])}:
+        return staged, stage
+    first = modules[min(matches)]
+    only = "is not a PyG MessagePassing module, only its output can be seen"
+    if there := ", ".join(_stages(first)):
+        unread = stage == STAGES[3] and STAGES[4] in there
+        only = f"shows only {there}" + (": PyG cannot read its source" if unread else "")
+    raise KeyError(f"{pattern!r} has no {stage!r}: {type(first).__name__} {only}")
+
+
+def _stages(module: nn.Module) -> tuple[str, ...]:
     """Which of ``STAGES`` can be seen of a module."""
     if not isinstance(module, MessagePassing):
         return ()
@@ -331,13 +324,37 @@ def stages(module: nn.Module) -> tuple[str, ...]:
     return STAGES if has_source else (*STAGES[:3], STAGES[4])
 
 
+def _called(names: set[str], modules: Mapping[str, nn.Module]) -> set[str]:
+    """Names of modules that are called, and not passed over by code that was made of a model."""
+    for outer, made in modules.items():
+        if isinstance(made, torch.jit.ScriptModule | fx.GraphModule):
+            nodes = made.graph.nodes if isinstance(made, fx.GraphModule) else ()
+            calls = tuple(f"{node.target}." for node in nodes if node.op == "call_module")
+            inside = f"{outer}." if outer else ""
+            skipped = {name for name in names if name.startswith(inside)} - {outer}
+            names -= {n for n in skipped if not f"{n.removeprefix(inside)}.".startswith(calls)}
+    return names
+
+
 @contextmanager
-def _hooked(places: Mapping[str, _Place], hook: Callable[[str, Any], Any]) -> Iterator[None]:
+def _hooked(
+    places: Mapping[str, tuple[nn.Module, str]], hook: Callable[[str, Any], Any]
+) -> Iterator[None]:
     with ExitStack() as stack:
+        with suppress(RuntimeError):  # inside of compiled code, which stops at a context anyway
+            with _STANCE:
+                _stances.append(torch.compiler.set_stance("force_eager"))
+            stack.callback(_leave_stance)
         for name, (module, stage) in places.items():
             for handle in _attach(name, module, stage, hook):
                 stack.callback(handle.remove)
         yield
+
+
+def _leave_stance() -> None:
+    # The last one, whosever it is: what was there before the first comes back with the first.
+    with _STANCE:
+        _stances.pop().__exit__(None, None, None)
 
 
 def _attach(
@@ -360,13 +377,12 @@ def _attach(
             "a plain tensor of shape [2, E]"
         )
 
-    if not stage:
-        yield module.register_forward_hook(see)
-    elif stage.endswith("_inputs"):
+    if stage.endswith("_inputs"):
         register = f"register_{stage.removesuffix('_inputs')}_forward_pre_hook"
         yield getattr(module, register)(see_inputs)
     else:
-        yield getattr(module, f"register_{stage}_forward_hook")(see)
+        kind = stage and f"{stage}_"
+        yield getattr(module, f"register_{kind}forward_hook")(see)
     if stage and not stage.startswith("edge_update"):
         yield module.register_message_and_aggregate_forward_pre_hook(refuse)
 

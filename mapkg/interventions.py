@@ -1,8 +1,8 @@
-r"""Interventions: what a network predicts once its massive activations are taken away.
+"""Interventions: what a network predicts once its massive activations are taken away.
 
-The massive activations of the score are replaced in the forward pass by one of three rules, in
-one layer or in several; which ones a later layer has depends on what was changed before it. Two
-controls change as many activations that are not massive, on the same edges of the same layers.
+Activations of the score that are massive by the row ratio are replaced in the forward pass by one
+of three rules, in one layer or in several; which ones a later layer has depends on what was changed
+before it. Two controls change as many other activations, on the same edges of the same layers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,10 +26,9 @@ or itself, scaled down to a magnitude of the threshold times the median of its r
 CHANGED = ("massive", "random", "largest non-massive")
 """Which activations are changed, the massive ones and those of two controls.
 
-An edge with n massive activations has n others changed: drawn at random, or those of the largest
-magnitude, which are still smaller than the massive ones. Where massive ones are clipped, that is
-multiplied by a factor below 1, the controls are multiplied by the same factors, those of their
-edge, in the order of the channels.
+An edge with n massive activations has n others changed, drawn at random or the largest ones. Where
+massive ones are clipped, that is multiplied by a factor below 1, the controls are multiplied by
+the same factors, those of their edge, in the order of the channels.
 """
 
 
@@ -66,13 +65,15 @@ def intervene(
         (predictions, logits for ``"bce"``), ``loss_before`` and ``loss_after`` (NaN where
         unlabelled).
 
-    Raises ``ValueError`` if the threshold is below 1, the reference has no edge, or an output has
-    not a row of channels per edge.
+    Raises ``ValueError`` if the threshold is below 1, there is no graph, the reference has no edge,
+    or an output has not a row of channels per edge.
     """
     layers = (layers,) if isinstance(layers, str) else tuple(layers)
     if not threshold >= 1:
         # From 1 on at most half of a row is massive, so that the controls find enough others.
         raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold!r}")
+    if len(graphs) == 0:
+        raise ValueError("expected graphs to predict, got none")
     names = list(hooks.resolve(model, layers))
     means = channel_means(model, reference, names)
     every = [_one_rule(model, graphs, means, rule, threshold, loss, seed) for rule in RULES]
@@ -112,34 +113,28 @@ def summarise_interventions(
         seed: of the bootstrap.
 
     Returns:
-        A row per layers, threshold, rule and what is changed. Columns are ``graphs``; ``changed``,
-        the number of changed activations, and ``share`` of all; ``loss_before`` and
-        ``loss_after``, means over labelled targets; ``loss_change``, their difference, and
-        ``shift``, the mean magnitude of the change of a prediction, each with ``_low`` and
-        ``_high``.
+        A row per layers, threshold, rule and what is changed. Columns are ``graphs``; ``changed``
+        activations and their ``share`` of all; ``loss_before`` and ``loss_after``, means over
+        labelled targets; ``loss_change``, their difference, and ``shift``, the mean magnitude of
+        the change of a prediction, both with ``_low`` and ``_high``.
 
     Raises ``ValueError`` if there are fewer than two graphs.
     """
-    rows = []
     keys = ["layers", "threshold", "rule", "what"]
     table = table.assign(
-        labelled=table["loss_before"].notna().astype(int),
+        labelled=table["loss_before"].notna(),
         loss_change=table["loss_after"] - table["loss_before"],
         shift=(table["after"] - table["before"]).abs(),
         predictions=1,
     )
+    rows = []
     for key, part in table.groupby(keys, sort=False):
         by_graph = part.groupby("graph")
         names = ["loss_before", "loss_after", "loss_change", "shift", "labelled", "predictions"]
-        sums = by_graph[names].sum()
-        counts = by_graph[["changed", "activations"]].first().sum()
-        row = dict(zip(keys, key, strict=True)) | {
-            "graphs": len(sums),
-            "changed": int(counts["changed"]),
-            "share": counts["changed"] / counts["activations"],
-        }
-        labelled = sums["labelled"].sum()
-        row |= {name: sums[name].sum() / labelled for name in ("loss_before", "loss_after")}
+        sums, counts = by_graph[names].sum(), by_graph[["changed", "activations"]].first().sum()
+        row = dict(zip(keys, key, strict=True)) | {"graphs": len(sums)}
+        row |= {"changed": counts["changed"], "share": counts["changed"] / counts["activations"]}
+        row |= dict(sums[["loss_before", "loss_after"]].sum() / sums["labelled"].sum())
         for name, number in (("loss_change", "labelled"), ("shift", "predictions")):
             pairs = sums[name].to_numpy(), sums[number].to_numpy()
             mean = pooled_mean(*pairs, resamples=resamples, seed=seed)
@@ -188,10 +183,8 @@ def _one_rule(
                     chosen = _largest(size.masked_fill(chosen, -1), number)
                     factor = torch.ones_like(score).masked_scatter(chosen, factors)
                 changed += chosen.sum(dim=1)
-                mean = means[name].to(score)
-                return torch.where(
-                    chosen, {"channel mean": mean, "zero": 0, "clip": score * factor}[rule], score
-                )
+                new = {"channel mean": means[name].to(score), "zero": 0, "clip": score * factor}
+                return torch.where(chosen, new[rule], score)
 
             edits = {name: partial(change, name) for name in means}
             with hooks.evaluating(model), hooks.edit(model, edits):
@@ -201,15 +194,11 @@ def _one_rule(
                 "target": torch.arange(target.size(1)),
                 "activations": (edges * sum(map(len, means.values()))).unsqueeze(1),
                 "changed": scatter(changed, graph_of_edge, dim_size=len(edges)).unsqueeze(1),
-                "before": before,
-                "after": after,
+                **{"before": before, "after": after},
                 "loss_before": each_loss(before, target, loss),
                 "loss_after": each_loss(after, target, loss),
             }
-            flat = {
-                name: value.cpu().expand(target.shape).flatten().numpy()
-                for name, value in columns.items()
-            }
+            flat = {k: v.cpu().expand(target.shape).flatten().numpy() for k, v in columns.items()}
             tables.append(pd.DataFrame({"rule": rule, "what": what, **flat}))
         first += batch.num_graphs
     return pd.concat(tables, ignore_index=True)

@@ -109,15 +109,13 @@ def attention(score: Float[Tensor, "m n"], value: Float[Tensor, "n dv"]) -> Floa
 
 
 def slope(score: Callable[[Tensor], Tensor], x: Float[Tensor, "..."]) -> float:
-    r"""An upper bound of the score's slope, from the Frobenius to the (2, inf) norm.
+    r"""An upper bound of the slope of a score, from the Frobenius to the (2, inf) norm.
 
     .. math:: \lvert\lvert\lvert Dg \rvert\rvert\rvert_{F, (2, \infty)}
         \le \Bigl(\sum_i \max_j \lVert \nabla g_{ij} \rVert_F^2\Bigr)^{1/2}
 
-    For the linear score without normalisation this is the Frobenius norm of Q, where the slope
-    is its spectral norm.
-
-    ``score`` maps x, the point, to scores [m, n].
+    ``score`` maps x, the point, to scores [m, n]. For the linear score the bound is the Frobenius
+    norm of Q, where the slope is its spectral norm.
     """
     gradients = jacrev(score)(x).flatten(start_dim=2)  # [m, n, entries of x]
     return gradients.norm(dim=-1).amax(dim=-1).norm().item()
@@ -155,9 +153,7 @@ def theorem_bound(alpha: float, queries: int, keys: int, *, tight: bool = False)
     .. math:: e^\alpha \sqrt{m / n} + \alpha \sqrt 8
 
     ``alpha`` is that of the conditions, see ``ALPHA``, for m queries and n keys; ``tight`` has 2 in
-    place of the root of 8, from the sharper lemma.
-
-    Source: LipschitzNorm paper, theorem.
+    place of the root of 8. Source: LipschitzNorm paper, theorem.
     """
     if alpha < 0 or queries < 1 or keys < 1:
         raise ValueError(
@@ -186,8 +182,7 @@ def tied_keys(
     across = torch.randn(len(query), generator=generator, dtype=query.dtype)
     across = across - (across @ direction) * direction
     across = across / across.norm()
-    below = -direction.expand(keys - 2, -1)
-    return scale * torch.cat([(direction + across)[None], (direction - across)[None], below])
+    return scale * torch.stack([direction + across, direction - across, *[-direction] * (keys - 2)])
 
 
 def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) -> float:
@@ -218,13 +213,11 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
     if layer.add_self_loops:
         edge_index = add_self_loops(remove_self_loops(edge_index)[0], num_nodes=num_nodes)[0]
     source, target = directed(layer, edge_index)
-    has_loop = torch.zeros(num_nodes, dtype=torch.bool)
-    has_loop[source[source == target]] = True
-    if not has_loop.all():
+    without = num_nodes - len(source[source == target].unique())
+    if without:
         raise ValueError(
-            "edge_index: expected every node among its own neighbors, but "
-            f"{int((~has_loop).sum())} of {num_nodes} have no self-loop; the bound needs them: use "
-            "add_self_loops=True"
+            f"edge_index: expected every node among its own neighbors, but {without} of "
+            f"{num_nodes} have no self-loop; the bound needs them: use add_self_loops=True"
         )
     size = torch.bincount(target, minlength=num_nodes)
     bound = math.exp(1 / norm.scale) / size.double().sqrt() + 4 / norm.scale  # L_i
@@ -232,11 +225,11 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
     weights = layer.lin.weight.detach().double().view(layer.heads, layer.out_channels, -1)
     spectral = torch.linalg.matrix_norm(weights, ord=2)  # of each head
     heads = spectral.square().sum().sqrt() if layer.concat else spectral.mean()
-    bound_of_attention = (heads * sums.max().sqrt()).item()
-    if layer.res is None:
-        return bound_of_attention
-    residual = torch.linalg.matrix_norm(layer.res.weight.detach().double(), ord=2)
-    return bound_of_attention + residual.item()
+    bound_of_attention = heads * sums.max().sqrt()
+    if layer.res is not None:
+        weight = layer.res.weight.detach().double()
+        bound_of_attention += torch.linalg.matrix_norm(weight, ord=2)
+    return bound_of_attention.item()
 
 
 def _largest_row(x: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
-"""Normalisations of attention scores.
+"""LipschitzNorm divides the score of an edge, so that attention is Lipschitz in the features.
 
-LipschitzNorm divides the score of an edge, so that attention becomes a Lipschitz function of the
-features: ``lipschitz_normalise(model)`` adds it to every GATConv, TransformerConv and
-EdgeAttention of a model.
+``lipschitz_normalise(model)`` adds it to every GATConv, TransformerConv and EdgeAttention.
 """
 
 import math
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
 from torch_geometric.utils import is_torch_sparse_tensor, scatter, to_edge_index
 
-from mapkg.hooks import refuse_compiled
 from mapkg.models.edge_attention import EdgeAttention
 
 MODES = ("paper", "published", "published-si")
@@ -43,10 +40,9 @@ class LipschitzNorm(nn.Module):
         \sqrt{\max_{j' \in N(i')} \lVert z_{j'}^{k'} \rVert^2 + \lVert z_j^k \rVert^2},
         \qquad i' = \lfloor i / H \rfloor, \; k' = i \bmod H
 
-    with the norm of the attention vectors over all heads, or, in mode ``"published-si"``, per
-    head. It differs from the paper's in four ways: the second term is the source's norm; with
-    more than one head the maximum is that of another node and head; the norm is over all heads
-    (not in ``"published-si"``); and f is 4.
+    It differs from the paper's: the second term is the source's norm; with more than one head the
+    maximum is that of another node and head; the norm of the attention vectors is over all heads
+    (in mode ``"published-si"`` per head); and f is 4.
 
     Args:
         mode: one of ``MODES``.
@@ -76,9 +72,9 @@ class LipschitzNorm(nn.Module):
         """The divisor of every edge and head.
 
         Args:
-            z: features of the nodes after their projection, shape [N, H, C].
-            att: both attention vectors of each head, joined, shape [H, 2C].
-            edge_index: source and target of each edge, self-loops included, shape [2, E].
+            z: features of the nodes after their projection.
+            att: both attention vectors of each head, joined, 2C channels.
+            edge_index: source and target of each edge, self-loops included.
         """
         source, target = edge_index
         z, att = _wide(z), _wide(att)
@@ -110,8 +106,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
     queries of all edges of the batch, one for each edge into a node, and the score has been
     divided by the root of the channels of a head before.
 
-    Args:
-        mode, scale: as for ``LipschitzNorm``; None means the scale 1 in all modes.
+    Arguments as for ``LipschitzNorm``; a scale of None means 1 in all modes.
 
     Source: LipschitzNorm paper, quadratic scores; published code
     ``normalizations/quadratic_lipschitznorm.py``. differs: maxima of keys and values are over the
@@ -128,16 +123,13 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         target: Int[Tensor, " E"],
     ) -> Float[Tensor, "E H"]:
         """The divisor of every edge and head, from its query, key and value."""
-        nodes = int(target.max()) + 1 if len(target) else 0
-        query, key, value = _wide(query), _wide(key), _wide(value)
-
-        def largest(x: Tensor) -> Tensor:
-            size = scatter((x * x).sum(-1), target, dim=0, dim_size=nodes, reduce="max")
-            return _root(size).index_select(0, target)
-
-        size = (query * query).sum(dim=-1)  # [E, H]; the gradient of square() takes a slow power
-        u = _root(size if self.mode == "paper" else size.sum(dim=0, keepdim=True))
-        v, w = largest(key), largest(value)
+        # [E, H] each; the gradient of square() takes a slow power.
+        query, key, value = ((x * x).sum(dim=-1) for x in map(_wide, (query, key, value)))
+        u = _root(query if self.mode == "paper" else query.sum(dim=0, keepdim=True))
+        v, w = (
+            _root(scatter(x, target, dim=0, reduce="max")).index_select(0, target)
+            for x in (key, value)
+        )
         return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
 
     def factor(
@@ -171,7 +163,7 @@ def lipschitz_normalise(
         ValueError: if there is no such layer, or one that cannot be normalised or is already.
         TypeError: if a part of the model is compiled.
     """
-    refuse_compiled(model)
+    _refuse_compiled(model)
     chosen, others = {}, []
     for name, layer in model.named_modules():
         kind = next((kind for kind in _KINDS if isinstance(layer, kind)), None)
@@ -197,6 +189,16 @@ def lipschitz_normalise(
     return model
 
 
+def _refuse_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        is_compiled = getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
+        if is_compiled or isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name or type(model).__name__} is compiled, and compiled code passes over hooks: "
+                "expected the module as it was before (._orig_mod of what torch.compile gave)"
+            )
+
+
 def _refusal(layer: nn.Module) -> str | None:
     """Why the scores of a layer cannot be normalised."""
     if isinstance(layer, EdgeAttention):
@@ -213,10 +215,13 @@ def _refusal(layer: nn.Module) -> str | None:
 
 
 def _attends(layer: nn.Module) -> bool:
-    """Whether a layer has an attention of its own; those of PyG import ``softmax``."""
+    """Whether a layer has an attention of its own; convolutions with one import ``softmax``."""
+    home, name = type(layer).__module__, type(layer).__name__
     if isinstance(layer, MessagePassing):
-        return hasattr(sys.modules[type(layer).__module__], "softmax")
-    return isinstance(layer, nn.MultiheadAttention)
+        is_on = getattr(layer, "attention", True) and getattr(layer, "use_attention", True)
+        return bool(is_on) and hasattr(sys.modules[home], "softmax")
+    of_pyg = home.startswith("torch_geometric.nn.attention.") and name.endswith("Attention")
+    return of_pyg or isinstance(layer, nn.MultiheadAttention)
 
 
 _PASS: ContextVar[dict[str, Any]] = ContextVar("pass")
@@ -329,7 +334,6 @@ class _OfEdgeAttention(_Normalised):
     def forward(
         self,
         layer: EdgeAttention,
-        score: Float[Tensor, "E D"],
         x: Float[Tensor, "N D"],
         query: Float[Tensor, "N D"],
         key: Float[Tensor, "N D"],
@@ -337,6 +341,9 @@ class _OfEdgeAttention(_Normalised):
         edge: Float[Tensor, "E D"] | None,
     ) -> Float[Tensor, "E D"]:
         """The normalised score, from queries that are scaled; the edge gates the key."""
+        dtype, query, key = query.dtype, _wide(query), _wide(key)
+        edge = None if edge is None else _wide(edge)
+        score = layer.bounded(layer.edge_score(query, key, edge_index, edge))
         query = query * math.sqrt(layer.head_channels)
         # The layer computes its values later; hooks on them are to see one pass.
         value = nn.functional.linear(x, layer.value.weight, layer.value.bias)
@@ -346,7 +353,7 @@ class _OfEdgeAttention(_Normalised):
         )
         key = key if edge is None else key * layer.split_heads(edge)
         factor = self.norm.factor(query, key, value, edge_index[1])
-        return (layer.split_heads(score) * factor).flatten(1).to(score.dtype)
+        return (layer.split_heads(score) * factor).flatten(1).to(dtype)
 
 
 _KINDS = {GATConv: _OfGAT, TransformerConv: _OfTransformer, EdgeAttention: _OfEdgeAttention}

@@ -1,7 +1,23 @@
-"""The activation ratio, when an activation is massive, and summaries that stream.
+r"""What "massive" may mean, and summaries that stream.
 
-An activation is massive when its magnitude exceeds 1000 times the median magnitude of its
-row. A row is one edge (or node), its channels are those of all heads together.
+A row is one edge (or node), its D channels are those of all heads together. Rows that are not
+finite have no measure. Which activations are massive depends on the measure, so say which one:
+
+| measure | an activation, row or layer is massive if | use it |
+|---|---|---|
+| row ratio | \|x\| > 1000 medians of its row | to compare with the published figures |
+| layer ratio | \|x\| > 1000 medians of its layer | where single rows may be large as a whole |
+| Sun's rule | \|x\| > 100 and > 1000 medians of its graph | to compare with language models |
+| spread | the standard deviation of ln \|x\| in rows is beyond chance | across widths and sizes |
+| isolation | largest over second largest in rows is beyond chance | for one large channel alone |
+
+The first three need one extreme value, and find more of them in more data. Spread and isolation
+have no threshold and are compared with a null (``mapkg.nulls``). A ratio depends on what it is
+divided by: max <= sqrt(D) RMS, so a row ratio above 1000 at D = 64 needs half of the row below
+1/125 of its RMS. ``mapkg.all_measures`` streams all of them.
+
+Sources: massive-activations paper (row ratio; its code has the layer ratio as an option,
+``batch_median``); Sun et al. 2024 (rule); He et al. 2024 (kurtosis).
 """
 
 import math
@@ -14,6 +30,16 @@ from torch import Tensor
 
 MASSIVE_RATIO = 1000.0
 """An activation ratio above this is massive (massive-activations paper, its figures)."""
+
+
+MEASURES = {
+    "row": "the row ratio",
+    "layer": "the layer ratio",
+    "sun": "Sun's rule",
+    "spread": "the spread",
+    "isolation": "isolation",
+}
+"""The measures of the table above, and what sentences call them."""
 
 
 def row_median(x: Float[Tensor, "rows channels"]) -> Float[Tensor, " rows"]:
@@ -165,14 +191,14 @@ class StreamingHistogram:
 
 
 class ActivationSummary:
-    """What one layer's activations look like, gathered batch by batch.
+    """What one layer's activations look like by the row ratio, gathered batch by batch.
 
     Memory does not grow with the number of batches, apart from one number per graph in
     ``graph_maxima``. Summaries of a batch of graphs and of the same graphs one by one are equal.
 
     Args:
-        heads: number of attention heads, to measure how often the summed score of a head
-            reaches the clamp; None if the activations are not scores.
+        heads: number of attention heads, for the share of summed scores beyond the clamp; None if
+            the activations are not scores.
         threshold: the ratio above which an activation is massive.
         clamp: where the summed score of a head is clamped.
     """
@@ -261,13 +287,12 @@ class ActivationSummary:
         row; quantiles are exact to 0.6 %.
 
         Returns:
-            A dict with the keys ``rows`` and ``channels``; ``zero_medians`` and
-            ``nonfinite_rows``; ``rows_with_massive`` and their share; the shares of activations
-            and of channels that are massive; ``max_ratio`` and ``row_max_ratio_qXX``, maximum and
-            quantiles over rows of the row's largest ratio; ``max_abs``; ``row_max_abs_q50`` and
-            ``row_median_q50``, medians over rows of the row's largest and median magnitude; and
-            ``share_saturated``, of (row, head), over all finite rows, whose summed score lies
-            outside the clamp, None without heads.
+            A dict of counts and shares (``rows_with_massive``, ``share_massive`` of activations,
+            ...); ``max_ratio`` and ``row_max_ratio_qXX``, maximum and quantiles over rows of the
+            row's largest ratio; ``max_abs``; ``row_max_abs_q50`` and ``row_median_q50``, medians
+            over rows of the row's largest and median magnitude; and ``share_saturated``, of (row,
+            head), over all finite rows, whose summed score lies outside the clamp, None without
+            heads.
         """
         channels = 0 if self.massive_by_channel is None else len(self.massive_by_channel)
         usable = self.num_rows - self.num_zero_medians - self.num_nonfinite_rows

@@ -38,9 +38,7 @@ def relative_spread(
     constant), and 0 for a matrix of zeros.
     """
     size = torch.linalg.matrix_norm(x)
-    if size == 0:
-        return 0.0
-    return (torch.linalg.matrix_norm(_apart(x, direction)) / size).item()
+    return 0.0 if size == 0 else (torch.linalg.matrix_norm(_apart(x, direction)) / size).item()
 
 
 def spread(x: Float[Tensor, "N D"]) -> float:
@@ -57,9 +55,8 @@ def rank_one_distance(x: Float[Tensor, "N D"]) -> float:
 
     .. math:: \Bigl(1 - \frac{\sigma_1^2}{\sum_k \sigma_k^2}\Bigr)^{1/2}
 
-    What ``relative_spread`` is for the best direction, for attention, whose limit direction depends
-    on its input. It says less: with one channel it is always 0, and errors of a network with one
-    output are of rank one wherever slopes are alike.
+    The ``relative_spread`` from the best direction, for attention, whose limit direction depends
+    on its input. It says less, for example always 0 with one channel.
     """
     values = torch.linalg.svdvals(x).square()
     total = values.sum()
@@ -200,23 +197,16 @@ def smoothing_by_layer(
     for name, gradient in zip(of_errors, gradients, strict=True):
         if gradient is None:
             raise ValueError(f"{name}: expected a loss that depends on its output")
-    forward = [
-        {
-            "features": relative_spread(x.detach(), direction),
-            "features_spread": spread(x.detach()),
-            "features_rank_one": rank_one_distance(x.detach()),
-        }
-        for x in (seen[name] for name in of_features)
-    ]
-    backward = [
-        {
-            "errors": relative_spread(b, errors_direction),
-            "errors_rank_one": rank_one_distance(b),
-            "error": torch.linalg.matrix_norm(b).item(),
-        }
-        for b in gradients
-    ]
-    table = pd.concat([pd.DataFrame(forward), pd.DataFrame(backward)], axis=1)
+    forward = [seen[name].detach() for name in of_features]
+    columns = {
+        "features": [relative_spread(x, direction) for x in forward],
+        "features_spread": [spread(x) for x in forward],
+        "features_rank_one": [rank_one_distance(x) for x in forward],
+        "errors": [relative_spread(b, errors_direction) for b in gradients],
+        "errors_rank_one": [rank_one_distance(b) for b in gradients],
+        "error": [torch.linalg.matrix_norm(b).item() for b in gradients],
+    }
+    table = pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
     return table.rename_axis("layer").reset_index()
 
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import add_remaining_self_loops
 
 from mapkg.calling import call
 from mapkg.hooks import STAGES
@@ -23,6 +24,33 @@ channels], output[mask] if some are padding; output.transpose(0, 1).flatten(1) i
 first, [stacks, rows, channels]; output.values() if it is nested"""
 
 
+def default_names(model: nn.Module) -> str | list[str]:
+    """What is looked at in a model if nobody says what, names as for ``hooks.record``.
+
+    Identity modules called ``score``, as in this package's networks, or, where there are none,
+    the messages of all PyG ``MessagePassing`` modules.
+
+    Raises:
+        KeyError: if the model has neither; lists its submodules.
+    """
+    modules = dict(model.named_modules())
+    # A head that is called "score" computes something: it is not where attention is looked at.
+    scores = [
+        name
+        for name, module in modules.items()
+        if name.rpartition(".")[2] == "score" and type(module) is nn.Identity
+    ]
+    if scores:
+        return scores
+    if any(isinstance(module, MessagePassing) for module in modules.values()):
+        return "*:message"
+    known = ", ".join(filter(None, modules)) or "its submodules (it has none)"
+    raise KeyError(
+        f"{type(model).__name__} has no identity module called 'score' and no MessagePassing "
+        f"module: pass names=, of {known}"
+    )
+
+
 def as_rows(
     name: str, module: nn.Module, output: Any, batch: Any, rows: Rows | None = None
 ) -> tuple[Float[Tensor, "rows channels"], str]:
@@ -30,7 +58,7 @@ def as_rows(
 
     An output of three axes is [rows, heads, channels] if its module is a layer of PyG that has
     its nodes on the first axis, or if the batch has as many nodes or edges, with self-loops or
-    without, as the first axis is long and the second is not.
+    without, as the first axis is long and the second is not, and another number of graphs.
 
     Args:
         name: what was recorded, as for ``hooks.record``.
@@ -89,12 +117,28 @@ def _axes(name: str, module: nn.Module, output: Any, batch: Any) -> str:
 
 
 def _numbers_of_rows(batch: Any) -> set[int]:
-    """How many nodes or edges a batch has, with and without self-loops."""
-    if not isinstance(batch, Data) or not isinstance(batch.edge_index, Tensor):
+    """How many nodes or edges a batch has, with and without self-loops, but not as many graphs."""
+    edge_index = batch.edge_index if isinstance(batch, Data) else None
+    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
         return set()
     nodes, edges = batch.num_nodes, batch.num_edges
-    loops = int((batch.edge_index[0] == batch.edge_index[1]).sum())
-    return {nodes, edges, edges + nodes, edges - loops + nodes}
+    loops = int((edge_index[0] == edge_index[1]).sum())
+    graphs = getattr(batch, "num_graphs", 1)
+    return {nodes, edges, edges + nodes, edges - loops + nodes} - (
+        {graphs} if graphs > 1 else set()
+    )
+
+
+def graphs_of_rows(batch: Any, x: Tensor) -> tuple[Int[Tensor, " rows"], int]:
+    """Which graph of a batch each row is of, and how many there are; one where it is not said."""
+    vector = batch.batch if isinstance(batch, Data) else None
+    if isinstance(vector, Tensor) and isinstance(batch.edge_index, Tensor):
+        of_edges, others = vector[batch.edge_index[1]], batch.edge_index[0] != batch.edge_index[1]
+        loops = torch.cat([of_edges, vector]), torch.cat([of_edges[others], vector])
+        fitting = [each for each in (vector, of_edges, *loops) if len(each) == len(x)]
+        if fitting and all(torch.equal(each, fitting[0]) for each in fitting):
+            return fitting[0].to(x.device), int(vector.max()) + 1 if len(vector) else 0
+    return torch.zeros(len(x), dtype=torch.long, device=x.device), 1
 
 
 def off_floor(
@@ -143,14 +187,13 @@ def edge_rows(name: str, module: nn.Module, output: Any, batch: Any) -> Float[Te
     rows, _ = as_rows(name, module, output, batch)
     if len(rows) == batch.num_edges and not getattr(module, "add_self_loops", False):
         return rows
-    nodes, (source, target) = batch.num_nodes, batch.edge_index
-    others = source != target
-    if len(rows) != int(others.sum()) + nodes:
+    others, place = _among_replaced_loops(batch)
+    if len(rows) != others + batch.num_nodes:
         raise ValueError(
             f"{name!r}: expected a row for each of {batch.num_edges} edges, got {len(rows)}; name "
             "a module, or the stage ':message' of a layer, that has one row per edge"
         )
-    return rows[torch.where(others, others.cumsum(0) - 1, others.sum() + target)]
+    return rows[place]
 
 
 def with_loops_of_layers(model: nn.Module, batch: Any) -> tuple[Any, Int[Tensor, " E"]]:
@@ -163,21 +206,28 @@ def with_loops_of_layers(model: nn.Module, batch: Any) -> tuple[Any, Int[Tensor,
     Raises:
         ValueError: if other layers of the model do not replace loops.
     """
-    source, target = batch.edge_index
-    others, nodes = source != target, torch.arange(batch.num_nodes, device=source.device)
+    others, place = _among_replaced_loops(batch)
+    edges = torch.arange(batch.num_edges, device=place.device)
     replaces = any(getattr(module, "add_self_loops", False) for module in model.modules())
-    if others.all() or not replaces:
-        return batch, torch.arange(len(others))
-    loop = torch.zeros_like(nodes).index_put((target[~others],), (~others).nonzero().flatten())
-    taken = torch.cat([others.nonzero().flatten(), loop])
+    if others == len(edges) or not replaces:
+        return batch, edges
     changed = copy.copy(batch)
+    changed.edge_index, taken = add_remaining_self_loops(
+        batch.edge_index, edges, fill_value=0, num_nodes=batch.num_nodes
+    )
     for key, value in batch:
         if key != "edge_index" and batch.is_edge_attr(key):
             changed[key] = value[taken]
-    changed.edge_index = torch.cat([batch.edge_index[:, others], nodes.expand(2, -1)], dim=1)
     if not torch.allclose(call(model, batch), call(model, changed), rtol=1e-4, atol=1e-5):
         raise ValueError(
             "expected layers that all replace self-loops or none, got a graph with loops and "
             "layers of both kinds; take them out with torch_geometric.utils.remove_self_loops"
         )
-    return changed, torch.where(others, others.cumsum(0) - 1, others.sum() + target)
+    return changed, place
+
+
+def _among_replaced_loops(batch: Any) -> tuple[int, Int[Tensor, " E"]]:
+    """How many edges are no self-loops, and where edges are if a loop per node follows these."""
+    source, target = batch.edge_index
+    others = source != target
+    return int(others.sum()), torch.where(others, others.cumsum(0) - 1, others.sum() + target)

@@ -15,92 +15,146 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-USAGE_ERROR = 2
-"""Exit status when what was asked for cannot be done, as argparse uses it."""
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+"""Exit status when a notebook failed, when what was asked for cannot be done (as argparse uses
+it), and after Control-C."""
+
+GRAPHS, NODES = ("molecules", "graphs"), ("nodes",)
+"""Kinds of data that commands take, names of ``studies.data.KINDS``."""
 
 COMMANDS = {
-    "run": ("notebook:command", "Run a notebook with other parameters"),
-    "train": ("commands:train", "Train a network and watch its activations"),
-    "data": ("commands:data", "Describe a data set: origin, task, sizes"),
+    "run": ("notebook:command", "Run a notebook of the book with other parameters", ()),
+    "train": ("commands:train", "Train a network and record its activations", GRAPHS),
+    "data": ("commands:data", "Load a data set and describe it", ()),
 }
 STUDIES = {
-    "emergence": ("results:of_run", "Join the tables that training wrote (pages 04 to 06)"),
-    "bonds": ("bond_types:bond_types", "Bonds with massive activations, by type (pages 08, 10)"),
-    "shares": ("bond_types:shares_elsewhere", "The same on molecules of other data (page 08)"),
-    "explain": ("explanations:explain_run", "Activation ratios beside attributions (page 09)"),
-    "remedy": ("explicit_bias:compact_run", "Ratios through training and a fitted law (page 11)"),
-    "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (page 11)"),
-    "sink": ("explicit_bias:weight_on_sink_of_run", "Attention to the sink of a term (page 11)"),
-    "attack": ("robustness:attack_run", "The most harmful noise on embeddings (page 12)"),
-    "laws": ("grid:laws_of_runs", "Fit laws to the ratios that study emergence joined (page 06)"),
-    "untrained": ("commands:untrained", "Untrained networks, as a null (pages 05, 06)"),
-    "gradients": ("gradient_explosion:gradients", "Gradients of every layer (page 21)"),
-    "depth": ("depth:depth", "Accuracy by number of layers (page 22)"),
-    "missing": ("depth:missing", "Accuracy with hidden node features (page 24)"),
-    "smoothing": ("deep:smoothing", "Oversmoothing, forward and backward (page 25)"),
-    "mechanism": ("mechanism:mechanism", "What makes scores massive, arm by arm (page 14)"),
-    "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (page 23)"),
+    "emergence": ("results:of_run", "Join the tables that train wrote (04 to 06)", ()),
+    "bonds": ("bond_types:bond_types", "Massive activations by bond type (08, 10)", GRAPHS),
+    "shares": ("bond_types:shares_elsewhere", "The same on other molecules (08)", ("molecules",)),
+    "explain": ("explanations:explain_run", "Ratios beside attributions (09)", ("molecules",)),
+    "remedy": ("explicit_bias:compact_run", "Ratios by epoch, and a fitted law (11)", ()),
+    "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (11)", GRAPHS),
+    "sink": ("explicit_bias:weight_on_sink_of_run", "Attention to a term's sink (11)", GRAPHS),
+    "attack": ("robustness:attack_run", "The most harmful noise on embeddings (12)", GRAPHS),
+    "laws": ("results:laws_of_runs", "Fit laws to the tables of emergence (06)", ()),
+    "untrained": ("commands:untrained", "Ratios of untrained networks (05, 06)", GRAPHS),
+    "gradients": ("gradient_explosion:gradients", "Gradients of every layer (21)", NODES),
+    "depth": ("depth:depth", "Accuracy by number of layers (22)", NODES),
+    "missing": ("depth:missing", "Accuracy with hidden node features (24)", NODES),
+    "smoothing": ("deep:smoothing", "Oversmoothing, forward and backward (25)", NODES),
+    "mechanism": (
+        "mechanism:mechanism",
+        "What makes scores massive, arm by arm (14)",
+        ("molecules",),
+    ),
+    "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (23)", ("trees",)),
 }
-"""Where each command and study is, and what it does. The tables in data/results begin with the
-name of the study that writes them."""
+"""Where each command and study is, what it does, and the kinds of data it takes. The tables in
+data/results begin with the name of the study that writes them."""
 
 OF_FINISHED_RUNS = 8
 """How many studies, the first ones, look at runs of train."""
 
+FOR_EXAMPLE = {"molecules": "moses", "graphs": "proteins", "nodes": "citation", "trees": "trees-2"}
 EXAMPLES = """\
-for example:
+examples:
   python -m studies run notebooks/04_emergence.ipynb --list
+  python -m studies run notebooks/04_emergence.ipynb -p epochs 10 -o longer.ipynb
   python -m studies train --config GT-ZINC --dataset moses --epochs 2 --out runs/try-0
   python -m studies study bonds runs/try-0 --dataset moses --output my_bonds
 """
 SHORT = {"output": ["-o"], "parameter": ["-p"]}
-FROM_ZERO = ("seed", "seeds", "first_seed", "epochs")
-"""Whole numbers that may be 0; all others count something."""
+RANGES = {
+    **dict.fromkeys(("seed", "seeds", "first_seed"), (0, 10**9)),
+    **dict.fromkeys(("layers", "depths", "heads"), (1, 1000)),
+    **dict.fromkeys(("rates", "dropout", "attention_dropout"), (0, 1)),
+    **{"epochs": (0, 10**5), "threads": (1, 1024), "networks": (1, 10**4), "lr": (0, 100)},
+}
+"""What numbers may be, by the name of their option; all others count something, or weigh it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else [*arguments]
     parsed = vars(parser(arguments).parse_args(arguments))
-    place, study = parsed.pop("place"), parsed.pop("study", None)
+    (place, _, kinds), study = parsed.pop("command"), parsed.pop("study", None)
     try:
+        if kinds:
+            import_module("studies.data").expect_kind(parsed["dataset"], kinds, "--dataset")
         module, name = place.split(":")
         function = getattr(import_module(f"studies.{module}"), name)
-        if study is not None:
-            from studies.commands import make
-
-            return make(study, function, **parsed)
-        return function(**parsed)
+        if study is None:
+            function(**parsed)
+        else:
+            import_module("studies.commands").make(study, function, **parsed)
+        return 0
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         return USAGE_ERROR
+    except RuntimeError as error:
+        if type(error).__name__ != "NotebookFailed":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for these arguments; it knows the options of the command that they name."""
-    whole = _Parser(prog="python -m studies", description="The studies of this book, to rerun.")
-    whole.epilog = EXAMPLES
+    whole = _Parser(
+        prog="python -m studies",
+        description="Run the notebooks and studies of this book, with data and settings of yours.",
+        epilog=EXAMPLES,
+    )
     commands = whole.add_subparsers(required=True, title="commands", metavar="COMMAND")
-    for name, (place, about) in COMMANDS.items():
-        command = commands.add_parser(name, help=about, description=f"{about}.")
+    for name, place in COMMANDS.items():
+        command = commands.add_parser(name, help=place[1], description=f"{place[1]}.")
         if arguments[:1] == [name]:
-            command.set_defaults(place=place)
-            _add_parameters(command, place, command.add_argument_group("required"))
+            command.set_defaults(command=place)
+            _add_parameters(command, place[0], command.add_argument_group("required"))
+            command.usage = _usage(command)
     study = commands.add_parser("study", help="Make the tables of a study")
     study.description, study.usage = _list_of_studies(), f"{study.prog} NAME ..."
     look = dict(prog=study.prog, metavar="NAME", help=argparse.SUPPRESS)
     names = study.add_subparsers(required=True, **look)
-    for name, (place, about) in STUDIES.items():
-        command = names.add_parser(name, description=f"{about}.")
+    for name, place in STUDIES.items():
+        command = names.add_parser(name, description=_sentence(place[1]))
         if arguments[:2] == ["study", name]:
-            command.set_defaults(place=place, study=name)
-            _add_study(command, place)
+            command.set_defaults(command=place, study=name)
+            _add_study(command, *place)
+            command.usage = _usage(command)
     return whole
 
 
+def _usage(command: argparse.ArgumentParser) -> str:
+    """One line: what is needed, and that there are options."""
+    words = [command.prog]
+    for action in command._actions:
+        if action.required:
+            several = " ..." if action.nargs == "+" else ""
+            words.append(" ".join([*action.option_strings[:1], f"{action.metavar}{several}"]))
+    return " ".join([*words, "[options]"])
+
+
 class _Look(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)  # no GT-, then ZINC
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        is_list = action.nargs == argparse.PARSER  # of commands, below the word COMMAND
+        return text.partition("\n")[2] if is_list else text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,13 +181,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _list_of_studies() -> str:
-    lines = [f"  {name:<11}{about}" for name, (_, about) in STUDIES.items()]
-    lines.insert(OF_FINISHED_RUNS, "\nothers:")
-    about = "Make the tables of a study. With NAME --help for its options."
+    lines = [f"  {name:<11}{about}" for name, (_, about, _) in STUDIES.items()]
+    lines.insert(OF_FINISHED_RUNS, "\nother studies:")
+    about = (
+        "Make the tables of a study; NAME --help lists its options. In brackets, pages of the book."
+    )
     return "\n".join([about, "\nstudies of finished runs, as train wrote them:", *lines])
 
 
-def _add_study(command: argparse.ArgumentParser, place: str) -> None:
+def _sentence(about: str) -> str:
+    return re.sub(r"\((\d+)(.*)\)", lambda m: f"(page{'s' * bool(m[2])} {m[1]}{m[2]})", about) + "."
+
+
+def _add_study(command: argparse.ArgumentParser, place: str, _: str, kinds: Sequence[str]) -> None:
     """The options of ``commands.make`` that a study needs, and those of its own."""
     required = command.add_argument_group("required")
     takes = _add_parameters(command, place, required)
@@ -141,17 +201,19 @@ def _add_study(command: argparse.ArgumentParser, place: str) -> None:
         about = "finished runs, as train wrote them"
         command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=about)
     if "splits" in takes:
-        about = "the one they were trained on" if "folder" in takes else "for example citation"
+        held = " or ".join(f"{kind} ({FOR_EXAMPLE[kind]})" for kind in kinds)
+        about = "that they were trained on" if "folder" in takes else f"of {held}"
+        about = f"the data set {about}"
         required.add_argument("--dataset", required=True, metavar="NAME", help=about)
     if takes >= {"folder", "splits"}:
         about = "the change of the data that they were trained with"
         command.add_argument("--change", metavar="NAME", help=about)
         about = "only so many graphs of each split, if they were trained on so many"
-        command.add_argument("--limit", type=_whole("limit"), metavar="N", help=about)
+        command.add_argument("--limit", type=_number("limit", int), metavar="N", help=about)
     about = "what names of tables begin with, for example data/results/my"
     required.add_argument("-o", "--output", required=True, metavar="PREFIX", help=about)
     about = "CPU threads; without it as many as torch takes"
-    command.add_argument("--threads", type=_whole("threads"), metavar="N", help=about)
+    command.add_argument("--threads", type=_number("threads", int), metavar="N", help=about)
 
 
 def _add_parameters(command: argparse.ArgumentParser, place: str, required: Any) -> set[str]:
@@ -200,20 +262,24 @@ def _how(name: str, annotation: str) -> dict[str, Any]:
         return _how(name, several[1]) | {"action": "extend", "nargs": "+"}
     if name == "set":
         return {"metavar": "NAME=VALUE"}
-    kinds = {"int": (_whole(name), "N"), "float": (float, "X"), "Path": (Path, "PATH")}
+    numbers = {"int": (_number(name, int), "N"), "float": (_number(name, float), "X")}
+    kinds = numbers | {"Path": (Path, "PATH")}
     return dict(zip(("type", "metavar"), kinds.get(kind, (str, "NAME")), strict=True))
 
 
-def _whole(name: str) -> Any:
-    least, most = int(name not in FROM_ZERO), 1024 if name == "threads" else 10**9
+def _number(name: str, kind: type) -> Any:
+    low, high = RANGES.get(name, (int(kind is int), 10**6))
 
-    def whole(text: str) -> int:
-        if not text.isdigit() or len(text) > 10 or not least <= int(text) <= most:
-            expected = f"expected a whole number from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
-        return int(text)
+    def number(text: str) -> int | float:
+        try:
+            if low <= (value := kind(text)) <= high:
+                return value
+        except ValueError:
+            pass
+        expected = f"expected a {'whole ' * (kind is int)}number from {low} to {high}"
+        raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
 
-    return whole
+    return number
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 from mapkg.models.config import Config
 from studies.data import ATOM_TYPES, Description, Splits, bond_of_edge, directions
-from studies.data.bond_properties import GLOBAL
 from studies.data.description import SPLITS
+from studies.edge_kinds import GLOBAL, distinct_edges, first_layer_table
 from studies.emergence import fit_to_data
 from studies.extras import build
-from studies.first_layer import distinct_edges, first_layer_table
 from studies.published import titles
 from studies.train import fit, seed_all
 
@@ -65,8 +64,8 @@ def split_types(splits: Splits, seed: int) -> Splits:
     A type that is n times as frequent as the rarest one becomes n types, n rounded.
     """
     about = _whole_graphs(splits)
-    types = torch.cat([graph.edge_type for graph in splits.train])
-    counts = {i: int((types == i).sum()) for i in about.edge_types}
+    types = torch.cat([graph.edge_type for graph in splits.train]).tolist()
+    counts = {i: types.count(i) for i in about.edge_types}
     if absent := [name for i, name in about.edge_types.items() if counts[i] == 0]:
         raise ValueError(
             f"expected every edge type in the training split of {about.title}, but there is no "
@@ -130,20 +129,18 @@ def join_global_node(
     The node is the last of its graph, of an atom type of its own. ``edge_types`` are the ids of
     edges from an atom to it, and from it to an atom; one id may stand for both.
 
-    Source: massive-activations paper, its edge ablation, whose printed counts have as many edges
-    of two new types as there are atoms. Our reading: the code that adds the node is not
-    published, so its atom type, and that the readout counts it, are our choice.
+    Source: massive-activations paper, its edge ablation. Our reading: the code that adds the node
+    is not published, so its atom type, and that the readout counts it, are our choice.
     """
     about = _whole_graphs(splits)
 
     def joined(graph: Data) -> dict[str, Tensor]:
         atoms = torch.arange(graph.num_nodes)
-        hub = torch.full_like(atoms, graph.num_nodes)
-        new = torch.stack([torch.cat([atoms, hub]), torch.cat([hub, atoms])])
+        new = torch.stack([atoms, torch.full_like(atoms, graph.num_nodes)])
         types = torch.tensor(edge_types).repeat_interleave(graph.num_nodes)
         return {
             "x": torch.cat([graph.x, graph.x.new_tensor([about.num_node_types])]),
-            "edge_index": torch.cat([graph.edge_index, new], dim=1),
+            "edge_index": torch.cat([graph.edge_index, new, new.flip(0)], dim=1),
             "edge_type": torch.cat([graph.edge_type, types]),
         }
 
@@ -162,14 +159,14 @@ def count_neighbors(splits: Splits, seed: int = 0) -> Splits:
     """
     about = _whole_graphs(splits)
 
-    def neighbors(graph: Data) -> Int[Tensor, " N"]:
-        return graph.edge_index[1].bincount(minlength=graph.num_nodes)
+    numbers = [graph.edge_index[1].bincount(minlength=graph.num_nodes) for graph in _every(splits)]
+    of_graph = iter(numbers)
 
     def counted(graph: Data) -> dict[str, Tensor]:
-        x = graph.x + about.num_node_types * neighbors(graph)
+        x = graph.x + about.num_node_types * next(of_graph)
         return {"x": x, "edge_type": graph.edge_type.clone()}
 
-    most = max((int(neighbors(graph).max()) for graph in _every(splits)), default=0)
+    most = max((int(number.max()) for number in numbers), default=0)
     what = "node types with the number of neighbours"  # as checkpoints and tables have it
     number = about.num_node_types * (most + 1)
     return _changed(splits, counted, what, about.edge_types, num_node_types=number)
@@ -204,7 +201,7 @@ def _retyped(
     about = _whole_graphs(splits)
     generator, drawn = Generator().manual_seed(seed), []
     for split in SPLITS:
-        if bonds := [_bond_types(graph) for graph in getattr(splits, split)]:
+        if bonds := [g.edge_type[directions(g)[0]] for g in getattr(splits, split)]:
             drawn += draw(torch.cat(bonds), generator).split([*map(len, bonds)])
     types = iter(drawn)
 
@@ -212,10 +209,6 @@ def _retyped(
         return {"edge_type": next(types)[bond_of_edge(graph)]}
 
     return _changed(splits, retyped, what, names or about.edge_types)
-
-
-def _bond_types(graph: Data) -> Int[Tensor, " bonds"]:
-    return graph.edge_type[directions(graph)[0]]
 
 
 def _changed(
@@ -228,15 +221,13 @@ def _changed(
     """Copies of all graphs with what ``change`` gives, and a description that says so."""
     made = []
     for graph in _every(splits):
-        made.append(copy(graph))
-        made[-1].update(change(graph))
-        made[-1].edge_attr = made[-1].edge_type
-    ends = len(splits.train), len(splits.train) + len(splits.val)
-    about = splits.description
-    sizes |= {"num_edge_types": max(*names, 0) + 1}
+        values = change(graph)
+        made.append(copy(graph).update({**values, "edge_attr": values["edge_type"]}))
+    train, val = len(splits.train), len(splits.train) + len(splits.val)
+    about, sizes = splits.description, sizes | {"num_edge_types": max(*names, 0) + 1}
     title, deviations = f"{about.title}, {what}", (*about.deviations, f"Changed: {what}.")
     about = replace(about, title=title, edge_types=names, deviations=deviations, **sizes)
-    return Splits(made[: ends[0]], made[ends[0] : ends[1]], made[ends[1] :], about)
+    return Splits(made[:train], made[train:val], made[val:], about)
 
 
 def _every(splits: Splits) -> list[Data]:
@@ -257,9 +248,10 @@ def type_shares(data: Mapping[str, Splits]) -> pd.DataFrame:
     """Share of the training edges of each type as text, a row per title."""
     rows = {}
     for title, splits in data.items():
-        ids = torch.cat([graph.edge_type for graph in splits.train])
-        names = splits.description.edge_types
-        rows[title] = {f"type {i}": f"{float((ids == i).float().mean()):.2%}" for i in names}
+        ids = pd.Series(torch.cat([graph.edge_type for graph in splits.train]).numpy())
+        shares = ids.value_counts(normalize=True)
+        shares = shares.reindex([*splits.description.edge_types], fill_value=0.0)
+        rows[title] = shares.map("{:.2%}".format).rename("type {}".format)
     return pd.DataFrame(rows).T.fillna("")
 
 
@@ -302,12 +294,13 @@ def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
     Geometric means of ``max_ratio`` and ``gate_median``, the mean of ``measured``; ``epochs``,
     how many they are, and in how many an edge is massive, ``epochs_with``.
     """
-    late = first_layer[first_layer["state"].str.startswith("epoch_")]
-    late = late[late["epoch"] >= since]
+    late = first_layer[first_layer["state"].str.startswith("epoch_")].query("epoch >= @since")
     logarithmic = ["max_ratio", "gate_median"]
     late = late.assign(**np.log(late[logarithmic]), epochs_with=late["measured"] > 0, epochs=1)
-    how = dict.fromkeys([*logarithmic, "measured"], "mean")
-    how |= {"epochs": "sum", "epochs_with": "sum"}
+    how = dict.fromkeys([*logarithmic, "measured"], "mean") | {
+        "epochs": "sum",
+        "epochs_with": "sum",
+    }
     means = late.groupby(["run", "label", "seed"], sort=False).agg(how)
     means[logarithmic] = np.exp(means[logarithmic])
     return means.reset_index()

@@ -1,4 +1,4 @@
-"""What the massive activations of finished runs sit on: tables by type of edge, and figures."""
+"""What the massive activations of finished runs sit on: tables by kind of edge, and figures."""
 
 import os
 import sys
@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from jaxtyping import Float
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.data import Data
 from tqdm import tqdm
 
@@ -21,12 +22,20 @@ from mapkg.evaluation import best_constant, each_loss, losses, pooled_mean, pred
 from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import BOND_TYPES, Splits, read_smiles
-from studies.data.bond_properties import Labels, edge_labels
 from studies.data.smiles_tables import warn_of_types
+from studies.edge_kinds import (
+    Labels,
+    distinct_edges,
+    edge_labels,
+    first_layer,
+    first_layer_table,
+    mean_by_type,
+    score_parts,
+)
 from studies.extras import build
-from studies.first_layer import distinct_edges, first_layer_table, heat_table, score_parts
 from studies.observation import edge_maxima
 from studies.published import titles
+from studies.results import read_network
 from studies.train import seed_all
 
 RUNS = titles("grid")
@@ -34,9 +43,6 @@ RUNS = titles("grid")
 
 ON_ZINC = {name: title for name, title in RUNS.items() if name.endswith("_zinc")}
 """Those on ZINC, whose first layer can be read off the weights as a table of types."""
-
-State = tuple[str, nn.Module, Mapping[str, Any]]
-"""Its name, the network, and what its checkpoint says of it."""
 
 
 def bond_types(
@@ -48,17 +54,12 @@ def bond_types(
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """The tables of a finished run, see ``tables_of``, on the test split it was trained for."""
+    read_network(folder, splits)  # or says that these are other data
     names = [
         "base",
         "best",
         *sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors")),
     ]
-    trained_on = checkpoint.load(Path(folder) / "best")[1]["dataset"]
-    if trained_on != splits.description.title:
-        raise ValueError(
-            f"{folder} was trained on {trained_on!r}, got {splits.description.title!r}; load the "
-            "same data and make the same change"
-        )
     shown = tqdm(names, "states", file=sys.stderr, disable=not progress)
     states = ((name, *checkpoint.load(Path(folder) / name)) for name in shown)
     return tables_of(states, splits, by, resamples)
@@ -93,12 +94,16 @@ def shares_elsewhere(
 
 
 def tables_of(
-    states: Iterable[State], splits: Splits, properties: Sequence[str], resamples: int
+    states: Iterable[tuple[str, nn.Module, Mapping[str, Any]]],
+    splits: Splits,
+    properties: Sequence[str],
+    resamples: int,
 ) -> dict[str, pd.DataFrame]:
     """Tables of several states of one network, the untrained one first; see data/README.md.
 
-    The untrained state is looked at by the first property only. ``first_layer`` is empty where
-    edges have more than one type id.
+    A state is its name, the network, and what its checkpoint says of it. The untrained one is
+    looked at by the first property only. ``first_layer`` is empty where edges have more than one
+    type id.
     """
     about = splits.description
     labelled = {by: edge_labels(splits.test, by, about) for by in properties}
@@ -121,7 +126,7 @@ def tables_of(
             made["losses"] = _losses(model, splits, kind, resamples)
         if state == "best":
             shares = heat_map(model, splits.test, labels, len(names))
-            made["heat"] = heat_table(shares, THRESHOLDS, names)
+            made["heat"] = _heat_table(shares, THRESHOLDS, names)
         for name, table in made.items():
             parts[name].append(table.assign(**_origin(information, state)))
     empty = pd.DataFrame(columns=["label", *_origin(information, state)])
@@ -177,10 +182,8 @@ def share_table(
     shares: pd.DataFrame, value: str = "share", *, columns: Sequence[str] = ("run", "seed")
 ) -> pd.DataFrame:
     """A value as text with its interval, ``VALUE_low`` to ``VALUE_high``; labels down."""
-    texts = [
-        "none" if np.isnan(row[value]) else "{:.3f} [{:.3f}, {:.3f}]".format(*row)
-        for _, row in shares[[value, f"{value}_low", f"{value}_high"]].iterrows()
-    ]
+    form, three = "{:.3f} [{:.3f}, {:.3f}]", shares[[value, f"{value}_low", f"{value}_high"]]
+    texts = ["none" if np.isnan(row[0]) else form.format(*row) for row in three.to_numpy()]
     wide = shares.assign(text=texts).pivot(index="label", columns=list(columns), values="text")
     wide = wide.reindex(index=shares["label"].unique())
     order = shares[list(columns)].drop_duplicates().itertuples(index=False, name=None)
@@ -204,6 +207,27 @@ def range_table(
     return table.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
 
 
+def _heat_table(
+    shares: Float[Tensor, "layers thresholds labels channels"],
+    thresholds: Sequence[float],
+    names: Sequence[str],
+) -> pd.DataFrame:
+    """Shares of massive edges as a table of percentages, zeros left out."""
+    layer, threshold, label, channel = place = (shares > 0).nonzero(as_tuple=True)
+    columns = {"threshold": np.array(thresholds)[threshold], "label": np.array(names)[label]}
+    columns |= {"channel": channel, "percent": 100 * shares[place]}
+    return pd.DataFrame({"layer": layer, **columns})
+
+
+def predicted_heat(
+    model: nn.Module, train: Sequence[Data], names: Mapping[int, str], *, threshold: float
+) -> pd.DataFrame:
+    """The heat map of the first layer as weights and training frequencies predict it."""
+    triples = distinct_edges(train)
+    shares = mean_by_type(first_layer(model, triples)["ratio"] > threshold, triples, names)
+    return _heat_table(shares[None, None], [float(threshold)], [*names.values()])
+
+
 def heat_maps(
     heat: pd.DataFrame,
     edges: Mapping[str, int],
@@ -222,12 +246,13 @@ def heat_maps(
     axes are swapped.
     """
     chosen = heat.query("layer == @layer and threshold == @threshold")
+    wide = chosen.pivot(index="label", columns="channel", values="percent")
+    wide = wide.reindex(index=[*edges], columns=range(heads * channels)).fillna(0)
     size = (3.1 * len(edges) + 0.6, 3.4)
     figure, axes = plt.subplots(1, len(edges), figsize=size, layout="constrained", squeeze=False)
+    look = dict(cmap="rocket_r", vmin=0, vmax=max([1.0, *chosen["percent"]]), aspect="auto")
     for ax, (label, number) in zip(axes.flat, edges.items(), strict=True):
-        of_channel = chosen[chosen["label"] == label].set_index("channel")["percent"]
-        values = of_channel.reindex(range(heads * channels), fill_value=0).to_numpy(float)
-        look = dict(cmap="rocket_r", vmin=0, vmax=max([1.0, *chosen["percent"]]), aspect="auto")
+        values = wide.loc[label].to_numpy(float)
         image = ax.imshow(values.reshape(heads, channels), **look)
         ax.set(xlabel="channel of the head", xticks=range(channels), yticks=range(heads))
         ax.set_title(f"{label}: {number / sum(edges.values()):.2%} of edges")
@@ -251,12 +276,11 @@ def published_heat() -> pd.DataFrame:
     columns = ["layer", "threshold", "label", "channel", "percent", "low", "high"]
     if not path.is_file():
         return pd.DataFrame(columns=columns)
-    cells = pd.read_csv(path)
-    cells = cells[cells["colour_index"] > 0].rename(columns=lambda name: name.split("percent_")[-1])
+    cells = pd.read_csv(path).query("colour_index > 0")
+    cells = cells.rename(columns=lambda name: name.split("percent_")[-1])
     channel = 8 * cells["attention_head"] + cells["feature_dimension"]
-    label = cells["edge_type"].map(BOND_TYPES)
-    made = cells.assign(layer=0, threshold=4000.0, label=label, channel=channel)
-    return made.rename(columns={"mid": "percent"})[columns]
+    place = dict(layer=0, threshold=4000.0, label=cells["edge_type"].map(BOND_TYPES))
+    return cells.rename(columns={"mid": "percent"}).assign(channel=channel, **place)[columns]
 
 
 def by_label(
@@ -280,21 +304,10 @@ def by_label(
     most = rows.groupby(panel)["label"].nunique().max()
     look = dict(col_wrap=min(columns, rows[panel].nunique()), aspect=max(1.1, 0.12 * most))
     grid = sns.FacetGrid(long, col=panel, height=3, sharex=False, **look)
-    grid.map_dataframe(
-        sns.pointplot,
-        "label",
-        "value",
-        hue="seed",
-        hue_order=seeds,
-        palette="colorblind",
-        estimator="median",
-        errorbar=("pi", 100),
-        dodge=0.4 if len(seeds) > 1 else False,
-        linestyle="none",
-        markersize=4,
-        err_kws=dict(linewidth=1.2),
-        log_scale=(False, log),
-    )
+    dots = dict(hue="seed", hue_order=seeds, palette="colorblind", markersize=4, linestyle="none")
+    dots |= dict(estimator="median", errorbar=("pi", 100), err_kws=dict(linewidth=1.2))
+    dots |= dict(dodge=0.4 if len(seeds) > 1 else False, log_scale=(False, log))
+    grid.map_dataframe(sns.pointplot, "label", "value", **dots)
     grid.set_titles("{col_name}").set_axis_labels("", axis)
     grid.tick_params(axis="x", rotation=30 if most < 10 else 90)
     if value == "share":
@@ -304,3 +317,15 @@ def by_label(
     if len(seeds) > 1:
         grid.add_legend(title="seed")
     return grid
+
+
+def measured_and_predicted(logs: pd.DataFrame, *, measured: str, predicted: str) -> sns.FacetGrid:
+    """Columns ``measured`` against ``predicted``, whose axes are called so, a panel per label."""
+    look = dict(s=18, alpha=0.7, linewidth=0, height=3.0)
+    grid = sns.relplot(logs, x="predicted", y="measured", col="label", **look)
+    both = logs[["predicted", "measured"]]
+    for label, ax in grid.axes_dict.items():
+        points = both[logs["label"] == label]
+        ax.axline((both.min().min(),) * 2, slope=1, color="black", lw=0.8, ls=":")
+        ax.set_title(f"{label}, correlation {points.corr().iloc[0, 1]:.4f}")
+    return grid.set_axis_labels(predicted, measured)

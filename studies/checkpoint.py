@@ -1,23 +1,73 @@
-"""Files that are whole or not there: checkpoints, the states of trainings, checksums.
+"""What training gives, and its files with checksums: checkpoints, the states of trainings.
 
 A checkpoint is weights as safetensors, and what is known of them as JSON; a state is one file.
 """
 
 import hashlib
 import json
+import math
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import safetensors.torch
+import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mapkg.models.config import Config
 from studies.extras import build
-from studies.files import write_atomically
-from studies.provenance import warn_of_another_rdkit
+from studies.files import warn_of_another_rdkit, write_atomically
 
 _BLANK = "0" * 64  # in place of the checksum of a state when it is computed
+
+
+@dataclass
+class Fit:
+    """What training gave; of several seeds, tables have a column ``seed``, other values a dict.
+
+    Attributes:
+        history: rows of epoch, train_loss, what the task validates, lr (of that epoch), seconds.
+        observations: what the observer returned; of several seeds the measures of their scores.
+        best_epoch: the epoch with the least validation loss; 0 before or without the first one.
+        best_weights, last_weights: state dicts of that epoch and of the last one.
+        stop_reason: ``"max epochs"``, ``"min lr"``, ``"time limit"``, ``"not finite"``,
+            ``"solved"``, ``"plateau"``, or of several seeds ``"not finished"``.
+        commit, versions: of the process that started the run.
+    """
+
+    history: pd.DataFrame
+    observations: pd.DataFrame
+    best_epoch: Any
+    best_weights: dict[Any, Any]
+    last_weights: dict[Any, Any]
+    stop_reason: Any
+    commit: str
+    versions: str
+
+
+@dataclass
+class SeedProgress:
+    """How far one of several seeds that are trained at once has come."""
+
+    seed: int
+    lr: float
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    last_epoch: int = 0
+    stop_reason: str = ""
+    plateau: dict[str, Any] = field(default_factory=dict)
+
+    def learn_from(self, val_loss: float, config: Config) -> None:
+        """Let torch's own scheduler decide on the learning rate."""
+        dummy = torch.optim.SGD([torch.zeros(1)], lr=self.lr)
+        factor, patience = config.lr_factor, config.lr_patience
+        plateau = ReduceLROnPlateau(dummy, factor=factor, patience=patience, eps=0)
+        plateau.load_state_dict(self.plateau)  # nothing before the first epoch
+        plateau.step(val_loss)
+        self.plateau, self.lr = plateau.state_dict(), dummy.param_groups[0]["lr"]
 
 
 def save(path: Path | str, weights: dict[str, Tensor], config: Config, **information: Any) -> None:
@@ -31,10 +81,13 @@ def save(path: Path | str, weights: dict[str, Tensor], config: Config, **informa
     write_atomically(json_path, json.dumps(described, indent=1).encode())
 
 
-def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dict[str, Any]]:
+def load(
+    path: Path | str, config: Config | None = None, *, dataset: str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
     """A saved model in evaluation mode, and the content of its JSON file.
 
-    Raises unless checksums and weights fit, and the configuration is the expected one, if given.
+    Raises unless checksums and weights fit, and configuration and title of the data set are the
+    expected ones, if given.
     """
     weights_path, json_path = _paths(path)
     if not (weights_path.is_file() and json_path.is_file()):
@@ -57,6 +110,11 @@ def load(path: Path | str, config: Config | None = None) -> tuple[nn.Module, dic
         raise ValueError(
             f"{json_path}: the checkpoint has another configuration than expected: "
             f"{differences(stored.to_dict(), config.to_dict())}"
+        )
+    if dataset not in (None, trained_on := information.get("dataset")):
+        raise ValueError(
+            f"{json_path}: trained on {trained_on!r}, got {dataset!r}; load the same data, as many "
+            "graphs, with the same change"
         )
     if stored.dataset == "zinc":
         warn_of_another_rdkit(information.get("versions", ""), json_path)
@@ -127,19 +185,18 @@ def differences(stored: dict[str, Any], expected: dict[str, Any]) -> str:
     )
 
 
-def refuse_another_run(path: Path, stored: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raise unless a state is of the run that is asked for; that may be longer."""
+def refuse_another_run(
+    path: Path, stored: dict[str, Any], asked: dict[str, Any], epochs: tuple[int, int]
+) -> None:
+    """Raise unless a state is of the run that is asked for, with as many epochs or fewer."""
     if stored != asked:
         raise ValueError(
             f"{path} holds the state of another run: {differences(stored, asked)}. "
             "Choose another folder, or remove the file to start afresh"
         )
-
-
-def refuse_fewer(path: Path, stored: int, asked: int) -> None:
-    """Raise if a state has more epochs than are asked for."""
-    if stored > asked:
+    done, asked_for = epochs
+    if done > asked_for:
         raise ValueError(
-            f"{path} holds {stored} epochs, more than the {asked} asked for: tables would be of "
-            f"{stored}. Ask for {stored} or more, choose another folder, or remove the file"
+            f"{path} holds {done} epochs, more than the {asked_for} asked for: tables would be of "
+            f"{done}. Ask for {done} or more, choose another folder, or remove the file"
         )

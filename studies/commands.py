@@ -21,7 +21,9 @@ from studies.emergence import (
     with_permuted_targets,
     without_training,
 )
+from studies.files import check_output
 from studies.published import CONFIGS, known
+from studies.results import refuse_twice
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
     "remedy": {"epochs": 4},
@@ -29,6 +31,9 @@ DIGITS: Mapping[str, Mapping[str, int]] = {
     "smoothing": {"deep": 4, "training": 4},
 }
 """Digits of tables that would be too large for the repository with six."""
+
+LARGEST = 10**6
+"""The largest number that a value of a network may be."""
 
 
 def train(
@@ -45,9 +50,10 @@ def train(
     limit: int | None = None,  # only so many graphs of each split, to try out
     device: str = "cpu",  # for example cuda
     threads: int | None = None,  # CPU threads; without it as many as torch takes
-) -> int:
+) -> None:
     """Train a network and write what emerges."""
-    changed = _change(change)  # a misspelt name is refused before data are read
+    changed = _change(change)  # what cannot be is refused before data are read
+    check_output(out / "summary.csv.gz")
     settings, splits, where = _network(config, dataset, set, limit, device)
     torch.set_num_threads(threads or torch.get_num_threads())
     if epochs is not None:
@@ -59,7 +65,6 @@ def train(
     observed = observation_epochs(settings.max_epochs)
     further = dict(folder=out, device=where, observe_epochs=observed, keep_every=keep_every)
     emergence(settings, splits, seed=seed, name=config, **further)
-    return 0
 
 
 def untrained(
@@ -80,7 +85,7 @@ def untrained(
 
 def data(
     dataset: str,  # for example moses
-) -> int:
+) -> None:
     """Load a data set and say what it is."""
     splits = load(dataset)
     for name, value in vars(splits.description).items():
@@ -93,7 +98,6 @@ def data(
             continue
         nodes, edges = (sum(getattr(g, key) for g in graphs) for key in ("num_nodes", "num_edges"))
         print(f"{name}: {len(graphs):,} graphs, {nodes:,} nodes, {edges:,} directed edges")
-    return 0
 
 
 def make(
@@ -106,13 +110,21 @@ def make(
     limit: int | None = None,
     threads: int | None = None,
     **settings: Any,
-) -> int:
+) -> None:
     """Make a study's tables, of all runs joined, as ``OUTPUT_TABLE.csv.gz``.
 
     ``function`` takes the ``folder`` of a run, or ``splits``, or both, and its settings. With a
     ``prefix`` it writes its tables itself. A single table is called ``OUTPUT.csv.gz``.
     """
-    changed, takes = _change(change), function.__annotations__  # wrong names are refused first
+    changed, takes = _change(change), function.__annotations__  # what cannot be is refused first
+    refuse_twice(folders)
+    prefix = Path(output.removesuffix(".csv.gz"))
+    if not prefix.name or output.endswith("/"):
+        raise ValueError(
+            f"--output {output}: expected what names of tables begin with, not a folder"
+        )
+    for path in (Path(f"{prefix}.csv.gz"), *prefix.parent.glob(f"{prefix.name}_*.csv.gz")):
+        check_output(path)
     data: tuple[Splits, ...] = ()
     if "splits" in takes:
         seeds = [checkpoint.load(folder / "best")[1]["seed"] for folder in folders]
@@ -122,7 +134,7 @@ def make(
     torch.set_num_threads(threads or torch.get_num_threads())
     if "prefix" in takes:
         function(*data, prefix=output, **settings)
-        return 0
+        return
     parts = [] if folders else [function(*data, **settings)]
     for number, folder in enumerate(folders):
         print(folder, file=sys.stderr)
@@ -130,9 +142,8 @@ def make(
         parts.append(function(folder, *of_run, **settings))
     parts = [{"": part} if isinstance(part, pd.DataFrame) else part for part in parts]
     joined = {name: pd.concat([p[name] for p in parts], ignore_index=True) for name in parts[0]}
-    for path in tables.write_all(output, joined, DIGITS.get(study, {})):
+    for path in tables.write_all(prefix, joined, DIGITS.get(study, {})):
         print(path)
-    return 0
 
 
 def _network(
@@ -163,6 +174,8 @@ def _change(name: str | None) -> Callable[[Splits, int], Splits]:
 def overrides(assignments: Iterable[str]) -> dict[str, Any]:
     """Values of ``NAME=VALUE``, converted to the type of the configuration's field."""
     types, values = get_type_hints(Config), {}
+    for name in ("dataset", "source"):  # say of the published run what it was, and change nothing
+        del types[name]
     for assignment in assignments:
         name, sign, text = assignment.partition("=")
         if not sign or name not in types:
@@ -173,7 +186,10 @@ def overrides(assignments: Iterable[str]) -> dict[str, Any]:
         literals |= {"none": None} if NoneType in kinds else {}
         try:
             is_literal = text.lower() in literals or bool in kinds
-            values[name] = literals[text.lower()] if is_literal else kinds[0](text)
+            value = literals[text.lower()] if is_literal else kinds[0](text)
         except (KeyError, ValueError):
             raise ValueError(f"--set {assignment}: expected a {kinds[0].__name__}") from None
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:
+            raise ValueError(f"--set {assignment}: expected a number up to {LARGEST}")
+        values[name] = value
     return values

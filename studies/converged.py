@@ -15,6 +15,7 @@ from scipy import stats
 
 from mapkg.measures import MASSIVE_RATIO
 from studies.figures import STATE_COLORS, THRESHOLD_LOOK, legend_once, panels
+from studies.statistics import paired, with_holm
 
 MEASURES = {
     "row": "row ratio > 1000",
@@ -118,22 +119,6 @@ def factors(table: pd.DataFrame, column: str, layers: Sequence[int]) -> pd.DataF
         found |= {name: np.exp(found[name]) for name in ("change", "low", "high")}
         rows[layer] = {"before": before.median(), "after": after.median()} | found
     return with_holm(pd.DataFrame(rows).T)
-
-
-def paired(change: pd.Series) -> dict[str, float]:
-    """Mean of a paired change with Student's interval, and the exact sign test without ties."""
-    fewer, more = int((change < 0).sum()), int((change > 0).sum())
-    low, high = stats.t.interval(0.95, len(change) - 1, change.mean(), stats.sem(change))
-    p = stats.binomtest(fewer, fewer + more).pvalue if fewer + more else 1.0
-    found = {"change": change.mean(), "low": low, "high": high}
-    return found | {"fewer": fewer, "more": more, "p": p}
-
-
-def with_holm(tests: pd.DataFrame) -> pd.DataFrame:
-    """Add ``holm``: the p-values of all rows, corrected by Holm's method."""
-    order = tests["p"].sort_values(kind="stable")
-    steps = order * np.arange(len(order), 0, -1)
-    return tests.assign(holm=steps.cummax().clip(upper=1))
 
 
 def steady(counts: pd.DataFrame) -> pd.DataFrame:

@@ -27,9 +27,8 @@ from studies import tables
 from studies.backward_oversmoothing import OPTIMIZERS, full_training
 from studies.data import Description, NodesOfGraph, Splits
 from studies.data.networks import regular_task
-from studies.provenance import commit, versions
-from studies.published import known
-from studies.schedule import Schedule
+from studies.files import commit, versions
+from studies.published import Schedule, known
 from studies.tasks import NodeTask
 from studies.train import fit
 

@@ -15,8 +15,7 @@ from studies import tables
 from studies.data import Splits
 from studies.deep import LAYERS, NORMS, Variant
 from studies.figures import layer_colors, over_seeds, whole_ticks
-from studies.published import known, titles
-from studies.schedule import Schedule
+from studies.published import Schedule, known, titles
 from studies.tables import Result, Study, run_study
 from studies.tasks import COLUMNS, hide_features
 from studies.train import fit

@@ -24,9 +24,8 @@ from studies import checkpoint, figures
 from studies.data import Description, NodesOfGraph, Splits
 from studies.extras import build
 from studies.figures import STATE_COLORS, STATES, THRESHOLD_LOOK
-from studies.files import alone
+from studies.files import alone, commit, versions
 from studies.observation import observe_states, summarise_scores
-from studies.provenance import commit, versions
 from studies.published import CONFIGS
 from studies.results import Emergence
 from studies.tables import write as write_table
@@ -340,7 +339,7 @@ def against_untrained(
 ) -> Figure:
     """The largest ratio of each layer of trained networks, among untrained ones and chance.
 
-    ``summary`` and ``untrained`` are of ``grid.read_runs`` and ``grid.read_untrained``; ``chance``
+    ``summary`` and ``untrained`` are of ``results.read_runs``, or of untrained networks; ``chance``
     is the ratio by run that products of normals exceed with probability 0.05.
     """
     number = untrained.groupby("run")["seed"].nunique().max()

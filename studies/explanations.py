@@ -7,19 +7,19 @@ Each method gives one number per directed edge, the larger the more important:
 - *gradient x input* and *integrated gradients* (Captum) on the one-hot row of the edge's type,
   summed over its columns. Their baseline, a row of zeros, is an edge that still counts in the
   softmax and brings its source's value: they weigh what the type says, not that there is a bond.
-- *edge mask*: Captum's integrated gradients on a factor on the messages of each edge, the same
-  in all layers, through PyG's ``CaptumExplainer``. A masked edge keeps its place in the
-  denominator of the attention; GT's edge stream, no message, goes on as if unmasked.
+- *edge mask*: Captum's integrated gradients on a factor on the messages of each edge, the same in
+  all layers. A masked edge keeps its place in the attention's denominator; GT's edge stream, no
+  message, goes on as if unmasked.
 - *GNNExplainer* (PyG): a mask on messages, learned so that the prediction stays as it is while
   few edges are kept. One seed is a noisy estimate.
-- *AttentionExplainer* (PyG): the attention weight of the edge, its mean over layers and heads
-  (PyG's default is the largest). Knows neither the values nor the prediction.
+- *AttentionExplainer* (PyG): the attention weight, its mean over layers and heads (PyG's default
+  is the largest). Knows neither the values nor the prediction.
 - *random*: uniform numbers, the control.
 
-Deletion curves ask what none of them does, the prediction without the bond. Bonds are removed in
-the order of an importance. If it is faithful, the prediction changes early when the most important
-bonds go first (*descending*) and late when they go last (*ascending*); a random order lies between.
-Atoms stay. Such graphs are no molecules: a change is also how strange the graph has become.
+Deletion curves ask what none of them does, the prediction without the bond. If an importance is
+faithful, the prediction changes early when the most important bonds go first (*descending*) and
+late when they go last (*ascending*); a random order lies between. Atoms stay. Such graphs are no
+molecules: a change is also how strange the graph has become.
 
 Source: Sundararajan et al. 2017 (integrated gradients), Shrikumar et al. 2016 (gradient x
 input), Ying et al. 2019 (GNNExplainer), Samek et al. 2017 and Petsiuk et al. 2018 (curves);
@@ -29,6 +29,7 @@ differs: the change of a real-valued prediction in place of the probability of a
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,14 +44,9 @@ from jaxtyping import Float, Shaped
 from scipy import stats
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.explain import (
-    AttentionExplainer,
-    CaptumExplainer,
-    Explainer,
-    ExplainerAlgorithm,
-    GNNExplainer,
-)
+from torch_geometric.explain import AttentionExplainer, CaptumExplainer, Explainer, GNNExplainer
 from torch_geometric.explain.algorithm.utils import clear_masks
+from torch_geometric.utils import scatter
 from tqdm import tqdm
 
 from mapkg import hooks
@@ -58,11 +54,11 @@ from mapkg.evaluation import batches, predict
 from mapkg.interventions import intervene, summarise_interventions
 from mapkg.measures import activation_ratio
 from mapkg.models.config import Config
-from mapkg.models.network import SCORES, TypeEmbedding
-from mapkg.rows import with_loops_of_layers
+from mapkg.models.network import TypeEmbedding
+from mapkg.rows import default_names, edge_rows, with_loops_of_layers
 from studies import checkpoint, tables
 from studies.data import Splits, bond_of_edge
-from studies.first_layer import type_frequency
+from studies.edge_kinds import type_frequency
 
 CONTROL = "random"
 """The method that the others are compared with, the mean of five draws."""
@@ -76,6 +72,7 @@ def edge_importance(
     method: str,
     *,
     layer: int = 0,
+    names: str | Sequence[str] | None = None,
     target: int = 0,
     seed: int = 0,
     batch_size: int = 32,
@@ -84,15 +81,18 @@ def edge_importance(
     """How important each directed edge is to a prediction for its graph, in evaluation mode.
 
     A tensor per graph, a magnitude per edge, NaN where a ratio is undefined. ``method`` is one of
-    ``METHODS``, ``layer`` says whose ratio is meant, ``target`` which prediction is explained;
-    ``seed`` is that of ``"random"`` and ``"GNNExplainer"``. The model is called by the names of
-    its parameters and stays as it is. Where its layers replace self-loops, a loop of the graph
-    stands for that of its node.
+    ``METHODS``; the ratio is that of the ``layer``-th of ``names``, which are those of ``report``,
+    also by default; ``target`` says which prediction is explained; ``seed`` is that of ``"random"``
+    and ``"GNNExplainer"``. The model is called by the names of its parameters and stays as it is.
+    Where its layers replace self-loops, a loop of the graph stands for that of its node.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     if getattr(model, "edge_factor", None) is not None:
         raise ValueError("expected attention over the data's edges, got full-graph attention")
+    method_of = METHODS[method]
+    if method == "ratio":
+        method_of = partial(_ratio, name=_layer(model, names, layer))
     # On a copy: PyG's explainers leave attributes behind, and gradients in weights.
     network = deepcopy(model).eval().requires_grad_(False)
     if masked := sum(getattr(m, "_edge_mask", None) is not None for m in network.modules()):
@@ -112,7 +112,7 @@ def edge_importance(
             # An explainer takes means over edges, which there must be.
             made = torch.empty(0)
             if batch.num_edges:
-                made = METHODS[method](OneTarget(network, target, whole), layer)[place]
+                made = method_of(OneTarget(network, target, whole))[place]
             parts.append(made.detach().abs())
             bar.update(batch.num_graphs)
     return list(torch.cat(parts).split([graph.num_edges for graph in graphs]))
@@ -136,12 +136,19 @@ class OneTarget(nn.Module):
         return predicted.reshape(len(predicted), -1)[:, self.target]
 
 
-def _ratio(network: OneTarget, layer: int) -> Float[Tensor, " E"]:
-    names = list(hooks.resolve(network.model, SCORES))
-    if layer not in range(len(names)):
-        raise ValueError(f"layer: expected 0 to {len(names) - 1}, got {layer}")
-    ((_, seen),) = hooks.scan(network.model, [network.batch], names[layer], forward=predict)
-    return activation_ratio(seen[names[layer]]).amax(dim=-1)
+def _layer(model: nn.Module, names: str | Sequence[str] | None, layer: int) -> str:
+    resolved = list(hooks.resolve(model, default_names(model) if names is None else names))
+    if layer not in range(len(resolved)):
+        raise ValueError(
+            f"layer: expected 0 to {len(resolved) - 1}, for {', '.join(resolved)}; got {layer}"
+        )
+    return resolved[layer]
+
+
+def _ratio(network: OneTarget, name: str) -> Float[Tensor, " E"]:
+    (module,) = hooks.resolve(network.model, name).values()
+    ((_, seen),) = hooks.scan(network.model, [network.batch], name, forward=predict)
+    return activation_ratio(edge_rows(name, module, seen[name], network.batch)).amax(dim=-1)
 
 
 def _of_types(
@@ -160,9 +167,8 @@ def _of_types(
     one_hot = torch.cat([nn.functional.one_hot(ids, size) for ids, size in columns], dim=1)
 
     def prediction(rows: Tensor) -> Tensor:
-        return (
-            network(edge_attr=rows[0]) + 0 * rows.sum()
-        )  # a network that ignores types has a gradient, of zero
+        # A network that ignores types has a gradient, too: of zero.
+        return network(edge_attr=rows[0]) + 0 * rows.sum()
 
     # Captum takes the first dimension for that of its samples: the batch is one sample. The
     # gradient of the sum of predictions is each graph's own, since graphs share no edge.
@@ -170,14 +176,13 @@ def _of_types(
     return method(prediction).attribute(rows, **settings)[0].sum(dim=1).to(rows.dtype)
 
 
-def _explained(algorithm: Callable[[], ExplainerAlgorithm]) -> Callable[..., Tensor]:
+def _explained(algorithm: Callable[[], Any]) -> Callable[..., Tensor]:
     """The edge mask that an algorithm of PyG finds."""
 
-    def method(network: OneTarget, _: int) -> Float[Tensor, " E"]:
+    def method(network: OneTarget) -> Float[Tensor, " E"]:
         settings = dict(mode="regression", task_level="graph", return_type="raw")
         about = dict(explanation_type="model", model_config=settings, edge_mask_type="object")
-        x = network.batch.x
-        x = x.reshape(len(x), -1)  # GNNExplainer unpacks two dimensions
+        x = network.batch.x.reshape(network.batch.num_nodes, -1)  # GNNExplainer unpacks two axes
         return Explainer(network, algorithm(), **about)(x, network.batch.edge_index).edge_mask
 
     return method
@@ -186,24 +191,22 @@ def _explained(algorithm: Callable[[], ExplainerAlgorithm]) -> Callable[..., Ten
 METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     {
         "ratio": _ratio,
-        "gradient x input": lambda network, _: _of_types(network, InputXGradient),
-        "integrated gradients": lambda network, _: _of_types(
-            network, IntegratedGradients, internal_batch_size=1
+        "gradient x input": partial(_of_types, method=InputXGradient),
+        "integrated gradients": partial(
+            _of_types, method=IntegratedGradients, internal_batch_size=1
         ),
         "edge mask": _explained(lambda: CaptumExplainer(IntegratedGradients)),
-        "GNNExplainer": _explained(lambda: GNNExplainer()),
+        "GNNExplainer": _explained(GNNExplainer),
         "AttentionExplainer": _explained(lambda: AttentionExplainer(reduce="mean")),
-        "random": lambda network, _: torch.rand(network.batch.num_edges),
+        "random": lambda network: torch.rand(network.batch.num_edges),
     }
 )
-"""The methods by name; each gives a number per edge of the network's batch."""
+"""The methods by name, functions of a ``OneTarget``; the ratio wants the name of its layer, too."""
 
 
 def bond_importance(graph: Data, importance: Shaped[Tensor, " edges"]) -> Shaped[Tensor, " bonds"]:
     """The larger importance of a bond's two directions, in the order of ``bond_of_edge``."""
-    bond = bond_of_edge(graph)
-    largest = importance.new_full((len(bond.unique()),), -torch.inf)
-    return largest.scatter_reduce(0, bond, importance, "amax")
+    return scatter(importance, bond_of_edge(graph), reduce="max")
 
 
 def rank_correlation(
@@ -278,14 +281,12 @@ def compare(curves_by_method: Mapping[str, pd.DataFrame], *, resamples: int) -> 
 
 def _mean(name: str, values: Any, resamples: int) -> dict[str, float]:
     """The mean of the finite values with a percentile bootstrap interval, NaN without two."""
-    finite = np.asarray(values)[np.isfinite(values)]
-    ends = [np.nan] * 3
+    finite, ends = np.asarray(values)[np.isfinite(values)], [np.nan] * 3
     if len(finite) > 1:
         look = dict(n_resamples=resamples, method="percentile", batch=1000)
         drawn = stats.bootstrap((finite,), np.mean, rng=np.random.default_rng(0), **look)
         ends = [finite.mean(), *drawn.confidence_interval]
-    names = [name, f"{name}_low", f"{name}_high"] if name else ["mean", "low", "high"]
-    return dict(zip(names, ends, strict=True))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
 def explain(
@@ -301,11 +302,9 @@ def explain(
     """Compare the ratio with established attributions of edges, on one trained network.
 
     ``methods`` must have the ratio and the control; ``others`` are further importances by name.
-
-    - ``correlation``: per method, the mean over molecules of Spearman's rank correlation with the
-      ratio over the bonds, and of how many of the ``graphs`` it is ``defined``;
-    - ``curves``: per order, method and fraction of the bonds, the means of ``curve``;
-    - ``areas``: per order and method, the columns of ``compare``.
+    Tables are ``correlation``, per method the mean over molecules of Spearman's rank correlation
+    with the ratio over the bonds, and of how many of the ``graphs`` it is ``defined``; ``curves``,
+    the means of ``curve`` per order, method and fraction; and ``areas``, of ``compare``, per order.
     """
     scores = {
         method: edge_importance(model, graphs, method, layer=layer, progress=progress)
@@ -318,7 +317,7 @@ def explain(
         if method != "ratio":
             of_graphs = rank_correlation(scores["ratio"], values, graphs)
             about = {"defined": np.isfinite(of_graphs).sum(), "graphs": len(graphs)}
-            correlation.append({"method": method} | _mean("", of_graphs, resamples) | about)
+            correlation.append({"method": method} | _mean("mean", of_graphs, resamples) | about)
     named = {method: [values] for method, values in scores.items()} | {CONTROL: controls}
     for order in tqdm(("descending", "ascending"), "curves", file=sys.stderr, disable=not progress):
         drawn = {
@@ -330,12 +329,13 @@ def explain(
         for method, of_method in drawn.items():
             of_graphs = of_method.groupby(["fraction", "graph"]).mean()
             for fraction, at in of_graphs.groupby("fraction"):
-                means = [_mean(n, at[n], resamples) for n in ("change", "absolute_error")]
-                curves.append(
-                    {"fraction": fraction, **means[0], **means[1], "method": method, **where}
-                )
-    made = {"correlation": pd.DataFrame(correlation), "curves": pd.DataFrame(curves)}
-    return made | {"areas": pd.concat(areas, ignore_index=True)}
+                row = {"fraction": fraction}
+                for name in ("change", "absolute_error"):
+                    row |= _mean(name, at[name], resamples)
+                curves.append(row | {"method": method, **where})
+    named_ends = {"mean_low": "low", "mean_high": "high"}
+    made = {"correlation": pd.DataFrame(correlation).rename(columns=named_ends)}
+    return made | {"curves": pd.DataFrame(curves), "areas": pd.concat(areas, ignore_index=True)}
 
 
 def explain_run(
@@ -351,7 +351,7 @@ def explain_run(
     Interventions take the mean of a channel over 2,000 training graphs. Besides the methods there
     is ``frequency``, of ``type_frequency``.
     """
-    model, information = checkpoint.load(Path(folder) / "best")
+    model, information = checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     explained = splits.test[:graphs]
     others = {"frequency": type_frequency(splits.train, explained)}
     made = explain(model, explained, others=others, resamples=resamples, progress=progress)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,10 @@ from mapkg.models.edge_attention import SCORE_CLAMP
 from studies import tables
 from studies.data import Splits
 from studies.figures import THRESHOLD_LOOK, over_seeds, whole_ticks
-from studies.grid import MODELS
 from studies.laws import compare_laws
 from studies.observation import summarise_scores
 from studies.published import grid
-from studies.results import Emergence, read_emergence, read_network
+from studies.results import MODELS, Emergence, read_emergence, read_network
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
 """What ``readings`` compares; the last is a sink whose coefficient is minus infinity."""
@@ -147,12 +147,12 @@ def with_and_without_term(table: pd.DataFrame) -> sns.FacetGrid:
     """Ratio, magnitude and median of each layer's scores, a row of panels per ``label``."""
     names = {"max_ratio": "largest ratio", "max_abs": "largest |s|", "row_median_q50": "median |s|"}
     long = table.melt(["label", "seed", "layer", "term"], [*names])
+    long = long.sort_values("label", kind="stable")
     long["panel"] = long["label"] + ", " + long["variable"].map(names)
     long["term"] = long["term"].map({False: "without the term", True: "with it"})
     look = dict(x="layer", y="value", color="term", panel="panel", labels={"value": ""}, log="y")
-    sharing = dict(sharey=False)
-    long = long.sort_values("label", kind="stable")
-    grid = over_seeds(long, **look, columns=3, palette=["#264653", "#E76F51"], sharing=sharing)
+    look |= dict(columns=3, palette=["#264653", "#E76F51"], sharing={"sharey": False})
+    grid = over_seeds(long, **look)
     for ax in grid.axes[::3]:
         ax.axhline(MASSIVE_RATIO, **THRESHOLD_LOOK)
     whole_ticks(grid)
@@ -169,19 +169,18 @@ def weight_on_sink(
     """
     if any(layer.attention.explicit_bias != "sink" for layer in model.layers):
         raise ValueError("model: expected layers with a sink")
-    parts = []
-    name = "layers.*.attention.attention_weight"
+    parts, name = [], "layers.*.attention.attention_weight"
     for batch, seen in hooks.scan(model, batches(graphs, batch_size), name, forward=predict):
         target = batch.edge_index[1]
         number = torch.bincount(target, minlength=batch.num_nodes)
         for layer, weight in enumerate(seen.values()):
             share = 1 - scatter(weight.double(), target, dim_size=batch.num_nodes)  # [N, H]
             table = pd.DataFrame(share.numpy()).assign(layer=layer, neighbours=number.numpy())
-            parts.append(table[table["neighbours"] > 0])
+            parts.append(table.query("neighbours > 0"))
     by_number = pd.concat(parts).groupby(["layer", "neighbours"])
     heads = by_number.mean()  # a column per head
-    columns = {"nodes": by_number.size(), "share": heads.mean(axis=1)}
-    columns |= {"least_head": heads.min(axis=1), "most_head": heads.max(axis=1)}
+    ends = {"least_head": heads.min(axis=1), "most_head": heads.max(axis=1)}
+    columns = {"nodes": by_number.size(), "share": heads.mean(axis=1), **ends}
     return pd.DataFrame(columns).reset_index()
 
 
@@ -252,19 +251,16 @@ def read_remedies(
 ) -> dict[str, pd.DataFrame]:
     """The tracked tables of several networks, with architecture (``label``) and title (``run``)."""
     parts: dict[str, list[pd.DataFrame]] = {"layers": [], "epochs": []}
-    for model in models:
-        for arm, title in arms.items():
-            pair = f"{model.lower()}_{data}"
-            name = SAME.get(f"{pair}_{arm}", f"{pair}_{arm}")
-            if (
-                arm == "none" and name not in grid()
-            ):  # the grid of emergence has it, as long trained
-                laws = pd.read_csv(Path(folder) / "laws.csv.gz").query("run == @pair")
-                network = compact(read_emergence(folder, f"emergence_{pair}_"), laws)
-            else:
-                network = {kind: tables.read(folder, "remedy", [name], kind) for kind in parts}
-            for kind, table in network.items():
-                parts[kind].append(table.assign(label=model, run=title))
+    for model, (arm, title) in product(models, arms.items()):
+        pair = f"{model.lower()}_{data}"
+        name = SAME.get(f"{pair}_{arm}", f"{pair}_{arm}")
+        if arm == "none" and name not in grid():  # the grid of emergence has it, as long trained
+            laws = pd.read_csv(Path(folder) / "laws.csv.gz").query("run == @pair")
+            network = compact(read_emergence(folder, f"emergence_{pair}_"), laws)
+        else:
+            network = {kind: tables.read(folder, "remedy", [name], kind) for kind in parts}
+        for kind, table in network.items():
+            parts[kind].append(table.assign(label=model, run=title))
     return {kind: pd.concat(part, ignore_index=True) for kind, part in parts.items()}
 
 

@@ -1,10 +1,17 @@
-"""Files written whole or not at all, by one process at a time."""
+"""Files that one process at a time writes, whole or not at all, and where results come from."""
 
 import hashlib
 import os
+import platform
+import re
+import shutil
+import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -35,7 +42,7 @@ def alone(folder: Path | str | None, prefix: str = "") -> Iterator[None]:
     except Timeout:
         raise ValueError(
             f"{folder / prefix}: another process writes to it; wait for that, or choose another "
-            f"{'prefix' if prefix else 'folder'}"
+            f"{'name' if prefix else 'folder'}"
         ) from None
 
 
@@ -45,17 +52,95 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_output(path: Path) -> None:
+    """Raise, before the work that it is for, if no file can be written at a path."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device or pipe"
+        raise ValueError(f"{path} is {kind}; name a file as output")
+    if path.is_file() and not path.stat().st_mode & 0o222:
+        raise ValueError(f"{path} is read-only; name another output, or make it writable")
+    existing = next(folder for folder in path.parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written, {existing}: {error.strerror}") from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file, and its folders, so that a reader sees the old content or the new."""
+    """Write a file, and its folders, so that a reader sees the old content or the new.
+
+    A symbolic link stays one, and a file keeps its mode.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600
+        if path.is_file():
+            shutil.copymode(path, temporary)
+        else:
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, temporary):  # a full disk
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+# Where a result comes from.
+
+
+@cache
+def versions() -> str:
+    """Versions that results depend on, for example ``"python 3.11.7; torch 2.13.0; ..."``."""
+    packages = ("torch", "torch-geometric", "numpy", "rdkit")
+    numbers = [f"python {platform.python_version()}"]
+    # A build tag such as +cpu says how torch was packaged, not what it computes.
+    numbers += [f"{name} {_version(name).split('+')[0]}" for name in packages]
+    return "; ".join(numbers)
+
+
+def warn_of_another_rdkit(stored: str, path: Path) -> None:
+    """Warn if ``stored`` versions name another RDKit: it may choose other double bonds in rings."""
+    then, now = (re.search(r"rdkit (\d[\d.]*)", text) for text in (stored, versions()))
+    if then and now and then[1] != now[1]:
+        warnings.warn(
+            f"{path}: trained on molecules that RDKit {then[1]} kekulized, but RDKit {now[1]} is "
+            "at work; about half of the molecules may have other types of bonds in their rings",
+            stacklevel=3,
+        )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # training from prepared tensors needs no RDKit
+        return "not installed"
+
+
+@cache
+def commit() -> str:
+    """The commit of ``mapkg`` and ``studies``, with ``-dirty`` if their code differs from it.
+
+    "not available" where the code is not tracked in a git work tree. One that is installed
+    inside another project's tree does not take that project's commit for its own.
+    """
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        )
+        return result.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "--", "studies/files.py")
+        head = git("rev-parse", "HEAD")
+        return f"{head}-dirty" if git("status", "--porcelain", "--", "mapkg", "studies") else head
+    except (OSError, subprocess.CalledProcessError):
+        return "not available"

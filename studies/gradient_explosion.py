@@ -29,8 +29,8 @@ from studies import tables
 from studies.data import Splits
 from studies.deep import Variant, gradient_norms
 from studies.figures import over_seeds, whole_ticks
-from studies.provenance import commit, versions
-from studies.schedule import Schedule
+from studies.files import commit, versions
+from studies.published import Schedule
 from studies.tasks import NodeTask
 from studies.train import fit
 

@@ -59,18 +59,14 @@ class Distance(NamedTuple):
 class Fit(NamedTuple):
     """A law fitted to a histogram.
 
-    Attributes:
-        law: one of ``LAWS``.
-        params: scipy's, shape (none for the normal law), location and scale. Nearly unidentified
-            when the law is close to its limit: compare distribution functions, not these.
-        log_likelihood: mean per value of the logarithm of the density, averaged within bins.
-        aic: Akaike's criterion. Values of one row share a median, and rows share nodes, so they
-            are far from independent: only the order and size of this and of ``ks`` mean anything.
-        ks: the distance between the values and this law.
-        num_values: how many values were counted.
-        is_limit: whether the best law is the limit of its family, to within 0.005 of the
-            distribution function: the normal law for a gamma or lognormal law (of values that are
-            not skewed to the right), a Gumbel law of minima for a Weibull law.
+    ``params`` are scipy's, shape (none for the normal law), location and scale: nearly unidentified
+    where the law is close to its limit, so compare distribution functions. ``log_likelihood`` is
+    the mean per value of the logarithm of the density, averaged within bins; ``aic`` is Akaike's
+    criterion, and ``ks`` the distance between the values and this law. Values of one row share a
+    median, and rows share nodes, so that only order and size of these two mean anything.
+    ``is_limit`` says whether the best law is the limit of its family, to within 0.005 of the
+    distribution function: the normal law for a gamma or lognormal law (of values that are not
+    skewed to the right), a Gumbel law of minima for a Weibull law.
     """
 
     law: str
@@ -103,13 +99,9 @@ def histogram_from_table(rows: pd.DataFrame) -> StreamingHistogram:
 def fit_law(histogram: StreamingHistogram, law: str = "gamma") -> Fit:
     """The law of greatest likelihood for binned counts.
 
-    The density of a gamma or Weibull law with a shape below 1 is infinite at its location, so
-    the likelihood of single values grows without bound as the location nears the least value.
-    The probability of a bin is at most 1, so here the likelihood is bounded.
-
-    Raises:
-        ValueError: if the law is unknown, values lie outside the bins, or fewer than four bins
-            are filled: a law of three parameters fits three bins whatever they hold.
+    The likelihood of single values has no bound where the density has none, as at the location of a
+    gamma law with a shape below 1; that of bins has. Three filled bins are refused: a law of three
+    parameters fits them whatever they hold.
     """
     if law not in LAWS:
         raise ValueError(f"unknown law {law!r}; known: {', '.join(LAWS)}")
@@ -144,19 +136,16 @@ def fit_law(histogram: StreamingHistogram, law: str = "gamma") -> Fit:
         params=found,
         log_likelihood=log_likelihood,
         aic=2 * len(found) - 2 * int(total) * log_likelihood,
-        ks=_ks(edges, counts, law, found),
+        ks=_distance(_empirical(counts), distribution.cdf(edges, *found)),
         num_values=int(total),
         is_limit=skewed and bool(theta[-1] < np.log(10 * _LEAST)),
     )
 
 
 def ks_to_law(histogram: StreamingHistogram, fit: Fit) -> Distance:
-    """Distance between values and a law, which may have been fitted to other values.
-
-    With a law fitted to the same values this is the published statistic, ``fit.ks``; with one
-    fitted to the untrained model it says how far training has moved the ratios.
-    """
-    return _ks(*_filled(histogram), fit.law, fit.params)
+    """Distance between values and a law that may have been fitted to other values."""
+    edges, counts = _filled(histogram)
+    return _distance(_empirical(counts), fit.distribution.cdf(edges))
 
 
 def ks_two_sample(first: StreamingHistogram, second: StreamingHistogram) -> Distance:
@@ -172,18 +161,14 @@ def compare_laws(
 ) -> pd.DataFrame:
     """Fits of several laws to each histogram of a table, with the three distances.
 
-    Args:
-        table: the columns ``bin``, ``low`` and ``count``, and others whose values say which
-            histogram a row belongs to, as in the tracked results; ``state`` is one of them.
-        laws: which to fit.
-        base: the state with which the others are compared; the untrained network.
+    ``table`` has the columns ``bin``, ``low`` and ``count``, and others whose values say which
+    histogram a row belongs to; ``state`` is one of them, ``base`` that of the untrained network.
 
-    Returns:
-        A row per histogram and law. The other columns; those of ``Fit``, with ``shape``, ``loc``
-        and ``scale``, and ``aic_rank``, 1 for the least; ``ks_own``, the distance to the fit of
-        the same values (as published); ``ks_base``, to the fit of the base state with the other
-        columns equal; ``ks_two_sample``, from the values of that base state. The latter two are
-        NaN without such a base. ``ks_own_resolution`` and so on say how exact these are.
+    A row per histogram and law: these other columns, ``shape``, ``loc``, ``scale`` and what else a
+    ``Fit`` has, and ``aic_rank``, 1 for the least; ``ks_own``, the distance to the fit of the same
+    values (as published); ``ks_base``, to the fit of the base state with the other columns equal;
+    ``ks_two_sample``, from the values of that base state. The latter two are NaN without such a
+    base. ``ks_own_resolution`` and so on say how exact these are.
     """
     keys = [column for column in table.columns if column not in ("bin", "low", "count")]
     place = keys.index("state")
@@ -204,13 +189,12 @@ def compare_laws(
             names = ("is_limit", "num_values", "log_likelihood", "aic")
             row |= {name: getattr(fit, name) for name in names}
             row["aic_rank"] = ranked.index(law) + 1
-            distances = {"ks_own": fit.ks}
-            distances |= dict.fromkeys(("ks_base", "ks_two_sample"), Distance(np.nan, np.nan))
+            distances = {"own": fit.ks, "base": (np.nan,) * 2, "two_sample": (np.nan,) * 2}
             if of_base in histograms:
-                distances["ks_base"] = ks_to_law(histogram, fits[of_base][law])
-                distances["ks_two_sample"] = ks_two_sample(histogram, histograms[of_base])
+                distances["base"] = ks_to_law(histogram, fits[of_base][law])
+                distances["two_sample"] = ks_two_sample(histogram, histograms[of_base])
             for name, distance in distances.items():
-                row[name], row[f"{name}_resolution"] = distance
+                row[f"ks_{name}"], row[f"ks_{name}_resolution"] = distance
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -267,10 +251,6 @@ def _distance(first: np.ndarray, second: np.ndarray) -> Distance:
     return Distance(float(at_edges), float(at_most - at_edges))
 
 
-def _ks(edges: np.ndarray, counts: np.ndarray, law: str, params: tuple[float, ...]) -> Distance:
-    return _distance(_empirical(counts), LAWS[law][0].cdf(edges, *params))
-
-
 def _log_mass(
     law: stats.rv_continuous, params: tuple[float, ...], edges: np.ndarray
 ) -> Float[np.ndarray, " bins"]:
@@ -278,10 +258,8 @@ def _log_mass(
     with np.errstate(all="ignore"):
         below, above = law.cdf(edges, *params), law.sf(edges, *params)
         mass = np.where(below[1:] < above[1:], np.diff(below), -np.diff(above))
-        log_mass = np.log(mass)
-        # Far out the probability underflows: there, density times width.
-        far = ~(mass > 0)
-        if far.any():
+        log_mass, far = np.log(mass), ~(mass > 0)
+        if far.any():  # the probability underflows: there, density times width
             width = np.diff(edges)[far]
             log_mass[far] = law.logpdf(edges[:-1][far] + width / 2, *params) + np.log(width)
         return log_mass

@@ -27,8 +27,7 @@ from studies import tables
 from studies.data import Splits
 from studies.depth import named, norm_and_scale
 from studies.figures import over_seeds
-from studies.published import known, titles
-from studies.schedule import Schedule
+from studies.published import Schedule, known, titles
 from studies.tables import Result, Study, run_study
 from studies.tasks import TREES, TreeTask
 from studies.train import fit

@@ -1,7 +1,9 @@
 """Run a notebook with other parameters, strictly.
 
-papermill injects a misspelt parameter without a word; here a name or a type that the notebook
-does not know is an error before anything runs.
+papermill injects a misspelt parameter without a word; here a name, a type or a value that the
+notebook does not allow is an error before anything runs. The comment of a parameter may begin with
+what its values are, of a list its entries: ``# 1 to 64: heads``, ``# one of gat, gt: layers``,
+``# a data set of molecules: what is drawn``.
 """
 
 import ast
@@ -11,11 +13,13 @@ import json
 import os
 import pathlib
 import re
-import sys
+import shutil
 import tokenize
 import typing
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -24,11 +28,13 @@ import nbformat
 import papermill
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from studies.files import alone, check_output
+
 KERNEL = "python3"  # resolves to the interpreter that runs papermill
 
 
 class NotebookFailed(RuntimeError):
-    """A cell of the notebook raised."""
+    """A cell of the notebook raised, its kernel died, or it was interrupted."""
 
 
 @dataclass(frozen=True)
@@ -40,27 +46,43 @@ class Parameter:
     default: str
     help: str
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.type} = {self.default}" + (self.help and f"  # {self.help}")
+
+    def check(self, value: Any) -> None:
+        """Raise unless a value of the right type is one that the comment allows."""
+        entries = value if isinstance(value, list | tuple) else [value]
+        if span := re.match(r"(\S+) to ([^\s:]+): ", self.help):
+            low, high = float(span[1]), float(span[2])
+            allowed = [each is None or low <= each <= high for each in entries]
+        elif names := re.match(r"one of ([^:]+): ", self.help):
+            allowed = [str(each).removesuffix(".0") in names[1].split(", ") for each in entries]
+        elif kind := re.match(r"a data set of (\w+): ", self.help):
+            from studies.data import expect_kind  # which takes seconds
+
+            return expect_kind(value, [kind[1]], f"parameter {self.name}")
+        else:
+            return None
+        if not (allowed and all(allowed)):
+            expected = self.help.partition(":")[0]
+            raise ValueError(f"expected {expected}, got {value!r}, as parameter {self}")
+
 
 def command(
     notebook: Path,  # for example notebooks/04_emergence.ipynb
     *,
-    parameter: Sequence[tuple[str, str]] = (),  # a parameter and its value; may be repeated
+    parameter: Sequence[tuple[str, str]] = (),  # set a parameter to a value; may be repeated
     output: Path | None = None,  # where the executed notebook goes
-    list: bool = False,  # list the parameters and stop
-) -> int:
-    """What ``python -m studies run`` does; returns the exit status."""
+    list: bool = False,  # list the parameters, with their defaults, and stop
+) -> None:
+    """What ``python -m studies run`` does."""
     if list:
-        print(describe(parameters(notebook)))
-        return 0
+        print(*(f"  {each}" for each in parameters(notebook).values()), sep="\n")
+        return
     values = parse(notebook, parameter)
     if output is None:
         raise ValueError("nowhere to write to; name the executed notebook with -o OUT.ipynb")
-    try:
-        print(run(notebook, output, values))
-    except NotebookFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    print(run(notebook, output, values))
 
 
 def parameters(path: Path | str) -> dict[str, Parameter]:
@@ -77,26 +99,18 @@ def parameters(path: Path | str) -> dict[str, Parameter]:
     for node in body:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
-        for target in [node.target] if isinstance(node, ast.AnnAssign) else node.targets:
-            default = ast.unparse(node.value)
-            annotated = isinstance(node, ast.AnnAssign)
-            kind = ast.unparse(node.annotation) if annotated else _type_of(node.value)
-            about = (ast.unparse(target), kind, default, comments.get(node.end_lineno, ""))
-            found[about[0]] = Parameter(*about)
+        annotated = isinstance(node, ast.AnnAssign)
+        kind = ast.unparse(node.annotation) if annotated else _type_of(node.value)
+        about = (kind, ast.unparse(node.value), comments.get(node.end_lineno, ""))
+        for target in [node.target] if annotated else node.targets:
+            name = ast.unparse(target)
+            found[name] = Parameter(name, *about)
     return found
 
 
 def parse(path: Path | str, assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Values of parameters from pairs of name and text, each checked against the notebook."""
     return _checked(path, dict(assignments), _readings)
-
-
-def describe(known: dict[str, Parameter]) -> str:
-    """A line per parameter: name, type, default, comment."""
-    return "\n".join(
-        f"  {p.name}: {p.type} = {p.default}" + (f"  # {p.help}" if p.help else "")
-        for p in known.values()
-    )
 
 
 def injected(path: Path | str, values: Mapping[str, Any]) -> nbformat.NotebookNode:
@@ -123,33 +137,58 @@ def run(
 ) -> Path:
     """Execute a notebook in its own folder; the copy is written whole or not at all.
 
-    If a cell raises, the copy up to it stays beside ``output`` with ``.failed`` in its name.
+    If it fails, the copy up to there stays beside ``output`` with ``.failed`` in its name.
     ``engine`` are options of nbclient, for example ``kernel_manager_class``.
     """
     path, output = Path(path).resolve(), Path(output).resolve()
     book = injected(path, values)
-    output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_name(f"{output.stem}.failed.ipynb")
-    try:
-        papermill.execute_notebook(
-            book,
-            str(failed),
-            kernel_name=KERNEL,
-            language="python",
-            # Not cwd=, which changes the folder of this process: others may run beside.
-            resources={"metadata": {"path": str(path.parent)}},
-            progress_bar=progress,
-            coalesce_streams=True,  # what is printed in pieces is one output
-            **engine,
-        )
-    except papermill.exceptions.PapermillExecutionError as error:
-        raise NotebookFailed(f"{path.name} failed, see {failed}:\n{error}") from error
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            failed.unlink()
-        raise
-    os.replace(failed, output)
+    for written in (output, failed):
+        check_output(written)
+        if written.exists() and written.samefile(path):
+            raise ValueError(f"{written} is the notebook that is run; name another output")
+    with alone(output.parent, output.name):
+        try:
+            papermill.execute_notebook(
+                book,
+                re.sub(r"([{}])", r"\1\1", str(failed)),  # papermill formats names
+                kernel_name=KERNEL,
+                language="python",
+                # Not cwd=, which changes the folder of this process: others may run beside.
+                resources={"metadata": {"path": str(path.parent)}},
+                progress_bar=progress,
+                coalesce_streams=True,  # what is printed in pieces is one output
+                extra_arguments=["--IPKernelApp.log_level=50"],  # what matters is in the copy
+                **engine,
+            )
+            reason = None
+        except papermill.exceptions.PapermillExecutionError as error:
+            reason = f"{error.ename}: {error.evalue}"
+        except (KeyboardInterrupt, RuntimeError) as error:  # a kernel that died
+            reason = str(error) or "interrupted"
+        _refuse_a_part(path, failed, reason)
+        if output.exists():
+            shutil.copymode(output, failed)
+        os.replace(failed, output)
     return output
+
+
+def _refuse_a_part(path: Path, executed: Path, reason: str | None) -> None:
+    """Raise, with the cell, if a reason is given or a cell ended the run without an error."""
+    cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
+    started = [bool(cell.metadata.papermill.get("start_time")) for cell in cells]
+    if reason is None and all(started):
+        last = [o for cell in cells for o in cell.outputs if o.output_type == "error"]
+        reason = "SystemExit" if last else None
+    elif reason is None:
+        reason = "it ended the kernel (sys.exit?)"
+    if reason is not None:
+        number = max(sum(started), 1)
+        line = cells[number - 1].source.strip().partition("\n")[0]
+        raise NotebookFailed(
+            f"{path.name}: code cell {number}, which begins {line!r}, failed: "
+            f"{reason.splitlines()[0]}; all up to there is in {executed}"
+        )
 
 
 def _read(path: Path | str) -> tuple[nbformat.NotebookNode, nbformat.NotebookNode]:
@@ -159,10 +198,15 @@ def _read(path: Path | str) -> tuple[nbformat.NotebookNode, nbformat.NotebookNod
         siblings = sorted(p.name for p in path.parent.glob("*.ipynb")) or ["none"]
         raise FileNotFoundError(f"no notebook at {path}; notebooks there: {', '.join(siblings)}")
     try:
-        book = nbformat.read(path, 4)
-        tagged = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", ())]
+        with warnings.catch_warnings(action="ignore"):  # of ids that are missing, and then given
+            book = nbformat.read(path, 4)
+        nbformat.validate(book)
+    except OSError:
+        raise
     except Exception as error:  # whatever nbformat makes of a file that is none
-        raise ValueError(f"{path}: not a notebook: {str(error).splitlines()[0]}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path}: not a notebook of format 4: {reason}") from error
+    tagged = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", ())]
     if not tagged:
         raise ValueError(f"{path}: no cell is tagged 'parameters', so nothing can be set")
     return book, tagged[0]
@@ -180,11 +224,13 @@ def _type_of(default: ast.expr) -> str:
 
 
 def _checked(path: Path | str, values: Mapping[str, Any], readings: Any = None) -> dict[str, Any]:
-    """The values, each of the type that the notebook declares."""
+    """The values, each of the type that the notebook declares, and one that it allows."""
     known, fitting = parameters(path), {}
     for name, given in values.items():
         if name not in known:
-            raise ValueError(f"{path} has no parameter {name!r}; it knows:\n{describe(known)}")
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}? It has" if close else "it has"
+            raise ValueError(f"{path} has no parameter {name!r}; {hint} {', '.join(known)}")
         adapter = _adapter(known[name].type)
         for reading in readings(given, known[name].type) if readings else [given]:
             with contextlib.suppress(ValidationError, TypeError):
@@ -192,10 +238,9 @@ def _checked(path: Path | str, values: Mapping[str, Any], readings: Any = None) 
                 fitting[name] = adapter.validate_json(json.dumps(reading, default=_plain))
                 break
         else:
-            raise ValueError(
-                f"parameter {name!r} is of type {known[name].type}, got {given!r}; "
-                f"{path} knows:\n{describe(known)}"
-            )
+            kind = known[name].type
+            raise ValueError(f"expected type {kind}, got {given!r}, as parameter {known[name]}")
+        known[name].check(fitting[name])
     return fitting
 
 
@@ -213,7 +258,9 @@ def _adapter(kind: str) -> TypeAdapter:
     names = {**vars(typing), **vars(collections.abc), **vars(pathlib)}
     try:
         known = eval(kind, {"typing": typing, "pathlib": pathlib, **names})
-        return TypeAdapter(known, config={"strict": True})
+        adapter = TypeAdapter(known, config={"strict": True})
+        adapter.rebuild()  # names in quotes are looked up
+        return adapter
     except (NameError, AttributeError, TypeError, PydanticSchemaGenerationError):
         return TypeAdapter(Any)
 

@@ -15,7 +15,7 @@ from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
-from mapkg.rows import edge_rows
+from mapkg.rows import default_names, edge_rows
 from studies.data import Splits, directions
 from studies.extras import build
 
@@ -88,10 +88,11 @@ def edge_maxima(
     model: nn.Module,
     graphs: Sequence[Data],
     *,
-    names: str | Sequence[str] = SCORES,
+    names: str | Sequence[str] | None = None,
     batch_size: int = 128,
 ) -> Float[Tensor, "layers E"]:
     """The largest activation ratio of every edge in every layer, NaN where a row has none."""
+    names = default_names(model) if names is None else names
     modules = hooks.resolve(model, names)
     maxima = [
         torch.stack(
@@ -128,7 +129,8 @@ def observe_states(
     """Tables of the scores of one network on the test split, with several weights.
 
     ``summary``, ``graph_maxima`` and ``histogram`` as of ``Emergence``, without their origin. The
-    state ``base_calibrated`` has its BatchNorm statistics set to those of the training split first.
+    state ``base_calibrated`` first gets BatchNorm statistics of the training split, the mean over
+    batches of the size used in training; tracked tables are made so.
     """
     model = build(config).to(device)
     tables: dict[str, list[pd.DataFrame]] = {"summary": [], "graph_maxima": [], "histogram": []}

@@ -1,11 +1,13 @@
-"""What has a name: configurations of ``published.toml``, runs and studies of the workflow's grid.
+"""What is published or has a name: configurations, schedules, runs of the workflow's grid.
 
 ``PUBLISHED`` are the massive-activations paper's ten pairs of network and data set, with the place
 of each value; ``OWN`` are pairs that the paper does not have, ``CONFIGS`` both.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,60 @@ def _read() -> dict[str, Config]:
 CONFIGS: Mapping[str, Config] = MappingProxyType(_read())
 OWN = {n: c for n, c in CONFIGS.items() if c.source.startswith("this companion")}
 PUBLISHED = {name: config for name, config in CONFIGS.items() if name not in OWN}
+
+EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast a network is trained, with Adam.
+
+    The rate is multiplied by ``lr_factor`` after more than ``lr_patience`` rows of the history
+    without progress in validation; None leaves it. Progress is as in torch's
+    ``ReduceLROnPlateau``: the loss falls by more than 1e-4 of its least value so far (trees: the
+    accuracy gains more than 1e-4). Any fall makes the weights the best ones. Training ends after
+    ``epochs`` passes over the data, when the rate falls below ``min_lr``, after ``patience`` rows
+    without progress, or after ``max_hours``. A row is a block of epochs. Without a batch size a
+    step takes all data.
+
+    Source: the defaults are those of the LipschitzNorm paper's code, for the nodes of a graph.
+    """
+
+    epochs: int = 200
+    batch_size: int | None = None
+    lr: float = 0.005
+    weight_decay: float = 5e-4
+    lr_factor: float = 0.1
+    lr_patience: int | None = 10
+    min_lr: float = 1e-6
+    block: int = 1
+    patience: int | None = None
+    max_hours: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name, least in dict(epochs=0, batch_size=1, block=1, patience=1, min_lr=0).items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}: expected {least} or more, got {value}")
+        if not self.lr > 0:
+            raise ValueError(f"lr: expected a value above 0, got {self.lr}")
+        if self.lr < self.min_lr:
+            raise ValueError(
+                f"lr: expected min_lr, {self.min_lr}, or more, got {self.lr}; training would end "
+                "before its first epoch"
+            )
+        if not 0 < self.lr_factor < 1:
+            raise ValueError(f"lr_factor: expected a value in (0, 1), got {self.lr_factor}")
+
+    @classmethod
+    def of(cls, config: Config) -> "Schedule":
+        """The schedule that a configuration states."""
+        names = ("batch_size", "lr", "weight_decay", "lr_factor", "lr_patience", "min_lr")
+        stated = {name: getattr(config, name) for name in names}
+        return cls(epochs=config.max_epochs, max_hours=config.max_hours, **stated)
+
+    def columns(self, *names: str) -> dict[str, Any]:
+        """Some values, for the row of a table."""
+        return {name: getattr(self, name) for name in names}
 
 
 @cache

@@ -29,9 +29,9 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "relative": {"relative": True},
     "published": {"centred": False, "ascent": Ascent(), "restarts": (0,)},
 }
-"""Kinds of noise, of each node and edge its own, one vector for all nodes and one for all edges,
-sizes relative to the embeddings' standard deviations, and the published way of finding the first,
-one restart and not centred, for the largest size alone. The others are centred."""
+"""Noise of each node and edge its own, one vector for all nodes and one for all edges, sizes in
+units of the embeddings' standard deviations, and the published way of finding the first: not
+centred, one restart, the largest size alone. The others are centred."""
 
 USUAL = ("own", "shared", "relative")
 """The kinds that every network is attacked with; the published one takes many passes."""
@@ -77,10 +77,9 @@ def attack_network(
     Attacks on places, and published ones, have the last of ``sigmas`` alone. There are no rows of a
     place where nothing, everything, or a single entry is massive.
     """
-    sigmas = tuple(sigmas)
+    sigmas, parts = tuple(sigmas), []
     common: dict[str, Any] = dict(loss=config.loss, restarts=restarts, ascent=ascent, centred=True)
     common |= dict(batch_size=config.batch_size, progress=progress)
-    parts = []
     for kind, options in [(kind, known("kind", kind, KINDS)) for kind in kinds]:
         sizes = sigmas[-1:] if kind == "published" else sigmas
         parts.append(attack(model, graphs, sizes, **common | options).assign(kind=kind))

@@ -30,7 +30,7 @@ from mapkg.models.edge_attention import (
 )
 from mapkg.models.egat import EdgeGATAttention, EdgeGATLayer
 from mapkg.models.network import GraphNetwork, TypeEmbedding
-from studies.schedule import EPOCH_STRIDE
+from studies.published import EPOCH_STRIDE
 
 TERMS = ("key_term", "edge_term", "value_term")
 """Parameters of ``EdgeAttention`` itself, the Explicit Bias Term of each head."""

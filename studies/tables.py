@@ -2,6 +2,7 @@
 
 import gzip
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,8 +12,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from studies.files import alone, write_atomically
-from studies.provenance import commit, versions
+from studies.files import alone, commit, versions, write_atomically
 
 STATISTICS = ("median", "mean", "range")
 
@@ -37,7 +37,7 @@ def write_all(
     paths = {name: Path("_".join(filter(None, (base, name))) + ".csv.gz") for name in made}
     for name, path in paths.items():
         if path.is_file():
-            _refuse_another_study(path, list(pd.read_csv(path, nrows=0)) == list(made[name]))
+            _refuse_another_study(path, list(read_one(path, "", nrows=0)) == list(made[name]))
     for name, path in paths.items():
         write(path, made[name], digits=digits.get(name, 6))
     return list(paths.values())
@@ -73,7 +73,10 @@ def read_one(path: Path, command: str, **settings: Any) -> pd.DataFrame:
     """A table, or an error that names the command that writes it."""
     if not path.is_file():
         raise FileNotFoundError(f"no table at {path}; {command} writes it")
-    return pd.read_csv(path, **settings)
+    try:
+        return pd.read_csv(path, **settings)
+    except (ValueError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: damaged, or no compressed table: {error}") from error
 
 
 def over_seeds(
@@ -172,7 +175,7 @@ def _read(paths: Mapping[str, Path], settings: set[str], labels: Sequence[str]) 
         )
     if "runs" not in there:
         return Study()
-    done = Study(**{name: pd.read_csv(path) for name, path in paths.items()})
+    done = Study(**{name: read_one(path, "the study") for name, path in paths.items()})
     _refuse_another_study(paths["runs"], settings <= {*done.runs})
     whole = pd.MultiIndex.from_frame(done.runs[[*labels]])
     done.curves = done.curves[pd.MultiIndex.from_frame(done.curves[[*labels]]).isin(whole)]

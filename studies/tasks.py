@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import Data
 
 from mapkg.evaluation import batches, evaluate, losses, predict, targets
 from mapkg.hooks import evaluating
 from mapkg.models.config import Config
 from studies.data import NodesOfGraph, Splits, Trees
 from studies.data.trees import level_order
-from studies.schedule import EPOCH_STRIDE, Schedule
+from studies.published import EPOCH_STRIDE, Schedule
 
 COLUMNS = ("epochs", "lr", "weight_decay", "lr_factor", "lr_patience", "min_lr")
 """What tables of nodes say of a schedule."""
@@ -98,6 +99,86 @@ class GraphTask(Task):
         values = asdict(schedule)
         settings = {name: values.get(name, old) for name, old in self.config.to_dict().items()}
         return {k: v for k, v in settings.items() if k not in ("max_epochs", "max_hours")}
+
+
+def check_graphs(splits: Splits, config: Config) -> None:
+    """Raise if a graph cannot be trained on by networks of a configuration; names the first one."""
+    for name in ("train", "val"):
+        for place, graph in enumerate(getattr(splits, name)):
+            if wrong := _wrong_with_graph(graph, config):
+                raise ValueError(f"{name} graph {place}: {wrong}")
+
+
+def check_nodes(splits: Splits) -> None:
+    """Raise if the nodes of a graph cannot be trained on."""
+    graph = splits.train.graph
+    number, classes = graph.num_nodes, splits.description.num_targets
+    wrong = _wrong_with_ends(graph) or _wrong_with_values("x", graph.x, number)
+    y = graph.y
+    if not wrong and (y is None or y.dtype != torch.long or y.shape != (number,)):
+        wrong = f"y: expected a class for each node, int64 of shape [{number}], got {_look(y)}"
+    if not wrong and not 0 <= y.min() <= y.max() < classes:
+        wrong = f"y: expected classes from 0 to {classes - 1}, got {y.min()} to {y.max()}"
+    for name in ("train", "val", "test"):
+        nodes = getattr(splits, name).nodes
+        if not wrong and len(nodes) and not 0 <= nodes.min() <= nodes.max() < number:
+            wrong = f"{name}: expected nodes from 0 to {number - 1}, got up to {nodes.max()}"
+    if wrong:
+        raise ValueError(wrong)
+
+
+def _wrong_with_graph(graph: Any, config: Config) -> str:
+    """What is wrong with a graph that is to be trained on, or nothing."""
+    if not isinstance(graph, Data):
+        return f"expected PyG Data, got {type(graph).__name__}"
+    sizes = (config.num_node_types, config.num_edge_types)
+    rows = (graph.num_nodes, graph.num_edges)
+    wrong = _wrong_with_ends(graph)
+    for name, number, types in zip(("x", "edge_attr"), rows, sizes, strict=True):
+        wrong = wrong or _wrong_with_values(name, graph[name], number, types)
+    y, shape = graph.y, (1, config.out_channels)
+    if wrong:
+        return wrong
+    if y is None:
+        return f"no target y, of shape {list(shape)}"
+    if y.shape != shape or not y.is_floating_point():
+        return f"y: expected floats of shape {list(shape)}, got {_look(y)}; convert with .float()"
+    if config.loss == "l1" and not y.isfinite().all():
+        return f"y: expected finite targets, got {y.flatten().tolist()}"
+    return ""
+
+
+def _wrong_with_ends(graph: Data) -> str:
+    ends, last = graph.edge_index, graph.num_nodes - 1
+    if ends is None or ends.dtype != torch.long or ends.dim() != 2 or len(ends) != 2:
+        return f"edge_index: expected int64 of shape [2, edges], got {_look(ends)}"
+    if ends.numel() and not 0 <= ends.min() <= ends.max() <= last:
+        return f"edge_index: expected nodes from 0 to {last}, got {ends.min()} to {ends.max()}"
+    return ""
+
+
+def _wrong_with_values(
+    name: str, values: Tensor | None, rows: int, types: int | tuple[int, ...] | None = None
+) -> str:
+    """What is wrong with features of nodes or edges, type ids or floats; None are no features."""
+    if values is None or not values.numel():
+        return ""
+    if len(values) != rows:
+        return f"{name}: expected a row for each of {rows}, got {len(values)}"
+    if values.is_floating_point():
+        return "" if values.isfinite().all() else f"{name}: expected finite values, got {values}"
+    sizes = types if isinstance(types, tuple) else (types,)
+    ids = values.reshape(rows, -1)
+    if types is not None and ids.size(1) != len(sizes):
+        return f"{name}: expected {len(sizes)} ids per row, got {ids.size(1)}"
+    least, most = ids.amin(dim=0).tolist(), ids.amax(dim=0).tolist()
+    if min(least) < 0 or (types is not None and any(map(int.__ge__, most, sizes))):
+        return f"{name}: expected ids from 0, fewer than {list(sizes)}, got {least} to {most}"
+    return ""
+
+
+def _look(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{tensor.dtype} of shape {list(tensor.shape)}"
 
 
 @dataclass

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from mapkg.evaluation import check_targets
 from mapkg.hooks import evaluating
 from mapkg.models.config import Config
-from studies.checkpoint import read_state, refuse_another_run, refuse_fewer, write_state
+from studies.checkpoint import Fit, read_state, refuse_another_run, write_state
 from studies.data import NodesOfGraph, Splits, Trees
-from studies.files import alone
-from studies.provenance import commit, versions
-from studies.schedule import Fit, Schedule
-from studies.tasks import GraphTask, NodeTask, Task, TreeTask
+from studies.files import alone, commit, versions
+from studies.published import Schedule
+from studies.tasks import GraphTask, NodeTask, Task, TreeTask, check_graphs, check_nodes
 from studies.train_stacked import fit_stacked
 
 Observer = Callable[[nn.Module, int], list[dict[str, Any]]]
@@ -86,15 +84,15 @@ def fit(
         **stacked: settings of ``train_stacked.fit_stacked``, for several seeds.
     """
     task = _task(task, schedule)
+    if isinstance(task, GraphTask) and not isinstance(schedule, Schedule):
+        schedule = Schedule.of(task.config)
+    schedule = Schedule() if schedule is None else schedule
     if seeds is not None:
         if not isinstance(task, GraphTask):
             raise ValueError("seeds: only networks for graphs are trained at once, see the Config")
         settings = dict(seeds=seeds, folder=folder, device=device, **stacked)
         with alone(folder):
             return fit_stacked(model, task.splits, task.config, **settings)
-    if isinstance(task, GraphTask) and not isinstance(schedule, Schedule):
-        schedule = Schedule.of(task.config)
-    schedule = Schedule() if schedule is None else schedule
     if schedule.epochs < task.least_epochs:
         raise ValueError(f"epochs: expected {task.least_epochs} or more, got {schedule.epochs}")
     with alone(folder):
@@ -103,24 +101,33 @@ def fit(
 
 
 def _task(task: Task | Splits, schedule: Schedule | Config | None) -> Task:
-    """The task of splits, told by what they hold."""
+    """The task of splits, told by what they hold; raises if they cannot be trained on."""
     splits = getattr(task, "splits", task)
-    for name in ("train", "val") if isinstance(schedule, Config) else ("train",):
-        if len(getattr(splits, name)) == 0:
+    kinds = ((NodesOfGraph, NodeTask), (Trees, TreeTask))
+    kind = next((made for of, made in kinds if isinstance(splits.train, of)), GraphTask)
+    has_config = isinstance(schedule, Config)
+    if not isinstance(task, Task) and has_config != (kind is GraphTask):
+        wanted = "a Config, which names the loss of" if kind is GraphTask else "a Schedule for"
+        raise ValueError(
+            f"schedule: expected {wanted} {kind.__name__.removesuffix('Task').lower()}s, which "
+            f"{splits.description.title} has, got {type(schedule).__name__}"
+        )
+    for name in ("train", "val") if has_config else ("train",):
+        part = getattr(splits, name)
+        if not hasattr(part, "__len__"):
+            raise ValueError(
+                f"{name}: expected a list of graphs, which is read again in each epoch, got "
+                f"{type(part).__name__}; pass list(...) of it"
+            )
+        if len(part) == 0:
             raise ValueError(f"the {name} split is empty; training needs at least one example")
+    if has_config:
+        check_graphs(splits, schedule)
+    if kind is NodeTask:
+        check_nodes(splits)
     if isinstance(task, Task):
         return task
-    if isinstance(schedule, Config):
-        check_targets(splits.train)
-        return GraphTask(splits, schedule)
-    for kind, of_kind in ((NodesOfGraph, NodeTask), (Trees, TreeTask)):
-        if isinstance(splits.train, kind):
-            return of_kind(splits)
-    raise ValueError(
-        "schedule: expected a Config, which names the loss of graphs, got "
-        f"{type(schedule).__name__}; {splits.description.title} is neither nodes of one graph, "
-        "as load('citation') gives them, nor trees"
-    )
+    return GraphTask(splits, schedule) if has_config else kind(splits)
 
 
 class _Run:
@@ -268,8 +275,8 @@ class _Run:
     def _resume(self) -> _Progress:
         tensors, values = read_state(self.path)
         stored, asked = ({**run["config"], **run} for run in (values["identity"], self.identity))
-        refuse_another_run(self.path, stored | {"config": None}, asked | {"config": None})
-        refuse_fewer(self.path, values["progress"]["epoch"], self.schedule.epochs)
+        epochs = values["progress"]["epoch"], self.schedule.epochs
+        refuse_another_run(self.path, stored | {"config": None}, asked | {"config": None}, epochs)
         self.model.load_state_dict(tensors["model"])
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors["adam"].items():

@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +21,20 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from mapkg import hooks
+from mapkg.all_measures import COLUMNS, AllMeasures
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
-from studies.checkpoint import read_state, refuse_another_run, refuse_fewer, write_state
-from studies.provenance import commit, versions
-from studies.schedule import Fit, SeedProgress
-from studies.score_measures import COLUMNS, ScoreMeasures
-from studies.stacked import (
-    FlatGraphs,
-    adam,
-    assemble,
-    check_stackable,
-    epoch_batches,
-    in_batches,
-    losses,
-    padded,
-    stack_networks,
-    stacked_state,
-)
+from studies import stacked
+from studies.checkpoint import Fit, SeedProgress, read_state, refuse_another_run, write_state
+from studies.files import commit, versions
+from studies.stacked import FlatGraphs, assemble, losses
 
 STATE_FILE = "stacked.safetensors"
 """What ``fit_stacked`` resumes from, in the folder it is given."""
 
 HISTORY = ("seed", "epoch", "train_loss", "val_loss", "test_loss", "lr", "seconds")
 MEASURES = ("seed", "epoch", "layer", *COLUMNS)
+_TABLES = {"history": HISTORY, "measures": MEASURES}
 
 _FIXED = ("val", "test")  # splits whose batches are the same in each epoch
 _OPTIMIZER = ("first", "second", "steps")
@@ -53,15 +44,15 @@ _KEPT = ("epoch", "seconds", "commit", "versions")
 class Stack:
     """S networks on a device, their optimizer, and the steps that train and measure them.
 
-    All a step needs lies on the device under fixed addresses, and a step returns nothing: what it
-    computes is added up there. So a CUDA graph can hold it, and an epoch never waits.
+    A step finds all it needs on the device under fixed addresses and adds up there what it
+    computes. So a CUDA graph can hold it, and an epoch never waits.
     """
 
     def __init__(self, single, tensors, data, config, shape):
         self.data, self.config, self.shape = data, config, shape
         self.device, self.dtype = data["train"].y.device, data["train"].y.dtype
         tensors = {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
-        self.network, self.layout = stack_networks(single.to(self.device), tensors)
+        self.network, self.layout = stacked.stack_networks(single.to(self.device), tensors)
         self.networks, self.layers = self.layout.networks, self.network.layers
         self.parameters = list(self.network.parameters())
         sizes = [parameter[0].numel() for parameter in self.parameters]
@@ -74,9 +65,9 @@ class Stack:
         self.sums = {split: torch.zeros(2, self.networks, **zeros) for split in data}
         self.cursor = torch.zeros(1, dtype=torch.long, device=self.device)
         heads = config.heads if config.architecture in CLAMPED else None
-        sizes = self.networks, len(self.layers), config.hidden_channels
-        self.measures = ScoreMeasures(*sizes, heads=heads, device=self.device, dtype=self.dtype)
-        self.update = adam
+        sizes, place = (config.hidden_channels, self.networks), dict(device=self.device)
+        self.measures = [AllMeasures(*sizes, heads=heads, **place) for _ in self.layers]
+        self.update = stacked.adam
 
     def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:
         """Make the steps ready for batches of these sizes."""
@@ -86,11 +77,9 @@ class Stack:
 
     def all_steps(self) -> dict[str, Callable[[], None]]:
         """What is done with a batch, by what the batch is for."""
-        return {
-            "train": self._train_step,
-            **{split: lambda split=split: self._evaluate_step(split) for split in self.fixed},
-            "record": lambda: self._evaluate_step("test", record=True),
-        }
+        steps = {split: partial(self._evaluate_step, split) for split in self.fixed}
+        record = partial(self._evaluate_step, "test", record=True)
+        return {"train": self._train_step, "record": record, **steps}
 
     def begin(self, name: str) -> None:
         """Go to the first batch, in the mode of a step."""
@@ -109,8 +98,8 @@ class Stack:
     def evaluate(self, split: str, *, record: bool = False) -> None:
         """Evaluate on a split, and measure the scores if asked for, of the test split only."""
         name = "record" if record else split
-        if record:
-            self.measures.reset()
+        for of_layer in self.measures if record else ():
+            of_layer.reset()
         self.sums[split].zero_()
         self.begin(name)
         for _ in range(len(self.fixed[split])):
@@ -157,8 +146,8 @@ class Stack:
 
         def measure(name: str, score: Tensor) -> None:
             of_network = score.unflatten(0, (self.networks, -1))
-            edges = batch.edge_mask.squeeze(-1), batch.edge_graph, ids.size(1)
-            self.measures.update(names.index(name), of_network, *edges)
+            edges = batch.edge_graph, ids.size(1), batch.edge_mask.squeeze(-1)
+            self.measures[names.index(name)].update(of_network, *edges)
 
         with hooks.record(self.network, names, reduce=measure):
             values, count = losses(self.network, batch, self.config.loss)
@@ -188,7 +177,7 @@ def fit_stacked(
     """Train one network per seed, all at once.
 
     Args:
-        build: gives an untrained network after torch was seeded, as ``models.build``.
+        build: gives an untrained network after torch was seeded.
         splits, config: train, val and test, of graphs or flat; schedule and batch size.
         seeds: of initial weights, order and dropout; different ones.
         stack: makes the stack, for steps that run in another way.
@@ -205,14 +194,14 @@ def fit_stacked(
             raise ValueError(f"the {split} split is empty; training needs at least one graph")
     if len(seeds) == 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected at least one, and different ones, got {list(seeds)}")
-    splits = {n: g if isinstance(g, FlatGraphs) else FlatGraphs.of(g) for n, g in splits.items()}
     device = torch.device(device)
+    splits = {n: g if isinstance(g, FlatGraphs) else FlatGraphs.of(g) for n, g in splits.items()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         networks = []
         for seed in seeds:
             torch.manual_seed(seed)
             networks.append(build(config))
-        check_stackable(networks[0])
+        stacked.check_stackable(networks[0])
         run = Progress(networks, splits, config, [int(s) for s in seeds], device, stack, folder)
         watch(run)
         if run.epoch == 0 and record_epochs(0) and not len(run.tables["measures"]):
@@ -230,33 +219,34 @@ def fit_stacked(
 
 
 class Progress:
-    """The state of a stacked run, which ``watch`` sees; ``tables`` are float64, blocks joined."""
+    """The state of a stacked run, which ``watch`` sees; ``tables`` are float64."""
 
     def __init__(self, networks, splits, config, seeds, device, stack, folder):
         self.config, self.device, self.single, self.host = config, device, networks[0], splits
         self.path = None if folder is None else Path(folder) / STATE_FILE
         self.epoch, self.seconds, self.commit, self.versions = 0, 0.0, commit(), versions()
-        widths = {"history": len(HISTORY), "measures": len(MEASURES)}
-        self.tables = {n: torch.zeros(0, width).double() for n, width in widths.items()}
+        self.tables = {n: torch.zeros(0, len(c)).double() for n, c in _TABLES.items()}
         self.seeds = {seed: SeedProgress(seed, config.lr) for seed in seeds}
-        state = {"state": stacked_state(networks)}
+        state = {"state": stacked.stacked_state(networks)}
         if self.path is not None and self.path.is_file():
             state = self._resume()
             print(f"resumed after epoch {self.epoch} from {self.path}", file=sys.stderr)
-        fixed = {n: in_batches(torch.arange(len(splits[n])), config.batch_size) for n in _FIXED}
+        fixed = {
+            n: stacked.in_batches(torch.arange(len(splits[n])), config.batch_size) for n in _FIXED
+        }
+        epochs = range(self.epoch + 1, config.max_epochs + 1)
         rows = [splits[split].rows(ids) for split, ids in fixed.items()]
-        for epoch in range(self.epoch + 1, config.max_epochs + 1):
-            rows.append(splits["train"].rows(self.orders(epoch)[0]))
-        self.shape = padded(*(max(int(r[kind].max()) for r in rows) for kind in (0, 1)))
+        rows += [splits["train"].rows(self.orders(epoch)[0]) for epoch in epochs]
+        self.shape = stacked.padded(*(max(int(r[kind].max()) for r in rows) for kind in (0, 1)))
         dtype = next(self.single.parameters()).dtype
         data = {name: graphs.to(device, dtype) for name, graphs in splits.items()}
         self.stack = stack(self.single, state["state"], data, config, self.shape)
         for name, tensor in state.get("optimizer", {}).items():
             getattr(self.stack, name).copy_(tensor)
         self.stack.prepare(self.orders(self.epoch + 1)[0], fixed)
-        self.weights = {name: self.stack.state() for name in ("best", "last")}
-        for name, kept in self.weights.items():
-            kept |= {key: tensor.to(device) for key, tensor in state.get(name, {}).items()}
+        kept = {name: state.get(name, {}) for name in ("best", "last")}
+        kept = {n: {key: t.to(device) for key, t in named.items()} for n, named in kept.items()}
+        self.weights = {name: self.stack.state() | named for name, named in kept.items()}
 
     @property
     def running(self) -> list[int]:
@@ -266,17 +256,18 @@ class Progress:
     def orders(self, epoch: int) -> tuple[Tensor, list[torch.Generator]]:
         """Batches of the seeds in an epoch, [S, steps, graphs], and their generators."""
         graphs, batch_size = len(self.host["train"]), self.config.batch_size
-        return epoch_batches(graphs, self.seeds, epoch, batch_size)
+        return stacked.epoch_batches(graphs, self.seeds, epoch, batch_size)
 
     def keep_measures(self) -> None:
         """Keep what was measured of the scores of the test split in the epoch at hand."""
+        tables = (measures.table() for measures in self.stack.measures)
         rows = [
             torch.cat([torch.tensor([one.seed, self.epoch, layer]), values])
-            for one, layers in zip(self.seeds.values(), self.stack.measures.table(), strict=True)
+            for one, *layers in zip(self.seeds.values(), *tables, strict=True)
             for layer, values in enumerate(layers)
             if not one.stop_reason
         ]
-        self.tables["measures"] = torch.cat([self.tables["measures"], torch.stack(rows)])
+        self._append("measures", torch.stack(rows))
 
     def train_epoch(self, record_epochs: Callable[[int], bool]) -> None:
         """Train all seeds for one epoch, evaluate, and let the schedule of each decide."""
@@ -296,7 +287,7 @@ class Progress:
         self.seconds += seconds
         if (sums[0, 1] == 0).any():
             raise ValueError("every training target is NaN (unlabeled): there is nothing to learn")
-        rows, improved, stopped = [], [], []
+        rows, at = [], {"best": [], "last": []}
         for index, (one, lr) in enumerate(zip(self.seeds.values(), lrs, strict=True)):
             if one.stop_reason:
                 continue  # runs on for nothing
@@ -309,17 +300,19 @@ class Progress:
                 one.stop_reason = self._reason_to_stop(one)
                 if val < one.best_loss:
                     one.best_loss, one.best_epoch = val, epoch
-                    improved.append(index)
+                    at["best"].append(index)
             if one.stop_reason:
-                stopped.append(index)
-        rows = torch.tensor(rows, dtype=torch.double)
-        self.tables["history"] = torch.cat([self.tables["history"], rows])
-        self._keep(best=improved, last=stopped)
+                at["last"].append(index)
+        self._append("history", torch.tensor(rows, dtype=torch.double))
+        self._keep(**at)
         if {one.stop_reason for one in self.seeds.values()} == {"not finite"}:
             raise FloatingPointError(
                 f"no seed has a finite loss after epoch {self.epoch}. Lower the learning rate "
                 f"(lr={self.config.lr:g}) or look for bad values in the data"
             )
+
+    def _append(self, name: str, rows: Tensor) -> None:
+        self.tables[name] = torch.cat([self.tables[name], rows])
 
     def _reason_to_stop(self, one: SeedProgress) -> str:
         if self.epoch >= self.config.max_epochs:
@@ -340,20 +333,17 @@ class Progress:
             return
         optimizer = {name: getattr(self.stack, name) for name in _OPTIMIZER}
         tensors = {"tables": self.tables, "state": self.stack.state(), "optimizer": optimizer}
-        values = {
-            "identity": self._identity(),
-            "seeds": [asdict(one) for one in self.seeds.values()],
-            **{name: getattr(self, name) for name in _KEPT},
-        }
+        seeds = [asdict(one) for one in self.seeds.values()]
+        kept = {name: getattr(self, name) for name in _KEPT}
+        values = {"identity": self._identity(), "seeds": seeds, **kept}
         write_state(self.path, tensors | self.weights, values)
 
     def _resume(self) -> dict[str, dict[str, Tensor]]:
         tensors, values = read_state(self.path)
-        refuse_another_run(self.path, values["identity"], self._identity())
-        refuse_fewer(self.path, values["epoch"], self.config.max_epochs)
+        epochs = values["epoch"], self.config.max_epochs
+        refuse_another_run(self.path, values["identity"], self._identity(), epochs)
         self.seeds = {one["seed"]: SeedProgress(**one) for one in values["seeds"]}
-        for name in _KEPT:
-            setattr(self, name, values[name])
+        vars(self).update({name: values[name] for name in _KEPT})
         self.tables = tensors["tables"]
         for one in self.seeds.values():  # a stop by the length of a run that is longer now
             if one.stop_reason in ("max epochs", "time limit"):
@@ -362,39 +352,33 @@ class Progress:
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a run to be the same run; its length may differ."""
-        lengths, settings = ("max_epochs", "max_hours"), self.config.to_dict()
-        settings = {name: value for name, value in settings.items() if name not in lengths}
         sizes = {f"{n} rows": [*map(len, (g, g.x, g.edge_attr))] for n, g in self.host.items()}
-        return {**settings, "seeds": list(self.seeds), **sizes}
+        settings = {**self.config.to_dict(), "seeds": list(self.seeds), **sizes}
+        return {n: v for n, v in settings.items() if n not in ("max_epochs", "max_hours")}
 
-    def frames(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def frames(self) -> list[pd.DataFrame]:
         """History and measures up to now, columns as ``HISTORY`` and ``MEASURES``."""
-        history = pd.DataFrame(self.tables["history"].numpy(), columns=list(HISTORY))
-        measures = pd.DataFrame(self.tables["measures"].numpy(), columns=list(MEASURES))
-        whole = {"seed": "int64", "epoch": "int64"}
-        return history.astype(whole), measures.astype({**whole, "layer": "int64"})
+        found = [pd.DataFrame(self.tables[n].numpy(), columns=[*c]) for n, c in _TABLES.items()]
+        whole = ("seed", "epoch", "layer")
+        return [t.astype({name: int for name in whole if name in t}) for t in found]
 
     def fit(self) -> Fit:
-        """What each seed has come to, with state dicts on the CPU."""
+        """What each seed has come to."""
         self._keep(last=[list(self.seeds).index(seed) for seed in self.running])
         steps = -(-len(self.host["train"]) // self.config.batch_size)
 
-        def single(name: str, place: int, epochs: int) -> dict[str, Tensor]:
-            """The state dict of one network after so many epochs."""
+        def weights(name: str) -> dict[int, dict[str, Tensor]]:
             return {
-                key: torch.tensor(epochs * steps)
-                if key.endswith("num_batches_tracked")
-                else self.weights[name][key][place].cpu().clone()
-                for key in self.single.state_dict()
+                one.seed: {
+                    key: torch.tensor(vars(one)[f"{name}_epoch"] * steps)
+                    if key.endswith("num_batches_tracked")
+                    else self.weights[name][key][place].cpu().clone()
+                    for key in self.single.state_dict()
+                }
+                for place, one in enumerate(self.seeds.values())
             }
 
-        seeds = list(enumerate(self.seeds.values()))
-        return Fit(
-            *self.frames(),
-            best_epoch={one.seed: one.best_epoch for _, one in seeds},
-            best_weights={one.seed: single("best", i, one.best_epoch) for i, one in seeds},
-            last_weights={one.seed: single("last", i, one.last_epoch) for i, one in seeds},
-            stop_reason={one.seed: one.stop_reason or "not finished" for _, one in seeds},
-            commit=self.commit,
-            versions=self.versions,
-        )
+        best_epoch = {one.seed: one.best_epoch for one in self.seeds.values()}
+        reasons = {one.seed: one.stop_reason or "not finished" for one in self.seeds.values()}
+        found = best_epoch, weights("best"), weights("last"), reasons
+        return Fit(*self.frames(), *found, self.commit, self.versions)

@@ -12,7 +12,6 @@ from mapkg.measures import activation_ratio
 from mapkg.models import build
 from studies.data import molecule_graph
 from studies.published import CONFIGS
-from studies.train import seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 
@@ -83,36 +82,29 @@ def test_the_interval_is_that_of_a_bootstrap_over_graphs():
     assert found["share_high"] - found["share_low"] > 1.5 * width_of_edges
 
 
-def test_the_permutation_test_gives_the_exact_p_value_of_one_molecule():
+PATH = path(0, 0, 0)[0].edge_index
+BONDS = {
     # Four bonds, one of type b, and only that one is massive: one deal in four does that. The
     # massive edges of b are 2 with probability 1/4 and 0 else, 0.5 on average: only the 2 of
     # the observation is as far from it.
-    edges = edges_of([1, 0, 0, 0])
-    massive = np.array([[1, 1, 0, 0, 0, 0, 0, 0]], dtype=bool)
+    "both ways": (path(0, 0, 0, 0)[0].edge_index, [1, 1, 0, 0, 0, 0, 0, 0], [0, 1], 1 / 4),
+    # One of three bonds has the labels b there and c back. Only its way there is massive: the
+    # massive edge has the label b in one deal of three, and never c.
+    "two labels": (PATH, [0, 0, 0, 0, 1, 2], [4], 1 / 3),
+    # Edges without their reverse have one label each.
+    "one way": (torch.tensor([[1, 1, 2], [0, 2, 0]]), [0, 1, 0], [1], 1 / 3),
+}
+
+
+@pytest.mark.parametrize(("edge_index", "labels", "places", "p"), BONDS.values(), ids=BONDS)
+def test_the_permutation_test_gives_the_exact_p_value_of_one_molecule(
+    edge_index, labels, places, p
+):
+    edges = Edges.of([Data(edge_index=edge_index)], [torch.tensor(labels)], ("a", "b", "c"))
+    massive = np.isin(np.arange(len(labels)), places)[None]
     table = attribute(edges, massive, resamples=1, permutations=4000)
-    assert rows_of(table, "b")["p_value"] == pytest.approx(0.25, abs=0.03)
-    assert rows_of(table, "a")["p_value"] == pytest.approx(0.25, abs=0.03)
-    assert rows_of(table, "c")["p_value"] == 1
-
-
-def test_both_directions_of_a_bond_are_dealt_out_together():
-    # A path of three bonds, of which one has the labels b there and c back. Only its way there
-    # is massive: the massive edge has the label b in one deal of three, and never c.
-    graph, _ = path(0, 0, 0)
-    edges = Edges.of([graph], [torch.tensor([0, 0, 0, 0, 1, 2])], ("a", "b", "c"))
-    massive = np.array([[0, 0, 0, 0, 1, 0]], dtype=bool)
-    table = attribute(edges, massive, resamples=1, permutations=4000)
-    assert rows_of(table, "a")["p_value"] == pytest.approx(1 / 3, abs=0.03)
-    assert rows_of(table, "b")["p_value"] == pytest.approx(1 / 3, abs=0.03)
-    assert rows_of(table, "c")["p_value"] == 1
-
-
-def test_an_edge_without_its_reverse_has_one_label():
-    graph = Data(edge_index=torch.tensor([[1, 1, 2], [0, 2, 0]]), num_nodes=3)
-    edges = Edges.of([graph], [torch.tensor([0, 1, 0])], ("a", "b", "c"))
-    massive = np.array([[0, 1, 0]], dtype=bool)
-    table = attribute(edges, massive, resamples=1, permutations=4000)
-    assert rows_of(table, "b")["p_value"] == pytest.approx(1 / 3, abs=0.03)
+    for label, expected in (("a", p), ("b", p), ("c", 1)):
+        assert rows_of(table, label)["p_value"] == pytest.approx(expected, abs=0.03)
 
 
 def test_types_are_dealt_out_within_molecules_only():
@@ -128,19 +120,17 @@ def test_types_are_dealt_out_within_molecules_only():
 
 def test_bad_labels_are_refused():
     graph, labels = path(0, 1)
-    with pytest.raises(ValueError, match="graph 0: expected a label for each of its 4 edges"):
-        Edges.of([graph], [labels[:3]], ("a", "b"))
-    with pytest.raises(ValueError, match=r"expected labels from 0 to 0, .* got 0 to 1"):
-        Edges.of([graph], [labels], ("a",))
-    with pytest.raises(ValueError, match="there is no edge"):
-        Edges.of([Data(edge_index=torch.empty(2, 0, dtype=torch.long))], [labels[:0]], ("a",))
-    twice = Data(edge_index=graph.edge_index.repeat(1, 2), num_nodes=graph.num_nodes)
-    edges = Edges.of([twice], [torch.cat([labels, 1 - labels])], ("a", "b"))
-    with pytest.raises(ValueError, match="from one node to another to have the same label"):
-        attribute(edges, np.ones((1, 8), dtype=bool))
-    edges = Edges.of([graph], [labels], ("a", "b"))
-    with pytest.raises(ValueError, match="expected 4 edges in each row of massive, got 5"):
-        attribute(edges, np.zeros((1, 5), dtype=bool))
+    empty = Data(edge_index=torch.empty(2, 0, dtype=torch.long))
+    twice = Data(edge_index=graph.edge_index.repeat(1, 2))
+    for of, label, names, edges, words in (
+        (graph, labels[:3], "ab", 4, "graph 0: expected a label for each of its 4 edges"),
+        (graph, labels, "a", 4, r"expected labels from 0 to 0, .* got 0 to 1"),
+        (empty, labels[:0], "a", 0, "there is no edge"),
+        (twice, torch.cat([labels, 1 - labels]), "ab", 8, "to another to have the same label"),
+        (graph, labels, "ab", 5, "expected 4 edges in each row of massive, got 5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            attribute(Edges.of([of], [label], tuple(names)), np.ones((1, edges), dtype=bool))
 
 
 # The heat map.
@@ -150,7 +140,7 @@ def test_the_heat_map_is_the_one_of_a_loop_over_edges():
     smiles = ("CC#N", "CCO", "c1ccccc1O", "CC(=O)NC", "N#CCCCl", "C1CCCC1F")
     graphs = [molecule_graph(text) for text in smiles]
     labels = [graph.edge_type - 1 for graph in graphs]
-    seed_all(0)
+    torch.manual_seed(0)
     model = build(SMALL).eval()
     thresholds = (2.0, 20.0)
     found = heat_map(model, graphs, labels, 4, thresholds=thresholds)

@@ -13,37 +13,42 @@ from studies.__main__ import USAGE_ERROR, main
 from studies.bond_changes import (
     CHANGES,
     SHARES,
-    count_neighbors,
-    join_global_node,
     late_means,
     retrain,
-    shuffle_types,
-    split_types,
     type_shares,
-    type_target,
     types_through_training,
-    uniform_types,
 )
-from studies.data import ATOM_TYPES, DESCRIPTIONS, Splits, load, molecule_graph
+from studies.data import (
+    ATOM_TYPES,
+    DESCRIPTIONS,
+    Splits,
+    directions,
+    load,
+    molecule_graph,
+)
 from studies.emergence import emergence
 from studies.published import CONFIGS
 from studies.results import read_emergence
 
 DRAWN = [name for name in CHANGES if not name.startswith(("global", "neighbour"))]
 SIZES = {"hidden_channels": 16, "heads": 4, "num_layers": 1}
-IMPROBABLE = 1e-3
-"""A p-value below this would be a surprise; the seeds of the tests are fixed."""
 
 
 @pytest.fixture(scope="module")
-def triple(cache):
-    """All bundled molecules with a triple bond."""
-    return load("moses-triple")
+def splits(cache):
+    """Molecules with a triple bond, of each second one the edges in an order at random."""
+    whole, generator = load("moses-triple"), torch.Generator().manual_seed(0)
+    few = {"train": whole.train[:400], "val": whole.val[:50], "test": whole.test[:50]}
+    return replace(whole, **{name: mixed(graphs, generator) for name, graphs in few.items()})
 
 
-@pytest.fixture(scope="module")
-def splits(triple):
-    return replace(triple, train=triple.train[:400], val=triple.val[:50], test=triple.test[:50])
+def mixed(graphs, generator):
+    graphs = [graph.clone() for graph in graphs]
+    for graph in graphs[::2]:
+        order = torch.randperm(graph.num_edges, generator=generator)
+        graph.edge_index, graph.edge_type = graph.edge_index[:, order], graph.edge_type[order]
+        graph.edge_attr = graph.edge_type
+    return graphs
 
 
 def of(*smiles):
@@ -60,8 +65,15 @@ def types(graphs):
     return torch.cat([graph.edge_type for graph in graphs])
 
 
-def frequencies(splits, name="train"):
-    return types(getattr(splits, name)).bincount().tolist()
+def of_bonds(graphs):
+    """The type of each bond once."""
+    return torch.cat([graph.edge_type[directions(graph)[0]] for graph in graphs])
+
+
+def is_drawn_by(types, shares):
+    """Whether types 1, 2, ... may have been drawn with these probabilities."""
+    counts = types.bincount(minlength=len(shares) + 1)[1:].numpy()
+    return chisquare(counts, counts.sum() * np.array(shares)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -93,30 +105,33 @@ def test_a_change_copies_its_data_says_what_it_did_and_draws_once_for_a_bond(spl
 
 
 def test_shuffled_types_are_as_frequent_as_before_and_uniform_ones_equally_frequent(splits):
-    assert frequencies(shuffle_types(splits, 0)) == frequencies(splits)
-    counts = np.array(frequencies(uniform_types(splits, 0)))
-    assert counts[0] == 0 and chisquare(counts[1:] // 2).pvalue > IMPROBABLE
+    changed = (CHANGES[name](splits, 0) for name in ("shuffled-types", "uniform-types"))
+    before, shuffled, uniform = (of_bonds(each.train) for each in (splits, *changed))
+    assert torch.equal(shuffled.bincount(), before.bincount())
+    assert uniform.min() == 1 and is_drawn_by(uniform, [1 / 3] * 3)
+    # The type of a bond no longer says what it was.
+    for kind in (1, 2):
+        assert is_drawn_by(shuffled[before == kind], before.bincount()[1:].numpy() / len(before))
 
 
-def test_divided_types_are_equally_frequent_and_each_comes_from_one_type(triple):
-    changed = split_types(triple, 0)
-    assert frequencies(triple) == [0, 314_814, 119_114, 20_722]
-    # 314814 / 20722 = 15.19 and 119114 / 20722 = 5.75, rounded.
-    names = [f"single {k}" for k in range(1, 16)] + [f"double {k}" for k in range(1, 7)]
+def test_divided_types_are_equally_frequent_and_each_comes_from_one_type(splits):
+    changed = CHANGES["split-types"](splits, 0)
+    old, new = of_bonds(every(splits)), of_bonds(every(changed))
+    single, double, triple = of_bonds(splits.train).bincount()[1:].tolist()
+    parts = round(single / triple), round(double / triple)
+    names = [f"single {k + 1}" for k in range(parts[0])]
+    names += [f"double {k + 1}" for k in range(parts[1])]
     assert changed.description.edge_types == dict(enumerate([*names, "triple 1"], start=1))
-    counts = np.array(frequencies(changed))[1:]
-    for parts, total in ((counts[:15], 314_814), (counts[15:21], 119_114)):
-        assert parts.sum() == total
-        assert chisquare(parts // 2).pvalue > IMPROBABLE
-    old, new = types(every(triple)), types(every(changed))
-    assert torch.equal(old, 1 + (new > 15).long() + (new > 21).long())
+    assert torch.equal(old, 1 + (new > parts[0]).long() + (new > sum(parts)).long())
+    assert is_drawn_by(new[old == 1], [1 / parts[0]] * parts[0])
+    assert is_drawn_by(new[old == 2] - parts[0], [1 / parts[1]] * parts[1])
     with pytest.raises(ValueError, match=r"MOSES sample, .* no edge of the type double, triple"):
-        split_types(of("CCO"), 0)
+        CHANGES["split-types"](of("CCO"), 0)
 
 
-@pytest.mark.parametrize("informative", [1, 2, 3])
-def test_the_target_is_the_excess_of_informative_edges_from_heteroatoms(splits, informative):
-    changed = type_target(splits, 0, informative=informative)
+@pytest.mark.parametrize(("name", "informative"), [("frequent", 1), ("rare", 3)])
+def test_the_target_is_the_excess_of_informative_edges_from_heteroatoms(splits, name, informative):
+    changed = CHANGES[f"{name}-informative"](splits, 0)
     by_loop = [
         sum(
             float(kind == informative) - SHARES[informative - 1]
@@ -128,14 +143,12 @@ def test_the_target_is_the_excess_of_informative_edges_from_heteroatoms(splits, 
     expected = np.array(by_loop) / np.std(by_loop[: len(splits.train)], ddof=1)
     found = torch.cat([graph.y for graph in every(changed)]).flatten()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    old, new = types(splits.train)[::2], types(changed.train)[::2]
-    for kind in (1, 2, 3):
-        drawn = new[old == kind].bincount(minlength=4)[1:].numpy()
-        assert chisquare(drawn, drawn.sum() * np.array(SHARES)).pvalue > IMPROBABLE
+    old, new = of_bonds(splits.train), of_bonds(changed.train)
+    assert all(is_drawn_by(new[old == kind], SHARES) for kind in (1, 2, 3))
 
 
 def test_acetonitrile_with_a_global_node_and_with_its_neighbors_counted_by_hand():
-    changed = join_global_node(of("CC#N"))
+    changed = CHANGES["global-node"](of("CC#N"), 0)
     graph = changed.test[0]
     assert graph.x.tolist() == [0, 0, 2, 28] and changed.description.num_node_types == 29
     assert graph.edge_index.tolist() == [
@@ -143,10 +156,10 @@ def test_acetonitrile_with_a_global_node_and_with_its_neighbors_counted_by_hand(
         [1, 0, 2, 1, 3, 3, 3, 0, 1, 2],
     ]
     assert graph.edge_type.tolist() == [1, 1, 3, 3, 4, 4, 4, 5, 5, 5]
-    changed = join_global_node(of("CC#N"), edge_types=(3, 3))
+    changed = CHANGES["global-node-triple"](of("CC#N"), 0)
     assert changed.test[0].edge_type.tolist() == [1, 1, 3, 3, 3, 3, 3, 3, 3, 3]
     assert changed.description.edge_types[3] == "triple / atom to global / global to atom"
-    counted = count_neighbors(of("CC#N"))
+    counted = CHANGES["neighbour-count"](of("CC#N"), 0)
     assert counted.test[0].x.tolist() == [28, 56, 2 + 28]  # of types 0, 0 and 2
     assert counted.description.num_node_types == 28 * 3
     assert counted.test[0].edge_type.tolist() == [1, 1, 3, 3]
@@ -156,7 +169,7 @@ def test_acetonitrile_with_a_global_node_and_with_its_neighbors_counted_by_hand(
 
 
 @pytest.mark.usefixtures("same_number_of_threads")
-def test_the_seed_of_a_run_of_the_command_line_is_that_of_the_draw(tmp_path, triple, capsys):
+def test_the_seed_of_a_run_of_the_command_line_is_that_of_the_draw(cache, tmp_path, capsys):
     sizes = (part for name, value in SIZES.items() for part in ("--set", f"{name}={value}"))
     command = ["train", "--config", "GT-ZINC", "--dataset", "moses-triple", "--limit", "12", *sizes]
     command += ["--epochs", "1", "--seed", "5", "--threads", "1", "--out", str(tmp_path / "run")]
@@ -164,10 +177,11 @@ def test_the_seed_of_a_run_of_the_command_line_is_that_of_the_draw(tmp_path, tri
     assert f"rewired: expected one of {', '.join(CHANGES)}\n" in capsys.readouterr().err
     assert main([*command, "--change", "uniform-types"]) == 0
     found = read_emergence(tmp_path / "run").history["val_loss"].item()
-    few = Splits(triple.train[:12], triple.val[:12], triple.test[:12], triple.description)
+    whole = load("moses-triple")
+    few = Splits(whole.train[:12], whole.val[:12], whole.test[:12], whole.description)
     config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=1)
     for seed in (5, 6):
-        run = emergence(config, uniform_types(few, seed), seed=5, progress=False)
+        run = emergence(config, CHANGES["uniform-types"](few, seed), seed=5, progress=False)
         is_same = run.history["val_loss"].item() == pytest.approx(found, rel=1e-5)
         assert is_same == (seed == 5)
 
@@ -175,17 +189,18 @@ def test_the_seed_of_a_run_of_the_command_line_is_that_of_the_draw(tmp_path, tri
 def test_retraining_gives_every_change_seed_and_state(cache):
     splits = few_molecules(48, 16, 24)
     tiny = CONFIGS["SAN-ZINC"].replace(**SIZES, batch_size=16, max_epochs=1)
-    changes = {"as it is": lambda splits, seed: splits, "shuffled": shuffle_types}
-    changes["global"] = join_global_node
+    changes = {"as it is": lambda splits, seed: splits, "shuffled": CHANGES["shuffled-types"]}
     found = retrain(tiny, splits, changes, [0, 1], progress=False)
-    sizes = found.groupby(["run", "seed", "state"])["label"].size().unstack("run")
-    assert (sizes == [3, 5, 3]).all(axis=None) and len(sizes) == 4
+    assert (found.groupby(["run", "seed", "state"])["label"].size() == [3] * 8).all()
     base = found.query("state == 'base'").set_index(["run", "seed", "label"])
     # The same seed starts from the same weights, whatever the data.
     gates = base["gate_median"]
     pd.testing.assert_series_equal(gates["as it is"], gates["shuffled"])
     assert base["moved"].max() == 0 < found.groupby(["run", "seed"])["moved"].max().min()
-    table = type_shares({"a": of("CC#N"), "b": join_global_node(of("CC#N"))})
+
+
+def test_shares_of_types_are_of_the_training_edges():
+    table = type_shares({"a": of("CC#N"), "b": CHANGES["global-node"](of("CC#N"), 0)})
     assert table.loc["a"].to_list() == ["50.00%", "0.00%", "50.00%", "", ""]
     assert table.loc["b"].to_list() == ["20.00%", "0.00%", "20.00%", "30.00%", "30.00%"]
 

@@ -1,7 +1,5 @@
-"""What massive activations sit on: tables of runs, the first layer as a table of type triples."""
+"""What massive activations sit on: tables of runs, and figures."""
 
-import math
-from collections import Counter
 from itertools import combinations
 
 import numpy as np
@@ -9,10 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import NOT_BUNDLED, few_molecules
-from torch_geometric.data import Data
 
 from mapkg.evaluation import score
-from mapkg.hooks import record
 from studies import checkpoint
 from studies.__main__ import main
 from studies.bond_changes import join_global_node, shuffle_types
@@ -26,32 +22,15 @@ from studies.bond_types import (
     range_table,
     share_table,
 )
-from studies.data import BUNDLED, molecule_graph
+from studies.data import BUNDLED, directions, molecule_graph
+from studies.edge_kinds import distinct_edges
 from studies.emergence import emergence
-from studies.extras import build
-from studies.first_layer import (
-    COLUMNS,
-    distinct_edges,
-    first_layer,
-    first_layer_table,
-    log_ratios,
-    mean_by_type,
-    predicted_heat,
-    score_parts,
-    separable_log_ratio,
-    type_frequency,
-)
-from studies.observation import edge_maxima
+from studies.explanations import curve, edge_importance
+from studies.observation import bond_ratios, edge_maxima
 from studies.published import CONFIGS
-from studies.train import seed_all
 
 SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
-SMALL = {
-    name: CONFIGS[f"{name}-ZINC"].replace(
-        hidden_channels=16, heads=4, num_layers=2, batch_size=16, max_epochs=1
-    )
-    for name in ("GT", "GraphiT", "SAN", "GAT")
-}
+SMALL = dict(hidden_channels=16, heads=4, num_layers=2, batch_size=16, max_epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +38,12 @@ def splits(cache):
     return few_molecules(48, 16, 24)
 
 
-@pytest.fixture(scope="module")
-def folder(splits, tmp_path_factory):
-    """A run on molecules with a global node whose edges have the id of triple bonds."""
-    folder, joined = tmp_path_factory.mktemp("run"), join_global_node(splits, edge_types=(3, 3))
-    config = SMALL["GT"].replace(num_node_types=29)
+def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(splits, tmp_path):
+    """Of a run on molecules with a global node whose edges have the id of triple bonds."""
+    folder, joined = tmp_path / "run", join_global_node(splits, edge_types=(3, 3))
+    config = CONFIGS["GT-ZINC"].replace(**SMALL, num_node_types=29)
     about = dict(seed=3, name="GT-ZINC", keep_every=1, progress=False)
     emergence(config, joined, folder=folder, **about)
-    return folder, joined
-
-
-def network(name="GT", **changes):
-    seed_all(0)
-    return build(SMALL[name].replace(**changes)).eval()
-
-
-def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(
-    folder, splits, tmp_path
-):
-    folder, joined = folder
     found = bond_types(folder, joined, by=("role", "type"), resamples=5, progress=False)
     states = found["first_layer"].groupby("state", sort=False)["moved"].max()
     assert list(states.index) == ["base", "best", "epoch_000", "epoch_001"]
@@ -89,9 +55,7 @@ def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(
     losses, (model, _) = found["losses"].set_index("state"), checkpoint.load(folder / "best")
     expected = score(model, joined.test)["mae"]
     assert losses.loc["best", "loss"] == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(
-        ValueError, match=r"was trained on 'MOSES sample, glob.*got 'MOSES sample, b"
-    ):
+    with pytest.raises(ValueError, match=r"trained on 'MOSES sample, glob.*got 'MOSES sample, b"):
         bond_types(folder, shuffle_types(splits, 3), progress=False)
     path = tmp_path / "molecules.smi"
     path.write_text("\n".join(graph.smiles for graph in splits.test) + "\n\n")
@@ -120,116 +84,21 @@ def test_shares_and_heat_of_the_shipped_network_are_counted_from_its_ratios(spli
     assert rows["correlation"].item() > 0.99
 
 
-def test_triples_are_counted_and_looked_up(splits):
-    def triples(graph):
-        ends = graph.x[graph.edge_index].tolist()
-        return list(zip(*ends, graph.edge_attr.tolist(), strict=True))
-
-    counts = Counter(triple for graph in splits.train for triple in triples(graph))
-    rows = distinct_edges(splits.train).itertuples(index=False, name=None)
-    assert {tuple(key): count for *key, count in rows} == counts
-    for graph, found in zip(splits.test, type_frequency(splits.train, splits.test), strict=True):
-        assert found.tolist() == [counts[triple] for triple in triples(graph)]
-
-
-@pytest.mark.parametrize("use_bias", [False, True])
-@pytest.mark.parametrize("name", ["GT", "GraphiT", "SAN"])
-def test_scores_from_weights_are_those_of_the_network_and_of_the_equation(name, use_bias, splits):
-    model, graph = network(name, use_bias=use_bias), splits.test[0]
-    triples = distinct_edges([graph])
-    found = first_layer(model, triples)
-    with torch.no_grad(), record(model, "layers.0.attention.score") as seen:
-        model(graph.x, graph.edge_index, graph.edge_attr)
-    edges = pd.DataFrame(graph.x[graph.edge_index].T.numpy(), columns=["source", "target"])
-    edges = edges.assign(edge=graph.edge_attr.numpy())
-    row = edges.merge(triples.reset_index(), how="left")["index"].to_list()
-    (expected,) = seen["layers.0.attention.score"]
-    torch.testing.assert_close(found["score"][row], expected, rtol=1e-4, atol=1e-6)
-    source, target, kind, _ = triples.to_numpy().T
-    layer = model.layers[0].attention
-    key, query = (model.node_embedding.weight[ids] for ids in (source, target))
-    match = layer.key(key) * layer.query(query) / math.sqrt(4)
-    torch.testing.assert_close(found["match"], match.detach())
-    gate = layer.edge(model.edge_embedding.weight[kind])
-    torch.testing.assert_close(found["gate"], gate.detach())
-
-
-def test_predictions_from_the_weights_are_the_shares_and_ratios_of_the_molecules(splits):
-    model, graphs, names = network(), splits.test, splits.description.edge_types
-    with torch.no_grad(), record(model, "layers.0.attention.score") as seen:
-        for graph in graphs:
-            model(graph.x, graph.edge_index, graph.edge_attr)
-    sizes = torch.cat(seen["layers.0.attention.score"]).abs().double()
-    ratios = sizes / sizes.sort(dim=1).values[:, 7:8]
-    double = ratios[torch.cat([graph.edge_type for graph in graphs]) == 2]
-    table = predicted_heat(model, graphs, names, threshold=3.0).query("label == 'double'")
-    expected = 100 * (double > 3).double().mean(dim=0)
-    np.testing.assert_allclose(table["percent"], expected[table["channel"].to_list()])
-    assert len(table) == (expected > 0).sum() > 3
-    logs = log_ratios(model, graphs, graphs, {2: "double", 9: "absent"})
-    assert {*logs["label"]} == {"double"}
-    measured = logs["measured"]
-    np.testing.assert_allclose(measured, double.log10().mean(dim=0), rtol=1e-5)
-
-
-def test_the_crossed_prediction_gives_every_type_the_same_atoms(splits):
-    model, _ = checkpoint.load(SHIPPED)
-    triples, names = distinct_edges(splits.test), splits.description.edge_types
-    start = model.edge_embedding.weight.detach() / 3
-    found = first_layer_table(model, triples, triples, names, start).set_index("label")
-    for edge_type, name in names.items():
-        massive = (first_layer(model, triples.assign(edge=edge_type))["ratio"] > 1000).any(dim=1)
-        share = np.average(massive, weights=triples["count"])
-        assert found.loc[name, "common_pairs"] == pytest.approx(share)
-    np.testing.assert_allclose(found["moved"], 2, rtol=1e-5)
-
-
-def test_the_separable_prediction_is_exact_if_and_only_if_atoms_do_not_depend_on_the_bond(splits):
-    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3), torch.arange(1, 4))
-    crossed = [
-        Data(x=pair[:2], edge_index=torch.tensor([[0], [1]]), edge_attr=pair[2:]) for pair in pairs
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 3, 5], [3, 5, 0, 4, 1, 2]])
+def test_bonds_of_acetamide_have_their_ratios_in_any_order_of_edges(order):
+    """The second order is PyG's, by source and target; neighboring edges are no bond there."""
+    plain, model = molecule_graph("CC(=O)N"), checkpoint.load(SHIPPED)[0]
+    edges = {"edge_index": plain.edge_index[:, order], "edge_attr": plain.edge_attr[order]}
+    graph = plain.clone().update(edges)
+    (ratios,) = bond_ratios(model, [graph], heads=8)
+    ends = graph.edge_index[:, directions(graph)[0]].sort(dim=0).values.t().tolist()
+    found = dict(zip(map(tuple, ends), ratios[0].amax(dim=0).round().tolist(), strict=True))
+    assert found == {(0, 1): 4964, (1, 2): 1492, (1, 3): 3536}
+    by_ratio = [
+        curve(model, [each], edge_importance(model, [each], "ratio"), fractions=(0, 1 / 3, 2 / 3))
+        for each in (plain, graph)
     ]
-    for graphs, is_exact in ((crossed, True), (splits.test, False)):
-        triples = distinct_edges(graphs)
-        arguments = first_layer(network(), triples), triples, [1, 2]
-        layer, triples, ids = arguments
-        measured = mean_by_type(layer["ratio"].double().log10(), triples, ids)
-        difference = measured - separable_log_ratio(*arguments)
-        assert (difference.abs().max() < 1e-5) == is_exact
-
-
-def test_what_is_no_table_of_types_is_refused(splits):
-    with pytest.raises(ValueError, match=r"edge_attr: expected one type id per row, got shape"):
-        distinct_edges([Data(x=torch.zeros(2, dtype=torch.long), edge_attr=torch.rand(1, 8))])
-    triples = distinct_edges(splits.test)
-    with pytest.raises(ValueError, match="the first layer sees more than the types"):
-        first_layer(network("SAN", full_graph=True), triples)
-    with pytest.raises(ValueError, match="expected GT, GraphiT or SAN"):
-        first_layer(network("GAT"), triples)
-
-
-def test_parts_of_a_score_are_means_over_the_edges_of_a_label(splits):
-    graphs, names, model = splits.test[:6], ("none", "single", "double", "triple"), network()
-    labels = [graph.edge_attr for graph in graphs]
-    found = score_parts(model, graphs, labels, names).set_index(["layer", "label"])
-    rows = []
-    for graph in graphs:
-        with torch.no_grad(), record(model, "layers.*.attention.*") as seen:
-            model(graph.x, graph.edge_index, graph.edge_attr)
-        key, query, gate, size = (
-            seen[f"layers.1.attention.{part}"][0].double().abs()
-            for part in ("key", "query", "edge", "score")
-        )
-        for edge, (source, target) in enumerate(graph.edge_index.T.tolist()):
-            sizes = size[edge].sort().values
-            means = (key[source] * query[target]).mean() / 2, gate[edge].mean(), sizes.mean()
-            logs = np.log10([sizes[7], sizes[-1], sizes[-1] / sizes[7]])
-            rows.append([names[graph.edge_attr[edge]], *map(float, means), *logs])
-    expected = pd.DataFrame(rows, columns=["label", *COLUMNS]).groupby("label").mean()
-    expected[COLUMNS[3:]] = 10 ** expected[COLUMNS[3:]]
-    np.testing.assert_allclose(found.loc[1].loc[expected.index, COLUMNS], expected, rtol=1e-4)
-    assert found.loc[(0, "none"), ["edges", "usable"]].tolist() == [0, 0]
-    assert np.isnan(found.loc[(0, "none"), COLUMNS].astype(float)).all()
+    np.testing.assert_allclose(*(each["prediction"] for each in by_ratio), rtol=1e-4)
 
 
 def test_cells_of_the_published_map_are_sums_over_three_kinds_of_triple_bonds(monkeypatch):

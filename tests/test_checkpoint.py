@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from mapkg.models import build
-from studies import provenance
+from studies import files
 from studies.checkpoint import load, read_state, save, write_state
 from studies.files import alone, sha256, write_atomically
 from studies.published import CONFIGS
@@ -189,8 +189,8 @@ def commit_all(folder):
 def copied_to(folder):
     """The module as if the package lay in a folder; its cache is empty."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = Path(shutil.copy(provenance.__file__, folder))
-    spec = importlib.util.spec_from_file_location("provenance_copy", path)
+    path = Path(shutil.copy(files.__file__, folder))
+    spec = importlib.util.spec_from_file_location("files_copy", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)  # which is no change of the code
@@ -198,7 +198,7 @@ def copied_to(folder):
 
 
 def test_versions_name_the_interpreter_and_the_packages_that_numbers_depend_on():
-    entries = dict(entry.split(" ") for entry in provenance.versions().split("; "))
+    entries = dict(entry.split(" ") for entry in files.versions().split("; "))
     assert list(entries) == ["python", "torch", "torch-geometric", "numpy", "rdkit"]
     assert entries.pop("python") == platform.python_version()
     for package, number in entries.items():

@@ -29,13 +29,6 @@ def test_a_measure_is_beyond_untrained_if_above_all_seeds_of_its_layer():
     assert study.with_measures(table)["spread"].tolist() == [False, False, False, True]
 
 
-def test_the_sign_test_leaves_out_ties_and_holm_multiplies_by_what_is_left():
-    found = study.paired(pd.Series([1.0, 2.0, 1.0, 0.0]))
-    assert (found["fewer"], found["more"], found["p"]) == (0, 3, 0.25)
-    tests = pd.DataFrame({"p": [0.04, 0.01, 0.5]}, index=list("abc"))
-    np.testing.assert_allclose(study.with_holm(tests)["holm"], [0.08, 0.03, 0.5])
-
-
 @pytest.fixture(scope="module")
 def tables():
     """The script that makes the tables."""

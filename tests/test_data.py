@@ -39,8 +39,8 @@ from studies.data.raw_files import SHA256, cached_graphs, read_rows, read_url, r
 from studies.data.smiles_tables import warn_of_types
 from studies.emergence import fit_to_data
 from studies.explanations import bond_importance
+from studies.files import versions, warn_of_another_rdkit
 from studies.observation import bond_ratios
-from studies.provenance import versions, warn_of_another_rdkit
 from studies.published import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("cache")

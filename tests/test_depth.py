@@ -10,7 +10,7 @@ from studies.data import load
 from studies.deep import Variant
 from studies.depth import beside_published, best_layers, depth, missing
 from studies.gradient_explosion import constants_against_scale, gradient_table
-from studies.schedule import Schedule
+from studies.published import Schedule
 from studies.tasks import hide_features
 from studies.train import fit
 
@@ -65,7 +65,6 @@ def test_a_study_writes_its_tables_and_trains_nothing_twice(command, text):
     ("text", "error"),
     [
         ("depth --architecture gat --norms lipschitz=much", "expected NORM or NORM=SCALE"),
-        ("missing --rates 2", "rate: expected a share in [0, 1], got 2"),
         ("trees --architectures mlp", "--architectures mlp: expected one of gcn, gin,"),
     ],
 )
@@ -124,6 +123,8 @@ def test_a_row_is_what_training_on_hidden_features_gave(papers):
         lr_patience=None,
     )
     assert study.runs[[*expected]].to_dict("records") == [expected]
+    with pytest.raises(ValueError, match=r"rate: expected a share in \[0, 1\], got 2.0"):
+        missing(papers, **case | dict(rates=[2.0]), **SMALL)
 
 
 def test_layers_are_chosen_on_validation_or_on_test_and_stand_beside_the_published():

@@ -1,4 +1,4 @@
-"""The attention equations, by hand and against a plain loop, and what surrounds them in a layer."""
+"""The attention equations against plain loops, and what surrounds them in a layer; EGAT."""
 
 import itertools
 import math
@@ -9,7 +9,8 @@ from random_graphs import random_graph
 
 from mapkg.hooks import record
 from mapkg.models import EdgeAttention, GraphTransformerLayer, NodeStreamLayer, build
-from mapkg.models.edge_attention import EXPLICIT_BIASES, ResidualBlock
+from mapkg.models.edge_attention import ResidualBlock
+from mapkg.models.egat import EdgeGATAttention, EdgeGATLayer
 from studies.published import CONFIGS, PUBLISHED
 
 EXACT = dict(rtol=1e-11, atol=1e-11)
@@ -72,34 +73,6 @@ def attention_by_loop(a, x, edge_index, edge_attr):
     return score, alpha, attended
 
 
-def test_three_nodes_by_hand():
-    # Two heads of two channels. Q = h, K = 2h, E = e, V = diag(1, 10, 100, 1000) h.
-    attention = EdgeAttention(4, 2).double()
-    diagonals = {"query": [1.0] * 4, "key": [2.0] * 4, "edge": [1.0] * 4}
-    for name, values in (diagonals | {"value": [1.0, 10.0, 100.0, 1000.0]}).items():
-        with torch.no_grad():
-            getattr(attention, name).weight.copy_(torch.diag(torch.tensor(values)))
-    x = torch.tensor([[1, 2, 0, 1], [0, 1, 1, -1], [2, 0, 1, 1]]).double()
-    edge_index = torch.tensor([[0, 1, 2, 1], [2, 2, 0, 0]])
-    edge_attr = torch.tensor([[1, 1, 1, 1], [1, -1, 2, 1], [3, 1, 1, 1], [1, 1, 1, 1]]).double()
-    with record(attention, "attention_weight") as seen:
-        attended, score = attention(x, edge_index, edge_attr)
-    # K_j Q_i E_ji / sqrt(2); first channel of the edge 2 -> 0: 4 * 1 * 3 / sqrt(2) = 6 sqrt(2).
-    expected = torch.tensor([[2, 0, 0, 1], [0, 0, 2, -1], [6, 0, 0, 1], [0, 2, 0, -1]]).double()
-    torch.testing.assert_close(score, math.sqrt(2) * expected, **EXACT)
-    # Head sums: (2.83, 1.41), (0, 1.41); (8.49 -> 5, 1.41), (2.83, -1.41).
-    # exp(2.828427) = 16.918829, exp(1.414214) = 4.113250, exp(-1.414214) = 0.243117,
-    # exp(5) = 148.413159: 16.918829 / 17.918829 = 0.944193, 148.413159 / 165.331988 = 0.897668.
-    expected = [[0.944193, 0.5], [0.055807, 0.5], [0.897668, 0.944193], [0.102332, 0.055807]]
-    weight = seen["attention_weight"][0]
-    torch.testing.assert_close(weight, torch.tensor(expected).double(), rtol=0, atol=1e-6)
-    # V_0 = (1, 20, 0, 1000), V_1 = (0, 10, 100, -1000), V_2 = (2, 0, 100, 1000).
-    # Node 0: 0.897668 V_2 + 0.102332 V_1 in head 0, 0.944193 V_2 + 0.055807 V_1 in head 1.
-    # Node 2: 0.944193 V_0 + 0.055807 V_1 in head 0, half and half in head 1.
-    expected = [[1.795336, 1.023320, 100, 888.386], [0] * 4, [0.944193, 19.441930, 50, 0]]
-    torch.testing.assert_close(attended, torch.tensor(expected).double(), rtol=1e-6, atol=1e-4)
-
-
 VARIANTS = [
     *({"explicit_bias": term, "bias": bias} for term in ("none", *TERMS) for bias in (False, True)),
     *({"attention": attention} for attention in ("uniform", "no_edge")),
@@ -151,63 +124,6 @@ def test_by_default_a_score_in_training_is_the_one_in_evaluation():
         expected = attention.double().eval()(*graph)[1]
         assert expected.abs().max() > 1, "nothing bounds it"
         assert torch.equal(attention.train()(*graph)[1], expected)
-
-
-def test_unless_the_clamp_cuts_the_intended_term_adds_its_value_and_nothing_else():
-    graph = random_graph(3)
-    has_edges = torch.isin(torch.arange(9), graph[1][1])
-    for scale, is_cut in ((0.4, False), (3.0, True)):
-        attention = random_attention(scale=scale, explicit_bias="intended")
-        found, score = attention(*graph)
-        plain, plain_score = without_term(attention)(*graph)
-        assert not torch.allclose(score, plain_score)  # what is recorded does change
-        assert (attention.split_heads(score).sum(-1).abs().max() > 5) == is_cut
-        rest = attention.split_heads(found - plain)[has_edges] - attention.value_term
-        # Up to the epsilon of the denominator: weights sum to S / (S + eps), not to 1.
-        assert rest.abs().max() > 0.1 if is_cut else rest.abs().max() < 1e-4
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_published_term_of_a_node_stream_averages_neighbors(bias):
-    torch.manual_seed(1)
-    layer = NodeStreamLayer(12, 3, explicit_bias="published", use_bias=bias).double()
-    a, (x, edge_index, edge_attr) = layer.attention, random_graph(4)
-    found, _ = a(x, edge_index, edge_attr)
-    for i in range(len(x) - 1):
-        mean = a.value(x)[edge_index[0, edge_index[1] == i]].mean(0)
-        expected = (mean + a.value_term.flatten()).nan_to_num(0.0)
-        torch.testing.assert_close(found[i], expected, rtol=0, atol=1e-4)
-    found.square().sum().backward()  # so that keys and edges learn nothing
-    for parameter in (*a.key.parameters(), *a.edge.parameters(), a.edge_term):
-        assert parameter.grad is None or not parameter.grad.any()
-    # The query is left with the epsilon's share, tiny but not nothing: Adam rescales it.
-    assert 0 < a.query.weight.grad.abs().max() < 1e-3 * a.value.weight.grad.abs().max()
-
-
-def test_a_sink_whose_key_is_minus_infinity_is_none():
-    attention, graph = random_attention(explicit_bias="sink", bias=True), random_graph(6)
-    with torch.no_grad():  # queries of one, so that every beta is the sum of the key term
-        attention.query.weight.zero_()
-        attention.query.bias.fill_(1)
-    plain = without_term(attention)(*graph)[0]
-    assert not torch.allclose(attention(*graph)[0], plain)
-    with torch.no_grad():
-        attention.key_term.fill_(-torch.inf)
-    assert torch.equal(attention(*graph)[0], plain)
-
-
-@pytest.mark.parametrize("layer_type", [NodeStreamLayer, GraphTransformerLayer])
-@pytest.mark.parametrize("term", EXPLICIT_BIASES)
-def test_terms_and_biases_are_there_each_for_itself(layer_type, term):
-    terms = {"none": (), "sink": ("key_term", "value_term")}
-    maps = ("query", "key", "value", "edge")
-    for use_bias in (False, True):
-        layer = layer_type(12, 3, explicit_bias=term, use_bias=use_bias)
-        expected = {*terms.get(term, ("key_term", "value_term", "edge_term"))}
-        expected |= {f"{name}.{p}" for name in maps for p in ("weight", "bias")[: 1 + use_bias]}
-        assert {name for name, _ in layer.attention.named_parameters()} == expected
-        published = {NodeStreamLayer: "overwritten", GraphTransformerLayer: "intended"}[layer_type]
-        assert layer.attention.explicit_bias == (published if term == "published" else term)
 
 
 def test_the_term_of_san_on_ogbn_proteins_never_arrives():
@@ -278,13 +194,11 @@ def test_dropout_comes_before_the_projection_and_after_the_relu():
         module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     attended = torch.rand(200, 50) + 1
     block(torch.zeros(200, 50), attended)
-    dropped = list(seen)
-    for found, whole in zip(
-        dropped, (attended, block.expand(block.project(dropped[0])).relu()), strict=True
-    ):
+    whole = attended, block.expand(block.project(seen[0])).relu()
+    for found, without in zip(seen[:2], whole, strict=True):
         kept = found != 0
-        torch.testing.assert_close(found[kept], whole[kept] / 0.7)
-        share = (~kept[whole > 0]).double().mean().item()
+        torch.testing.assert_close(found[kept], without[kept] / 0.7)
+        share = (~kept[without > 0]).double().mean().item()
         assert share == pytest.approx(0.3, abs=0.02)  # four standard errors
 
 
@@ -299,3 +213,52 @@ def test_a_layer_sends_attended_values_to_nodes_and_the_score_to_edges(layer_typ
         assert edges is edge_attr
     else:
         torch.testing.assert_close(edges, layer.edge_block(edge_attr, score), **EXACT)
+
+
+# EGAT, the comparison.
+
+
+@torch.no_grad()
+def egat_by_loop(a, x, edge_index, edge_attr):
+    """f' [E, D], alpha [E, H] and h' [N, D], edge by edge and head by head."""
+    edges = edge_index.T.tolist()
+    rows = [torch.cat([x[j], row, x[i]]) for (j, i), row in zip(edges, edge_attr, strict=True)]
+    before = torch.stack([a.edge.weight @ row for row in rows])
+    before = before if a.edge.bias is None else before + a.edge.bias
+    score = torch.where(before > 0, before, before / 100)
+    # The bias of the logit cancels.
+    logits = [[(a.logit.weight @ head).sum() for head in row.view(3, 4)] for row in score]
+    weight = torch.tensor(logits).double().exp()
+    alpha, attended = torch.zeros_like(weight), torch.zeros_like(x).view(-1, 3, 4)
+    for e, (j, i) in enumerate(edges):
+        alpha[e] = weight[e] / sum(weight[n] for n, (_, target) in enumerate(edges) if target == i)
+        attended[i] += alpha[e, :, None] * (a.value.weight @ x[j] + a.value.bias).view(3, 4)
+    return score, alpha, attended.flatten(1)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_the_equations_of_egat_hold_edge_by_edge_and_a_layer_gives_its_score_to_the_next(use_bias):
+    x, edge_index, edge_attr = random_graph(1)
+    layers = torch.nn.ModuleList(EdgeGATLayer(12, 3, use_bias=use_bias).double() for _ in range(2))
+    with record(layers, [f"?.attention.{name}" for name in SEEN]) as seen:
+        for layer in layers:
+            x, edge_attr = layer(x, edge_index, edge_attr)
+    attended, given = random_graph(1)[::2]
+    for number, layer in enumerate(layers):
+        score, alpha, attended = egat_by_loop(layer.attention, attended, edge_index, given)
+        for name, expected in zip(SEEN, (score, alpha, attended), strict=True):
+            found = seen[f"{number}.attention.{name}"][0]
+            torch.testing.assert_close(found, expected, **EXACT)
+        given = score
+    assert torch.equal(edge_attr, seen["1.attention.score"][0]) and torch.equal(x, found)
+
+
+def test_weights_of_egat_are_drawn_normal_with_the_gain_of_relu():
+    torch.manual_seed(0)
+    attention = EdgeGATAttention(256, 4)
+    # sqrt(2) * sqrt(2 / (fan in + fan out))
+    fans = {attention.value: 256 + 256, attention.edge: 768 + 256, attention.logit: 64 + 4}
+    for linear, fan in fans.items():
+        weight, expected = linear.weight, 2 / math.sqrt(fan)
+        assert weight.std().item() == pytest.approx(expected, rel=4 / weight.numel() ** 0.5)
+        assert weight.abs().max() > 2.2 * expected  # a uniform draw ends at sqrt(3)

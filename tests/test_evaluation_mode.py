@@ -13,7 +13,7 @@ from mapkg.evaluation import batches, calibrate_batch_norm, evaluate, prediction
 from mapkg.hooks import evaluating
 from mapkg.models import build
 from mapkg.reporting import report
-from studies import explanations, first_layer
+from studies import edge_kinds, explanations
 from studies.explicit_bias import idle_term, readings
 from studies.observation import bond_ratios, edge_maxima, summarise, summarise_scores
 from studies.published import CONFIGS
@@ -73,12 +73,12 @@ LOOKING = {
     "evaluate": lambda model, graphs: evaluate(model, graphs),
     "calibrate_batch_norm": lambda model, graphs: calibrate_batch_norm(model, graphs),
     "heat_map": lambda model, graphs: by_type.heat_map(model, graphs, labels(graphs), 4),
-    "score_parts": lambda model, graphs: first_layer.score_parts(
+    "score_parts": lambda model, graphs: edge_kinds.score_parts(
         model, graphs, labels(graphs), "abcd"
     ),
     "intervene": lambda model, graphs: interventions.intervene(model, graphs, reference=graphs),
-    "first_layer": lambda model, graphs: first_layer.first_layer(
-        model, first_layer.distinct_edges(graphs)
+    "first_layer": lambda model, graphs: edge_kinds.first_layer(
+        model, edge_kinds.distinct_edges(graphs)
     ),
     "curve": lambda model, graphs: explanations.curve(model, graphs, some_importance(graphs)),
     "edge_importance": lambda model, graphs: explanations.edge_importance(model, graphs, "ratio"),

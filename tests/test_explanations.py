@@ -12,11 +12,13 @@ from torch import nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.explain.algorithm.utils import set_masks
 from torch_geometric.nn import (
+    GAT,
     GATConv,
     GATv2Conv,
     GCNConv,
     Sequential,
     SimpleConv,
+    TransformerConv,
     global_add_pool,
 )
 
@@ -109,7 +111,7 @@ def test_attributions_sum_to_the_change_from_their_baseline(name, graphs):
             ("edge mask", without_messages, dict(rtol=5e-2, atol=1e-4)),
         ):
             batch = Batch.from_data_list([graph])
-            signed = METHODS[method](explanations.OneTarget(deepcopy(model), 0, batch), 0)
+            signed = METHODS[method](explanations.OneTarget(deepcopy(model), 0, batch))
             change = alone(model, graph, graph.edge_attr) - baseline
             torch.testing.assert_close(signed.detach().double().sum(), change, **tolerance)
 
@@ -123,15 +125,16 @@ def test_gnn_explainer_keeps_what_the_prediction_needs_and_drops_what_it_ignores
 
 def test_ratios_and_attention_weights_are_those_that_hooks_see(graphs):
     model = network("GT", out_channels=2)
-    found = edge_importance(model, graphs, "AttentionExplainer", target=1)
-    for graph, of_edges in zip(graphs, found, strict=True):
-        with hooks.record(model, "layers.*.attention_weight") as seen:
+    weights = edge_importance(model, graphs, "AttentionExplainer", target=1)
+    ratios = edge_importance(model, graphs, "ratio", layer=1)
+    for graph, weight, ratio in zip(graphs, weights, ratios, strict=True):
+        with hooks.record(model, ["*.attention_weight", "layers.1.*.score"]) as seen:
             alone(model, graph, graph.edge_attr)
-        expected = torch.cat([weight for (weight,) in seen.values()], dim=1).mean(dim=1)
-        torch.testing.assert_close(of_edges, expected)
-    for layer, expected in enumerate(edge_maxima(model, graphs)):
-        ratios = torch.cat(edge_importance(model, graphs, "ratio", layer=layer))
-        torch.testing.assert_close(ratios, expected)
+        (score,) = seen.pop("layers.1.attention.score")
+        sizes = score.abs().sort(dim=1).values
+        torch.testing.assert_close(ratio, sizes[:, -1] / sizes[:, 7])
+        by_layer = torch.cat([weight for (weight,) in seen.values()], dim=1)
+        torch.testing.assert_close(weight, by_layer.mean(dim=1))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -163,24 +166,11 @@ def test_a_network_edited_by_hooks_is_explained_as_it_is_edited(graphs):
     assert torch.cat(edge_importance(model, graphs, "gradient x input")).min() > 0
 
 
-def test_what_cannot_be_explained_is_refused(graphs):
-    with pytest.raises(ValueError, match=r"unknown method 'saliency'; known: ratio, gradient"):
-        edge_importance(network("GT"), graphs, "saliency")
-    with pytest.raises(ValueError, match="layer: expected 0 to 1, got 2"):
-        edge_importance(network("GT"), graphs, "ratio", layer=2)
-    with pytest.raises(ValueError, match="got full-graph attention"):
-        edge_importance(network("GraphiT", full_graph=True), graphs, "edge mask")
-    model, graph = network("GT", edge_channels=3, num_edge_types=None), path(1)
-    graph.edge_attr = torch.rand(2, 3).double()
-    with pytest.raises(ValueError, match=r"edges with type ids .* torch.float64, \[2, 3\]"):
-        edge_importance(model, [graph], "integrated gradients")
-
-
-# Models of PyG, on graphs with self-loops of their own.
+# Layers of PyG, on graphs with self-loops of their own.
 
 
 class Pooled(nn.Module):
-    """A layer of PyG and a sum over nodes and channels, with arguments by name."""
+    """A network of PyG and a sum over nodes and channels, with arguments by name."""
 
     def __init__(self, conv, pool=True):
         super().__init__()
@@ -192,37 +182,41 @@ class Pooled(nn.Module):
 
 
 LAYERS = {
-    "GATConv": lambda: GATConv(3, 4, heads=1),
-    "GATv2Conv": lambda: GATv2Conv(3, 4, heads=1),
+    "GATConv": lambda: GATConv(3, 4, heads=2),
+    "GATv2Conv": lambda: GATv2Conv(3, 4, heads=2),
+    "TransformerConv": lambda: TransformerConv(3, 4, heads=2),
     "GCNConv": lambda: GCNConv(3, 4),
-    "kept": lambda: GATConv(3, 4, heads=1, add_self_loops=False),
+    "kept": lambda: GATConv(3, 4, heads=2, add_self_loops=False),
 }
-LOOPS = {"one first": [0], "all but one": [3, 1, 0], "every": [0, 1, 2, 3], "twice": [2, 2]}
+LOOPS = {"none": [], "all but one": [3, 1, 0], "every": [0, 1, 2, 3], "twice": [2, 2]}
 
 
 def weight_by_loop(conv, x, edges):
-    """The weight of each edge, one of ``edges`` at a time."""
+    """The weight of each edge, one of ``edges`` at a time, in each head."""
     if isinstance(conv, GCNConv):
         degree = [sum(target == i for _, target in edges) for i in range(len(x))]
-        return [1 / math.sqrt(degree[j] * degree[i]) for j, i in edges]
+        return torch.tensor([[1 / math.sqrt(degree[j] * degree[i])] for j, i in edges])
     logits = []
     for j, i in edges:
         if isinstance(conv, GATv2Conv):
             h = nn.functional.leaky_relu(conv.lin_l(x[j]) + conv.lin_r(x[i]), 0.2)
-            logits.append((h * conv.att[0, 0]).sum())
+            logits.append((h.view(2, 4) * conv.att[0]).sum(dim=1))
+        elif isinstance(conv, TransformerConv):
+            query, key = conv.lin_query(x[i]).view(2, 4), conv.lin_key(x[j]).view(2, 4)
+            logits.append((query * key).sum(dim=1) / 2)
         else:
-            h = (conv.lin(x[j]) * conv.att_src[0, 0] + conv.lin(x[i]) * conv.att_dst[0, 0]).sum()
+            ends = conv.lin(x[j]).view(2, 4), conv.lin(x[i]).view(2, 4)
+            h = (ends[0] * conv.att_src[0] + ends[1] * conv.att_dst[0]).sum(dim=1)
             logits.append(nn.functional.leaky_relu(h, 0.2))
-    exp = [float(logit.detach().exp()) for logit in logits]
-    return [
-        e / sum(f for f, (_, k) in zip(exp, edges, strict=True) if k == i)
-        for e, (_, i) in zip(exp, edges, strict=True)
-    ]
+    exp = torch.stack(logits).exp()
+    total = torch.zeros(len(x), 2).index_add(0, torch.tensor([i for _, i in edges]), exp)
+    return torch.stack([e / total[i] for e, (_, i) in zip(exp, edges, strict=True)])
 
 
 @pytest.mark.parametrize("loops", LOOPS)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_attributions_of_pygs_layers_are_those_of_a_plain_loop(layer, loops):
+@torch.no_grad()
+def test_importances_by_layers_of_pyg_are_those_of_a_plain_loop(layer, loops):
     torch.manual_seed(0)
     model = Pooled(LAYERS[layer]()).eval()
     bonds = [(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2)]
@@ -230,43 +224,69 @@ def test_attributions_of_pygs_layers_are_those_of_a_plain_loop(layer, loops):
     x = torch.randn(4, 3)
     graph = Data(x=x, edge_index=torch.tensor(given).T)
     # A layer that replaces loops has one for each node.
-    seen = given if layer == "kept" else [*bonds, *((i, i) for i in range(4))]
-    weights = weight_by_loop(model.conv, x, seen)
-    lin = model.conv.lin_l if layer == "GATv2Conv" else model.conv.lin
-    value = lin(x).sum(dim=1).detach()
-    expected = [abs(weights[seen.index(edge)] * float(value[edge[0]])) for edge in given]
-    for graphs in ([graph], [graph, graph]):
-        found = edge_importance(model, graphs, "edge mask")[-1]
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
-        if layer != "GCNConv":
-            found = edge_importance(model, graphs, "AttentionExplainer")[-1]
-            attention = [weights[seen.index(edge)] for edge in given]
-            np.testing.assert_allclose(found, attention, rtol=1e-4)
-    ratio = edge_maxima(model, [graph], names="conv:message")[0]
-    messages = lin(x).detach().abs().sort(dim=1).values
-    of_edges = messages[:, -1] / messages[:, 1]  # a weight does not change a ratio
-    np.testing.assert_allclose(ratio, of_edges[graph.edge_index[0]], rtol=1e-4)
+    replaces = getattr(model.conv, "add_self_loops", False)
+    seen = [*bonds, *((i, i) for i in range(4))] if replaces else given
+    weight = weight_by_loop(model.conv, x, seen)[[seen.index(edge) for edge in given]]
+    value = dict(GATv2Conv="lin_l", TransformerConv="lin_value").get(layer, "lin")
+    value = getattr(model.conv, value)(x)[graph.edge_index[0]].view(len(given), -1, 4)
+    message = weight.unsqueeze(-1) * value
+    sizes = message.flatten(1).abs().sort(dim=1).values
+    expected = {
+        "edge mask": message.sum(dim=(1, 2)).abs(),
+        "AttentionExplainer": weight.mean(dim=1),
+        "ratio": sizes[:, -1] / sizes[:, (sizes.size(1) - 1) // 2],
+    }
+    for method, of_edges in expected.items():
+        if (layer, method) != ("GCNConv", "AttentionExplainer"):
+            for graphs in ([graph], [graph, graph]):
+                found = edge_importance(model, graphs, method)[-1]
+                torch.testing.assert_close(found, of_edges, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(edge_maxima(model, [graph])[0], expected["ratio"])
     labels = [torch.arange(graph.num_edges)]
-    shares = heat_map(model, [graph], labels, len(given), thresholds=[2.0], names="conv:message")
-    np.testing.assert_array_equal(shares[0, 0].any(dim=1), of_edges[graph.edge_index[0]] > 2)
+    shares = heat_map(model, [graph], labels, len(given), thresholds=[2.0])
+    assert torch.equal(shares[0, 0].any(dim=1), expected["ratio"] > 2)
 
 
-def test_what_models_of_pyg_cannot_be_asked_is_said(graphs):
-    x, ends = torch.randn(4, 3), torch.tensor([[0, 0, 1], [0, 1, 2]])
-    graph, kept = Data(x=x, edge_index=ends), GATConv(3, 3, add_self_loops=False)
-    with pytest.raises(ValueError, match=r"a prediction for each of 1 graphs, got shape \[4, 1\]"):
-        edge_importance(Pooled(LAYERS["kept"](), pool=False), [graph], "edge mask")
-    both = Pooled(Sequential("x, e", [(kept, "x, e -> x"), (GATConv(3, 3), "x, e -> x")]))
-    with pytest.raises(ValueError, match="layers of both kinds; take them out"):
-        edge_importance(both, [graph], "AttentionExplainer")
-    with pytest.raises(ValueError, match="'conv': expected a row for each of 3 edges, got 4"):
-        edge_maxima(Pooled(kept), [graph], names="conv")
+def test_the_ratio_is_that_of_a_layer_of_any_network_by_its_name():
+    graph = Data(x=torch.randn(4, 3), edge_index=torch.tensor([[0, 0, 1, 2], [0, 1, 2, 1]]))
+    model = Pooled(GAT(3, 4, 2, heads=2))  # PyG's own network of two layers
+    first, second = edge_maxima(model, [graph])
+    for choice, expected in (
+        ({}, first),
+        ({"layer": 1}, second),
+        ({"names": "*1:message"}, second),
+    ):
+        assert torch.equal(edge_importance(model, [graph], "ratio", **choice)[0], expected)
+    assert not torch.equal(first, second)
+
+
+def test_what_cannot_be_explained_is_said(graphs):
+    graph = Data(x=torch.randn(4, 3), edge_index=torch.tensor([[0, 0, 1], [0, 1, 2]]))
+    kept, own = GATConv(3, 3, add_self_loops=False), network("GT")
     model = Pooled(kept)
-    expected = edge_importance(model, [graph], "AttentionExplainer")
-    set_masks(model, torch.zeros(3), ends)
+    both = Pooled(Sequential("x, e", [(kept, "x, e -> x"), (GATConv(3, 3), "x, e -> x")]))
+    linear = Pooled(Sequential("x, e", [(nn.Linear(3, 3), "x -> x")]))
+    features = network("GT", edge_channels=3, num_edge_types=None)
+    with_features = path(1).update({"edge_attr": torch.rand(2, 3).double()})
+    mask, types = "edge mask", "integrated gradients"
+    for words, *call, options in (
+        ("unknown method 'saliency'; known: ratio, gradient", own, graphs, "saliency", {}),
+        (r"expected 0 to 1, for layers.0\S*, \S*; got 2", own, graphs, "ratio", {"layer": 2}),
+        ("got full-graph attention", network("GraphiT", full_graph=True), graphs, mask, {}),
+        (r"type ids .* torch.float64, \[2, 3\]", features, [with_features], types, {}),
+        (r"each of 1 graphs, got shape \[4, 1\]", Pooled(kept, pool=False), [graph], mask, {}),
+        ("layers of both kinds; take them out", both, [graph], mask, {}),
+        ("'conv': expected a row for each of 3", model, [graph], "ratio", {"names": "conv"}),
+        ("no identity module called 'score' and no Message", linear, [graph], "ratio", {}),
+    ):
+        with pytest.raises((ValueError, KeyError), match=words):
+            edge_importance(*call, **options)
+    with pytest.raises(ValueError, match=r"one width, got .*convs.1:message': 5}: name those"):
+        heat_map(Pooled(GAT(3, 4, 2, 5)), [graph], [torch.zeros(3, dtype=torch.long)], 1)
+    expected = edge_importance(model, [graph], mask)
+    set_masks(model, torch.zeros(3), graph.edge_index)
     with pytest.warns(UserWarning, match="left its edge mask in 1 layers; it is ignored"):
-        found = edge_importance(model, [graph], "AttentionExplainer")
-    torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(edge_importance(model, [graph], mask), expected)
 
 
 # Bonds and their order.

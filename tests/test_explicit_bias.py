@@ -72,16 +72,14 @@ def test_the_weight_on_the_sink_is_what_a_loop_over_nodes_gives(molecules):
     for graph in molecules.test:
         x, edge = model.node_embedding(graph.x), model.edge_embedding(graph.edge_attr)
         for number, layer in enumerate(model.layers):
-            attention = layer.attention
-            query = attention.query(x).unflatten(-1, (4, 4)) / 2
-            key, gate = (
-                m(v).unflatten(-1, (4, 4)) for m, v in ((attention.key, x), (attention.edge, edge))
-            )
+            a = layer.attention
+            maps = ((a.query, x), (a.key, x), (a.edge, edge))
+            query, key, gate = (of(rows).unflatten(-1, (4, 4)) for of, rows in maps)
             for node in range(graph.num_nodes):
                 at = (graph.edge_index[1] == node).nonzero().flatten()
-                score = key[graph.edge_index[0, at]] * query[node] * gate[at]
+                score = key[graph.edge_index[0, at]] * query[node] * gate[at] / 2
                 neighbors = score.sum(-1).clamp(-5, 5).exp().sum(0)
-                sink = (query[node] * attention.key_term).sum(-1).clamp(max=5).exp()
+                sink = (query[node] * a.key_term / 2).sum(-1).clamp(max=5).exp()
                 shares.setdefault((number, len(at)), []).append(sink / (sink + neighbors))
             x, edge = layer(x, graph.edge_index, edge)
     assert {*table.index} == {key for key in shares if key[1] > 0}
@@ -94,25 +92,24 @@ def test_the_weight_on_the_sink_is_what_a_loop_over_nodes_gives(molecules):
 def test_finished_runs_are_studied_by_name(molecules, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("studies.commands.load", lambda name: molecules)
     config = CONFIGS["SAN-ZINC"].replace(max_epochs=1, **SMALL)
-    settings = dict(name="SAN-ZINC", progress=False, seed=4)
-    emergence(config, molecules, folder=tmp_path / "none", **settings)
-    sink = config.replace(explicit_bias="sink")
-    emergence(sink, molecules, folder=tmp_path / "sink", **settings)
-    data, table = ["--dataset", "moses"], {}
+    for arm in ("none", "sink"):
+        settings = dict(name="SAN-ZINC", progress=False, seed=4, folder=tmp_path / arm)
+        emergence(config.replace(explicit_bias=arm), molecules, **settings)
+    data, tables = ["--dataset", "moses"], {}
     for study, run, options in (
         ("idle", "none", data),
         ("sink", "sink", data),
         ("remedy", "none", []),
     ):
-        output = tmp_path / study
-        assert main(["study", study, str(tmp_path / run), *options, "-o", str(output)]) == 0
+        arguments = ["study", study, str(tmp_path / run), *options, "-o", str(tmp_path / study)]
+        assert main(arguments) == 0
         for path in tmp_path.glob(f"{study}*.csv.gz"):
-            table[path.name.split(".")[0]] = pd.read_csv(path)
-    assert table.keys() == {"idle", "sink", "remedy_layers", "remedy_epochs"}
-    for rows in table.values():
+            tables[path.name.split(".")[0]] = pd.read_csv(path)
+    assert tables.keys() == {"idle", "sink", "remedy_layers", "remedy_epochs"}
+    for rows in tables.values():
         assert set(rows["seed"]) == {4} and set(rows["epochs"]) == {1}
         assert rows[["config", "dataset", "versions", "commit"]].notna().all(axis=None)
-    assert table["remedy_epochs"].groupby("layer")["epoch"].agg(list).tolist() == [[0, 1]] * 2
+    assert tables["remedy_epochs"].groupby("layer")["epoch"].agg(list).tolist() == [[0, 1]] * 2
     assert main(["study", "remedy", str(tmp_path / "no run"), "-o", str(tmp_path / "x")]) == 2
     assert "no table at" in capsys.readouterr().err
 

@@ -1,5 +1,7 @@
 """What every layer has to do, whatever it computes: one contract for all networks."""
 
+from functools import partial
+
 import pytest
 import torch
 from random_graphs import molecule
@@ -135,11 +137,9 @@ def test_calibrated_statistics_are_those_of_all_rows():
     torch.testing.assert_close(first.batch_norm1.running_var, rows.var(dim=0), **EXACT)
 
 
-@pytest.mark.parametrize("heads", [5, 24])
-def test_heads_that_do_not_divide_the_channels_are_an_error(heads):
-    message = rf"hidden_channels \(12\) must be a multiple of heads \({heads}\)"
-    with pytest.raises(ValueError, match=message):
-        OF["gt"].replace(heads=heads)
-    for layer in (EdgeAttention, EdgeGATLayer, *OF_PYG):
-        with pytest.raises(ValueError, match=message):
-            standard_layer(layer, 12, heads) if isinstance(layer, str) else layer(12, heads)
+def test_heads_that_do_not_divide_the_channels_are_an_error():
+    for heads in (5, 24):
+        message = rf"hidden_channels \(12\) must be a multiple of heads \({heads}\)"
+        for make in (EdgeAttention, EdgeGATLayer, *(partial(standard_layer, a) for a in OF_PYG)):
+            with pytest.raises(ValueError, match=message):
+                make(12, heads)

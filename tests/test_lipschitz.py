@@ -160,7 +160,6 @@ def test_the_lemma_in_numbers():
 
 
 def test_the_theorem_in_numbers():
-    assert theorem_bound(1.0, 6, 6) == pytest.approx(math.e + math.sqrt(8))
     assert theorem_bound(1.0, 4, 16) == pytest.approx(math.e / 2 + math.sqrt(8))
     assert theorem_bound(0.0, 3, 3) == 1
     assert theorem_bound(1.0, 1, 1, tight=True) == pytest.approx(math.e + 2)
@@ -188,22 +187,30 @@ def test_the_bound_of_a_layer_in_numbers():
             layer.lin.weight[0, 0], layer.lin.weight[3, 1] = 3.0, 4.0  # each head has three rows
         expected = heads * (math.exp(1 / scale) + 8 / scale)
         assert gat_bound(layer, everyone, 4) == pytest.approx(expected)
-    # A star: all send to node 0, which has four neighbours, and to themselves.
-    star = torch.tensor([[1, 2, 3], [0, 0, 0]])
-    layer = gat(heads=1)
+    # A star: all send to node 0, which has four neighbors, and to themselves.
+    star, layer = torch.tensor([[1, 2, 3], [0, 0, 0]]), gat(heads=1, residual=True)
     with torch.no_grad():
         layer.lin.weight.copy_(torch.eye(3, 5))
-    centre, alone = math.e / 2 + 4, math.e + 4
-    assert gat_bound(layer, star, 4) == pytest.approx(math.hypot(centre, alone))
+        layer.res.weight.copy_(7 * torch.eye(3, 5))
+    center, alone = math.e / 2 + 4, math.e + 4
+    assert gat_bound(layer, star, 4) == pytest.approx(math.hypot(center, alone) + 7)
+    layer.flow = "target_to_source"  # all have two neighbors, and node 0 is one of all
+    alone, others = math.e + 4, math.e / math.sqrt(2) + 4
+    expected = math.hypot(alone, *[others] * 3) + 7
+    assert gat_bound(layer, star, 4) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("scale", [1.0, 4.0])
-@pytest.mark.parametrize("options", [{}, {"heads": 3, "concat": False}, {"residual": True}])
-def test_a_normalised_layer_stays_below_its_bound(options, scale):
+OPTIONS = [{}, {"heads": 3, "concat": False}, {"residual": True}, {"scale": 4.0}]
+OPTIONS += [{"residual": True, "concat": False}, {"residual": True, "heads": 3}]
+
+
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_normalised_layer_stays_below_its_bound(options, flow):
     closest = 0.0
     for seed in range(4):
         x, edge_index, _ = random_graph(300 + seed, channels=5)
-        layer = gat(seed, scale=scale, **options)
+        layer = gat(seed, flow=flow, **options)
         bound = gat_bound(layer, edge_index, len(x))
         for size in (0.1, 1.0, 1e3):
             found = local_constant(lambda x, layer=layer, e=edge_index: layer(x, e), size * x)

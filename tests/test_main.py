@@ -1,6 +1,9 @@
 """The command line on runs of seconds: exit statuses, messages and what is written."""
 
+import errno
+import gzip
 import inspect
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,9 +19,8 @@ from studies.__main__ import COMMANDS, STUDIES, USAGE_ERROR, main
 from studies.commands import overrides
 from studies.data import load
 from studies.emergence import emergence, with_permuted_targets, without_training
-from studies.grid import laws, read_runs
 from studies.published import CONFIGS
-from studies.results import TABLES, read_emergence
+from studies.results import TABLES, laws, read_emergence, read_runs
 
 LIMIT, EPOCHS = 16, 2
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=8, heads=2, num_layers=2, max_epochs=EPOCHS)
@@ -104,6 +106,8 @@ def test_help_and_a_misspelt_option_wait_for_no_import():
 
 
 TRAIN = "train --config GT-ZINC --dataset moses --out x"
+DEPTH = "study depth --architecture gat --norms none -o x --dataset"
+UNTRAINED = "study untrained --config GT-ZINC -o x --dataset"
 
 
 @pytest.mark.parametrize(
@@ -112,17 +116,12 @@ TRAIN = "train --config GT-ZINC --dataset moses --out x"
         ("", "are required: COMMAND (see python -m studies --help)"),
         ("trian", "invalid choice: 'trian' (choose from "),
         ("study", "are required: NAME (see python -m studies study --help)"),
-        ("study snik", "invalid choice: 'snik' (choose from "),
         ("data", "are required: DATASET"),
         ("train --config GT-ZINC --datset moses", "no option --datset; did you mean --dataset?"),
         ("train --config GT-ZINC --dataset moses", "are required: --out"),
         ("train --config GT-ZINK --dataset moses --out x", "--config GT-ZINK: did you mean GT-ZI"),
         ("train --config GT-ZINC --dataset qm9 --out x", "unknown data set 'qm9'; known: "),
         (f"{TRAIN} --change shufled-types", "did you mean shuffled-types? Known are "),
-        (f"{TRAIN} --seed 1.5", "expected a whole number from 0 to 1000000000, got '1.5'"),
-        (f"{TRAIN} --limit 0", "a whole number from 1 to 1000000000, got '0'"),
-        (f"{TRAIN} --threads 10000", "a whole number from 1 to 1024"),
-        (f"{TRAIN} --epochs 1{30 * '0'}", "a whole number from 0 to 1000000000"),
         (f"{TRAIN} --device toaster", "--device toaster: cannot be used here"),
         (f"{TRAIN} --set", "expected at least one argument"),
         (f"{TRAIN} --set lr", "--set lr: expected NAME=VALUE with NAME one of architecture, "),
@@ -130,22 +129,78 @@ TRAIN = "train --config GT-ZINC --dataset moses --out x"
         (f"{TRAIN} --set residual=perhaps", "--set residual=perhaps: expected a bool"),
         (f"{TRAIN} --set heads=3", "hidden_channels (64) must be a multiple of heads (3)"),
         (f"{TRAIN} --set num_node_types=5", "the configuration has 5, but MOSES sample has 28"),
-        ("study emergence x", "are required: -o/--output"),
         ("study emergence nowhere -o x", "no table at nowhere/summary.csv.gz; python -m studies t"),
         ("study sink nowhere --dataset moses -o x", "no checkpoint: expected nowhere/best.safe"),
         ("study bonds nowhere --dataset moses -o x --change no", "--change no: expected one of "),
         ("study laws one --results nowhere -o x", "no table at nowhere/emergence_one_summary"),
         ("study depth --dataset citation -o x --architecture gt --norms pai", "did you mean pair"),
         ("study missing --dataset citation -o x --models MLP", "--models MLP: expected one of "),
-        ("study trees --dataset trees-2 -o x --lr fast", "invalid float value: 'fast'"),
+        # Out of range.
+        (f"{TRAIN} --seed 1.5", "expected a whole number from 0 to 1000000000, got '1.5'"),
+        (f"{TRAIN} --limit 0", "a whole number from 1 to 1000000, got '0'"),
+        (f"{TRAIN} --limit 1{30 * '0'}", "a whole number from 1 to 1000000"),
+        (f"{TRAIN} --threads 10000", "a whole number from 1 to 1024"),
+        (f"{TRAIN} --epochs 1000000000", "a whole number from 0 to 100000"),
+        (f"{TRAIN} --epochs 1{30 * '0'}", "a whole number from 0 to 100000"),
+        (f"{TRAIN} --set max_epochs=1000000000", "max_epochs=1000000000: expected a number up to"),
+        (f"{TRAIN} --set lr=inf", "--set lr=inf: expected a number up to 1000000"),
+        (f"{UNTRAINED} moses --networks 1{12 * '0'}", "a whole number from 1 to 10000"),
+        (f"{DEPTH} citation --layers 1 1001", "a whole number from 1 to 1000, got '1001'"),
+        (f"{DEPTH} citation --dropout nan", "a number from 0 to 1, got 'nan'"),
+        ("study trees --dataset trees-2 -o x --lr fast", "number from 0 to 100, got 'fast'"),
+        # Data of another kind.
+        ("train --config GT-ZINC --dataset cora --out x", "molecules or graphs (moses, moses-tr"),
+        ("train --config GT-ZINC --dataset citation --out x", "got 'citation', one of nodes"),
+        (f"{UNTRAINED} trees-3", "--dataset: expected a data set of molecules or graphs ("),
+        ("study gradients -o x --dataset moses", "expected a data set of nodes (citation, cora, "),
+        (f"{DEPTH} trees-2", "got 'trees-2', one of trees"),
+        ("study missing -o x --dataset moses", "expected a data set of nodes (citation, cora, "),
+        ("study smoothing -o x --dataset proteins", "got 'proteins', one of graphs"),
+        (
+            "study trees -o x --dataset cora",
+            "of trees (trees-2, trees-3, trees-4, trees-5), got 'c",
+        ),
+        ("study shares a --smiles b -o x --dataset proteins", "expected a data set of molecules ("),
+        # Places that cannot be written.
+        ("study missing -o x/ --dataset citation", "--output x/: expected what names of tables be"),
+        ("study smoothing -o /proc/x --dataset citation", "/proc/x.csv.gz cannot be written, /p"),
+        ("train --config GT-ZINC --dataset moses --out /dev/null", "cannot be written, /dev/null"),
     ],
 )
-def test_what_is_misspelt_or_missing_is_one_line_and_nothing_is_written(
+def test_what_cannot_be_done_is_one_line_and_nothing_is_written(
     line, message, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, line.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_command_says_so(monkeypatch, capsys):
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("studies.commands.load", interrupt)
+    assert main(["data", "moses"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_a_damaged_table_and_a_full_disk_name_the_file(runs, tmp_path, capsys, monkeypatch):
+    path = shutil.copytree(runs[0], tmp_path / "run") / "histogram.csv.gz"
+    whole = path.read_bytes()
+    other = gzip.compress(b"state,x\nbase", mtime=0)
+    for damaged in (whole[:200], whole[:100] + b"0" + whole[101:], b"", b"no gzip", other[:-9]):
+        path.write_bytes(damaged)
+        line = refused(capsys, ["study", "emergence", str(path.parent), "-o", str(tmp_path / "x")])
+        assert line.startswith(f"error: {path}: damaged, or no compressed table: ")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path.write_bytes(whole)
+    monkeypatch.setattr("os.replace", full)
+    line = refused(capsys, ["study", "emergence", str(path.parent), "-o", str(tmp_path / "x")])
+    assert line == f"error: {tmp_path / 'x_summary.csv.gz'}: No space left on device"
+    assert [each.name for each in tmp_path.iterdir()] == ["run"]
 
 
 def test_values_of_a_network_are_of_the_type_of_their_field():
@@ -198,12 +253,6 @@ def test_permuted_targets_are_of_the_seed_of_the_run_and_said_in_every_row(runs,
     pd.testing.assert_frame_equal(found.history[columns], same[columns], rtol=1e-5)
     plain, null = (run.summary.query("state == 'base'") for run in (read_emergence(runs[1]), found))
     assert null["max_ratio"].equals(plain["max_ratio"]), "the same network before training"
-
-
-def test_an_output_that_cannot_be_written_exits_with_2(tmp_path, capsys):
-    (tmp_path / "file").write_text("in the way")
-    assert train(tmp_path / "file" / "run", epochs=0) == USAGE_ERROR
-    assert "file" in capsys.readouterr().err
 
 
 def test_tables_of_runs_are_joined_in_their_order_and_laws_are_fitted_to_them(

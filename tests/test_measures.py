@@ -1,14 +1,13 @@
 """Ratios and thresholds by hand, and streaming summaries against numpy."""
 
 import math
-import pickle
 
 import numpy as np
 import pytest
 import torch
 
+from mapkg.all_measures import AllMeasures
 from mapkg.measures import (
-    MASSIVE_RATIO,
     QUANTILES,
     ActivationSummary,
     StreamingHistogram,
@@ -16,8 +15,6 @@ from mapkg.measures import (
     is_massive,
     row_median,
 )
-
-HALF_BIN = 10**0.0025  # of the summary's quantiles: bins of 0.005 decades
 
 
 def heavy_tailed(rows, channels=8, seed=0, dtype=torch.float64):
@@ -32,37 +29,6 @@ def heavy_tailed(rows, channels=8, seed=0, dtype=torch.float64):
     x[17, 0], x[17, 5] = torch.inf, -torch.inf
     x[19] = torch.nan
     return x.to(dtype)
-
-
-def by_numpy(x, heads):
-    """The statistics of a summary; quantiles are exact order statistics."""
-    finite = x.numpy()[np.isfinite(x.numpy()).all(axis=1)]
-    magnitude = np.abs(finite)
-    median = np.sort(magnitude)[:, (x.shape[1] - 1) // 2]
-    usable = median > 0
-    ratio = magnitude[usable] / median[usable, None]
-    maxima, massive = magnitude[usable].max(axis=1), ratio > 1000
-    sums = finite.reshape(len(finite), heads, -1).sum(axis=2)
-
-    def quantile(values, q):
-        return np.quantile(values, q, method="inverted_cdf")
-
-    return {
-        "rows": len(x),
-        "channels": x.shape[1],
-        "zero_medians": (~usable).sum(),
-        "nonfinite_rows": len(x) - len(finite),
-        "rows_with_massive": massive.any(axis=1).sum(),
-        "share_rows_with_massive": massive.any(axis=1).mean(),
-        "share_massive": massive.mean(),
-        "share_channels_with_massive": massive.any(axis=0).mean(),
-        "max_ratio": ratio.max(),
-        **{f"row_max_ratio_q{100 * q:02.0f}": quantile(ratio.max(axis=1), q) for q in QUANTILES},
-        "max_abs": maxima.max(),
-        "row_max_abs_q50": quantile(maxima, 0.5),
-        "row_median_q50": quantile(median[usable], 0.5),
-        "share_saturated": (np.abs(sums) > 5).mean(),
-    }
 
 
 # The ratio.
@@ -98,15 +64,13 @@ def test_the_ratio_has_gradients_of_the_activation_and_of_the_median():
     assert x.grad.tolist() == [[0, 0, -8 / 2**2, -1 / 2]]
 
 
-@pytest.mark.parametrize("channels", [7, 8])
-def test_the_ratio_ignores_scale_and_sign_and_follows_permutations(channels):
+def test_the_ratio_ignores_scale_and_sign_and_follows_permutations():
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(50, channels, generator=generator, dtype=torch.float64)
+    x = torch.randn(50, 8, generator=generator, dtype=torch.float64)
     scales = 10 ** torch.randn(50, 1, generator=generator, dtype=torch.float64)
-    ratio = activation_ratio(x)
-    torch.testing.assert_close(activation_ratio(-x * scales), ratio, rtol=1e-13, atol=0)
-    order, rows = (torch.randperm(size, generator=generator) for size in (channels, 50))
-    assert torch.equal(activation_ratio(x[rows][:, order]), ratio[rows][:, order])
+    order, rows = (torch.randperm(size, generator=generator) for size in (8, 50))
+    found = activation_ratio((-x * scales)[rows][:, order])
+    torch.testing.assert_close(found, activation_ratio(x)[rows][:, order], rtol=1e-13, atol=0)
 
 
 def test_rows_without_a_usable_median_are_nan_and_leave_the_others_alone():
@@ -118,21 +82,18 @@ def test_rows_without_a_usable_median_are_nan_and_leave_the_others_alone():
             [nan, 1.0, 2.0, 3.0],
             [inf, 1.0, 2.0, 3.0],  # a finite median, but not a finite row
             [1.0, 1.0, -inf, -inf],
-            [0.0, 0.0, 0.0, 0.0],
         ]
     )
     ratio = activation_ratio(x)
-    assert ratio.isnan().all(dim=1).tolist() == [True, False, True, True, True, True]
+    assert ratio.isnan().all(dim=1).tolist() == [True, False, True, True, True]
     torch.testing.assert_close(ratio[1], torch.tensor([0.0, 1.0, 1.5, 2.5]))
-    assert not is_massive(ratio).any()
 
 
-def test_massive_is_strictly_above_the_threshold():
+def test_massive_is_strictly_above_the_threshold_and_nan_is_not():
     above = math.nextafter(1000.0, math.inf)
     ratio = torch.tensor([[999.0, 1000.0, above, 1e9, math.nan]], dtype=torch.float64)
     assert is_massive(ratio).tolist() == [[False, False, True, True, False]]
     assert is_massive(ratio, 999.0).tolist() == [[False, True, True, True, False]]
-    assert MASSIVE_RATIO == 1000
 
 
 # The histogram.
@@ -159,47 +120,50 @@ def test_counts_and_quantiles_agree_with_numpy_to_half_a_bin(total):
 
 
 def test_edges_belong_to_the_bin_above_and_quantiles_stay_among_the_values_seen():
-    histogram = StreamingHistogram(0.0, 4.0, 4)
-    histogram.update(torch.tensor([-1e-9, 0.0, 0.999999, 1.0, 2.0, 2.5, 3.999999, 4.0, 1e30]))
+    def filled(*values):
+        histogram = StreamingHistogram(0.0, 4.0, 4)
+        histogram.update(torch.tensor(values))
+        return histogram
+
+    histogram = filled(-1e-9, 0.0, 0.999999, 1.0, 2.0, 2.5, 3.999999, 4.0, 1e30)
     assert histogram.counts.tolist() == [2, 1, 2, 1]
     assert (histogram.num_below, histogram.num_above) == (1, 2)  # the end of the range is outside
-    histogram = StreamingHistogram(0.0, 4.0, 4)
-    histogram.update(torch.tensor([-20.0, -10.0, 2.25, 30.0, 50.0]))
+    histogram = filled(-20.0, -10.0, 2.25, 30.0, 50.0)
     assert [histogram.quantile(q) for q in (0.2, 0.4, 0.6, 0.8, 1.0)] == [-20, -20, 2.5, 50, 50]
-    histogram = StreamingHistogram(0.0, 4.0, 4)
-    histogram.update(torch.tensor([1.75, 1.75]))
-    assert histogram.quantile(0.5) == 1.75  # not the bin's center, 1.5
-    histogram.update(torch.tensor([1.125, 1.875]))
-    assert histogram.quantile(0.5) == 1.5
+    assert filled(1.75, 1.75).quantile(0.5) == 1.75  # not the bin's center, 1.5
+    assert filled(1.75, 1.75, 1.125, 1.875).quantile(0.5) == 1.5
     for low, high, bins in ((1.0, 1.0, 3), (2.0, 1.0, 3), (0.0, 1.0, 0)):
         with pytest.raises(ValueError, match="expected low < high and bins > 0"):
             StreamingHistogram(low, high, bins)
-    StreamingHistogram(0.0, 1.0, 1)
 
 
 # The summary.
 
 
-@pytest.mark.parametrize("channels", [8, 12, 15])
+@pytest.mark.parametrize("channels", [8, 15])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_statistic_agrees_with_numpy(channels, dtype):
+def test_every_statistic_is_that_of_all_measures_or_of_the_ratio(channels, dtype):
     heads = 3 if channels == 15 else 4
     x = heavy_tailed(400, channels, seed=channels, dtype=dtype)
-    summary = ActivationSummary(heads=heads)
-    summary.update(x[:150])
-    summary.update(x[150:])
-    expected, found = by_numpy(x, heads), summary.statistics()
-    assert expected["rows_with_massive"] > 10 and 0 < expected["share_saturated"] < 1
-    assert (expected["zero_medians"], expected["nonfinite_rows"]) == (2, 3)
-    assert found.keys() == expected.keys()
-    close = 1e-6 if dtype == torch.float32 else 1e-12
-    for name, value in expected.items():
-        if "_q" in name:
-            assert value / HALF_BIN * (1 - 1e-6) <= found[name] <= value * HALF_BIN * (1 + 1e-6)
-        else:
-            assert found[name] == pytest.approx(value, rel=close)
-    by_channel = (activation_ratio(x.double()) > 1000).sum(dim=0)
-    assert torch.equal(summary.massive_by_channel, by_channel)
+    summary, reference = ActivationSummary(heads=heads), AllMeasures(channels, heads=heads)
+    for part in x.split(150):
+        summary.update(part)
+        reference.update(part.unsqueeze(0), torch.zeros(1, len(part)).long(), 1)
+    found, ratio = summary.statistics(), activation_ratio(x.double())
+    usable = ~ratio.isnan().any(dim=1)
+    massive = ratio[usable] > 1000
+    assert massive.any(dim=1).sum() > 10 and 0 < found["share_saturated"] < 1
+    assert (found["zero_medians"], found["nonfinite_rows"]) == (2, 3)
+    assert torch.equal(summary.massive_by_channel, massive.sum(dim=0))
+    expected = {
+        **{name: value.item() for name, value in reference.statistics().items()},
+        "channels": channels,
+        "share_massive": massive.double().mean().item(),
+        "share_channels_with_massive": massive.any(dim=0).double().mean().item(),
+        "max_abs": x[usable].abs().max().item(),
+    }
+    for name, value in found.items():
+        assert value == pytest.approx(expected[name], rel=0.012 if "_q" in name else 1e-6), name
 
 
 def test_the_histogram_holds_the_negative_logarithm_of_every_usable_ratio():
@@ -208,14 +172,12 @@ def test_the_histogram_holds_the_negative_logarithm_of_every_usable_ratio():
     summary = ActivationSummary()
     summary.update(x)
     ratio = activation_ratio(x).numpy()
-    values = -np.log10(ratio[np.isfinite(ratio)] + 2.220446049250313e-16)
+    values = -np.log10(ratio[np.isfinite(ratio)] + 2.220446049250313e-16)  # 15.65 for zeros
     expected, _ = np.histogram(values, bins=1000, range=(-8, 17))
     counts = summary.neg_log_ratio.counts.numpy()
     # The median itself has the ratio 1: its logarithm lies on the edge of bins 319 and 320.
-    apart = np.delete(np.arange(1000), [319, 320])
-    np.testing.assert_array_equal(counts[apart], expected[apart])
+    np.testing.assert_array_equal(np.delete(counts, [319, 320]), np.delete(expected, [319, 320]))
     assert counts.sum() == expected.sum()
-    assert counts[int((15.653559774527022 + 8) / 0.025)] > (x[11] == 0).sum()  # exact zeros
     assert (summary.neg_log_ratio.num_below, summary.neg_log_ratio.num_above) == (1, 0)
 
 
@@ -240,23 +202,6 @@ def test_a_planted_massive_activation_is_found_where_it_is(threshold):
     summary.update(x[:0], torch.empty(0, dtype=torch.long))
     summary.update(torch.tensor([[1e-20] * 4 + [1e20]]))  # one, beyond single precision
     np.testing.assert_allclose(summary.graph_maxima[3:], [1, math.nan, threshold, 1e40], rtol=1e-6)
-
-
-def test_the_maximum_of_a_graph_is_over_its_usable_rows():
-    x = heavy_tailed(100)
-    graph = torch.randint(9, (100,), generator=torch.Generator().manual_seed(1))
-    graph[graph == 5] = 4  # graph 5 has no rows
-    graph[graph == 8] = 7
-    graph[7] = 8  # graph 8 has only a row without a median
-    summary = ActivationSummary()
-    summary.update(x, graph, 11)
-    ratio = activation_ratio(x)
-    usable = ~ratio.isnan().any(dim=1)
-    expected = [
-        ratio[usable & (graph == number)].max().item() if number not in (5, 8, 9, 10) else math.nan
-        for number in range(11)
-    ]
-    np.testing.assert_array_equal(summary.graph_maxima, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -294,19 +239,6 @@ def test_a_head_is_saturated_if_its_sum_lies_outside_the_clamp():
         assert summary.statistics()["share_saturated"] == share
 
 
-def test_quantiles_of_rows_are_centers_of_bins_of_a_two_hundredth_decade():
-    # Of three rows the middle one: median 10^0.001, maximum 10^1.001, ratio 10: the bins of their
-    # logarithms begin at 0, at 1 and at 1.
-    row = 10.0 ** torch.tensor([0.001, 0.001, 1.001], dtype=torch.double)
-    least, most = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1e4]], dtype=torch.double)
-    summary = ActivationSummary()
-    summary.update(torch.stack([least / 100, row, 100 * most]))
-    found = summary.statistics()
-    assert found["row_median_q50"] == pytest.approx(10**0.0025, rel=1e-9)
-    assert found["row_max_abs_q50"] == pytest.approx(10**1.0025, rel=1e-9)
-    assert found["row_max_ratio_q50"] == pytest.approx(10**1.0025, rel=1e-9)
-
-
 @pytest.mark.parametrize("fill", [0.0, math.nan])
 @pytest.mark.parametrize("rows", [0, 3])
 def test_without_a_usable_row_shares_and_values_are_nan(fill, rows):
@@ -320,16 +252,3 @@ def test_without_a_usable_row_shares_and_values_are_nan(fill, rows):
     assert tuple(map(found.pop, counts)) == (rows, 4, *bad, 0)
     assert found.pop("share_saturated") is None
     assert all(math.isnan(value) for value in found.values())
-
-
-def test_memory_does_not_grow_with_batches_but_for_one_number_per_graph():
-    def size(summary):
-        return len(pickle.dumps(vars(summary) | {"graph_maxima": []}))
-
-    summary = ActivationSummary(heads=4)
-    summary.update(heavy_tailed(100), torch.arange(100) // 50)
-    before = size(summary)
-    for seed in range(30):
-        summary.update(heavy_tailed(100, seed=seed), torch.arange(100) // 50)
-    assert size(summary) - before < 64  # counters have more digits now
-    assert len(summary.graph_maxima) == 2 * 31

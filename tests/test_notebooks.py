@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from IPython.core.formatters import DisplayFormatter
 
 from studies import notebook
 from studies.__main__ import main, parser
+from studies.files import alone
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 CHECKED = "nbval-check-output"
@@ -26,7 +28,7 @@ DEEP = dict(epochs=2, hidden_channels=4, heads=2)
 TINY = {
     "01_graphs": dict(graph=3),
     "02_edge_attention": dict(hidden_channels=6, heads=3, edge_scale=2.0, seed=1),
-    "03_detection": dict(graphs=20, rows=500, threshold=500.0, seed=1),
+    "03_detection": dict(graphs=20, rows=500, molecules=5, networks=1, threshold=500.0),
     "04_emergence": dict(SMALL, epochs=2, test_graphs=20, seed=1),
     "05_grid": dict(SMALL, test_graphs=20, architecture="graphit"),
     "06_distributions": dict(graphs=20, run="gt_zinc", seed=1, rows=500, networks=1),
@@ -72,27 +74,26 @@ each_page = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.ste
 # The runner: what papermill lets pass is refused here.
 
 PARAMETERS = """\
-epochs: int = 2  # passes over the data
-lr: float = 0.1  # learning rate
-name: str = "a"
-quick: bool = False
-sizes: list[int] = [1, 2]
+%matplotlib inline
+from pathlib import Path
+seed = 3
+epochs: int = 2  # 1 to 9: passes over the data
+color: str = "#ff0000"  # of lines
+size: int | None = None  # 4 to 8: of a page
+where: Path = Path("a")  # folder
+pair: tuple[int, float] = (1, 2.0)
+ids: "list[int]" = [1]  # 0 to 1e9: of seeds
+flag = False
+norm: str = "none"  # one of none, layer: what follows a layer
+odd: "Unknown" = None
 """
 
 
 def write(path, *code, parameters=PARAMETERS):
     cells = [nbformat.v4.new_code_cell(source) for source in (parameters, *code)]
     cells[0].metadata["tags"] = ["parameters"] if parameters else []
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    nbformat.write(book, path)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     return path
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A notebook that prints its parameters."""
-    return write(tmp_path / "small.ipynb", "print(epochs, lr, name, quick, sizes)")
 
 
 def printed(path):
@@ -100,30 +101,15 @@ def printed(path):
     return "".join(o["text"] for o in outputs if o.get("name") == "stdout")
 
 
-def test_parameters_are_listed_and_converted_to_the_declared_type(small, capsys):
-    assert main(["run", str(small), "--list"]) == 0
+def test_parameters_are_listed_as_they_are_written(tmp_path, capsys):
+    assert main(["run", str(write(tmp_path / "a.ipynb")), "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert listed[0] == "  epochs: int = 2  # passes over the data"
-    assert [line.split(":")[0].strip() for line in listed] == [
-        *("epochs", "lr", "name", "quick", "sizes")
+    assert len(listed) == 10
+    assert listed[:3] == [
+        "  seed: int | float = 3",
+        "  epochs: int = 2  # 1 to 9: passes over the data",
+        "  color: str = '#ff0000'  # of lines",
     ]
-    texts = [("epochs", "5"), ("lr", "1e-3"), ("name", "7"), ("quick", "true"), ("sizes", "[3]")]
-    expected = {"epochs": 5, "lr": 0.001, "name": "7", "quick": True, "sizes": [3]}
-    assert notebook.parse(small, texts) == expected
-
-
-FOREIGN = """\
-%matplotlib inline
-from pathlib import Path
-seed = 3
-color: str = "#ff0000"  # of lines
-size: int | None = None
-where: Path = Path("a")  # folder
-pair: tuple[int, float] = (1, 2.0)
-ids: "list[int]" = [1]
-flag = False
-odd: Unknown = None
-"""
 
 
 @pytest.mark.parametrize(
@@ -133,6 +119,7 @@ odd: Unknown = None
         ("seed", "-1e-3", -0.001),
         ("seed", "-inf", -float("inf")),
         ("color", "#00", "#00"),
+        ("color", "7", "7"),
         ("size", "None", None),
         ("size", "7", 7),
         ("where", "b/c", Path("b/c")),
@@ -140,29 +127,14 @@ odd: Unknown = None
         ("ids", "[1, 2]", [1, 2]),
         ("flag", "true", True),
         ("odd", "any", "any"),
-        ("seed", "x", None),
-        ("size", "7.5", None),
-        ("pair", "[3]", None),
-        ("ids", '["a", 1.5]', None),
-        ("ids", "[true]", None),
-        ("flag", "1", None),
+        ("norm", "layer", "layer"),
     ],
 )
-def test_parameters_of_other_peoples_notebooks_are_of_their_types(name, text, expected, tmp_path):
-    path = write(tmp_path / "foreign.ipynb", parameters=FOREIGN)
-    book = nbformat.read(path, 4)
-    del book.metadata["kernelspec"]
-    nbformat.write(book, path)
-    lines = notebook.describe(notebook.parameters(path)).splitlines()
-    assert lines[1:3] == ["  color: str = '#ff0000'  # of lines", "  size: int | None = None"]
+def test_a_text_becomes_a_value_of_the_declared_type(name, text, expected, tmp_path):
+    path = write(tmp_path / "a.ipynb")
     words = ["run", str(path), "-p", name, text, "-o", str(tmp_path / "out.ipynb")]
-    parsed = parser(words).parse_args(words).parameter
-    if expected is None and text != "None":
-        with pytest.raises(ValueError, match=f"parameter '{name}' is of type "):
-            notebook.parse(path, parsed)
-    else:
-        value = notebook.parse(path, parsed)[name]
-        assert (value, type(value)) == (expected, type(expected))
+    value = notebook.parse(path, parser(words).parse_args(words).parameter)[name]
+    assert (value, type(value)) == (expected, type(expected))
 
 
 @pytest.mark.parametrize(
@@ -175,84 +147,192 @@ def test_parameters_of_other_peoples_notebooks_are_of_their_types(name, text, ex
         ("pair", (1, np.float64(2)), "pair = (1, 2.0)"),
         ("where", Path("q"), "from pathlib import PosixPath\nwhere = PosixPath('q')"),
         ("flag", np.bool_(True), "flag = True"),
-        ("seed", True, None),
-        ("ids", [1.5], None),
-        ("color", 5, None),
-        ("sed", 1, None),
     ],
 )
-def test_values_of_python_are_checked_as_strictly_and_may_be_of_numpy(name, value, code, tmp_path):
-    path = write(tmp_path / "foreign.ipynb", parameters=FOREIGN)
-    if code is None:
-        with pytest.raises(ValueError, match=f"{name}' is of type|no parameter '{name}'"):
-            notebook.run(path, tmp_path / "out.ipynb", {name: value})
-        assert not (tmp_path / "out.ipynb").exists()
-    else:
-        assert notebook.injected(path, {name: value}).cells[1].source == code
-
-
-def test_a_notebook_runs_with_other_parameters_and_writes_only_its_output(small, tmp_path):
-    output = tmp_path / "made" / "out.ipynb"
-    before = small.read_bytes()
-    words = ["run", str(small), "-p", "epochs", "5", "-p", "quick", "true"]
-    assert main([*words, "-o", str(output)]) == 0
-    assert printed(output) == "5 0.1 a True [1, 2]\n"
-    assert small.read_bytes() == before
-    assert [path.name for path in output.parent.iterdir()] == ["out.ipynb"]
+def test_a_value_of_python_or_numpy_is_injected_as_code(name, value, code, tmp_path):
+    path = write(tmp_path / "a.ipynb")
+    assert notebook.injected(path, {name: value}).cells[1].source == code
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "complaint"),
+    ("value", "message"),
     [
-        ("epoch", "5", "no parameter 'epoch'"),
-        ("epochs", "five", "is of type int, got 'five'"),
-        ("epochs", "1.5", "is of type int"),
-        ("lr", "fast", "is of type float"),
-        ("quick", "yes", "is of type bool"),
-        ("sizes", "3", "is of type list"),
-        ("sizes", "[3", "is of type list"),
+        ({"epoch": 5}, "has no parameter 'epoch'; did you mean epochs? It has seed, epochs, "),
+        ({"epochs": "five"}, "expected type int, got 'five', as parameter epochs: int = 2  # 1 to"),
+        ({"epochs": "1.5"}, "expected type int"),
+        ({"epochs": True}, "expected type int"),
+        ({"epochs": 10}, "expected 1 to 9, got 10, as parameter epochs: int = 2"),
+        ({"epochs": np.int64(0)}, "expected 1 to 9, got 0"),
+        ({"size": 3}, "expected 4 to 8, got 3"),
+        ({"size": "7.5"}, "expected type int | None, got '7.5'"),
+        ({"pair": "[3]"}, "expected type tuple[int, float], got '[3]'"),
+        ({"ids": '["a", 1.5]'}, "expected type"),
+        ({"ids": [1.5]}, "expected type"),
+        ({"ids": [1, -1]}, "expected 0 to 1e9, got [1, -1]"),
+        ({"ids": []}, "expected 0 to 1e9, got []"),
+        ({"flag": "1"}, "expected type bool, got '1'"),
+        ({"color": 5}, "expected type str, got 5"),
+        ({"norm": "pair"}, "expected one of none, layer, got 'pair'"),
     ],
 )
-def test_a_wrong_parameter_exits_with_2_and_lists_what_is_known(
-    small, tmp_path, capsys, name, value, complaint
+def test_a_value_that_the_notebook_does_not_allow_is_refused_before_it_runs(
+    value, message, tmp_path
 ):
-    output = tmp_path / "out.ipynb"
-    assert main(["run", str(small), "-p", name, value, "-o", str(output)]) == 2
-    message = capsys.readouterr().err
-    assert complaint in message
-    assert "epochs: int = 2  # passes over the data" in message
-    assert not output.exists()
+    path = write(tmp_path / "a.ipynb")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        notebook.run(path, tmp_path / "out.ipynb", value)
+    if all(isinstance(each, str) for each in value.values()):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            notebook.parse(path, value.items())
+    assert [each.name for each in tmp_path.iterdir()] == ["a.ipynb"]
 
 
-def test_what_is_no_notebook_or_has_no_parameters_or_no_output_is_refused(small, tmp_path, capsys):
-    untagged, text = write(tmp_path / "untagged.ipynb", parameters=""), tmp_path / "text.ipynb"
-    text.write_text("not json")
-    (tmp_path / "list.ipynb").write_text(json.dumps([1]))
-    output = ["-o", str(tmp_path / "out.ipynb")]
-    for path, message, further in (
-        (tmp_path / "smal.ipynb", "small.ipynb", output),
-        (text, "not a notebook", output),
-        (tmp_path / "list.ipynb", "not a notebook", output),
-        (untagged, "tagged 'parameters'", output),
-        (small, "-o OUT.ipynb", []),
-    ):
-        assert main(["run", str(path), *further]) == 2
-        assert message in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("page", "name", "text", "message"),
+    [
+        ("02_edge_attention", "heads", "0", "expected 1 to 64, got 0"),
+        ("02_edge_attention", "hidden_channels", "0", "expected 1 to 1024, got 0"),
+        ("02_edge_attention", "edge_scale", "nan", "expected 0 to 1e6, got nan"),
+        ("03_detection", "seed", "1" * 23, "expected 0 to 1e9, got 111"),
+        ("03_detection", "threshold", "-inf", "expected 1 to 1e9, got -inf"),
+        ("20_attention_is_not_lipschitz", "points", "0", "expected 1 to 1000, got 0"),
+        ("20_attention_is_not_lipschitz", "scales", "[]", "expected 1e-6 to 1e6, got []"),
+        ("24_missing_features", "rates", "[0.5, 2]", "expected 0 to 1, got [0.5, 2]"),
+        ("05_grid", "architecture", "gcn", "expected one of gt, graphit, san, got 'gcn'"),
+        ("01_graphs", "dataset", "citation", "dataset: expected a data set of molecules (moses, "),
+        ("07_any_model", "dataset", "proteins", "got 'proteins', one of graphs"),
+        ("22_depth", "dataset", "trees-2", "expected a data set of nodes (citation, cora, "),
+    ],
+)
+def test_pages_say_which_values_they_take(page, name, text, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        notebook.parse(REPOSITORY / "notebooks" / f"{page}.ipynb", [(name, text)])
 
 
-def test_what_is_printed_in_pieces_is_one_output_and_a_failing_cell_keeps_an_older_one(
-    tmp_path, capsys
+def test_a_notebook_runs_with_other_parameters_and_writes_only_its_output(tmp_path, capsys):
+    path = write(tmp_path / "a.ipynb", "print(epochs, color, flag)")
+    (tmp_path / "{made}").mkdir()  # a link to a private file stays one, and the file private
+    output, private = tmp_path / "out.ipynb", tmp_path / "{made}" / "private.ipynb"
+    private.touch(mode=0o600)
+    output.symlink_to(private)
+    before = path.read_bytes()
+    words = ["run", str(path), "-p", "epochs", "5", "-p", "flag", "true", "-o", str(output)]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{private}\n"
+    assert printed(output) == "5 #ff0000 True\n"
+    assert path.read_bytes() == before
+    assert output.is_symlink() and private.stat().st_mode & 0o777 == 0o600
+    assert sorted(each.name for each in tmp_path.rglob("*.*")) == [
+        *("a.ipynb", "out.ipynb", "private.ipynb")
+    ]
+
+
+BAD = {
+    "text": "not json",
+    "empty": "",
+    "a list": "[1]",
+    "format 5": '{"nbformat": 5, "nbformat_minor": 0, "metadata": {}, "cells": []}',
+    "no cells": '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+    "a cell of nothing": '{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [{}]}',
+    "tags of text": '{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [{"cell_type": '
+    '"raw", "source": "", "metadata": {"tags": "parameters"}}]}',
+}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
+def test_what_is_no_notebook_is_refused_in_one_line(content, tmp_path, capsys):
+    path = tmp_path / "bad.ipynb"
+    path.write_text(content)
+    assert main(["run", str(path), "-o", str(tmp_path / "out.ipynb")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: not a notebook of format 4: ")
+
+
+def place(tmp_path, kind):
+    """An output of some kind, and the notebook that is to be written there."""
+    path, output = write(tmp_path / "a.ipynb"), tmp_path / "out.ipynb"
+    if kind == "a folder":
+        output.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(output)
+    elif kind == "read-only":
+        output.touch(mode=0o444)
+    elif kind == "a link to itself":
+        output.symlink_to(path)
+    elif kind == "itself, with its failed copy":
+        path = path.rename(tmp_path / "out.failed.ipynb")
+    elif kind == "below a file":
+        output = path / "out.ipynb"
+    else:
+        output = Path(kind)
+    return path, output
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("a folder", "out.ipynb is a folder; name a file as output"),
+        ("a pipe", "out.ipynb is a device or pipe; name a file"),
+        ("/dev/null", "/dev/null is a device or pipe; name a file"),
+        ("read-only", "out.ipynb is read-only; name another output"),
+        ("a link to itself", "a.ipynb is the notebook that is run; name another output"),
+        ("itself, with its failed copy", "out.failed.ipynb is the notebook that is run"),
+        ("below a file", "out.ipynb cannot be written, "),
+        ("/proc/a/out.ipynb", "out.ipynb cannot be written, /proc: "),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_the_run(kind, message, tmp_path):
+    path, output = place(tmp_path, kind)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        notebook.run(path, output, {})
+    assert path.read_bytes() == before
+    assert len([*tmp_path.iterdir()]) <= 2
+
+
+def test_what_has_no_parameters_or_no_output_or_another_run_on_it_is_refused(tmp_path):
+    path, output = write(tmp_path / "a.ipynb"), tmp_path / "out.ipynb"
+    with pytest.raises(FileNotFoundError, match=r"b.ipynb; notebooks there: a.ipynb"):
+        notebook.parameters(tmp_path / "b.ipynb")
+    with pytest.raises(ValueError, match=r"-o OUT.ipynb"):
+        notebook.command(path)
+    with alone(tmp_path, "out.ipynb"), pytest.raises(ValueError, match="another process writes"):
+        notebook.run(path, output, {})
+    with pytest.raises(ValueError, match="no cell is tagged 'parameters'"):
+        notebook.parameters(write(path, parameters=""))
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ("# ratio\n1 / 0", "ZeroDivisionError: division by zero"),
+        ("import os; os._exit(0)", "Kernel died"),
+        ("import os; os.kill(os.getpid(), 9)", "Kernel died"),
+        ("import sys; sys.exit(0)", "it ended the kernel"),
+        ("raise SystemExit('')", "it ended the kernel"),
+        ("import os, time; os.kill(os.getppid(), 2); time.sleep(99)", "interrupted"),
+    ],
+)
+def test_a_run_that_fails_names_the_cell_and_keeps_what_was_done_and_an_older_output(
+    cell, reason, tmp_path, capsys, monkeypatch
 ):
-    pieces = "print('one', flush=True)\nprint('two', flush=True)"
-    failing = write(tmp_path / "failing.ipynb", pieces, "1 / 0")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # of Control-C
+    pieces = "import os; print('one', flush=True)\nprint('two', os.getpid(), flush=True)"
+    path = write(tmp_path / "a.ipynb", pieces, cell, "print('three')")
     output = tmp_path / "out.ipynb"
     output.write_text("older")
-    assert main(["run", str(failing), "-o", str(output)]) == 1
-    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert main(["run", str(path), "-o", str(output)]) == 1
+    signal.signal(signal.SIGINT, before)
+    failed, line = tmp_path / "out.failed.ipynb", capsys.readouterr().err.splitlines()[-1]
+    first = cell.partition("\n")[0]
+    words = f"error: a.ipynb: code cell 3, which begins {first!r}, failed: {reason}"
+    assert line.startswith(words) and line.endswith(f"; all up to there is in {failed}")
     assert output.read_text() == "older"
-    assert printed(tmp_path / "out.failed.ipynb") == "one\ntwo\n"
-    streams = [o for cell in cells(tmp_path / "out.failed.ipynb", "code") for o in cell.outputs]
-    assert [each.text for each in streams if "text" in each] == ["one\ntwo\n"]
+    (stream,) = (o for c in cells(failed, "code") for o in c.outputs if o.get("name") == "stdout")
+    one, two, kernel = stream.text.split()
+    assert (one, two) == ("one", "two"), "what is printed in pieces is one output"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(kernel), 0)
 
 
 # The pages.
@@ -279,6 +359,10 @@ def test_it_follows_the_form_of_a_page(path):
     for parameter in notebook.parameters(path).values():
         assert parameter.type != "None", f"{parameter.name} has no type"
         assert parameter.help, f"{parameter.name} has no comment"
+        default = ast.literal_eval(parameter.default)
+        parameter.check(default)
+        is_number = not isinstance(default[0] if isinstance(default, list) else default, str)
+        assert not is_number or re.match(r"one of|\S+ to ", parameter.help), "it has no range"
     for cell in code:
         if CHECKED in tags(cell):
             assert cell.execution_count is not None, "nbval would not check this cell"

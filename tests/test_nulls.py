@@ -1,4 +1,4 @@
-"""The exact null against integrals by quadrature and simulated rows; p-values by hand."""
+"""The null against integrals by quadrature and simulated rows; p-values by hand."""
 
 import math
 
@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import integrate, special
 
-from mapkg.measures import MASSIVE_RATIO, activation_ratio
-from mapkg.nulls import ProductNull, chance_level, p_value, product_of_normals
+from mapkg.all_measures import row_measures
+from mapkg.measures import activation_ratio
+from mapkg.nulls import ProductNull, p_value, product_of_normals
 
 
 def row_maxima(rows, channels, factors=3, seed=0):
@@ -45,17 +46,15 @@ def test_the_exact_null_is_what_simulated_rows_show(channels, factors):
     assert_exceeds(ProductNull(channels, factors).exceedance, maxima)
 
 
-@pytest.mark.parametrize("channels", [4, 64])
-@pytest.mark.parametrize("ratio", [2.0, 30.0, 1000.0])
+@pytest.mark.parametrize(("channels", "ratio"), [(4, 1000.0), (64, 30.0)])
 def test_the_exact_null_is_a_double_integral(channels, ratio):
     # Two factors, where a magnitude has a density in closed form and one integral is enough
     # for its survival; the median's density is that of an order statistic.
     def survival(x):
         # ln u from -40 on; beyond u = 700 the density underflows.
         ends, exact = (math.log(x), math.log(700)), dict(epsabs=0, epsrel=1e-10, limit=200)
-        return integrate.quad(
-            lambda v: 2 / math.pi * special.k0(math.exp(v)) * math.exp(v), *ends, **exact
-        )[0]
+        density = lambda v: 2 / math.pi * special.k0(math.exp(v)) * math.exp(v)  # noqa: E731
+        return integrate.quad(density, *ends, **exact)[0]
 
     median, above = (channels + 1) // 2, channels // 2
     order = 1 / special.beta(median, above + 1)
@@ -68,9 +67,8 @@ def test_the_exact_null_is_a_double_integral(channels, ratio):
         density = order * (1 - s) ** (median - 1) * s**above * 2 / math.pi * special.k0(m)
         return density * m * -math.expm1(above * math.log1p(-survival(m * ratio) / s))
 
-    expected, _ = integrate.quad(
-        integrand, -14, 3, epsabs=0, epsrel=1e-7, limit=400, points=[-8, -4, -2, -1]
-    )
+    exact = dict(epsabs=0, epsrel=1e-7, limit=400, points=[-8, -4, -2, -1])
+    expected, _ = integrate.quad(integrand, -14, 3, **exact)
     found = ProductNull(channels, factors=2).exceedance(ratio)
     assert float(found) == pytest.approx(expected, rel=1e-4)
 
@@ -112,31 +110,77 @@ def test_a_threshold_is_exceeded_at_its_rate(channels, rate, rows):
 
 
 def test_chance_by_width():
-    table = chance_level([8, 56, 64, 88, 444], rows=49_720, rate=0.05).set_index("channels")
-    widths = table.loc[[56, 64, 88, 444]]
-    assert widths["median"].between(20, 38).all() and widths["median"].is_monotonic_increasing
-    assert widths["q99"].between(70, 90).all()
-    # In no ZINC test split of these widths is any activation massive by chance.
-    assert (widths["p_massive"] < 1e-6).all()
-    assert (widths["family_threshold"] < 0.35 * MASSIVE_RATIO).all()
+    for width in (56, 64, 88, 444):  # in no ZINC test split of these is any row massive by chance
+        null = ProductNull(width)
+        assert 20 < null.threshold(0.5) < 38 and 70 < null.threshold(0.01) < 90
+        assert null.exceedance(1000, 49_720) < 1e-6
     # Narrow rows have small medians by chance: there 1000 is no threshold.
-    narrow, maxima = table.loc[8], row_maxima(50_000, 8)
-    assert narrow["p_massive"] > 0.9 and narrow["family_threshold"] > 4 * MASSIVE_RATIO
-    deviation = 4 * math.sqrt(narrow["p_massive_row"] / 50_000)
-    assert (maxima > MASSIVE_RATIO).mean() == pytest.approx(narrow["p_massive_row"], abs=deviation)
-    assert (maxima > narrow["row_threshold"]).mean() == pytest.approx(0.05, abs=0.004)
-    default = chance_level([8], rows=10).iloc[0]  # one in twenty
-    assert ProductNull(8).exceedance(default["row_threshold"]) == pytest.approx(1 / 20)
-    assert ProductNull(8).exceedance(default["family_threshold"], 10) == pytest.approx(1 / 20)
+    assert ProductNull(8).exceedance(1000, 49_720) > 0.9
 
 
-def test_widths_and_rates_that_the_null_does_not_know_are_an_error():
-    for channels, factors in ((1, 3), (10_001, 3), (64, 0)):
-        with pytest.raises(ValueError, match=f"expected 2 to 10000 channels.*got {channels} and"):
-            ProductNull(channels, factors)
-    for rate in (0.0, 1.0, -0.1, math.nan):
-        with pytest.raises(ValueError, match=r"expected a rate in \(0, 1\)"):
-            ProductNull(8).threshold(rate)
+# The other measures.
+
+
+@pytest.mark.parametrize("factors", [1, 2, 3])
+@pytest.mark.parametrize("channels", [16, 64])
+def test_the_spread_of_a_product_is_exact_and_that_of_rows_is_biased_as_derived(channels, factors):
+    null = ProductNull(channels, factors)
+    assert null.spread == pytest.approx([1.1107, 1.5708, 1.9238][factors - 1], abs=1e-4)
+    spread = row_measures(product_of_normals(50_000, channels, factors=factors))["spread"].numpy()
+    variance = spread**2
+    error = variance.std() / math.sqrt(50_000)
+    assert abs(variance.mean() - null.spread**2) < 4 * error
+    bias = null.spread - null.mean_spread
+    assert spread.mean() == pytest.approx(null.mean_spread, rel=0.011 if channels < 32 else 0.002)
+    assert null.spread - spread.mean() == pytest.approx(bias, rel=0.25)
+    # The law of the mean variance of 100 rows.
+    of_many = np.sqrt(variance.reshape(500, 100).mean(axis=1))
+    for rate in (0.5, 0.1):
+        level, p = null.chance("spread", of_many[0], 100, rate)
+        assert (of_many > level).mean() == pytest.approx(rate, abs=0.08)
+        assert p == pytest.approx((of_many > of_many[0]).mean(), abs=0.08)
+
+
+def test_the_largest_over_the_second_largest_and_its_median_over_rows_are_exact():
+    null = ProductNull(16)
+    drawn = row_measures(product_of_normals(50_000, 16))["max_over_second"].numpy()
+    assert_exceeds(np.vectorize(null._isolation), drawn)
+    medians = np.sort(drawn.reshape(1000, 50))[:, 24]
+    for rate in (0.5, 0.05):
+        level, p = null.chance("isolation", medians[0], 50, rate)
+        assert (medians > level).mean() == pytest.approx(rate, abs=0.06)
+        assert p == pytest.approx((medians > medians[0]).mean(), abs=0.06)
+    # Of two magnitudes it is the ratio of all that there is, as for the row ratio.
+    assert ProductNull(2, 1)._isolation(10.0) == pytest.approx(
+        float(ProductNull(2, 1).exceedance(10.0)), rel=1e-5
+    )
+
+
+def test_the_layer_ratio_of_entries_whose_median_is_known():
+    # One factor: the median of |z| is 0.6745, and |z| > 2.576 in one case of a hundred.
+    null, ratio = ProductNull(10, 1), 2.5758293 / 0.6744898
+    level, p = null.chance("layer", ratio, 7, rate=1 - 0.99**70)
+    assert p == pytest.approx(1 - 0.99**70, rel=1e-4)
+    assert level == pytest.approx(ratio, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ProductNull(1), "expected 2 to 10000 channels.*got 1 and 3"),
+        (lambda: ProductNull(10_001), "got 10001 and 3; for wider rows compare"),
+        (lambda: ProductNull(64, 0), "at least 1 factor, got 64 and 0"),
+        (lambda: ProductNull(8).threshold(0.0), r"expected a rate in \(0, 1\)"),
+        (lambda: ProductNull(8).threshold(1.0), r"expected a rate in \(0, 1\)"),
+        (lambda: ProductNull(8).threshold(math.nan), r"expected a rate in \(0, 1\)"),
+        (lambda: ProductNull(8).chance("sun", 0.1, 9), "isolation, got 'sun', of which products"),
+        (lambda: p_value(np.ones(3), 1.0), r"expected null values of shape \[n"),
+        (lambda: p_value(np.ones(3), np.ones((3, 2))), r"expected null values of shape \[n"),
+    ],
+)
+def test_what_the_null_does_not_know_is_an_error(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
 
 
 def test_the_widest_rows_are_still_resolved():
@@ -157,7 +201,3 @@ def test_p_values_by_hand():
     observed = np.array([3.0, np.nan, 10.0])
     several = np.array([[1.0, 1.0, 20.0], [4.0, 2.0, np.nan], [2.0, 3.0, 1.0]])
     np.testing.assert_allclose(p_value(observed, several), [2 / 4, np.nan, 2 / 3])
-
-    for null in (1.0, [[1.0, 2.0]], np.ones((3, 2))):
-        with pytest.raises(ValueError, match=r"expected null values of shape \[n"):
-            p_value(np.ones(3), null)

@@ -138,7 +138,8 @@ def test_every_python_example_of_a_page_runs(path, capsys):
             scores = names["model"](graph.x, graph.edge_index)
             assert scores.isfinite().all() and len(scores) == 20
             continue
-        verdicts = re.findall(r"^convs\.\d:message +none: up to ", capsys.readouterr().out, re.M)
+        printed = capsys.readouterr().out
+        verdicts = re.findall(r"^convs\.\d:message +none by the row ratio: up to ", printed, re.M)
         assert len(verdicts) >= 2, "a report has a line for each layer"
 
 
@@ -188,5 +189,5 @@ def test_the_wheel_of_the_library_runs_the_examples_of_the_readme_alone(tmp_path
     )
     assert result.returncode == 0, result.stderr
     *verdicts, place = result.stdout.splitlines()
-    assert sum("none: up to" in line for line in verdicts) >= 2
+    assert sum("none by the row ratio: up to" in line for line in verdicts) >= 2
     assert place.startswith(str(tmp_path))

@@ -9,8 +9,7 @@ from torch import nn
 from torch_geometric.nn import GATConv, TransformerConv
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
-from mapkg import edit, lipschitz_normalise, record, report
-from mapkg.lipschitz import gat_bound, local_constant
+from mapkg import lipschitz_normalise
 
 N, D, H, C = 9, 5, 2, 4
 
@@ -52,25 +51,6 @@ def test_normalised_gat_takes_the_neighbors_that_its_messages_come_from(flow, wh
     torch.testing.assert_close(layer(x, edge_index), gat_by_a_loop(layer, x, directed))
     layer.lin = nn.Linear(D, H * C, bias=False).double()  # another projection
     torch.testing.assert_close(layer(x, edge_index), gat_by_a_loop(layer, x, directed))
-
-
-@pytest.mark.parametrize("options", [{}, {"concat": False}, {"residual": True}])
-@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
-def test_the_bound_of_a_layer_is_above_its_local_constants(options, flow):
-    layer = normalised(GATConv, flow=flow, **options)
-    for scale in (0.1, 1.0, 10.0):
-        x, edge_index = graph(scale=scale)
-        constant = local_constant(lambda x, edges=edge_index: layer(x, edges), x)
-        assert constant <= gat_bound(layer, edge_index, N)
-
-
-def test_a_residual_map_adds_its_spectral_norm_to_the_bound():
-    _, edge_index = graph()
-    layer = normalised(GATConv, residual=True)
-    with_it = gat_bound(layer, edge_index, N)
-    norm = torch.linalg.matrix_norm(layer.res.weight, ord=2).item()
-    layer.res = None
-    assert with_it == pytest.approx(gat_bound(layer, edge_index, N) + norm)
 
 
 @pytest.mark.parametrize("kind", [GATConv, TransformerConv])
@@ -133,23 +113,15 @@ def test_a_compiled_layer_is_never_silently_without_its_norm(kind):
         torch.export.export(layer, (x, edge_index), strict=False)
 
 
-def compiled(model):
-    return torch.compile(model, backend="eager")
+WAYS = {
+    "returned": lambda part: torch.compile(part, backend="eager"),
+    "in place": lambda part: part.compile(backend="eager") or part,
+    "script": torch.jit.script,
+}
 
 
-def compiled_in_place(model):
-    model.compile(backend="eager")
-    return model
-
-
-@pytest.mark.parametrize("way", [compiled, compiled_in_place, torch.jit.script])
-def test_hooks_on_compiled_code_are_refused(way):
-    model = way(nn.Sequential(nn.Linear(D, D), nn.ReLU()))
-    for attempt in (
-        lambda: record(model, "*0").__enter__(),
-        lambda: edit(model, {"*0": torch.zeros_like}).__enter__(),
-        lambda: report(model, [torch.randn(3, D)], names="*0"),
-        lambda: lipschitz_normalise(model),
-    ):
-        with pytest.raises(TypeError, match="is compiled, and compiled code passes over hooks"):
-            attempt()
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_with_a_part_that_is_compiled_is_refused(way):
+    model = nn.Sequential(nn.Linear(D, D), WAYS[way](nn.Linear(D, D)))
+    with pytest.raises(TypeError, match="1 is compiled, and compiled code passes over hooks"):
+        lipschitz_normalise(model)

@@ -1,28 +1,34 @@
-"""Tables: how they are written, studies of many trainings, and what the tracked ones hold."""
+"""Tables: how they are written, read and summed up, studies of trainings, the tracked ones."""
 
 import gzip
 import re
-from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import REPOSITORY
 from PIL import Image
 from scipy import stats
 
-from mapkg.measures import MASSIVE_RATIO
-from studies import checkpoint
+from mapkg.measures import NEG_LOG_RATIO_BINS, StreamingHistogram
+from mapkg.models import build
+from mapkg.nulls import ProductNull
+from studies import bond_types, checkpoint, explanations, explicit_bias, results, robustness
+from studies.commands import make, overrides
 from studies.data import BUNDLED, load
 from studies.emergence import examine_checkpoint
-from studies.files import sha256
+from studies.files import sha256, write_atomically
+from studies.laws import LAWS
 from studies.published import CONFIGS, titles
-from studies.results import TABLES, contrasts, count_types, read_emergence
+from studies.results import TABLES, Emergence, by_measure, contrasts, count_types, read_emergence
 from studies.tables import over_seeds, run_study, write
 
 RESULTS = BUNDLED / "results"
-PREFIX = "emergence_gt_zinc_"
 SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
+KEYS = ["run", "seed", "layer", "state"]
+ORIGIN = {"config": "GT-ZINC", "changes": "none", "dataset": "ZINC", "epochs": 100}
+ORIGIN |= {"versions": "torch 2.13.0", "commit": "0" * 40}
 
 
 # Writing and reading.
@@ -39,29 +45,11 @@ def test_a_table_is_compressed_csv_of_six_digits_and_the_same_bytes_anywhere(tmp
     assert first == second, "gzip can store a file's name"
     assert first[4:8] == bytes(4), "and here the time of writing"
     values = 10 ** np.random.default_rng(0).uniform(-12, 12, 500)
-    write(paths[0], pd.DataFrame({"value": values, "gap": np.nan}))
+    with paths[0].open("rb") as reader:
+        write(paths[0], pd.DataFrame({"value": values, "gap": np.nan}))
+        assert reader.read() == first, "who reads meanwhile reads all of the old one"
     write(paths[1], pd.read_csv(paths[0]))
     assert paths[0].read_bytes() == paths[1].read_bytes(), "read and written again"
-
-
-def test_who_reads_a_table_meanwhile_reads_all_of_the_old_one(tmp_path):
-    path = tmp_path / "table.csv.gz"
-    write(path, pd.DataFrame({"count": [1, 2]}))
-    before = path.read_bytes()
-
-    class Unprintable:
-        def __str__(self):
-            raise RuntimeError("no text")
-
-    with pytest.raises(RuntimeError, match="no text"):
-        write(path, pd.DataFrame({"value": [*range(10_000), Unprintable()]}))  # late in the file
-    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [
-        (path.name, before)
-    ]
-    with path.open("rb") as reader:
-        write(path, pd.DataFrame({"count": [3, 4]}))
-        assert reader.read() == before
-    assert pd.read_csv(path)["count"].tolist() == [3, 4]
 
 
 def test_values_over_seeds_stand_in_the_order_of_the_table():
@@ -191,43 +179,278 @@ def test_two_studies_at_a_time_do_not_write_over_each_other(study, tmp_path):
     assert names == {"study_runs.csv.gz", "study_curves.csv.gz"}
 
 
-# Tracked results.
+# The grid.
+
+
+def test_the_grid_names_every_pair_a_row_of_the_figure_after_the_other():
+    titles = [f"{model}, {data}" for model in results.MODELS for data in results.DATA_SETS.values()]
+    assert list(results.GRID.values()) == titles
+
+
+def test_the_tables_of_several_runs_are_one_set_with_the_name_of_the_run(tmp_path):
+    for run in ("gt_zinc", "san", "other"):
+        for name in TABLES:
+            table = pd.DataFrame({"seed": [0, 1], name: len(run)})
+            write(tmp_path / f"emergence_{run}_{name}.csv.gz", table)
+    found = results.read_runs(tmp_path, {"san": "SAN, ZINC", "gt_zinc": "GT, ZINC"})
+    for name in TABLES:
+        columns = {"seed": [0, 1, 0, 1], name: [3, 3, 7, 7]}
+        expected = pd.DataFrame(columns | {"run": ["san", "san", "gt_zinc", "gt_zinc"]})
+        pd.testing.assert_frame_equal(getattr(found, name), expected)
+    (tmp_path / "emergence_san_history.csv.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no table at .*emergence_san_history\.csv\.gz"):
+        results.read_runs(tmp_path, ["san"])
+
+
+def test_three_measures_of_one_layer_need_not_agree():
+    ratios = {"base": [0.0, 0.2], "best": [0.0, 0.3]}  # -log10 of a ratio, as often each
+    rows = [
+        {"run": run, "seed": seed, "layer": 0, "state": state, "low": low * wide, "count": 5}
+        for run, wide in (("a", 1.0), ("b", 1.0), ("c", 0.5))
+        for seed in (0, 1)
+        for state, lows in ratios.items()
+        for low in lows
+    ]
+    histogram = pd.DataFrame(rows)
+    histogram.loc[histogram.eval("run == 'b' and seed == 1 and state == 'base'"), "low"] *= 2
+    values = {"a": (1001, 99, 0.001), "b": (999, 101, 0.1), "c": (999, 101, 0.102)}
+    columns = ["max_ratio", "max_abs", "row_median_q50"]
+    summary = [
+        {
+            "run": run,
+            "seed": seed,
+            "layer": 0,
+            "state": "best",
+            **dict(zip(columns, v, strict=True)),
+        }
+        for run, v in values.items()
+        for seed in (0, 1)
+    ]
+    empty = pd.DataFrame()
+    found = by_measure(Emergence(pd.DataFrame(summary), empty, empty, histogram, empty))
+    assert found.set_index(["run", "seed"]).drop(columns="layer").to_numpy().tolist() == [
+        *[[True, False, True]] * 2,
+        *[[False, True, False]] * 2,  # the other seed's untrained network is as wide
+        *[[False, False, True]] * 2,
+    ]
+
+
+def trained_rows(*rows, state="best", channels=8, number=1000):
+    table = pd.DataFrame(rows, columns=["run", "seed", "layer", "max_ratio"])
+    return table.assign(state=state, channels=channels, rows=number)
+
+
+def null_rows(run, layer, ratios, state="base_calibrated"):
+    return pd.DataFrame({"run": run, "layer": layer, "state": state, "max_ratio": ratios})
+
+
+def test_a_layer_is_ranked_among_untrained_networks_of_the_same_run_and_layer():
+    rows = ("a", 0, 0, 50.0), ("a", 0, 1, 50.0), ("b", 3, 0, 50.0), ("c", 0, 0, np.nan)
+    other_state = trained_rows(("a", 0, 0, 1e9), state="base")
+    untrained = [
+        null_rows("a", 0, [10.0, 49.0, 50.0, 60.0]),  # two of four reach 50
+        null_rows("a", 1, [10.0, 20.0, 30.0]),  # none of three
+        null_rows("b", 0, [51.0] * 9),  # all nine
+        null_rows("a", 1, [1e9] * 5, state="base"),  # BatchNorm not calibrated: no null
+        null_rows("c", 0, [1.0, 2.0]),
+    ]
+    found = results.how_unlikely(
+        pd.concat([trained_rows(*rows), other_state]), pd.concat(untrained)
+    )
+    assert found[["run", "seed", "layer"]].values.tolist() == [[*row[:3]] for row in rows]
+    assert found["untrained_max"].tolist() == [60.0, 30.0, 51.0, 2.0]
+    assert found["p_untrained"].tolist()[:3] == [3 / 5, 1 / 4, 1.0]
+    assert found.loc[3, ["p_untrained", "p_chance"]].isna().all(), "a layer without a usable row"
+    chance = ProductNull(8)
+    assert (found["chance_threshold"] == chance.threshold(0.05, 1000)).all()
+    assert (found["p_chance"][:3] == chance.exceedance(50.0, 1000)).all()
+
+
+@pytest.fixture
+def summary():
+    """Two runs of two seeds and three layers; every number is chosen."""
+    ratio = {("reg", 0): (10.0, 2000.0, 900.0), ("reg", 1): (20.0, 1500.4, 1001.0)}
+    ratio |= {("cls", 0): (5.0, 6.0, 7.0), ("cls", 1): (5.0, 6.0, 7.0)}
+    rows = []
+    for (run, seed), ratios in ratio.items():
+        metric = "test_mae" if run == "reg" else "test_roc_auc"
+        for layer, value in enumerate(ratios):
+            common = {"run": run, "seed": seed, "layer": layer, "epochs": 100 + 20 * seed}
+            other = common | {metric: 9.0, "share_rows_with_massive": 1.0}
+            best = {metric: 0.5 + 0.25 * seed, "share_rows_with_massive": 0.01 * (layer + seed)}
+            best |= {"test_bce": 0.25, "share_rows_with_massive": 0.0} if run == "cls" else {}
+            rows += [
+                {**other, "state": "base", "max_ratio": 100 * value},
+                {**common, "state": "best", "max_ratio": value, **best},
+                {**other, "state": "last", "max_ratio": 1e9},
+            ]
+    return pd.DataFrame(rows)
+
+
+def test_the_grid_table_is_the_one_made_by_hand(summary):
+    found = results.grid_table(summary)
+    assert found.index.tolist() == ["reg", "cls"]
+    assert found.loc["reg"].to_dict() == {
+        "seeds": 2,
+        "epochs": "100 to 120",
+        "test split": "mae 0.500 to 0.750",
+        "untrained": "150,040 to 200,000",
+        "trained": "1,500 to 2,000",
+        "layers, every seed": "1",
+        "layers, some seed": "2",
+        "edges, at most": "2.00% to 3.00%",
+    }
+    assert found.loc["cls"].iloc[2:].tolist() == [
+        *("roc_auc 0.500 to 0.750, bce 0.250", "700", "7", "none", "none", "0.00%")
+    ]
+    assert results.grid_table(summary, threshold=6.0).loc["cls", "layers, every seed"] == "2"
+    alone = summary[summary["run"] == "reg"].dropna(axis="columns", how="all")
+    assert results.grid_table(alone)["test split"].tolist() == ["mae 0.500 to 0.750"]
+
+
+def test_the_table_of_lengths_is_the_one_made_by_hand():
+    ratios = {  # of the larger of two layers; the other has 1 less
+        ("b", 7): {0: 90.4, 1: 1000.0, 2: 1500.6, 5: 300.2},
+        ("a", 0): {0: 50.0, 1: 80.0, 2: 70.0},
+        ("b", 3): {0: 60.0, 1: 1001.0, 2: 2500.0},
+    }
+    rows = [
+        (run, seed, epoch, layer, ratio - (layer != epoch % 2))
+        for (run, seed), by_epoch in ratios.items()
+        for epoch, ratio in by_epoch.items()
+        for layer in (0, 1)
+    ]
+    trajectory = pd.DataFrame(rows, columns=["run", "seed", "epoch", "layer", "max_ratio"])
+    table = results.length_table(trajectory)
+    assert table.loc["b"].loc[7].tolist() == [90, 1501, 2, 300, "2"], "at the threshold it is not"
+    assert table.loc["b"].loc[3].tolist() == [60, 2500, 2, 2500, "1"]
+    assert table.loc["a"].loc[0].tolist() == [50, 80, 1, 70, "never"]
+    assert table.index.get_level_values("run").unique().tolist() == ["b", "a"], "in their order"
+    lower = results.length_table(trajectory, threshold=70.0)
+    assert lower["massive from"].tolist() == ["0", "1", "1"]
+
+
+def histogram(values):
+    counted = StreamingHistogram(*NEG_LOG_RATIO_BINS)
+    counted.update(torch.from_numpy(values))
+    filled = counted.counts.nonzero().flatten()
+    columns = {"bin": filled, "low": counted.edges[filled], "count": counted.counts[filled]}
+    return pd.DataFrame({name: values.tolist() for name, values in columns.items()})
 
 
 @pytest.fixture(scope="module")
-def zinc():
-    return read_emergence(RESULTS, PREFIX)
+def samples():
+    """Values of -log10 ratio, by run, seed, layer and state."""
+    draw = np.random.default_rng(0)
+    return {
+        ("a", 0, 0, "base"): draw.gamma(3.0, 0.3, 20_000) - 1,
+        ("a", 0, 0, "best"): draw.gamma(3.0, 0.6, 20_000) - 1,
+        ("a", 0, 0, "last"): draw.normal(0.0, 1.0, 20_000),
+        ("b", 1, 0, "base"): draw.normal(0.5, 0.4, 20_000),
+        ("b", 1, 0, "best"): draw.weibull(1.5, 20_000) - 1,
+    }
 
 
-def test_every_row_says_where_it_comes_from(zinc):
-    for name in TABLES:
-        table = getattr(zinc, name)
-        assert not table[["config", "changes", "dataset", "seed", "epochs"]].isna().any().any()
-        assert table["commit"].str.fullmatch("[0-9a-f]{40}").all(), "committed code"
-        assert table["versions"].str.contains(f"torch {version('torch').split('+')[0]}").all()
+@pytest.fixture(scope="module")
+def fitted(samples):
+    parts = [
+        histogram(values).assign(**dict(zip(KEYS, key, strict=True)), **ORIGIN)
+        for key, values in samples.items()
+    ]
+    return results.laws(pd.concat(parts, ignore_index=True))
 
 
-def test_the_tables_are_complete_and_agree_with_each_other(zinc):
-    keys = ["seed", "state", "layer"]
-    summary = zinc.summary.set_index(keys)
-    states = ["base", "base_calibrated", "best", "last"]
-    assert len(summary) == 3 * len(states) * CONFIGS["GT-ZINC"].num_layers
-    assert sorted(zinc.summary["state"].unique()) == states
-    assert set(summary["rows"]) == {49_720}  # directed edges of the ZINC test split
-    assert set(summary["changes"]) == {"max_epochs=100"}
-    assert (zinc.history.groupby("seed")["epoch"].max() == 100).all()
-    maxima = zinc.graph_maxima.groupby(keys)["max_ratio"].agg(["max", "size"])
-    assert set(maxima["size"]) == {1000}
-    look = dict(check_names=False, rtol=1e-5)
-    pd.testing.assert_series_equal(maxima["max"], summary["max_ratio"].sort_index(), **look)
-    usable = summary["rows"] - summary["zero_medians"] - summary["nonfinite_rows"]
-    counted = zinc.histogram.groupby(keys)["count"].sum()
-    pd.testing.assert_series_equal(counted, (usable * summary["channels"]).sort_index(), **look)
-    massive = summary["max_ratio"] > MASSIVE_RATIO
-    assert (massive == (summary["rows_with_massive"] > 0)).all()
-    start = zinc.trajectory[zinc.trajectory["epoch"] == 0].set_index(["seed", "layer"])
-    base = zinc.summary[zinc.summary["state"] == "base"].set_index(["seed", "layer"])
-    pd.testing.assert_series_equal(start["max_ratio"], base["max_ratio"])
+def test_laws_are_fitted_to_the_values_of_their_row_and_know_their_origin(fitted, samples):
+    expected = {(*key, law) for key in samples if key[3] != "last" for law in LAWS}
+    assert {*fitted[[*KEYS, "law"]].itertuples(index=False, name=None)} == expected
+    assert len(fitted) == len(expected)
+    for column, value in ORIGIN.items():
+        assert (fitted[column] == value).all(), column
+    rows = fitted.set_index([*KEYS, "law"]).sort_index()
+    for *key, law in expected:
+        if law == "normal":
+            mean, deviation = samples[*key].mean(), samples[*key].std()
+            assert rows.loc[(*key, law), "loc"] == pytest.approx(mean, abs=0.005)
+            assert rows.loc[(*key, law), "scale"] == pytest.approx(deviation, rel=0.005)
+        if law == "gamma":  # the distance to the base of the same run
+            row, base = rows.loc[(*key, law)], (*key[:3], "base")
+            distance = stats.ks_2samp(samples[base], samples[*key]).statistic
+            least = row["ks_two_sample"]
+            assert least - 1e-12 <= distance <= least + row["ks_two_sample_resolution"] + 1e-12
+
+
+def test_the_law_table_is_the_one_made_by_hand():
+    values = {  # distance and AIC of three layers
+        "gamma": ([0.01, 0.02, 0.3], [-5.0, -9.0, 4.0]),
+        "normal": ([0.1, 0.2, 0.4], [-4.0, -8.0, 3.0]),
+    }
+    rows = []
+    for layer in range(3):
+        ranked = sorted(values, key=lambda law, layer=layer: values[law][1][layer])
+        for law, (distance, _) in values.items():
+            of_gamma = {"ks_base": 0.4 + layer, "ks_two_sample": 0.12345}
+            rows.append(
+                {"run": "a", "seed": 0, "layer": layer, "state": "best", "law": law}
+                | {"ks_own": distance[layer], "aic_rank": ranked.index(law) + 1}
+                | (of_gamma if law == "gamma" else dict.fromkeys(of_gamma, 99.0))
+            )
+    rows += [row | {"run": "b", "layer": 9, "ks_own": 0.5} for row in rows[:2]]
+    found = results.law_table(pd.DataFrame(rows))
+    expected = {"fits": 3, "gamma": "0.020 (2)", "normal": "0.200 (1)"}
+    assert found.loc[("a", "best")].to_dict() == expected | {"ks_base": 1.4, "ks_two_sample": 0.123}
+    assert found.loc[("b", "best"), ["fits", "gamma"]].tolist() == [1, "0.500 (1)"]
+    by_layer = results.law_table(pd.DataFrame(rows), ["run", "layer"])
+    assert by_layer["gamma"].tolist() == ["0.010 (1)", "0.020 (1)", "0.300 (0)", "0.500 (1)"]
+
+
+# Of finished runs.
+
+
+def test_a_run_given_twice_is_refused_be_it_a_link_or_a_copy(tmp_path):
+    a, copy, link, other, empty = (tmp_path / name for name in "abcde")
+    for folder, content in ((a, b"1"), (copy, b"1"), (other, b"2")):
+        write_atomically(folder / "best.safetensors", content)
+    link.symlink_to(other)
+    results.refuse_twice([a, other, empty])
+    for folders in ([a, a], [a, other, copy], [other, a, link], [empty, tmp_path / "x/../e"]):
+        with pytest.raises(ValueError, match=f"^{folders[-1]}: expected different runs"):
+            results.refuse_twice(folders)
+    with pytest.raises(ValueError, match="expected different runs"):
+        make("bonds", results.of_run, output="x", folders=[a, copy])
+
+
+@pytest.mark.parametrize("output", ["", "runs/", ".csv.gz", "runs/.csv.gz"])
+def test_tables_without_a_name_are_refused(output):
+    with pytest.raises(ValueError, match="--output: expected what names of tables begin with"):
+        make("laws", results.laws_of_runs, output=output)
+
+
+@pytest.mark.parametrize("change", ["dataset=cora", "source=me", "seed=3", "hidden"])
+def test_a_change_that_nothing_would_use_is_refused(change):
+    with pytest.raises(ValueError, match=f"--set {change}: expected NAME=VALUE with"):
+        overrides([change])
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        explanations.explain_run,
+        bond_types.bond_types,
+        explicit_bias.idle_term_of_run,
+        explicit_bias.weight_on_sink_of_run,
+        robustness.attack_run,
+    ],
+)
+def test_a_study_looks_at_a_run_on_its_own_data_only(study, tmp_path):
+    config = CONFIGS["GT-ZINC"].replace(hidden_channels=8, heads=2, num_layers=1)
+    title = "MOSES sample, first 9"
+    about = dict(dataset=title, seed=0, name="GT-ZINC", history=[], epoch=1)
+    checkpoint.save(tmp_path / "best", build(config).state_dict(), config, **about)
+    with pytest.raises(ValueError, match=f"trained on '{title}', got 'MOSES sample'"):
+        study(tmp_path, load("moses"))
+
+
+# Tracked results.
 
 
 @pytest.mark.slow
@@ -249,7 +472,9 @@ def test_the_tracked_tables_of_the_bundled_run_are_those_of_the_shipped_checkpoi
 def test_the_picture_of_the_readme_was_drawn_from_the_tracked_results():
     with Image.open(REPOSITORY / "book" / "emergence.png") as image:
         stored = image.text["Source-SHA256"]
-    assert stored == sha256(RESULTS / f"{PREFIX}graph_maxima.csv.gz"), "run book/figures.py"
+    assert stored == sha256(RESULTS / "emergence_gt_zinc_graph_maxima.csv.gz"), (
+        "run book/figures.py"
+    )
 
 
 def test_tracked_data_and_results_stay_small():

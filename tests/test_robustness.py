@@ -61,7 +61,7 @@ def test_what_is_unknown_or_leaves_nothing_is_refused(network, molecules):
         attack_network(*network, molecules.val, **places, **SHORT)
 
 
-def test_a_finished_run_is_attacked_on_its_changed_data(molecules, tmp_path, capsys, monkeypatch):
+def test_a_finished_run_is_attacked_on_its_changed_data(molecules, tmp_path, monkeypatch):
     changed = count_neighbors(molecules)
     types = changed.description.num_node_types
     config = CONFIGS["SAN-ZINC"].replace(max_epochs=1, num_node_types=types, **SMALL)
@@ -70,8 +70,7 @@ def test_a_finished_run_is_attacked_on_its_changed_data(molecules, tmp_path, cap
     path = tmp_path / "attack.csv.gz"
     arguments = ["study", "attack", str(tmp_path), "--dataset", "moses", "--graphs", "3"]
     arguments += ["-o", str(path), "--kinds", "own"]
-    assert main(arguments) == 2
-    assert "neighbours" in capsys.readouterr().err and not path.exists()
+    assert main(arguments) == 2 and not path.exists()
     assert main([*arguments, "--change", "neighbour-count"]) == 0
     table = pd.read_csv(path)
     assert table[["graphs", "seed", "epochs"]].drop_duplicates().values.tolist() == [[3, 4, 1]]

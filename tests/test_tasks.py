@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from mapkg.evaluation import batches, predict, targets
 from studies.data import load
 from studies.data.graph_classification import TASKS, read_proteins, read_tox21, split_proteins
-from studies.emergence import _changes, emergence, examine_checkpoint, fit_to_data
+from studies.emergence import _changes, emergence, fit_to_data
 from studies.extras import build
 from studies.published import CONFIGS
 from studies.results import TABLES
@@ -111,32 +111,19 @@ def test_training_moves_every_weight_that_the_prediction_depends_on(run, data):
     assert set(tables.summary.filter(like="test_")) == losses
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [  # the second with dropout, and sizes that are tuples
-        ("GT-ZINC", "moses"),
-        pytest.param("SAN-TOX21", "tox21", marks=pytest.mark.slow),
-        ("SAN-TU", "proteins"),
-    ],
-)
-def test_a_run_that_was_stopped_goes_on_as_one_that_was_not(name, kind, data, tmp_path):
-    config, settings = config_for(name, kind), dict(seed=SEED, name=name, progress=False)
+@pytest.mark.slow
+def test_a_run_with_sizes_that_are_tuples_and_dropout_goes_on_as_one_that_was_not_stopped(
+    data, tmp_path
+):
+    config, settings = config_for("SAN-TOX21", "tox21"), dict(seed=SEED, progress=False)
     for epochs in (1, 2):
         shorter = config.replace(max_epochs=epochs)
-        resumed = emergence(shorter, data[kind], folder=tmp_path, **settings)
-    whole = emergence(config, data[kind], **settings)
+        resumed = emergence(shorter, data["tox21"], folder=tmp_path, **settings)
+    whole = emergence(config, data["tox21"], **settings)
     for table in TABLES:
         pair = (getattr(tables, table) for tables in (resumed, whole))
         pair = (frame.drop(columns="seconds", errors="ignore") for frame in pair)
         pd.testing.assert_frame_equal(*pair, check_exact=True)
-    examined = examine_checkpoint(tmp_path / "last", data[kind])["summary"]
-    for state, kept in {
-        "base": "base",
-        "base_calibrated": "base_calibrated",
-        "best": "last",
-    }.items():
-        found = examined.loc[examined["state"] == state, "max_ratio"].tolist()
-        assert found == whole.summary.loc[whole.summary["state"] == kept, "max_ratio"].tolist()
 
 
 def test_a_graph_without_labels_does_not_count_in_the_loss(data):

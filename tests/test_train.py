@@ -1,10 +1,6 @@
 """One trainer for graphs, nodes and trees: its steps, its stops, and going on exactly."""
 
-import json
 import math
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pandas as pd
@@ -12,34 +8,24 @@ import pytest
 import torch
 from conftest import SMALL_CITATION, few_molecules
 from torch import nn
+from torch_geometric.data import Data
 from torch_geometric.nn import GATv2Conv, global_mean_pool
 
 from mapkg.evaluation import evaluate
 from mapkg.models import build
-from studies.__main__ import main
-from studies.checkpoint import read_state
 from studies.data import NodesOfGraph, load
 from studies.data.networks import citation_like
 from studies.data.trees import level_order
 from studies.deep import DeepNetwork, Variant, gradient_norms
 from studies.neighbors_match import TreeNetwork
-from studies.published import CONFIGS
-from studies.schedule import Schedule
-from studies.tasks import (
-    TREES,
-    Examples,
-    GraphTask,
-    NodeTask,
-    TreeTask,
-    hide_features,
-)
+from studies.published import CONFIGS, Schedule
+from studies.tasks import TREES, Examples, GraphTask, NodeTask, TreeTask, hide_features
 from studies.train import STATE_FILE, fit, seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3
 )
 NODES = Schedule(epochs=5, lr=0.01)
-KILL_AFTER = 60.0  # seconds to wait for the second epoch, far more than it takes
 
 
 @pytest.fixture(scope="module")
@@ -95,24 +81,26 @@ def watch(model, epoch):
 
 
 class Given(nn.Module):
-    """Trains one weight, but predicts what it is told in evaluation mode."""
+    """Trains one weight, but predicts what it is told: in evaluation mode, and in training NaN."""
 
-    def __init__(self, values=(0.0,)):
+    def __init__(self, values=(0.0,), bad_step=None):
         super().__init__()
         self.weight, self.values = nn.Parameter(torch.tensor(1.0)), list(values)
+        self.steps, self.bad_step = 0, bad_step
 
     def forward(self, x, edge_index, edge_attr, batch, batch_size):
         if self.training:
-            return torch.zeros(batch_size, 1) + self.weight
+            self.steps += 1
+            value = math.nan if self.steps == self.bad_step else 0.0
+            return torch.full((batch_size, 1), value) + self.weight
         value = self.values.pop(0) if len(self.values) > 1 else self.values[0]
         return torch.full((batch_size, 1), value)
 
 
-def poisoned(splits, split, value):
-    """The same data with one bad target."""
+def with_graph(splits, split="train", **changes):
+    """The same data with another fifth graph."""
     graphs = list(getattr(splits, split))
-    graphs[5] = graphs[5].clone()
-    graphs[5].y = None if value is None else torch.full((1, 1), value)
+    graphs[5] = Data(**{**graphs[5].to_dict(), **changes})
     return replace(splits, **{split: graphs})
 
 
@@ -178,8 +166,11 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(case, tmp_pa
 
 def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
     empty = replace(papers, train=NodesOfGraph(papers.train.graph, torch.tensor([]).long()))
+    lazy = replace(splits, train=(graph for graph in splits.train))
     for message, call in {
-        "expected a Config, .* MOSES sample is neither": lambda: fit(network(), splits, NODES),
+        "expected a Config, which names the loss of graphs.*": lambda: fit(None, splits, NODES),
+        "expected a Schedule for nodes, .* got Config": lambda: run(papers),
+        "train: expected a list of graphs, .* got generator": lambda: run(lazy),
         "the val split is empty": lambda: run(replace(splits, val=[])),
         "the train split is empty": lambda: fit(node_network(), empty, NODES),
         "epochs: expected 1 or more": lambda: fit(node_network(), papers, Schedule(epochs=0)),
@@ -188,12 +179,69 @@ def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
         "only networks for graphs": lambda: fit(node_network, papers, NODES, seeds=range(2)),
         "batch_size: expected 1 or more, got 0": lambda: Schedule(batch_size=0),
         r"lr: expected a value above 0, got 0\.0": lambda: Schedule(lr=0.0),
+        r"lr: expected min_lr, 0\.1, or more, got 0\.05": lambda: Schedule(lr=0.05, min_lr=0.1),
+        "lr: expected min_lr, 1, or more": lambda: run(splits, SMALL.replace(min_lr=1)),
+        "lr: expected min_lr, 2, or more": lambda: run(splits, SMALL.replace(min_lr=2), seeds=[0]),
         r"lr_factor: expected a value in \(0, 1\)": lambda: Schedule(lr_factor=1.0),
-        "graph 5 has no target y": lambda: run(poisoned(splits, "train", None)),
-        "graph 5 has no target y, of": lambda: run(poisoned(splits, "val", None)),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+ENDS = torch.tensor([[0, 1], [1, 0]])
+BAD_GRAPHS = [  # what a graph has instead, and what is said of it
+    (
+        dict(x=torch.tensor([0, 28])),
+        r"x: expected ids from 0, fewer than \[28\], got \[0\] to \[28",
+    ),
+    (dict(x=torch.tensor([0, -1])), r"x: .* got \[-1\] to \[0\]"),
+    (dict(x=torch.tensor([[0, 1], [1, 0]])), "x: expected 1 ids per row, got 2"),
+    (dict(x=torch.full((2, 28), math.nan)), "x: expected finite values"),
+    (dict(edge_attr=torch.tensor([0, 4])), r"edge_attr: .* fewer than \[4\]"),
+    (dict(edge_attr=torch.tensor([0])), "edge_attr: expected a row for each of 2, got 1"),
+    (dict(edge_index=ENDS.int()), "edge_index: expected int64 .* got torch.int32"),
+    (dict(edge_index=ENDS.float()), "edge_index: .* got torch.float32"),
+    (dict(edge_index=torch.zeros(3, 2).long()), r"edge_index: .* of shape \[3, 2\]"),
+    (dict(edge_index=ENDS - 1), "edge_index: expected nodes from 0 to 1, got -1 to 0"),
+    (dict(edge_index=ENDS + 1), "edge_index: .* got 1 to 2"),
+    (dict(y=None), r"no target y, of shape \[1, 1\]"),
+    (dict(y=torch.zeros(1)), r"y: expected floats of shape \[1, 1\], got .* \[1\]"),
+    (dict(y=torch.tensor([[True]])), r"y: .* got torch.bool .* convert with \.float"),
+    (dict(y=torch.tensor([[3]])), r"y: .* got torch.int64"),
+    (dict(y=torch.tensor([[1e39]])), r"y: expected finite targets, got \[inf\]"),
+    (dict(y=torch.tensor([[math.nan]])), r"y: expected finite targets, got \[nan\]"),
+]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("changes", "message"), BAD_GRAPHS)
+def test_a_graph_that_does_not_fit_is_named_before_training(splits, split, changes, message):
+    pair = dict(x=torch.tensor([0, 1]), edge_index=ENDS, edge_attr=torch.tensor([1, 1]))
+    bad = with_graph(splits, split, **{**pair, **changes})
+    with pytest.raises(ValueError, match=f"{split} graph 5: {message}"):
+        run(bad)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(y=torch.zeros(300)),
+            r"y: expected a class .* int64 of shape \[300\], got torch.float",
+        ),
+        (dict(y=torch.full((300,), 3)), "y: expected classes from 0 to 2, got 3 to 3"),
+        (dict(x=torch.zeros(299, 40)), "x: expected a row for each of 300, got 299"),
+        (dict(edge_index=ENDS + 299), "edge_index: expected nodes from 0 to 299, got 299 to 300"),
+    ],
+)
+def test_nodes_that_do_not_fit_are_refused(papers, changes, message):
+    graph = Data(**{**papers.train.graph.to_dict(), **changes, "num_nodes": 300})
+    parts = {n: NodesOfGraph(graph, getattr(papers, n).nodes) for n in ("train", "val", "test")}
+    with pytest.raises(ValueError, match=message):
+        fit(node_network(), replace(papers, **parts), NODES)
+    far = replace(papers, test=NodesOfGraph(papers.train.graph, torch.tensor([0, 300])))
+    with pytest.raises(ValueError, match="test: expected nodes from 0 to 299, got up to 300"):
+        fit(node_network(), far, NODES)
 
 
 # Graphs.
@@ -294,58 +342,24 @@ def test_tied_weights_are_kept_and_resumed(splits, tmp_path, share_weights):
     assert_same_fit(run(splits, model=Tied(), folder=tmp_path), expected)
 
 
-@pytest.mark.parametrize("case", [("train", math.nan), ("train", math.inf), ("val", math.nan)])
-def test_a_loss_that_is_not_finite_names_its_epoch_and_keeps_the_last(splits, tmp_path, case):
-    split, value = case
-    run(splits, SMALL.replace(max_epochs=2), folder=tmp_path)
-    which = "training" if split == "train" else "validation"
-    message = f"the {which} loss is {value} at epoch 3.*; last good checkpoint: epoch 2 is kept in"
+@pytest.mark.parametrize(
+    ("which", "given"),
+    [
+        ("training", Given(bad_step=1)),
+        ("validation", Given([math.nan])),
+        ("validation", Given([math.inf])),
+    ],
+)
+def test_a_loss_that_is_not_finite_names_its_epoch_and_keeps_the_last(
+    splits, tmp_path, which, given
+):
+    run(splits, SMALL.replace(max_epochs=2), model=Given(), folder=tmp_path)
+    message = (
+        f"the {which} loss is (nan|inf) at epoch 3.*; last good checkpoint: epoch 2 is kept in"
+    )
     with pytest.raises(FloatingPointError, match=message):
-        run(poisoned(splits, split, value), folder=tmp_path)
-    assert_same_fit(run(splits, folder=tmp_path), run(splits))
-
-
-@pytest.mark.slow
-def test_a_killed_process_goes_on_as_if_nothing_had_happened(tmp_path):
-    epochs, killed, whole = 25, tmp_path / "killed", tmp_path / "whole"
-    sizes = ["hidden_channels=16", "heads=4", "num_layers=2", "batch_size=32", "dropout=0.1"]
-    arguments = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--limit", "64", "--set"]
-    arguments += [*sizes, "--epochs", str(epochs), "--threads", "1", "--out"]
-    state = killed / STATE_FILE
-
-    def finished_epochs():
-        return read_state(state)[1]["progress"]["epoch"] if state.is_file() else 0
-
-    with (tmp_path / "log").open("w") as log:
-        command = [sys.executable, "-m", "studies", *arguments, str(killed)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + KILL_AFTER
-            while finished_epochs() < 2:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-                time.sleep(0.005)
-        finally:
-            process.kill()  # SIGKILL: nothing is cleaned up
-            process.wait()
-    assert 2 <= finished_epochs() < epochs and not (killed / "last.safetensors").exists()
-    threads = torch.get_num_threads()
-    try:
-        assert [main([*arguments, str(folder)]) for folder in (killed, whole)] == [0, 0]
-    finally:
-        torch.set_num_threads(threads)
-    for name in ("base", "best", "last"):
-        found, expected = (folder / f"{name}.safetensors" for folder in (killed, whole))
-        assert found.read_bytes() == expected.read_bytes(), name
-    histories = [
-        pd.DataFrame(json.loads((folder / "last.json").read_text())["history"])
-        for folder in (killed, whole)
-    ]
-    assert len(histories[0]) == epochs
-    pd.testing.assert_frame_equal(*(h.drop(columns="seconds") for h in histories), check_exact=True)
-    for table in ("summary", "trajectory", "graph_maxima", "histogram"):
-        pair = (pd.read_csv(folder / f"{table}.csv.gz") for folder in (killed, whole))
-        pd.testing.assert_frame_equal(*(t.drop(columns="commit") for t in pair), check_exact=True)
+        run(splits, model=given, folder=tmp_path)
+    assert_same_fit(run(splits, model=Given(), folder=tmp_path), run(splits, model=Given()))
 
 
 # Nodes of a graph.

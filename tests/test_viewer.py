@@ -10,8 +10,16 @@ from matplotlib.colors import to_rgb
 from rdkit import Chem
 
 from studies.data import directions, load, molecule_graph, to_molecule
-from studies.viewer import THRESHOLDS, viewer
-from studies.viewer.drawing import COLORS, LEVELS, NO_RATIO, Scale, draw_molecule, figures
+from studies.viewer import (
+    COLORS,
+    LEVELS,
+    NO_RATIO,
+    THRESHOLDS,
+    Scale,
+    draw_molecule,
+    figures,
+    viewer,
+)
 
 SMILES = ("CC(=O)Nc1ccc(C#N)cc1", "CCO", "O=C(O)c1ccccc1")
 MOLECULES = [Chem.MolFromSmiles(smiles) for smiles in SMILES]

@@ -39,7 +39,8 @@ _SIZE = (
 _PROBABILITY = ("a probability in [0, 1)", lambda value: 0 <= value < 1)
 _RANGES = {
     **dict.fromkeys(("num_node_types", "num_edge_types", "edge_channels"), _SIZE),
-    **dict.fromkeys(("out_channels", "num_layers", "hidden_channels", "heads"), _ABOVE_0),
+    **dict.fromkeys(("out_channels", "num_layers", "heads"), _ABOVE_0),
+    "hidden_channels": ("4 or more, of which the head keeps a quarter", lambda n: n >= 4),
     **dict.fromkeys(("batch_size", "lr", "min_lr", "max_hours"), _ABOVE_0),
     **dict.fromkeys(("lr_patience", "max_epochs", "weight_decay"), _FROM_0),
     **dict.fromkeys(("dropout", "score_dropout"), _PROBABILITY),

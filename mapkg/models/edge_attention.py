@@ -41,10 +41,9 @@ class EdgeAttention(MessagePassing):
         o_i^k &= \textstyle\sum_j \alpha_{ji}^k V_j^k
 
     Identity submodules make the intermediate tensors visible to hooks by name:
-    ``score`` ([E, D], the tensor the paper analyses: before sum, clamp and exp),
-    ``attention_weight`` ([E, H], alpha) and ``attended`` ([N, D], o before the output
-    projection); with an Explicit Bias Term also ``coefficient`` ([N, H], beta). Parallel edges
-    count one by one.
+    ``score`` ([E, D], the tensor the paper analyses), ``attention_weight`` ([E, H], alpha) and
+    ``attended`` ([N, D], o); with an Explicit Bias Term also ``coefficient`` ([N, H], beta).
+    Parallel edges count one by one.
 
     An Explicit Bias Term (EBT) has learned vectors k', e' and v' in R^d for each head, standard
     normal at the start. ``"intended"``, as the paper's GraphTransformer computes it:
@@ -56,11 +55,9 @@ class EdgeAttention(MessagePassing):
 
     The same number is added to all summed scores of a node, so it cancels in the quotient
     unless the clamp cuts it: what is left is v', and the term in the score that is recorded.
-    ``"overwritten"``, as the paper's GraphiT and SAN compute it: the same, but the weights are
-
-    .. math:: a_{ji}^k = \exp\bigl(\mathrm{clamp}(\beta_i^k, -5, 5)\bigr)
-
-    for every j, so that a node averages its neighbors and the score is never used.
+    ``"overwritten"``, as the paper's GraphiT and SAN compute it: the same, but every weight is
+    :math:`a_{ji}^k = \exp(\mathrm{clamp}(\beta_i^k, -5, 5))`, so that a node averages its
+    neighbors and the score is never used.
     ``"sink"``, after Sun et al. 2024: one more key and value in the softmax of each node (no e'),
 
     .. math::
@@ -74,12 +71,10 @@ class EdgeAttention(MessagePassing):
         hidden_channels: D.
         heads: H; must divide D.
         bias: whether the query, key, value and edge projections have a bias.
-        attention: ``"full"``, the equations above; ``"uniform"``, every a is 1 and the score is
-            never used (the published ``edge_feat=False``, where every a is e^5); ``"no_edge"``,
-            the factor E is left out and there is no ``edge`` projection.
+        attention: ``"full"``, the equations above; ``"uniform"``, every a is 1 (the published
+            ``edge_feat=False``, where every a is e^5); ``"no_edge"``, there is no factor E.
         explicit_bias: ``"none"``, ``"intended"``, ``"overwritten"`` or ``"sink"``.
-        score_bound: ``"clip"`` cuts the entries of the score at -1 and 1, ``"tanh"`` takes their
-            hyperbolic tangent; ``"none"`` leaves them. The bounded score is the score.
+        score_bound: ``"none"``, ``"clip"`` to [-1, 1] or ``"tanh"``, of each entry of the score.
         score_dropout: probability with which an entry of the score is 0 in training.
 
     Raises ``ValueError`` if heads do not divide channels, or a name is unknown.
@@ -133,15 +128,16 @@ class EdgeAttention(MessagePassing):
         query = self.query(x) / math.sqrt(self.head_channels)  # [N, D]
         edge = None if self.edge is None else self.edge(edge_attr)
         key = self.key(x)
-        score = self.edge_score(query, key, edge_index, edge)
         if self.explicit_bias != "none":  # [N, H]
             beta = self.coefficient(self.split_heads(query).mul(self.key_term).sum(dim=-1))
-        if self.explicit_bias in ("intended", "overwritten"):
-            term = beta.unsqueeze(-1) * self.edge_term  # [N, H, d]
-            score = score + term.flatten(1).index_select(0, edge_index[1])
-        score = self.bounded(score)
-        if self.score_norm is not None:
-            score = self.score_norm(self, score, x, query, key, edge_index, edge)
+        if self.score_norm is None:
+            score = self.edge_score(query, key, edge_index, edge)
+            if self.explicit_bias in ("intended", "overwritten"):
+                term = beta.unsqueeze(-1) * self.edge_term  # [N, H, d]
+                score = score + term.flatten(1).index_select(0, edge_index[1])
+            score = self.bounded(score)
+        else:  # there is no term then
+            score = self.score_norm(self, x, query, key, edge_index, edge)
         score = self.score(score)
         if self.explicit_bias == "overwritten":
             weight = beta.clamp(-SCORE_CLAMP, SCORE_CLAMP).exp().index_select(0, edge_index[1])

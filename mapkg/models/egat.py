@@ -62,13 +62,9 @@ class EdgeGATAttention(MessagePassing):
         num_nodes, source, target = x.size(0), edge_index[0], edge_index[1]
         ends = x.index_select(0, source), x.index_select(0, target)
         joined = torch.cat([ends[0], edge_attr, ends[1]], dim=-1)  # [E, 3D]
-        score = nn.functional.leaky_relu(self.edge(joined), NEGATIVE_SLOPE)
-        score = self.score(score)  # [E, D]
-
+        score = self.score(nn.functional.leaky_relu(self.edge(joined), NEGATIVE_SLOPE))  # [E, D]
         logit = self.logit(score.unflatten(-1, (self.heads, -1))).sum(dim=-1)  # [E, H]
-        alpha = softmax(logit, target, num_nodes=num_nodes)
-        alpha = self.attention_weight(alpha)  # [E, H]
-
+        alpha = self.attention_weight(softmax(logit, target, num_nodes=num_nodes))  # [E, H]
         value = self.value(x).unflatten(-1, (self.heads, -1))  # [N, H, d]
         attended = self.propagate(edge_index, value=value, alpha=alpha, size=(num_nodes,) * 2)
         return self.attended(attended.flatten(start_dim=1)), score
@@ -79,11 +75,9 @@ class EdgeGATAttention(MessagePassing):
 
 
 class EdgeGATLayer(nn.Module):
-    """An EGAT layer: the attention alone, its f' being the edge features of the next layer.
+    """An EGAT layer: the attention alone, as published; f' are the next layer's edge features.
 
-    No residual, norm, feed-forward map, dropout or output projection, as published.
-
-    Arguments as for ``EdgeGATAttention``. Source: massive-activations paper, its EGAT comparison.
+    Arguments and source as for ``EdgeGATAttention``.
     """
 
     def __init__(self, hidden_channels: int, heads: int, *, use_bias: bool = False) -> None:

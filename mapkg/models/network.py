@@ -26,12 +26,10 @@ _READOUTS: dict[str, Callable] = dict(
 
 
 class TypeEmbedding(nn.Module):
-    """An embedding of type ids that also takes one-hot rows.
+    """An embedding of type ids that also takes one-hot rows, into which gradients can flow.
 
-    Ids are what a data set gives: one per row, as [rows] or, as PyG has them, [rows, 1]; or
-    several, [rows, columns], whose embeddings are summed: ``num_types`` is then a tuple, with one
-    number per column. One-hot rows (or anything between them) are what an explainer or an attack
-    needs, since gradients can flow into them.
+    Ids are one per row, as [rows] or, as PyG has them, [rows, 1]; or several, [rows, columns],
+    whose embeddings are summed: ``num_types`` is then a tuple, with one number per column.
 
     Source: one column as in the massive-activations paper's code for ZINC, standard normal;
     several as in the encoders of Open Graph Benchmark, Glorot-uniform, which it uses for TOX21.
@@ -75,8 +73,7 @@ class GraphNetwork(nn.Module):
         readout: ``"mean"``, ``"sum"`` or ``"max"`` over the nodes of a graph; None predicts for
             each node.
         edge_channels: width of float edge features, in place of ``num_edge_types``.
-        recompute_edges: every layer starts from the embedded edge features, so that what an edge
-            stream made of them is thrown away.
+        recompute_edges: every layer starts from the embedded edge features.
     """
 
     def __init__(
@@ -102,11 +99,10 @@ class GraphNetwork(nn.Module):
         width, half, quarter = hidden_channels, hidden_channels // 2, hidden_channels // 4
         self.readout, self.recompute_edges = readout, recompute_edges
         self.node_embedding = TypeEmbedding(num_node_types, width)
-        self.edge_embedding = (
-            TypeEmbedding(num_edge_types, width)
-            if edge_channels is None
-            else nn.Linear(edge_channels, width)
-        )
+        if edge_channels is None:
+            self.edge_embedding: nn.Module = TypeEmbedding(num_edge_types, width)
+        else:
+            self.edge_embedding = nn.Linear(edge_channels, width)
         self.layers = nn.ModuleList(layers)
         self.head = nn.Sequential(
             *(nn.Linear(width, half), nn.ReLU()),

@@ -90,39 +90,35 @@ def standard_layer(
 ) -> ConvolutionLayer | GPSLayer:
     """One layer of a PyG architecture, one of ``ARCHITECTURES``.
 
-    Convolutions keep PyG's defaults but for two: no self-loops are added, so that each
-    recorded row is an edge of the data (the residual brings a node its own features), and
-    attention weights are not dropped out, so that they sum to one.
+    Convolutions keep PyG's defaults, but no self-loops are added, so that each recorded row is an
+    edge of the data; the residual brings a node its own features.
     """
     width = head_channels(hidden_channels, heads)
-    _check(architecture)
-    if architecture == "gps":
+    if _known(architecture) == "gps":
         return GPSLayer(hidden_channels, heads, dropout=dropout)
-    loops = {} if architecture == "transformer" else {"add_self_loops": False}
-    conv = _CONVOLUTIONS[architecture](
-        hidden_channels, width, heads, edge_dim=hidden_channels, **loops
-    )
+    options = {} if architecture == "transformer" else {"add_self_loops": False}
+    options |= {"edge_dim": hidden_channels}
+    conv = _CONVOLUTIONS[architecture](hidden_channels, width, heads, **options)
     return ConvolutionLayer(conv, hidden_channels, dropout=dropout)
 
 
 def recorded_names(architecture: str) -> tuple[str, ...]:
     """What to record of a network of ``standard_layer`` to look for massive activations.
 
-    Not attention weights, which are no channels of a hidden state, nor the messages of gps: their
-    ReLU zeroes about half the channels, so that medians are tiny and ratios large untrained. What
-    the ReLU is applied to is recorded instead.
+    Not attention weights, which are no channels of a hidden state, nor the messages of gps, of
+    whose channels a ReLU zeroes about half, but what the ReLU is applied to.
     """
-    _check(architecture)
-    return _RECORDED[architecture]
+    return _RECORDED[_known(architecture)]
 
 
 def recorded_rows(
     module: nn.Module, output: Any, batch: Int[Tensor, " N"] | None = None
 ) -> Float[Tensor, "rows channels"]:
-    """What was recorded of a module at one of ``recorded_names``, as rows of channels.
+    """What was recorded of a module at one of ``recorded_names``, a row per edge.
 
-    One row per edge, or per node for dense attention, padding left out; ``batch``, the graph of
-    each node, is needed there for several graphs.
+    Dense attention has a row per node, padding left out; ``batch``, the graph of each node, is
+    needed there for several graphs. Raises ``ValueError`` if padding reaches the other rows, and
+    ``TypeError`` if the module has no such rows.
     """
     if isinstance(module, nn.MultiheadAttention | PerformerAttention):
         dense = output if isinstance(output, Tensor) else output[0]
@@ -169,6 +165,7 @@ def _edge_term(conv: TransformerConv | GATv2Conv, inputs: dict[str, Any]) -> Ten
     return conv.lin_edge(inputs["edge_attr"]).unflatten(-1, (conv.heads, conv.out_channels))
 
 
-def _check(architecture: str) -> None:
+def _known(architecture: str) -> str:
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")
+    return architecture

@@ -6,12 +6,12 @@ is read, and processed graphs are cached.
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import platformdirs
 
-from studies.data.bond_properties import GLOBAL, edge_labels
 from studies.data.description import SPLITS, Description, Splits
 from studies.data.graph_classification import (
     PROTEINS_FOLDER,
@@ -41,7 +41,7 @@ __all__ = [
     "BOND_TYPES",
     "BUNDLED",
     "DESCRIPTIONS",
-    "GLOBAL",
+    "KINDS",
     "SPLITS",
     "Description",
     "NodesOfGraph",
@@ -49,7 +49,7 @@ __all__ = [
     "Trees",
     "bond_of_edge",
     "directions",
-    "edge_labels",
+    "expect_kind",
     "load",
     "load_table",
     "molecule_graph",
@@ -76,6 +76,15 @@ _DRAWN = {
     **{f"trees-{depth}": partial(load_trees, depth) for depth in range(2, 6)},
 }
 
+KINDS = {
+    "molecules": (*FILES, "tox21", "tox21-random"),
+    "graphs": ("proteins",),
+    "nodes": ("citation", *_PLANETOID),
+    "trees": tuple(name for name in _DRAWN if name.startswith("trees")),
+}
+"""What data sets hold, with the names of the sets; ``"graphs"`` are other graphs than molecules,
+``"nodes"`` those of one graph, ``"trees"`` those of Tree-NeighborsMatch."""
+
 _BUNDLED_ADVICE = (
     ". It comes with the repository as data/{place}: work in a clone, or point root or MAPKG_DATA "
     "at its data folder"
@@ -92,6 +101,17 @@ _FROM_NETWORK = (
     ", and {tried}. Either put it there or set MAPKG_DATA to the folder that holds {place}; or, "
     "with a network, run: python -m studies data {name}; or use the bundled data set 'moses'"
 )
+
+
+def expect_kind(name: str, kinds: Sequence[str], what: str) -> None:
+    """Raise if a data set is of another kind, before it is read; ``load`` knows its name or not."""
+    held = [kind for kind, names in KINDS.items() if name in names]
+    if held and held[0] not in kinds:
+        names = ", ".join(name for kind in kinds for name in KINDS[kind])
+        raise ValueError(
+            f"{what}: expected a data set of {' or '.join(kinds)} ({names}), got {name!r}, one of "
+            f"{held[0]}"
+        )
 
 
 def load(name: str, root: Path | str | None = None, *, download: bool = True) -> Splits:

@@ -37,7 +37,7 @@ class Trees(Sequence[Data]):
 
     def __getitem__(self, index: int | slice | Tensor) -> "Data | Trees":
         """A graph with ``x`` [nodes, 2], ``edge_index`` and ``y`` [1]; or ``Trees`` of places."""
-        if not isinstance(index, int):
+        if isinstance(index, slice | Tensor):
             return Trees(self.pairs[index], self.y[index], self.edge_index)
         x, y = self.pairs[index].long(), self.y[index].long().view(1)  # IndexError ends a loop
         return Data(x=x, edge_index=self.edge_index, y=y, num_nodes=len(x))

@@ -16,12 +16,6 @@ from torch_geometric.utils import to_dense_adj
 
 from mapkg.models.edge_attention import EdgeAttention, EdgeIndex, Edges, Nodes, NodeStreamLayer
 
-KERNEL_GAMMA, KERNEL_POWER = 0.25, 16
-"""Step size and number of steps of the diffusion behind GraphiT's kernel, as published."""
-
-INITIAL_GAMMA = 0.1
-"""Where the learned weight of SAN's fake edges starts, as published."""
-
 
 class Completion(NamedTuple):
     """Fake edges, their features (one row for all, or each its own), and a factor of each edge."""
@@ -61,15 +55,15 @@ class FullGraphAttention(EdgeAttention):
         self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges, completion: Completion
     ) -> tuple[Nodes, Float[Tensor, "edges D"]]:
         """Attend over real and fake edges; return what is attended to and the score, [E + F, D]."""
-        scale = math.sqrt(self.head_channels)
-        edge = fake_edge = None
-        if self.edge is not None:
-            edge, fake_edge = self.edge(edge_attr), self.fake_edge(completion.edge_attr)
-        real = self.edge_score(self.query(x) / scale, self.key(x), edge_index, edge)
-        fake = self.edge_score(
-            self.fake_query(x) / scale, self.fake_key(x), completion.edge_index, fake_edge
-        )
-        score = self.score(self.bounded(torch.cat([real, fake])))
+        scale, scores = math.sqrt(self.head_channels), []
+        for prefix, ends, features in (
+            ("", edge_index, edge_attr),
+            ("fake_", completion.edge_index, completion.edge_attr),
+        ):
+            query, key, edge = (getattr(self, prefix + name) for name in ("query", "key", "edge"))
+            gate = None if edge is None else edge(features)
+            scores.append(self.edge_score(query(x) / scale, key(x), ends, gate))
+        score = self.score(self.bounded(torch.cat(scores)))
         every_edge = torch.cat([edge_index, completion.edge_index], dim=1)
         return self.attend(x, every_edge, self.head_weight(score) * completion.factor), score
 
@@ -93,13 +87,13 @@ class DiffusionKernel(nn.Module):
     .. math::
         f_{ji} = k_{ji}, \qquad k = (I - \gamma L)^p, \qquad L = I - D^{-1/2} A D^{-1/2}
 
-    for real and fake edges alike. Pairs further apart than p steps have factor 0. A counts
-    parallel edges, and D sums its columns; a node without edges has degree 1 there.
+    for real and fake edges alike. A counts parallel edges, and D sums its columns; a node without
+    edges has degree 1 there.
 
     Source: massive-activations paper, published code of GraphiT; gamma 0.25 and p = 16 there.
     """
 
-    def __init__(self, gamma: float = KERNEL_GAMMA, power: int = KERNEL_POWER) -> None:
+    def __init__(self, gamma: float = 0.25, power: int = 16) -> None:
         super().__init__()
         self.gamma, self.power = gamma, power
 
@@ -113,9 +107,8 @@ class DiffusionKernel(nn.Module):
         laplacian = identity - scale.unsqueeze(2) * adjacency * scale.unsqueeze(1)
         kernel = torch.linalg.matrix_power(identity - self.gamma * laplacian, self.power)
         source, target = torch.cat([edge_index, fake_index], dim=1)
-        graph, first = batch[source], first_nodes(batch)[batch]
-        factor = kernel[graph, source - first[source], target - first[target]]
-        return factor.unsqueeze(-1)
+        graph, first = batch[source], _first_nodes(batch)[batch]
+        return kernel[graph, source - first[source], target - first[target]].unsqueeze(-1)
 
 
 class FakeEdgeShare(nn.Module):
@@ -131,16 +124,13 @@ class FakeEdgeShare(nn.Module):
         super().__init__()
         if gamma is not None and not 0 <= gamma <= 1:
             raise ValueError(f"gamma: expected a value in [0, 1] or None (learned), got {gamma!r}")
-        self.gamma = nn.Parameter(torch.tensor([INITIAL_GAMMA])) if gamma is None else gamma
+        self.gamma = nn.Parameter(torch.tensor([0.1])) if gamma is None else gamma
 
     def forward(
         self, edge_index: EdgeIndex, fake_index: Int[Tensor, "2 F"], batch: Int[Tensor, " N"]
     ) -> Float[Tensor, "edges 1"]:
-        """The factor of each edge, real edges first."""
-        gamma = self.gamma
-        if not isinstance(gamma, Tensor):
-            gamma = torch.tensor([gamma], dtype=torch.double, device=batch.device)
-        gamma = gamma.clamp(0, 1)
+        """The factor of each edge in double precision, real edges first."""
+        gamma = torch.as_tensor(self.gamma, dtype=torch.double, device=batch.device).clamp(0, 1)
         real, fake = edge_index.size(1), fake_index.size(1)
         shares = (1 / (1 + gamma)).expand(real), (gamma / (1 + gamma)).expand(fake)
         return torch.cat(shares).unsqueeze(-1)
@@ -163,22 +153,16 @@ def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[
 
     They are ordered by graph, source and target.
     """
-    first = first_nodes(batch)
     adjacency = to_dense_adj(edge_index, batch)  # [graphs, n, n]
     place = torch.arange(adjacency.size(1), device=batch.device)
     exists = place < batch.bincount().unsqueeze(1)  # [graphs, n]
     missing = exists.unsqueeze(2) & exists.unsqueeze(1) & (adjacency == 0)
     missing &= place.unsqueeze(1) != place
     graph, source, target = missing.nonzero(as_tuple=True)
-    return torch.stack([first[graph] + source, first[graph] + target])
+    return torch.stack([source, target]) + _first_nodes(batch)[graph]
 
 
-def first_nodes(batch: Int[Tensor, " N"]) -> Int[Tensor, " graphs"]:
-    """The number of the first node of each graph; raises if graphs are not in ascending order."""
-    if (batch.diff() < 0).any():
-        raise ValueError(
-            "batch: expected the nodes of one graph after those of another, as "
-            "torch_geometric.data.Batch has them, got numbers that are not ascending"
-        )
+def _first_nodes(batch: Int[Tensor, " N"]) -> Int[Tensor, " graphs"]:
+    """The number of the first node of each graph; graphs are in ascending order."""
     sizes = batch.bincount()
     return sizes.cumsum(0) - sizes

@@ -42,6 +42,7 @@ _NETWORK |= {f"MLP_layer.FC_layers.{number}": f"head.{2 * number}" for number in
 
 _ATTENTION_NAMES = {"gt": ["attention"], "graphit": ["attention_h"]}
 _ATTENTION_NAMES["san"] = ["attention", "attention_h"]  # in its two repositories
+_LAYER = re.compile(r"layers\.(\d+)\.")
 _TABLES = re.compile(r"(embedding_.)\.(?:atom|bond)_embedding_list\.(\d+)\.weight")
 
 
@@ -84,21 +85,25 @@ def load_network(
     required = [f"{module}.weight" for module in _NETWORK if module]
     _require([*required, *(f"{prefix}{attention}.Q.weight" for prefix in prefixes)], state_dict)
     layers = [_empty_layer(part, kind, attention, heads, residual) for part in parts]
-    width = len(parts[0][f"{attention}.Q.weight"])
-    for name in ("embedding_h", "embedding_e"):
-        if (found := state_dict[f"{name}.weight"].size(1)) != width:
+    width, embeddings = len(parts[0][f"{attention}.Q.weight"]), ("embedding_h", "embedding_e")
+    tables = {name: state_dict[f"{name}.weight"] for name in embeddings}
+    for name, table in tables.items():
+        if (found := table.size(1)) != width:
             raise ValueError(
                 f"{name}: expected {width} channels, as the layers have, got {found}; the "
                 "published GT on TOX21 joins one embedding per feature, which is not built here"
             )
     is_full = isinstance(layers[0], FullGraphLayer)
-    edge_factor = _edge_factor(state_dict, kind, is_full, gamma)
+    needs_gamma = is_full and kind == "san" and "gamma" not in state_dict
+    if needs_gamma != (gamma is not None):
+        expected = "a value, the weights have none" if needs_gamma else "None, it has no use"
+        raise ValueError(f"gamma: expected {expected}, got {gamma!r}")
+    edge_factor = FakeEdgeShare(gamma) if kind == "san" else DiffusionKernel()
     network_type = partial(FullGraphNetwork, edge_factor=edge_factor) if is_full else GraphNetwork
+    nodes, edges = (sizes.get(name, len(table)) for name, table in tables.items())
     network = network_type(
         layers,
-        num_node_types=sizes.get("embedding_h", len(state_dict["embedding_h.weight"])),
-        num_edge_types=sizes.get("embedding_e", len(state_dict["embedding_e.weight"])),
-        hidden_channels=width,
+        **dict(num_node_types=nodes, num_edge_types=edges, hidden_channels=width),
         out_channels=len(state_dict["MLP_layer.FC_layers.2.weight"]),
         readout=readout or KINDS[kind],
     )
@@ -109,9 +114,6 @@ def load_network(
     }
     _load(network, state_dict, _NETWORK | of_layers)
     return _finished(network, project)
-
-
-_LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def _finished(module: nn.Module, project: bool) -> nn.Module:
@@ -158,12 +160,14 @@ def _some(names: Iterable[str]) -> str:
 
 def _joined_tables(state_dict: StateDict) -> tuple[StateDict, dict[str, tuple[int, ...]]]:
     """The tables of an encoder of Open Graph Benchmark as one table, and their sizes."""
+    joined: dict[str, Tensor] = {}
     tables: dict[str, dict[int, Tensor]] = {}
-    for name in state_dict:
+    for name, value in state_dict.items():
         if match := _TABLES.fullmatch(name):
-            tables.setdefault(match[1], {})[int(match[2])] = state_dict[name]
+            tables.setdefault(match[1], {})[int(match[2])] = value
+        else:
+            joined[name] = value
     parts = {name: [of[number] for number in sorted(of)] for name, of in tables.items()}
-    joined = {name: value for name, value in state_dict.items() if not _TABLES.fullmatch(name)}
     joined |= {f"{name}.weight": torch.cat(of) for name, of in parts.items()}
     return joined, {name: tuple(map(len, of)) for name, of in parts.items()}
 
@@ -189,28 +193,17 @@ def _empty_layer(
 ) -> Layer:
     _require([f"{attention}.Q.weight"], state_dict)
     is_full = f"{attention}.Q_2.weight" in state_dict
-    layer_type: type[Layer] = GraphTransformerLayer
-    if kind != "gt":
-        layer_type = FullGraphLayer if is_full else NodeStreamLayer
+    layer_type: type[Layer] = FullGraphLayer if is_full else NodeStreamLayer
+    layer_type = GraphTransformerLayer if kind == "gt" else layer_type
+    norms = ("batch_norm", "layer_norm")
     return layer_type(
         len(state_dict[f"{attention}.Q.weight"]),
         heads,
+        **{norm: any(name.startswith(norm) for name in state_dict) for norm in norms},
         residual=residual,
-        batch_norm=any(name.startswith("batch_norm") for name in state_dict),
-        layer_norm=any(name.startswith("layer_norm") for name in state_dict),
         use_bias=f"{attention}.Q.bias" in state_dict,
         explicit_bias="published" if f"{attention}.k_bias" in state_dict else "none",
     )
-
-
-def _edge_factor(
-    state_dict: StateDict, kind: str, is_full: bool, gamma: float | None
-) -> DiffusionKernel | FakeEdgeShare | None:
-    needs_gamma = is_full and kind == "san" and "gamma" not in state_dict
-    if needs_gamma != (gamma is not None):
-        expected = "a value, the weights have none" if needs_gamma else "None, it has no use"
-        raise ValueError(f"gamma: expected {expected}, got {gamma!r}")
-    return FakeEdgeShare(gamma) if kind == "san" else DiffusionKernel()
 
 
 def _load(module: nn.Module, state_dict: StateDict, modules: Mapping[str, str]) -> None:

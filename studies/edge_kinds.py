@@ -1,29 +1,170 @@
-r"""The first layer, where all that a score can depend on is three type ids; parts of any score.
+r"""What edges can be told apart by: properties of bonds, and what the first layer sees of them.
 
 Before the first layer no message has been passed, so without positional encodings the score of
-an edge is a function of the types of its source, its target and itself:
+an edge is a function of the types of its source, its target and itself, its *kind*:
 
 .. math:: s_{ji} = \frac{K(x_j) \odot Q(x_i)}{\sqrt d} \odot E(t_{ji}) .
 
-A data set of molecules has about a hundred such triples. Their ratios are read off the weights,
-no molecule needed; how often each occurs then gives every share of massive edges and every heat
-map of the layer, exactly.
+A data set of molecules has about a hundred kinds. Their ratios are read off the weights, no
+molecule needed; how often each occurs then gives every share of massive edges and every heat map
+of the layer, exactly.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from jaxtyping import Float, Int, Shaped
+from rdkit import Chem
+from scipy import stats
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.utils.smiles import x_map
 
 from mapkg import hooks
 from mapkg.evaluation import batches, predict
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, row_median
+from studies.data import ATOM_TYPES, Description, to_molecule
+
+GLOBAL = ("atom to global", "global to atom")
+"""Edges to and from a node that is joined to all atoms."""
+
+RINGS = ("in no ring", "in a ring of 5", "in a ring of 6", "in a ring of another size")
+"""By the smallest ring that a bond is part of."""
+
+CONJUGATION = ("not conjugated", "conjugated")
+"""As RDKit finds it; aromatic bonds and those next to a double bond are."""
+
+Labels = tuple[list[Int[Tensor, " E"]], tuple[str, ...]]
+"""A label per edge of each graph, and what the labels 0, 1, ... are called."""
+
+
+def edge_labels(graphs: Sequence[Data], by: str, description: Description) -> Labels:
+    """Which label each directed edge of the graphs of one data set has.
+
+    ``by`` is ``"type"``, the edge types that the description names; ``"role"``, the same, but edges
+    of a global node are apart from bonds that share their type; ``"atom pair"``, the two elements
+    in either order, the most frequent first, and "other" for those of less than 1 % of the edges;
+    ``"ring"``, the smallest ring of the bond; or ``"conjugation"``. The last two need ``smiles``.
+    """
+    if by not in PROPERTIES:
+        raise ValueError(f"by: expected one of {', '.join(PROPERTIES)}, got {by!r}")
+    return PROPERTIES[by](graphs, description)
+
+
+def _by_type(graphs: Sequence[Data], description: Description) -> Labels:
+    places = {i: place for place, i in enumerate(sorted(description.edge_types))}
+    used = {i for graph in graphs for i in graph.edge_type.unique().tolist()}
+    if unknown := used - {*places}:
+        raise ValueError(
+            f"an edge has the type {min(unknown)}, but {description.title} names only "
+            f"{', '.join(map(str, places))}; pass the description of the splits of the graphs"
+        )
+    label = torch.tensor([places.get(i, -1) for i in range(max([0, *places]) + 1)])
+    return [label[g.edge_type] for g in graphs], tuple(description.edge_types[i] for i in places)
+
+
+def _by_role(graphs: Sequence[Data], description: Description) -> Labels:
+    of_types, types = _by_type(graphs, description)
+    if description.num_node_types != len(ATOM_TYPES) + 1:  # no global node
+        return of_types, types
+    bonds = [name.split(" / ")[0] for name in types]  # of a shared id the bond comes first
+    names = tuple(dict.fromkeys((*bonds, *GLOBAL)))
+    of_bond = torch.tensor([names.index(bond) for bond in bonds])
+    labels = []
+    for graph, of_type in zip(graphs, of_types, strict=True):
+        from_global, to_global = graph.x.flatten()[graph.edge_index] == len(ATOM_TYPES)
+        label = of_bond[of_type]
+        label[to_global], label[from_global] = map(names.index, GLOBAL)
+        labels.append(label)
+    return labels, names
+
+
+def _by_atom_pair(graphs: Sequence[Data], description: Description) -> Labels:
+    pairs = []
+    for graph in graphs:
+        symbols = _elements(graph, description)
+        # Carbon first, else in the order of the alphabet.
+        both = [[symbols[j], symbols[i]] for j, i in graph.edge_index.t().tolist()]
+        pairs.append(["–".join(sorted(pair, key=lambda s: (s != "C", s))) for pair in both])
+    counts = Counter(pair for of_graph in pairs for pair in of_graph)
+    common = [pair for pair, count in counts.items() if count >= 0.01 * counts.total()]
+    common.sort(key=lambda pair: (-counts[pair], pair))
+    place = {pair: i for i, pair in enumerate(common)}
+    labels = [[place.get(pair, len(common)) for pair in of_graph] for of_graph in pairs]
+    names = (*common, *(["other"] if len(common) < len(counts) else []))
+    return [torch.tensor(of_graph, dtype=torch.long) for of_graph in labels], names
+
+
+def _ring(bond: Chem.Bond) -> int:
+    size = bond.GetOwningMol().GetRingInfo().MinBondRingSize(bond.GetIdx())
+    return {0: 0, 5: 1, 6: 2}.get(size, 3)
+
+
+def _by_bond(names: tuple[str, ...], label: Callable[[Chem.Bond], int]) -> Callable[..., Labels]:
+    def by(graphs: Sequence[Data], description: Description) -> Labels:
+        labels = []
+        for graph in graphs:
+            molecule, ends = _molecule(graph, description), graph.edge_index.t().tolist()
+            found = [int(label(molecule.GetBondBetweenAtoms(*pair))) for pair in ends]
+            labels.append(torch.tensor(found, dtype=torch.long))
+        return labels, names
+
+    return by
+
+
+PROPERTIES = {
+    "type": _by_type,
+    "role": _by_role,
+    "atom pair": _by_atom_pair,
+    "ring": _by_bond(RINGS, _ring),
+    "conjugation": _by_bond(CONJUGATION, Chem.Bond.GetIsConjugated),
+}
+"""What edges can be told apart by."""
+
+
+def _elements(graph: Data, description: Description) -> list[str]:
+    """The element of each node."""
+    if description.num_node_types == tuple(map(len, x_map.values())):  # columns of from_smiles
+        table = Chem.GetPeriodicTable()
+        return [table.GetElementSymbol(number) for number in graph.x[:, 0].tolist()]
+    if description.num_node_types == len(ATOM_TYPES):
+        return [ATOM_TYPES[i].split()[0] for i in graph.x.flatten().tolist()]
+    raise ValueError(
+        f"expected nodes that are atoms, of {len(ATOM_TYPES)} types or with PyG's columns, but "
+        f"{description.title} has node types of the sizes {description.num_node_types}; only "
+        "'type' tells its edges apart"
+    )
+
+
+def _molecule(graph: Data, description: Description) -> Chem.Mol:
+    """The molecule of a graph, atoms in the order of the nodes."""
+    symbols = _elements(graph, description)
+    if "smiles" not in graph:
+        raise ValueError(
+            f"a graph of {description.title} has no SMILES, of which rings and conjugation are "
+            "read; set graph.smiles, its atoms in the order of the nodes"
+        )
+    molecule = Chem.MolFromSmiles(graph.smiles)
+    if molecule is not None and symbols == [atom.GetSymbol() for atom in molecule.GetAtoms()]:
+        bonds = {(b.GetBeginAtomIdx(), b.GetEndAtomIdx()) for b in molecule.GetBonds()}
+        both = bonds | {(end, begin) for begin, end in bonds}
+        if set(map(tuple, graph.edge_index.t().tolist())) == both:
+            return molecule
+    # The SMILES of PyG's ZINC are written from the ids, with the atoms in an order of their own.
+    if description.num_node_types == len(ATOM_TYPES):
+        molecule = to_molecule(graph)
+        if Chem.MolToSmiles(molecule) == graph.smiles:
+            return molecule
+    raise ValueError(
+        f"the nodes and edges of a graph are not the atoms and bonds of its SMILES "
+        f"{graph.smiles!r} in their order; set graph.smiles to that of the molecule"
+    )
+
+
+# The first layer.
 
 
 def edges(graphs: Sequence[Data]) -> pd.DataFrame:
@@ -42,7 +183,7 @@ def edges(graphs: Sequence[Data]) -> pd.DataFrame:
 
 
 def distinct_edges(graphs: Sequence[Data]) -> pd.DataFrame:
-    """The triples of types, all that the first layer can tell apart, and their ``count``."""
+    """The kinds of edges, all that the first layer can tell apart, and their ``count``."""
     return edges(graphs).value_counts(sort=False).sort_index().reset_index()
 
 
@@ -54,9 +195,9 @@ def type_frequency(train: Sequence[Data], graphs: Sequence[Data]) -> list[Float[
 
 
 def first_layer(model: nn.Module, triples: pd.DataFrame) -> dict[str, Float[Tensor, "triples D"]]:
-    r"""What the first layer of GT, GraphiT or SAN makes of triples, from its weights alone.
+    r"""What the first layer of GT, GraphiT or SAN makes of kinds of edges, from its weights alone.
 
-    The ``score`` of each triple, its ``ratio``, the ``gate`` :math:`E` and the ``match``
+    The ``score`` of each kind, its ``ratio``, the ``gate`` :math:`E` and the ``match``
     :math:`K Q / \sqrt d`, the score without the gate.
     """
     if getattr(model, "encoding", None) is not None or getattr(model, "edge_factor", None):
@@ -64,7 +205,7 @@ def first_layer(model: nn.Module, triples: pd.DataFrame) -> dict[str, Float[Tens
             "expected a network without positional encodings and without full-graph attention: "
             "with them the first layer sees more than the types of an edge and its ends"
         )
-    # The network is run on a graph that has one edge of each triple and nothing else.
+    # The network is run on a graph that has one edge of each kind and nothing else.
     number = len(triples)
     edge_index = torch.arange(2 * number).view(2, number)
     x = torch.from_numpy(triples[["source", "target"]].to_numpy().T.flatten())
@@ -73,9 +214,7 @@ def first_layer(model: nn.Module, triples: pd.DataFrame) -> dict[str, Float[Tens
     try:
         ((_, seen),) = hooks.scan(model, [graph], names)
     except KeyError as error:
-        raise ValueError(
-            f"expected GT, GraphiT or SAN, whose first layer has {', '.join(names)}: {error}"
-        ) from error
+        raise ValueError(f"expected GT, GraphiT or SAN, with {', '.join(names)}") from error
     score, gate, key, query = (seen[name] for name in names)
     scale = (score.size(1) / model.layers[0].attention.heads) ** 0.5
     match = key[:number] * query[number:] / scale
@@ -142,23 +281,23 @@ def first_layer_table(
     logs += [separable_log_ratio(layers["predicted"], train, names)]
     typical = torch.stack([row_median(on_test["score"]), on_test["ratio"].amax(dim=1)], dim=1)
     typical = 10 ** mean_by_type(typical.double().log10(), test, names)
-    gate = layers["common_pairs"]["gate"][: len(names)].abs()  # of one pair, all types
+    gate = layers["common_pairs"]["gate"][: len(names)].abs().double()  # of one pair, all types
     moved = (model.edge_embedding.weight - start).norm(dim=1) / start.norm(dim=1)
     by_type = test.assign(massive=massive["measured"].any(dim=1).numpy()).groupby("edge")
-    counts = by_type["count"].agg(["sum", "size"]).assign(massive=by_type["massive"].sum())
+    counts = by_type.agg(edges=("count", "sum"), size=("count", "size"), massive=("massive", "sum"))
     counts = counts.reindex([*names], fill_value=0)
+    shares = {
+        name: mean_by_type(each.any(dim=1, keepdim=True), splits[name], names).flatten()
+        for name, each in massive.items()
+    }
     table = {
         "label": [*names.values()],
-        "edges": counts["sum"],
+        "edges": counts["edges"],
         "triples": counts["size"],
         "moved": moved[[*names]].double(),
-        "gate_median": gate.median(dim=1).values.double(),
-        "gate_max": gate.amax(dim=1).double(),
-    }
-    for name, triples in splits.items():
-        share = mean_by_type(massive[name].any(dim=1, keepdim=True), triples, names)
-        table[name] = share.flatten()
-    table |= {
+        "gate_median": gate.median(dim=1).values,
+        "gate_max": gate.amax(dim=1),
+        **shares,
         "massive_triples": counts["massive"],
         "median": typical[:, 0],
         "max_ratio": typical[:, 1],
@@ -166,6 +305,20 @@ def first_layer_table(
         "correlation": [float(pair.corrcoef()[0, 1]) for pair in torch.stack(logs, dim=1)],
     }
     return pd.DataFrame({name: np.asarray(values) for name, values in table.items()})
+
+
+def massive_kinds(first_layer: pd.DataFrame) -> pd.DataFrame:
+    """How many kinds of edges of each type are massive, and how likely by chance so few.
+
+    A row per ``run``, ``seed`` and label, but none for a network without a massive kind: its
+    ``kinds``, of which ``massive``, and ``p_fewer``, the hypergeometric probability of no more
+    than these if the massive kinds were drawn from all.
+    """
+    columns = {"triples": "kinds", "massive_triples": "massive"}
+    table = first_layer[["run", "seed", "label", *columns]].rename(columns=columns)
+    every = table.groupby(["run", "seed"])[[*columns.values()]].transform("sum")
+    each = table["massive"], every["kinds"], every["massive"], table["kinds"]
+    return table.assign(p_fewer=stats.hypergeom.cdf(*each))[every["massive"] > 0]
 
 
 def log_ratios(
@@ -177,37 +330,16 @@ def log_ratios(
     """
     seen, known = distinct_edges(test), distinct_edges(train)
     ratio = first_layer(model, seen)["ratio"].double()
-    measured = mean_by_type(ratio.log10(), seen, names)
-    predicted = separable_log_ratio(first_layer(model, known), known, names)
-    parts = {
-        name: pd.DataFrame({"measured": measured[i], "predicted": predicted[i]})
-        for i, name in enumerate(names.values())
+    logs = {
+        "measured": mean_by_type(ratio.log10(), seen, names),
+        "predicted": separable_log_ratio(first_layer(model, known), known, names),
     }
-    return pd.concat(parts, names=["label", "channel"]).reset_index().dropna(ignore_index=True)
-
-
-def heat_table(
-    shares: Float[Tensor, "layers thresholds labels channels"],
-    thresholds: Sequence[float],
-    names: Sequence[str],
-) -> pd.DataFrame:
-    """Shares of massive edges as a table of percentages, zeros left out."""
-    layer, threshold, label, channel = place = (shares > 0).nonzero(as_tuple=True)
-    columns = {"threshold": np.array(thresholds)[threshold], "label": np.array(names)[label]}
-    columns |= {"channel": channel, "percent": 100 * shares[place]}
-    return pd.DataFrame({"layer": layer, **columns})
-
-
-def predicted_heat(
-    model: nn.Module, train: Sequence[Data], names: Mapping[int, str], *, threshold: float
-) -> pd.DataFrame:
-    """The heat map of the first layer as weights and training frequencies predict it."""
-    triples = distinct_edges(train)
-    shares = mean_by_type(first_layer(model, triples)["ratio"] > threshold, triples, names)
-    return heat_table(shares[None, None], [float(threshold)], [*names.values()])
+    columns = {n: pd.DataFrame(log, index=[*names.values()]).stack() for n, log in logs.items()}
+    return pd.DataFrame(columns).rename_axis(["label", "channel"]).dropna().reset_index()
 
 
 COLUMNS = ["match", "gate", "score", "median", "maximum", "max_ratio"]
+"""What ``score_parts`` gives."""
 
 
 def score_parts(
@@ -234,7 +366,7 @@ def score_parts(
         source, target = batch.edge_index
         for layer, (name, attention) in enumerate(attentions.items()):
             query, key, gate, score = (seen[f"{name}.{part}"].double() for part in parts)
-            match = key[source] * query[target] / math.sqrt(attention.head_channels)
+            match = key[source] * query[target] / attention.head_channels**0.5
             means = [part.abs().mean(dim=1) for part in (match, gate, score)]
             ratio = activation_ratio(score).amax(dim=1)
             logs = torch.stack([row_median(score), score.abs().amax(dim=1), ratio]).log10()
@@ -250,15 +382,3 @@ def score_parts(
     counts = counts.reindex(every, fill_value=0)
     table = counts.join(means).reset_index()
     return table.assign(label=table["label"].map(dict(enumerate(names))))
-
-
-def measured_and_predicted(logs: pd.DataFrame, *, measured: str, predicted: str) -> sns.FacetGrid:
-    """Columns ``measured`` against ``predicted``, whose axes are called so, a panel per label."""
-    look = dict(s=18, alpha=0.7, linewidth=0, height=3.0)
-    grid = sns.relplot(logs, x="predicted", y="measured", col="label", **look)
-    both = logs[["predicted", "measured"]]
-    for label, ax in grid.axes_dict.items():
-        points = both[logs["label"] == label]
-        ax.axline((both.min().min(),) * 2, slope=1, color="black", lw=0.8, ls=":")
-        ax.set_title(f"{label}, correlation {points.corr().iloc[0, 1]:.4f}")
-    return grid.set_axis_labels(predicted, measured)

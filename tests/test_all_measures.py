@@ -1,12 +1,21 @@
 """Measures of massive activations, streamed for many networks, against plain loops."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from studies.score_measures import BIN, COLUMNS, QUANTILES, ScoreMeasures
+from mapkg.all_measures import (
+    BIN,
+    COLUMNS,
+    AllMeasures,
+    is_massive_by_sun,
+    layer_ratio,
+    row_measures,
+)
+from mapkg.measures import QUANTILES
 
 HALF_BIN = 10 ** (BIN / 2) * (1 + 1e-6)
 NETWORKS, LAYERS, CHANNELS, HEADS, GRAPHS = 2, 2, 12, 3, 4
@@ -78,7 +87,8 @@ def molecules(generator, scale):
     batch = []
     for graph in range(GRAPHS):
         score = scale * generator.normal(size=(generator.integers(3, 9), CHANNELS)) ** 3
-        score[0, 3] *= 4000 if graph else 1
+        score[0, 3] *= 4000
+        score *= 1e-3 if graph == 0 else 1  # above 1000 medians, but not above 100
         batch.append(score)
     batch[1][1, :7] = 0  # a zero median
     batch[1][2, 5] = 0  # a zero, no zero median
@@ -96,26 +106,28 @@ def padded(batch, rows=48):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_every_measure_agrees_with_a_loop_over_rows(dtype):
+@pytest.mark.parametrize("over", ["data", "batch", "graph"])
+def test_every_measure_agrees_with_a_loop_over_rows(dtype, over):
     generator = np.random.default_rng(0)
-    measures = ScoreMeasures(NETWORKS, LAYERS, CHANNELS, heads=HEADS, dtype=dtype)
-    measures.update(0, torch.ones(2, 1, CHANNELS), *(torch.ones(2, 1).bool(),) * 2, 2)
+    measures = AllMeasures(CHANNELS, NETWORKS, heads=HEADS, over=over)
+    measures.update(torch.ones(2, 1, CHANNELS), torch.ones(2, 1).long(), 2)
     measures.reset()  # forgets that
-    seen = {(s, layer): [] for s in range(NETWORKS) for layer in range(LAYERS)}
-    for layer in (0, 1) * 3:
+    seen = [[] for _ in range(NETWORKS)]
+    for _ in range(3):
         both = [molecules(generator, scale) for scale in (0.5, 10.0)]
-        for s, batch in enumerate(both):
-            seen[s, layer] += [x.astype(str(dtype)[6:]).astype(float) for x in batch]
+        for batches, batch in zip(seen, both, strict=True):
+            batches.append([x.astype(str(dtype)[6:]).astype(float) for x in batch])
         score, mask, graph = (
             torch.tensor(np.stack(x)) for x in zip(*map(padded, both), strict=True)
         )
-        measures.update(layer, score.to(dtype), mask, graph, GRAPHS)
-    table = measures.table()
+        measures.update(score.to(dtype), graph, GRAPHS, mask)
     binned = [name for name in COLUMNS if name.endswith(("q01", "q25", "q50", "q75", "q99"))]
-    binned += ["layer_median", "max_layer_ratio"]
-    for (s, layer), scores in seen.items():
-        expected = by_loop(scores)
-        found = dict(zip(COLUMNS, table[s, layer].tolist(), strict=True))
+    binned += ["layer_median"] + ["max_layer_ratio"] * (over == "data")
+    for batches, row in zip(seen, measures.table(), strict=True):
+        expected = by_loop([molecule for batch in batches for molecule in batch])
+        if over != "data":
+            expected |= by_unit(batches, over)
+        found = dict(zip(COLUMNS, row.tolist(), strict=True))
         assert found["sun_edges"] > 0 and found["rows_with_massive"] > 0
         assert found["zero_medians"] > 0 and found["nonfinite_rows"] > 0
         for name in COLUMNS:
@@ -125,9 +137,65 @@ def test_every_measure_agrees_with_a_loop_over_rows(dtype):
                 assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
+def by_unit(batches, over):
+    """The layer ratio of a network from the scores of its molecules, batch by batch."""
+    ratios = []
+    for score in itertools.chain(*batches) if over == "graph" else map(np.concatenate, batches):
+        finite = np.abs([row for row in score if np.isfinite(row).all()])
+        ratios += [*(finite.max(axis=1) / lower_median(finite))] if len(finite) else []
+    massive = np.array(ratios) > 1000
+    return {"max_layer_ratio": max(ratios), "share_rows_with_layer_massive": massive.mean()}
+
+
 def test_without_heads_no_sum_is_clamped_and_without_rows_there_is_no_ratio():
-    measures = ScoreMeasures(1, 1, 4, heads=None)
-    measures.update(0, torch.ones(1, 3, 4), torch.zeros(1, 3).bool(), torch.zeros(1, 3).long(), 2)
-    found = dict(zip(COLUMNS, measures.table()[0, 0].tolist(), strict=True))
+    measures = AllMeasures(4)
+    measures.update(torch.ones(1, 0, 4), torch.zeros(1, 0).long(), 2)
+    none = torch.zeros(1, 3)
+    measures.update(torch.ones(1, 3, 4), none.long(), 2, none.bool())
+    found = dict(zip(COLUMNS, measures.table()[0].tolist(), strict=True))
     assert found["rows"] == found["molecules"] == 0
     assert all(math.isnan(found[name]) for name in ("share_saturated", "max_ratio", "spread_mean"))
+
+
+# Rows in hand.
+
+
+def test_the_measures_of_rows_by_hand():
+    e, nan = math.e, math.nan
+    rows = [[1, -e, e**2, 8], [3, 3, 3, -3], [0, 1, 1, 4], [0, 0, 1, 2], [1, 2, math.inf, nan]]
+    found = row_measures(torch.tensor(rows, dtype=torch.double))
+    expected = {
+        "largest": [8, 3, 4, nan, nan],
+        "ratio": [8 / e, 1, 4, nan, nan],
+        "spread": [np.std([0, 1, 2, math.log(8)], ddof=1), 0, nan, nan, nan],
+        "max_over_second": [8 / e**2, 1, 4, nan, nan],
+        "max_over_q90": [1, 1, 1, nan, nan],  # the ceil(3.6)-th of four is the largest
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-12, err_msg=name)
+    assert row_measures(torch.tensor([[1, 2, 3, 60000]]).half())["ratio"].item() == 30_000
+
+
+def test_the_layer_ratio_and_suns_rule_divide_by_the_median_of_a_graph():
+    x = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6000.0], [0.01, 0.01, 99.0], [9.0, 1.0, 0.01]])
+    x = torch.cat([x, torch.tensor([[math.nan, 1.0, 1.0], [0.0, 0.0, 0.0]])])
+    whole, graph = layer_ratio(x[:4]), torch.tensor([0, 0, 1, 1, 1, 2])
+    torch.testing.assert_close(whole, x[:4].abs() / 2)  # 12 magnitudes, the sixth is 2
+    of_graph = layer_ratio(x, graph)  # medians 3, 0.01 and 0
+    torch.testing.assert_close(of_graph[:4], x[:4].abs() / torch.tensor([[3.0, 3, 0.01, 0.01]]).T)
+    assert of_graph[4:].isnan().all()
+    assert is_massive_by_sun(x, graph).nonzero().tolist() == [[1, 2]]  # 99 is not above 100
+    assert is_massive_by_sun(x[1:2] * 10).nonzero().tolist() == [[0, 2]]
+    assert not is_massive_by_sun(torch.tensor([[0.2, 0.2, 199.0]])).any()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: row_measures(torch.ones(3, 1)), "at least 2 channels, got 1: a single channel"),
+        (lambda: AllMeasures(4, over="edge"), "over: expected one of graph, batch, data, got 'edg"),
+    ],
+)
+def test_what_has_no_measure_is_an_error(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

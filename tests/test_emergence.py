@@ -1,4 +1,4 @@
-"""Controls without training or without anything to learn, and the figures of emergence."""
+"""Emergence: tables of a tiny run, controls without training, figures, and the tracked tables."""
 
 from dataclasses import replace
 
@@ -11,41 +11,133 @@ import yaml
 from conftest import REPOSITORY, few_molecules
 from torch_geometric.data import Data
 
+from mapkg.evaluation import evaluate
 from mapkg.measures import ActivationSummary
+from studies import checkpoint
 from studies import emergence as study
 from studies.data import BUNDLED, DESCRIPTIONS, Splits
+from studies.emergence import emergence, examine_checkpoint, observation_epochs
+from studies.files import commit, versions
 from studies.published import CONFIGS
-from studies.results import read_emergence
+from studies.results import TABLES, emergence_table, read_emergence
 
 SMALL = CONFIGS["GT-ZINC"].replace(
-    hidden_channels=8, heads=2, num_layers=2, batch_size=16, max_epochs=0
+    hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3, lr=0.05
 )
+STATES = ["base", "base_calibrated", "best", "last"]
+UNTRAINED = SMALL.replace(hidden_channels=8, heads=2, batch_size=16, max_epochs=0)
+STATISTICS = list(ActivationSummary(heads=4).statistics())
 
 
 @pytest.fixture(scope="module")
 def splits():
-    return few_molecules(40, 20, 20)
+    return few_molecules(64, 32, 32)
 
 
-def numbered(first, number):
-    """Graphs that can be told apart; their targets are their number and its negative."""
-    return [
-        Data(x=torch.tensor([i]), y=torch.tensor([[i, -float(i)]]))
-        for i in range(first, first + number)
-    ]
+@pytest.fixture(scope="module")
+def run(splits, tmp_path_factory):
+    """A finished run: its tables and its folder."""
+    folder = tmp_path_factory.mktemp("run")
+    found = emergence(SMALL, splits, seed=0, name="GT-ZINC", folder=folder, progress=False)
+    return found, folder
 
 
-def values(graphs):
-    return [graph.y[0, 0].item() for graph in graphs]
+def same(found, expected, columns=STATISTICS):
+    """Whether rows of statistics are equal, NaN included."""
+    tables = (table[columns].reset_index(drop=True) for table in (found, expected))
+    pd.testing.assert_frame_equal(*tables, check_exact=True, check_dtype=False)
 
 
-@pytest.fixture
-def whole():
-    parts = dict(train=numbered(0, 50), val=numbered(100, 30), test=numbered(200, 10))
-    return Splits(**parts, description=DESCRIPTIONS["moses"])
+@pytest.mark.parametrize(
+    ("max_epochs", "expected"),
+    [(0, [0]), (20, list(range(21))), (24, list(range(21))), (36, [*range(21), 25, 30, 35])],
+)
+def test_long_runs_are_observed_at_each_of_twenty_epochs_then_at_every_fifth(max_epochs, expected):
+    assert observation_epochs(max_epochs) == expected
 
 
-def test_training_and_validation_graphs_keep_their_targets_in_another_order(whole):
+def test_the_trajectory_begins_at_base_passes_the_least_validation_loss_and_ends_at_last(
+    run, splits
+):
+    found, folder = run
+    losses = found.history.set_index("epoch")["val_loss"]
+    best = found.fit.best_epoch
+    assert best == losses.idxmin() and (found.summary["best_epoch"] == best).all()
+    for state, epoch in (("base", 0), ("best", best), ("last", 3)):
+        rows = found.summary[found.summary["state"] == state]
+        same(found.trajectory[found.trajectory["epoch"] == epoch], rows)
+        model, information = checkpoint.load(folder / state, SMALL)
+        assert (information["epoch"], information["seed"]) == (epoch, 0)
+        assert (rows["test_mae"] == evaluate(model, splits.test, batch_size=32)).all()
+        if state == "best":
+            assert evaluate(model, splits.val, batch_size=32) == losses.min()
+            for name, value in model.state_dict().items():
+                assert torch.equal(value, found.fit.best_weights[name])
+
+
+def test_every_row_of_every_table_and_file_says_where_it_comes_from(run):
+    found, folder = run
+    changes = "num_layers=2; hidden_channels=16; heads=4; batch_size=32; lr=0.05; max_epochs=3"
+    expected = {"config": "GT-ZINC", "changes": changes, "dataset": "MOSES sample", "seed": 0}
+    expected |= {"epochs": 3, "versions": versions(), "commit": commit()}
+    read = read_emergence(folder)
+    for name in TABLES:
+        table = getattr(found, name)
+        for column, value in expected.items():
+            assert (table[column] == value).all(), (name, column)
+        look = dict(rtol=5e-6, atol=0, check_dtype=False)
+        pd.testing.assert_frame_equal(getattr(read, name), table, **look)
+
+
+def test_looking_at_few_epochs_and_starting_again_change_nothing(run, splits):
+    found, folder = run
+    few = emergence(SMALL, splits, observe_epochs=[2, 7], progress=False)
+    same(few.trajectory, found.trajectory[found.trajectory["epoch"].isin([0, 2])])
+    same(few.summary, found.summary)
+    stated = dict(part.split("=", 1) for part in few.history["changes"][0].split("; "))
+    assert stated == {k: str(v) for k, v in SMALL.to_dict().items()}, "in full without a name"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    again = emergence(SMALL, splits, seed=0, name="GT-ZINC", folder=folder, progress=False)
+    for name in TABLES:
+        same(getattr(again, name), getattr(found, name), slice(None))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_saved_network_is_examined_beside_its_untrained_self(run, splits):
+    found, folder = run
+    examined = examine_checkpoint(folder / "best", splits)
+    expected = found.summary[found.summary["state"] != "last"]
+    same(examined["summary"], expected, ["state", *STATISTICS])
+    maxima = found.graph_maxima[found.graph_maxima["state"] != "last"]
+    np.testing.assert_array_equal(examined["graph_maxima"]["max_ratio"], maxima["max_ratio"])
+    assert all((table["seed"] == 0).all() for table in examined.values())
+
+
+def test_the_table_to_read_holds_the_numbers_of_the_summary_to_three_digits(run):
+    summary = run[0].summary
+    wide = emergence_table(summary, ["best", "base_calibrated"])
+    assert [state for _, state in wide.columns] == ["best", "calibrated"] * 4
+    rows = summary[summary["state"] == "base_calibrated"].set_index("layer")
+    for title, statistic in (("largest ratio", "max_ratio"), ("largest |s|", "max_abs")):
+        shown = wide[title, "calibrated"].str.replace(",", "").astype(float)
+        assert shown.tolist() == pytest.approx(rows[statistic].tolist(), rel=5e-3)
+
+
+# Controls.
+
+
+def test_training_and_validation_graphs_keep_their_targets_in_another_order():
+    def values(graphs):
+        return [graph.y[0, 0].item() for graph in graphs]
+
+    # Graphs that can be told apart; their targets are their number and its negative.
+    numbers = dict(train=range(50), val=range(100, 130), test=range(200, 210))
+    parts = {
+        name: [Data(x=torch.tensor([i]), y=torch.tensor([[i, -float(i)]])) for i in part]
+        for name, part in numbers.items()
+    }
+    whole = Splits(**parts, description=DESCRIPTIONS["moses"])
+    state = torch.get_rng_state()
     permuted = study.with_permuted_targets(whole, 0)
     for split in ("train", "val"):
         graphs, before = getattr(permuted, split), getattr(whole, split)
@@ -56,29 +148,23 @@ def test_training_and_validation_graphs_keep_their_targets_in_another_order(whol
         assert all(graph.y[0, 1] == -graph.y[0, 0] for graph in graphs), "columns move together"
     assert permuted.test is whole.test
     assert values(whole.train) == list(range(50)), "the data that were given are as before"
-    assert permuted.description == replace(
-        whole.description, title="MOSES sample, targets permuted"
-    )
-
-
-def test_the_permutation_depends_on_the_seed_alone(whole):
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = values(study.with_permuted_targets(whole, 7).train)
+    assert permuted.description.title == "MOSES sample, targets permuted"
+    again, other = (values(study.with_permuted_targets(whole, seed).train) for seed in (0, 8))
+    assert again == values(permuted.train) != other
     assert torch.equal(torch.get_rng_state(), state), "torch's global state was used"
-    assert values(study.with_permuted_targets(whole, 7).train) == first
-    assert values(study.with_permuted_targets(whole, 8).train) != first
 
 
-def test_targets_of_nodes_cannot_be_permuted_and_the_error_says_what_can(papers):
+def test_data_that_cannot_be_used_are_refused(splits, papers):
     with pytest.raises(ValueError, match=r"expected whole graphs, .* nodes of one graph"):
         study.with_permuted_targets(papers, 0)
+    with pytest.raises(ValueError, match="test split is empty"):
+        emergence(SMALL, replace(splits, test=[]), progress=False)
 
 
 def test_networks_without_training_are_the_untrained_ones_of_a_run(splits):
-    open_sizes = SMALL.replace(num_node_types=None, num_edge_types=None)
+    open_sizes = UNTRAINED.replace(num_node_types=None, num_edge_types=None)
     table = study.without_training(open_sizes, splits, (5, 3), name="GT-ZINC", progress=False)
-    run = study.emergence(SMALL, splits, seed=3, name="GT-ZINC", progress=False)
+    run = emergence(UNTRAINED, splits, seed=3, name="GT-ZINC", progress=False)
     rows = run.summary[run.summary["state"].isin(["base", "base_calibrated"])]
     shared = ["state", "layer", "seed", "config", "dataset", "versions", "commit"]
     shared += list(ActivationSummary(heads=2).statistics())
@@ -90,11 +176,12 @@ def test_networks_without_training_are_the_untrained_ones_of_a_run(splits):
 
 
 def test_only_the_first_training_graphs_calibrate(splits, monkeypatch):
-    of_all = study.without_training(SMALL, splits, [3], progress=False)
+    of_all = study.without_training(UNTRAINED, splits, [3], progress=False)
     monkeypatch.setattr(study, "CALIBRATION_GRAPHS", 16)
-    found = study.without_training(SMALL, splits, [3], progress=False)
     first = replace(splits, train=splits.train[:16])
-    pd.testing.assert_frame_equal(found, study.without_training(SMALL, first, [3], progress=False))
+    pair = [study.without_training(UNTRAINED, s, [3], progress=False) for s in (splits, first)]
+    pd.testing.assert_frame_equal(*pair)
+    found = pair[0]
     differs = found["max_ratio"] != of_all["max_ratio"]
     # No BatchNorm comes before the scores of the first layer.
     assert differs.tolist() == [False, False, False, True]

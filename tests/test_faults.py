@@ -1,0 +1,242 @@
+"""What is killed, doubled or damaged comes out as if nothing had happened, or is named.
+
+Each round has other moments, places and bits; the environment's MAPKG_ROUNDS says how many there
+are. ``python -m pytest -m slow tests/test_faults.py``.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import time
+import zipfile
+
+import pandas as pd
+import pytest
+import torch
+from conftest import few_molecules
+from random_graphs import molecule
+
+from mapkg.models import build
+from studies import checkpoint, tables
+from studies.__main__ import main
+from studies.data import raw_files
+from studies.emergence import emergence
+from studies.published import CONFIGS
+from studies.train import STATE_FILE, fit, seed_all
+from studies.train_stacked import STATE_FILE as STACKED_FILE
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("cache", "same_number_of_threads"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+rounds = pytest.mark.parametrize("number", range(int(os.environ.get("MAPKG_ROUNDS", "1"))))
+
+SIZES = dict(hidden_channels=8, heads=2, num_layers=2, batch_size=16, dropout=0.1)
+TRAIN = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--limit", "32", "--threads", "1"]
+TRAIN += ["--epochs", "25", "--set", *(f"{name}={value}" for name, value in SIZES.items()), "--out"]
+WEIGHTS = tuple(f"{state}.safetensors" for state in ("base", "best", "last"))
+TABLES = tuple(f"{n}.csv.gz" for n in ("summary", "trajectory", "graph_maxima", "histogram"))
+DAMAGED = r"damaged|do not belong together|not the description|changed after it was written"
+
+
+def what_it_gave(folder):
+    """All that a run has written, but for its seconds."""
+    found = {name: (folder / name).read_bytes() for name in (*WEIGHTS, *TABLES)}
+    found["history"] = pd.read_csv(folder / "history.csv.gz").drop(columns="seconds").to_csv()
+    for state in ("base", "best", "last"):
+        about = json.loads((folder / f"{state}.json").read_text())
+        rows = [row.pop("seconds") and row for row in about.pop("history")]
+        found[state] = {**about, "history": rows, "sha256_of_this": ""}
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A run that nothing happened to, and its seconds."""
+    threads, folder = torch.get_num_threads(), tmp_path_factory.mktemp("whole")
+    few_molecules(1, 1, 1)  # are read from files now
+    start = time.perf_counter()
+    assert main([*TRAIN, str(folder)]) == 0
+    torch.set_num_threads(threads)
+    return what_it_gave(folder), time.perf_counter() - start
+
+
+def damaged(content, draw):
+    """A content cut, longer, or with a single bit flipped."""
+    place = draw.randrange(len(content))
+    kind = draw.choice(["cut", "longer", "flip", "flip", "flip", "flip"])
+    if kind == "cut":
+        return content[:place]
+    if kind == "longer":
+        return content + draw.randbytes(1 + place % 9)
+    flipped = bytearray(content)
+    flipped[place] ^= 1 << draw.randrange(8)
+    return bytes(flipped)
+
+
+def in_another_process(function, *arguments):
+    """Start a process that has all imports already."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def train(folder, log):
+    with log.open("w") as sys.stderr:
+        sys.exit(main([*TRAIN, str(folder)]))
+
+
+@rounds
+def test_two_processes_on_one_folder_and_one_killed_lose_nothing(number, undisturbed, tmp_path):
+    (expected, seconds), draw, folder = undisturbed, random.Random(number), tmp_path / "run"
+    logs = [tmp_path / name for name in ("one", "other")]
+    both = [in_another_process(train, folder, log) for log in logs]
+    while not folder.exists() and any(one.is_alive() for one in both):
+        time.sleep(0.005)
+    time.sleep(draw.uniform(0, seconds))
+    draw.choice(both).kill()  # SIGKILL: nothing is cleaned up
+    for one, log in zip(both, logs, strict=True):
+        one.join()
+        said = log.read_text()
+        refused = one.exitcode == 2 and "another process writes to it" in said
+        assert refused or one.exitcode in (0, -signal.SIGKILL), said
+    assert main([*TRAIN, str(folder)]) == 0
+    assert what_it_gave(folder) == expected
+    assert not any(path.name.endswith(".part") for path in folder.iterdir())
+
+
+@rounds
+@pytest.mark.parametrize("seeds", [None, (3, 0)])
+def test_a_damaged_state_is_named_and_never_trained_on(number, seeds, tmp_path):
+    draw, splits = random.Random(number), few_molecules(32, 8, 8)
+    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=3)
+
+    def train(epochs=3, folder=tmp_path):
+        seed_all(number)
+        model, stacked = (build, dict(seeds=seeds)) if seeds else (build(config), {})
+        shorter = config.replace(max_epochs=epochs)
+        made = fit(model, splits, shorter, folder=folder, progress=False, **stacked)
+        weights = made.last_weights if seeds else {0: made.last_weights}
+        return {(s, n): t.tolist() for s, each in weights.items() for n, t in each.items()}
+
+    expected, path = train(folder=None), tmp_path / (STACKED_FILE if seeds else STATE_FILE)
+    train(2)
+    whole = path.read_bytes()
+    for _ in range(15):
+        path.write_bytes(damaged(whole, draw))
+        with pytest.raises(ValueError, match=r"safetensors: damaged, .* remove it to start afresh"):
+            train()
+    for old, new in ((b'epoch\\": 2', b'epoch\\": 1'), (b'lr\\": 0.0007', b'lr\\": 0.0008')):
+        path.write_bytes(whole.replace(old, new))
+        assert path.read_bytes() != whole
+        with pytest.raises(ValueError, match=r"safetensors: damaged"):
+            train()
+    path.write_bytes(whole)
+    assert train() == expected
+    path.unlink()
+    assert train() == expected
+
+
+@rounds
+def test_a_checkpoint_that_is_damaged_is_refused_and_written_again(number, tmp_path):
+    draw, splits = random.Random(number), few_molecules(32, 8, 8)
+    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=2)
+    settings = dict(seed=number, folder=tmp_path, progress=False)
+    emergence(config, splits, **settings)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    weights = checkpoint.load(tmp_path / "best")[0].state_dict()
+    for _ in range(50):
+        path = tmp_path / draw.choice(["best.safetensors", "best.json"])
+        path.write_bytes(damaged(before[path.name], draw))
+        try:
+            found, about = checkpoint.load(tmp_path / "best")
+        except ValueError as error:
+            assert re.search(DAMAGED, str(error)), error
+        else:  # a name or a space that nothing depends on
+            assert about["seed"] == number and about["history"]
+            assert all(torch.equal(t, weights[n]) for n, t in found.state_dict().items())
+        path.write_bytes(before[path.name])
+    for name in ("best.safetensors", "best.json", "summary.csv.gz"):
+        (tmp_path / name).write_bytes(damaged(before[name], draw))
+    emergence(config, splits, **settings)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def do_study(folder, left=None):
+    """Five trainings; killed in the middle of a write after so many."""
+    write = tables.write_atomically
+
+    def or_die(path, content):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            (path.parent / f".{path.name}.x.part").write_bytes(content[:9])
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, content)
+
+    def learn(seed):
+        return {"loss": seed / 7}, pd.DataFrame({"epoch": [1, 2], "value": [seed, seed / 3]})
+
+    tables.write_atomically = write if left is None else or_die
+    jobs = [({"seed": seed}, lambda seed=seed: learn(seed)) for seed in range(5)]
+    tables.run_study(jobs, labels=["seed"], prefix=folder / "study", progress=False)
+
+
+@rounds
+def test_a_study_killed_between_its_tables_goes_on(number, tmp_path):
+    draw = random.Random(number)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for left in (draw.randrange(6), draw.randrange(4)):
+        process = in_another_process(do_study, killed, left)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    written = []
+    for folder in (whole, killed):
+        do_study(folder)
+        written.append({p.name: p.read_bytes() for p in folder.glob("study_*.csv.gz")})
+    assert written[0] == written[1] and len(written[0]) == 2
+    with pytest.raises(ValueError, match="holds the table of another study"):
+        tables.run_study([({"norm": "x"}, None)], labels=["norm"], prefix=killed / "study")
+
+
+@rounds
+def test_a_damaged_download_or_cache_is_never_kept(number, tmp_path, fresh_cache, monkeypatch):
+    draw, file = random.Random(number), "small/table.csv"
+    content, archive = draw.randbytes(3000).hex().encode(), tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("raw/table.csv", content)
+    monkeypatch.setitem(raw_files.SHA256, file, raw_files.hashlib.sha256(content).hexdigest())
+    whole, place = archive.read_bytes(), fresh_cache / file
+
+    def load(archive):
+        return raw_files.root_with(
+            [fresh_cache], [file], lambda: raw_files.unzipped(archive, {file: "raw/table.csv"})
+        )
+
+    for _ in range(50):
+        try:
+            root = load(damaged(whole, draw))
+        except ValueError as error:
+            assert "The file is damaged" in str(error)
+        else:
+            assert root is None or place.read_bytes() == content
+        place.unlink(missing_ok=True)
+    assert load(whole) == fresh_cache and place.read_bytes() == content
+    place.write_bytes(damaged(content, draw))
+    assert load(whole) == fresh_cache and place.read_bytes() == content
+
+    graphs = [molecule(seed, 9) for seed in range(5)]
+
+    def texts(made):
+        return [str(graph.to_dict()) for graph in made]
+
+    for _ in range(20):
+        made = raw_files.cached_graphs([archive], __file__, lambda: graphs)
+        assert texts(made) == texts(graphs)
+        (entry,) = (fresh_cache / "graphs").iterdir()
+        entry.write_bytes(damaged(entry.read_bytes(), draw))

@@ -1,0 +1,119 @@
+"""Tests and intervals against values by hand and scipy."""
+
+import re
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPOSITORY
+from scipy import stats
+
+from studies import statistics as study
+
+CHANGE = pd.Series([0.3, 0.5, 0.1, 0.4, 0.2])  # mean 0.3, standard error 0.0707
+
+
+def test_a_paired_change_has_students_interval_and_a_sign_test_without_ties():
+    found = study.paired(CHANGE)
+    expected = stats.ttest_1samp(CHANGE, 0).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected))
+    assert (found["change"], found["fewer"], found["more"], found["p"]) == (
+        *(pytest.approx(0.3), 0, 5),
+        2 / 32,
+    )
+    assert study.paired(pd.Series([1.0, 2.0, -1.0, 0.0]))["p"] == 1.0
+    assert study.paired(pd.Series([0.0, 0.0]))["p"] == 1.0
+    assert np.isnan(study.t_interval(CHANGE[:1])[1:]).all()
+
+
+def test_all_flips_of_signs_give_the_exact_p_value_of_a_mean():
+    assert study.sign_flips(CHANGE) == 2 / 32
+    # |+-1 +-2 +-4|: 7, 5, 3, 1, each twice; of 1 - 2 + 4 = 3 six are as large.
+    assert study.sign_flips(np.array([1.0, -2.0, 4.0])) == 6 / 8
+    drawn = np.random.default_rng(0).normal(0.5, 1, 10)
+    exact = dict(permutation_type="samples", n_resamples=np.inf, alternative="two-sided")
+    expected = stats.permutation_test((drawn,), np.mean, **exact).pvalue
+    assert study.sign_flips(drawn) == pytest.approx(expected)
+
+
+def test_equivalence_is_two_one_sided_tests_and_an_interval_within_the_margin():
+    found = study.equivalence(CHANGE, 0.5)
+    error = CHANGE.sem()
+    assert found["p"] == pytest.approx(stats.t.sf(0.2 / error, 4))
+    assert study.equivalence(-CHANGE, 0.5)["p"] == pytest.approx(found["p"])
+    assert found["high"] == pytest.approx(0.3 + stats.t.isf(0.05, 4) * error)
+    for margin in (found["high"] + 1e-6, found["high"] - 1e-6):
+        assert study.equivalence(CHANGE, margin)["equivalent"] == (margin > found["high"])
+    # An interval that includes zero is no equivalence.
+    wide = study.equivalence(np.array([-3.0, 3.0, 0.5]), 0.5)
+    assert not wide["equivalent"] and wide["low"] < 0 < wide["high"]
+
+
+def test_holm_multiplies_by_what_is_left():
+    tests = pd.DataFrame({"p": [0.04, 0.01, 0.5, 0.03]}, index=list("abcd"))
+    np.testing.assert_allclose(study.with_holm(tests)["holm"], [0.09, 0.04, 0.5, 0.09])
+
+
+def test_a_bootstrap_by_levels_weighs_units_alike_and_is_scipys_where_there_is_one_level():
+    table = pd.DataFrame({"network": [0, 0, 0, 1], "value": [1.0, 1.0, 4.0, 10.0]})
+    assert study.hierarchical_bootstrap(table, "value", ["network"])[0] == (2 + 10) / 2
+    drawn = np.random.default_rng(1).exponential(size=40)
+    table = pd.DataFrame({"seed": range(40), "value": drawn})
+    found = study.hierarchical_bootstrap(table, "value", ["seed"], resamples=4000)
+    look = dict(method="percentile", n_resamples=4000, rng=np.random.default_rng(0))
+    expected = stats.bootstrap((drawn,), np.mean, **look).confidence_interval
+    np.testing.assert_allclose(found, [drawn.mean(), *expected], rtol=0.05)
+
+
+def test_what_differs_between_networks_is_not_made_sure_by_more_molecules():
+    rng = np.random.default_rng(0)
+    network, kind, molecule = np.indices((6, 5, 20)).reshape(3, -1)
+    value = rng.normal(size=6)[network] + 0.1 * rng.normal(size=(6, 5))[network, kind]
+    table = pd.DataFrame({"network": network, "kind": kind, "molecule": molecule, "value": value})
+    mean, low, high = study.hierarchical_bootstrap(
+        table, "value", ["network", "kind", "molecule"], resamples=400
+    )
+    of_networks = table.groupby("network")["value"].mean()
+    assert mean == pytest.approx(of_networks.mean())
+    # The standard error of a bootstrap over six networks has the divisor 6.
+    expected = 2 * 1.96 * of_networks.std(ddof=0) / np.sqrt(6)
+    assert high - low == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: study.equivalence(CHANGE[:1], 0.1), "two changes or more and a margin above 0"),
+        (lambda: study.equivalence(CHANGE, 0.0), "got 5 and 0.0"),
+        (lambda: study.sign_flips(np.array([])), "expected 1 to 20 paired changes, got 0"),
+        (
+            lambda: study.hierarchical_bootstrap(pd.DataFrame({"v": []}), "v", []),
+            "expected rows with a v each, got 0 rows",
+        ),
+    ],
+)
+def test_what_cannot_be_tested_is_an_error(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# What the book says.
+
+NO_EFFECT = r"no difference|(do|does|did) not differ|no effect|(changes?|costs?|gains?) nothing"
+NO_EFFECT = rf"({NO_EFFECT}|as (large|small|good|low|high) as without|the same within)(?! but)"
+"""Claims that two things are equal, which need a test of equivalence with a margin."""
+
+PAGES = sorted((*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("book/*.md")))
+
+
+@pytest.mark.parametrize("path", (REPOSITORY / "README.md", *PAGES), ids=lambda path: path.name)
+def test_a_page_claims_no_equality_without_a_margin(path):
+    texts = [path.read_text()]
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, 4).cells
+        texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    for paragraph in "\n\n".join(texts).split("\n\n"):
+        if "margin" not in paragraph:
+            claim = re.search(NO_EFFECT, paragraph, re.IGNORECASE)
+            assert not claim, f"{claim[0]!r}: test it by equivalence(), or say less"
