@@ -41,6 +41,10 @@ TINY = {
         graphs=2, sigmas=[0.05], kinds=["shared"], restarts=[1], passes=1, lr=0.05, threshold=500.0
     ),
     "13_converged": dict(SMALL, seeds=[2, 5], train_graphs=32, test_graphs=16, batch_size=16),
+    "14_why_they_emerge": dict(
+        dict(arms=["SGD", "k = 4"], seeds=[2, 5], epochs=1, graphs=32, hidden_channels=8),
+        **dict(heads=4, num_layers=1),
+    ),
     "20_attention_is_not_lipschitz": dict(points=2, layer_points=1, scales=[1.0, 10.0]),
     "21_gradient_explosion": dict(
         DEEP, num_layers=3, norms=["none", "pair-si", "lipschitz-published-si"]
