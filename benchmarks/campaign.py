@@ -128,7 +128,7 @@ def command_line() -> Iterator[Case]:
             for data in ("citation", "trees-2", "nothing"):
                 whole = ("study", study, "run-0", "--output", "x", "--dataset", data)
                 yield f"{study} of {data}", main_of(*whole)
-        elif not of_runs and study not in ("laws", "trees"):
+        elif not of_runs and study not in ("laws", "trees", "mechanism"):
             for data in ("moses", "trees-2") if study != "untrained" else ("citation", "trees-2"):
                 config = ("--config", "GT-ZINC") if study == "untrained" else ()
                 whole = ("study", study, "--output", "x", "--dataset", data, *config)

@@ -194,7 +194,7 @@ def _add_study(command: argparse.ArgumentParser, place: str, _: str, kinds: Sequ
     takes = _add_parameters(command, place, required)
     if "folder" in takes:
         about = "finished runs, as train wrote them"
-        command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=about)
+        command.add_argument("folders", nargs="+", type=_path, metavar="FOLDER", help=about)
     if "splits" in takes:
         about = f"a data set of {' or '.join(kinds)}, for example {FOR_EXAMPLE[kinds[0]]}"
         about = "the data set that they were trained on" if "folder" in takes else about
@@ -257,8 +257,14 @@ def _how(name: str, annotation: str) -> dict[str, Any]:
     if name == "set":
         return {"metavar": "NAME=VALUE"}
     numbers = {"int": (_number(name, int), "N"), "float": (_number(name, float), "X")}
-    kinds = numbers | {"Path": (Path, "PATH")}
+    kinds = numbers | {"Path": (_path, "PATH")}
     return dict(zip(("type", "metavar"), kinds.get(kind, (str, "NAME")), strict=True))
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got nothing")
+    return Path(text)
 
 
 def _number(name: str, kind: type) -> Any:

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,16 @@ class Parameter:
     def check(self, value: Any) -> None:
         """Raise unless a value of the right type is one that the comment allows."""
         entries = value if isinstance(value, list | tuple) else [value]
+        expected = self.help.partition(":")[0]
         if span := re.match(r"(\S+) to ([^\s:]+): ", self.help):
             low, high = float(span[1]), float(span[2])
             allowed = [each is None or low <= each <= high for each in entries]
         elif names := re.match(r"one of ([^:]+): ", self.help):
             allowed = [str(each).removesuffix(".0") in names[1].split(", ") for each in entries]
+        elif place := re.match(r"names of (\S+)\.(\w+): ", self.help):
+            known = getattr(import_module(place[1]), place[2])
+            allowed = [isinstance(each, str) and each in known for each in entries]
+            expected = f"one of {', '.join(known)}"
         elif kind := re.match(r"a data set of (\w+): ", self.help):
             from studies.data import expect_kind  # which takes seconds
 
@@ -65,7 +71,6 @@ class Parameter:
         else:
             return None
         if not (allowed and all(allowed)):
-            expected = self.help.partition(":")[0]
             raise ValueError(f"expected {expected}, got {value!r}, as parameter {self}")
 
 

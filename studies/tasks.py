@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -105,7 +106,7 @@ def check_graphs(splits: Splits, config: Config) -> None:
     """Raise if a graph cannot be trained on by networks of a configuration; names the first one."""
     for name in ("train", "val"):
         for place, graph in enumerate(getattr(splits, name)):
-            for fault in _faults_of_graph(graph, config):
+            for fault in chain(_faults_of_graph(graph, config), _unlike(graph, splits.train[0])):
                 raise ValueError(f"{name} graph {place}: {fault}")
 
 
@@ -129,6 +130,16 @@ def _faults_of_graph(graph: Any, config: Config) -> Iterator[str]:
         yield f"y: expected floats of shape {list(shape)}, got {_look(y)}; convert with .float()"
     if config.loss == "l1" and not y.isfinite().all():
         yield f"y: expected finite targets, got {y.flatten().tolist()}"
+
+
+def _unlike(graph: Data, first: Data) -> Iterator[str]:
+    for name in ("x", "edge_attr"):
+        found, expected = (
+            None if tensor is None else f"{tensor.dtype} of shape {['rows', *tensor.shape[1:]]}"
+            for tensor in (getattr(graph, name), getattr(first, name))
+        )
+        if found != expected:
+            yield f"{name}: expected {expected} as in the first graph, got {found}"
 
 
 def _faults_of_nodes(splits: Splits) -> Iterator[str]:

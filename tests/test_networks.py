@@ -161,6 +161,9 @@ def test_an_embedding_of_several_columns_is_the_sum_of_one_table_per_column():
     assert torch.equal(one(ids[:, :1]), one.weight[[2, 0]])  # the shape that PyG gives ids
     columns = torch.cat([one_hot(ids[:, c], n) for c, n in enumerate((3, 2, 4))], dim=1)
     torch.testing.assert_close(embedding(columns.float()), expected)
+    for floats in (ids[:, 0].float(), columns[:, 1:].float()):
+        with pytest.raises(ValueError, match="expected type ids, whole numbers, or one-hot rows"):
+            embedding(floats)
     # Each table starts Glorot uniform.
     for table in TypeEmbedding((5, 1000), 64).weight.split([5, 1000]):
         bound = (6 / (table.size(0) + 64)) ** 0.5

@@ -50,6 +50,11 @@ class TypeEmbedding(nn.Module):
     def forward(self, types: Shaped[Tensor, "rows ..."]) -> Float[Tensor, "rows D"]:
         """Embed ids of shape [rows] or [rows, columns], or float rows [rows, sum(num_types)]."""
         if types.is_floating_point():
+            if types.dim() != 2 or types.size(1) != len(self.weight):
+                raise ValueError(
+                    f"expected type ids, whole numbers, or one-hot rows of width "
+                    f"{len(self.weight)}, got floats of shape {list(types.shape)}"
+                )
             return types @ self.weight
         if len(self.sizes) == 1:
             return nn.functional.embedding(types.flatten(), self.weight)
