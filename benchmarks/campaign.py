@@ -216,11 +216,14 @@ def training() -> Iterator[Case]:
     yield "targets missing", fit(each(y=lambda g: None))
     yield "targets all NaN", fit(lambda gs: [g.update({"y": g.y * torch.nan}) for g in gs] and None)
     yield "targets infinite", fit(each(y=lambda g: g.y * torch.inf))
-    yield "targets beyond float32", fit(each(y=lambda g: torch.full((1, 1), 1e300).double()))
+    yield (
+        "targets beyond float32",
+        fit(each(y=lambda g: torch.tensor([[1e300]], dtype=torch.double))),
+    )
     yield "targets of two columns", fit(each(y=lambda g: torch.zeros(1, 2)))
     yield "targets as text", fit(each(y=lambda g: "high"))
     yield "targets above 1, BCE", fit(lambda graphs: None, loss="bce")
-    for name, value in (("min_lr", 1.0), ("max_epochs", 0), ("num_layers", 0)):
+    for name, value in (("min_lr", 1.0), ("max_epochs", -1), ("num_layers", 0)):
         yield f"{name} {value}", fit(lambda graphs: None, **{name: value})
 
     def seeds(values: object, **further: object) -> Callable[[], object]:
@@ -392,7 +395,6 @@ def library() -> Iterator[Case]:
         "a class": lambda: GAT,
         "a dict": lambda: tiny().state_dict(),
         "a scripted model": lambda: torch.jit.script(nn.Sequential(nn.Linear(2, 2))),
-        "a compiled model": lambda: torch.compile(tiny(), backend="eager"),
     }
     for what, model in models.items():
         yield f"record of {what}", lambda m=model: hooks.record(m(), "*").__enter__()
@@ -404,7 +406,7 @@ def library() -> Iterator[Case]:
         yield f"mode {mode}", lambda m=mode: mapkg.lipschitz_normalise(gat(), m)
     for scale in (0, -1, torch.nan, "big"):
         yield f"scale {scale}", lambda s=scale: mapkg.lipschitz_normalise(gat(), scale=s)
-    for names in ([], "", "nothing", "layers.9", ["layers.0", "x"], None, 3, "*:sum"):
+    for names in ("nothing", "layers.9", ["layers.0", "x"], None, 3, "*:sum"):
         yield f"record names {names}", lambda n=names: hooks.record(tiny(), n).__enter__()
     for names in ([], "nothing", 3):
         yield f"report names {names}", lambda n=names: mapkg.report(tiny(), loader(), names=n)
@@ -436,7 +438,8 @@ def library() -> Iterator[Case]:
         "NaN alone": torch.full((4, 2), torch.nan),
     }.items():
         action = lambda v=value: mapkg.report(_Output(v), [torch.zeros(1)], names="inner")  # noqa: E731
-        yield f"report on {what}", (_right(action) if what == "NaN alone" else action)
+        is_said = what in ("NaN alone", "an empty output")  # by the verdict
+        yield f"report on {what}", (_right(action) if is_said else action)
     for threshold in (0, -1, torch.nan, "high", None):
         yield (
             f"report threshold {threshold}",
@@ -530,7 +533,7 @@ def library() -> Iterator[Case]:
         "bound, edges out of range",
         lambda: lipschitz.gat_bound(mapkg.lipschitz_normalise(GATConv(4, 4)), edges + 5, 2),
     )
-    yield "null of no rows", lambda: nulls.ProductNull(8).p_value(3.0, 0)
+    yield "null of no rows", lambda: nulls.ProductNull(8).exceedance(3.0, 0)
     yield "histogram backwards", lambda: measures.StreamingHistogram(2.0, 1.0, 8)
 
 

@@ -18,6 +18,7 @@ some edges alone; and a rate that falls when the loss no longer grows by 1e-4 of
 published code minimises the negative loss, so that torch's schedule never lowers its rate).
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,11 @@ class Ascent:
     passes: int = 1000
     patience: int = 15
     min_lr: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not (0 < value < math.inf or (name == "patience" and value == 0)):
+                raise ValueError(f"{name}: expected a number above 0, got {value!r}")
 
 
 def scaled(
@@ -144,6 +150,9 @@ def attack(
     sigmas = tuple(sigmas)
     if len(graphs) == 0:
         raise ValueError("expected graphs to attack, got none")
+    for name, values in {"sigmas": sigmas, "restarts": restarts}.items():
+        if not values:
+            raise ValueError(f"{name}: expected at least one, got none")
     check_targets(graphs)
     for sigma in sigmas:
         if not 0 < sigma < float("inf"):

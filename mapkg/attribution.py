@@ -174,6 +174,12 @@ def heat_map(
     """
     thresholds = tuple(thresholds)
     label = torch.cat(list(labels))
+    edges = sum(graph.num_edges for graph in graphs)
+    if len(label) != edges or not ((label >= 0) & (label < num_labels)).all():
+        raise ValueError(
+            f"labels: expected one for each of {edges} edges, from 0 to {num_labels - 1}, got "
+            f"{len(label)}, among them {sorted(set(label.tolist()))[-3:]}"
+        )
     per_label = label.bincount(minlength=num_labels).double()
     names = default_names(model) if names is None else names
     modules = hooks.resolve(model, names)

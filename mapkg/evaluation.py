@@ -31,6 +31,8 @@ def batches(
     graphs: Graphs, batch_size: int, device: str | torch.device = "cpu", *, shuffle: bool = False
 ) -> Iterator[Any]:
     """PyG batches of graphs on a device; shuffled by torch's generator, or in order."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected 1 graph or more, got {batch_size}")
     for batch in DataLoader(graphs, batch_size, shuffle=shuffle):
         yield batch.to(device)
 
@@ -48,7 +50,7 @@ def targets(batch: Any) -> Tensor:
 def check_targets(graphs: Graphs) -> None:
     """Raise ValueError if a graph has no target."""
     for place, graph in enumerate(graphs):
-        if graph.y is None:
+        if getattr(graph, "y", None) is None:
             raise ValueError(f"graph {place} has no target y, of shape [1, targets]")
 
 

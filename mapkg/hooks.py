@@ -21,8 +21,7 @@ What a PyG ``MessagePassing`` module computes inside itself is named ``"module:s
 The stages are ``message`` (one row per edge), ``aggregate`` (one row per target),
 ``edge_update`` (one row per edge, in GATConv and GATv2Conv the attention weights), and
 ``message_inputs`` and ``edge_update_inputs``, a dict from name to argument of these methods,
-as ``x_j`` (source) and ``x_i`` (target) of each edge. They are read through PyG's own hooks;
-nothing is patched.
+as ``x_j`` (source) and ``x_i`` (target) of each edge. PyG's own hooks read them.
 """
 
 import difflib
@@ -331,7 +330,8 @@ def _called(names: set[str], modules: Mapping[str, nn.Module]) -> set[str]:
             nodes = made.graph.nodes if isinstance(made, fx.GraphModule) else ()
             calls = tuple(f"{node.target}." for node in nodes if node.op == "call_module")
             inside = f"{outer}." if outer else ""
-            skipped = {name for name in names if name.startswith(inside)} - {outer}
+            skipped = {name for name in names if f"{name}.".startswith(inside or name)}
+            skipped -= {outer} if isinstance(made, fx.GraphModule) else set()  # which is called
             names -= {n for n in skipped if not f"{n.removeprefix(inside)}.".startswith(calls)}
     return names
 

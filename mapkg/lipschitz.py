@@ -210,6 +210,11 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
             "layer: expected a GATConv normalised by lipschitz_normalise(layer), mode 'paper', got "
             + ("one that is not normalised" if norm is None else f"mode {norm.mode!r}")
         )
+    if edge_index.numel() and not 0 <= edge_index.min() <= edge_index.max() < num_nodes:
+        raise ValueError(
+            f"edge_index: expected nodes from 0 to {num_nodes - 1}, got {edge_index.min()} to "
+            f"{edge_index.max()}"
+        )
     if layer.add_self_loops:
         edge_index = add_self_loops(remove_self_loops(edge_index)[0], num_nodes=num_nodes)[0]
     source, target = directed(layer, edge_index)

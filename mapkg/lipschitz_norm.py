@@ -161,8 +161,10 @@ def lipschitz_normalise(
 
     Raises:
         ValueError: if there is no such layer, or one that cannot be normalised or is already.
-        TypeError: if a part of the model is compiled.
+        TypeError: if it is no model, or a part of it is compiled.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
     _refuse_compiled(model)
     chosen, others = {}, []
     for name, layer in model.named_modules():

@@ -62,8 +62,14 @@ def activation_ratio(x: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows c
     Returns:
         Ratios, shape [rows, channels]; NaN in rows that are not finite or whose median is zero.
 
+    Raises:
+        ValueError: if x is no tensor of real numbers of that shape.
+
     Source: massive-activations paper, Equation (1). differs: zero medians gave infinity.
     """
+    if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
+        found = f"{x.dtype} of shape {[*x.shape]}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x: expected a tensor of floats, [rows, channels], got {found}")
     magnitude = x.abs()
     median, largest = ratio_parts(magnitude)
     usable = (median > 0) & largest.isfinite()
@@ -80,6 +86,8 @@ def is_massive(
         ratio: as ``activation_ratio`` returns it, shape [rows, channels].
         threshold: a positive number.
     """
+    if not threshold > 0:
+        raise ValueError(f"threshold: expected a ratio above 0, got {threshold!r}")
     if ratio.dtype in (torch.float16, torch.bfloat16):  # which would round the threshold, too
         ratio = ratio.float()
     return ratio > threshold

@@ -73,8 +73,10 @@ class ProductNull:
 
         Args:
             ratio: one or several, any shape, which is that of the result; NaN stays NaN.
-            rows: number of rows.
+            rows: number of rows, at least 1.
         """
+        if rows < 1:
+            raise ValueError(f"rows: expected 1 or more, got {rows}")
         ratio = np.asarray(ratio, dtype=float)
         one_row = np.array([self._one_row(value) for value in ratio.flat]).reshape(ratio.shape)
         return np.asarray(-np.expm1(special.xlog1py(rows, -one_row)))

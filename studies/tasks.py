@@ -126,9 +126,9 @@ def _faults_of_graph(graph: Any, config: Config) -> Iterator[str]:
     y, shape = graph.y, (1, config.out_channels)
     if y is None:
         yield f"no target y, of shape {list(shape)}"
-    if y.shape != shape or not y.is_floating_point():
+    if not isinstance(y, Tensor) or y.shape != shape or not y.is_floating_point():
         yield f"y: expected floats of shape {list(shape)}, got {_look(y)}; convert with .float()"
-    if config.loss == "l1" and not y.isfinite().all():
+    if config.loss == "l1" and not y.float().isfinite().all():
         yield f"y: expected finite targets, got {y.flatten().tolist()}"
 
 
@@ -185,8 +185,10 @@ def _faults_of_values(
         yield f"{name}: expected ids from 0, fewer than {list(sizes)}, got {least} to {most}"
 
 
-def _look(tensor: Tensor | None) -> str:
-    return "none" if tensor is None else f"{tensor.dtype} of shape {list(tensor.shape)}"
+def _look(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return "none" if value is None else type(value).__name__
+    return f"{value.dtype} of shape {list(value.shape)}"
 
 
 @dataclass

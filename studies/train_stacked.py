@@ -192,8 +192,8 @@ def fit_stacked(
     for split, graphs in splits.items():
         if len(graphs) == 0:
             raise ValueError(f"the {split} split is empty; training needs at least one graph")
-    if len(seeds) == 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds: expected at least one, and different ones, got {list(seeds)}")
+    if len(seeds) == 0 or len(set(seeds)) < len(seeds) or [*map(int, seeds)] != [*seeds]:
+        raise ValueError(f"seeds: expected different whole numbers, one or more, got {[*seeds]}")
     device = torch.device(device)
     splits = {n: g if isinstance(g, FlatGraphs) else FlatGraphs.of(g) for n, g in splits.items()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

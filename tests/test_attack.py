@@ -271,6 +271,9 @@ NOWHERE = {"node_embedding": lambda batch: torch.zeros(batch.num_nodes, 1)}
 BAD = [
     *(({"sigmas": [s]}, "sigma: .* above 0, got " + str(s)) for s in (0.0, -0.1, torch.nan)),
     ({"sigmas": [torch.inf]}, "sigma: expected a standard deviation above 0, got inf"),
+    ({"sigmas": []}, "sigmas: expected at least one"),
+    ({"restarts": []}, "restarts: expected at least one"),
+    ({"batch_size": 0}, "batch_size: expected 1 graph or more, got 0"),
     ({"graphs": []}, "expected graphs to attack, got none"),
     *(
         ({"graphs": with_targets(1.0, bad)}, "targets: expected numbers for loss 'l1', got NaN or")
@@ -288,6 +291,15 @@ BAD = [
 def test_bad_input_is_an_error_that_says_what_was_expected(linear, graphs, changes, words):
     with pytest.raises(ValueError, match=words):
         attack(linear, **{"graphs": graphs, "progress": False} | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", 0.0), ("passes", 0), ("patience", -1), ("min_lr", torch.nan), ("lr", torch.inf)],
+)
+def test_an_ascent_that_cannot_end_or_begin_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}: expected a number above 0, got {value}"):
+        Ascent(**{name: value})
 
 
 def test_a_threshold_that_is_no_ratio_an_unknown_mask_and_another_network_are_errors(network):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 from torch_geometric.data import Data
 
 from mapkg.attribution import THRESHOLDS, Edges, attribute, heat_map
@@ -135,6 +136,13 @@ def test_bad_labels_are_refused():
 
 
 # The heat map.
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(3), torch.full((4,), 2), torch.full((4,), -1)])
+def test_labels_that_do_not_fit_the_edges_of_a_heat_map_are_refused(labels):
+    graph = path(0, 1)[0]
+    with pytest.raises(ValueError, match="labels: expected one for each of 4 edges, from 0 to 1"):
+        heat_map(nn.Identity(), [graph], [labels.long()], 2)
 
 
 def test_the_heat_map_is_the_one_of_a_loop_over_edges():

@@ -228,6 +228,9 @@ def test_a_graph_without_self_loops_and_a_raw_layer_are_refused():
     ):
         with pytest.raises(ValueError, match=words):
             gat_bound(layer, edge_index, len(x))
+    for far in (edge_index + 9, edge_index - 9):
+        with pytest.raises(ValueError, match="edge_index: expected nodes from 0 to 8, got"):
+            gat_bound(gat(), far, 9)
     some = torch.tensor([0, 0, 1]).repeat(2, 1)  # loops of two nodes, one of them twice
     with pytest.raises(ValueError, match="7 of 9 have no self-loop"):
         gat_bound(gat(add_self_loops=False), some, 9)

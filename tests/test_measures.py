@@ -89,6 +89,21 @@ def test_rows_without_a_usable_median_are_nan_and_leave_the_others_alone():
     torch.testing.assert_close(ratio[1], torch.tensor([0.0, 1.0, 1.5, 2.5]))
 
 
+@pytest.mark.parametrize(
+    "x", [torch.ones(3), torch.ones(2, 2).long(), torch.ones(2, 2, dtype=torch.cfloat), [[1.0]]]
+)
+def test_what_is_no_table_of_floats_has_no_ratio(x):
+    # Our words, or in tests those of the checked types.
+    with pytest.raises((ValueError, TypeError), match=r"x: expected a tensor of floats|Type"):
+        activation_ratio(x)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0, math.nan])
+def test_a_threshold_that_is_no_ratio_is_refused(threshold):
+    with pytest.raises(ValueError, match=f"threshold: expected a ratio above 0, got {threshold}"):
+        is_massive(torch.ones(2, 2), threshold)
+
+
 def test_massive_is_strictly_above_the_threshold_and_nan_is_not():
     above = math.nextafter(1000.0, math.inf)
     ratio = torch.tensor([[999.0, 1000.0, above, 1e9, math.nan]], dtype=torch.float64)

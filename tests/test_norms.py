@@ -248,6 +248,9 @@ def test_what_cannot_be_normalised_is_refused():
         with pytest.raises(ValueError, match=message):
             lipschitz_normalise(model)
     assert not hasattr(mixed[0], "score_norm"), "nothing is changed by halves"
+    for other in (None, gat().state_dict(), GATConv):
+        with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got|did not match"):
+            lipschitz_normalise(other)
 
 
 def test_all_layers_are_normalised_and_those_that_stay_as_they_are_are_named():

@@ -222,6 +222,11 @@ BAD_GRAPHS = [  # what a graph has instead, and what is said of it
     (dict(y=torch.zeros(1)), r"y: expected floats of shape \[1, 1\], got .* \[1\]"),
     (dict(y=torch.tensor([[True]])), r"y: .* got torch.bool .* convert with \.float"),
     (dict(y=torch.tensor([[3]])), r"y: .* got torch.int64"),
+    (dict(y="high"), r"y: .* got str"),
+    (
+        dict(y=torch.tensor([[1e39]], dtype=torch.double)),
+        r"y: expected finite targets, got \[1e\+39\]",
+    ),
     (dict(y=torch.tensor([[1e39]])), r"y: expected finite targets, got \[inf\]"),
     (dict(y=torch.tensor([[math.nan]])), r"y: expected finite targets, got \[nan\]"),
 ]
