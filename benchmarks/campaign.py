@@ -1,7 +1,7 @@
 """Bad inputs and faults, hundreds of them: is each refused in words, by our own code?
 
 Each case runs in a process of its own. It is *clear* if it ends in an error of the kinds for bad
-input that our code raised itself, in words (one line and exit status 2 from a command); *right* if
+input that our code raises itself, in words (one line and exit status 2 from a command); *right* if
 it states that nothing was lost; else *silent* (taken without a word), *bare* (an error of somebody
 else's code), *hang* or *crash*. What is bad for a user's eye alone, misleading words, ``--words``
 prints for reading::
@@ -737,7 +737,7 @@ def _outcome(action: Callable[[], object]) -> dict[str, str]:
         returned = ended.code
     except BaseException as error:  # what a user would see
         frames = traceback.extract_tb(error.__traceback__)
-        own = frames[-1].filename if frames else ""
+        own = frames[-1].filename if frames and "raise" in frames[-1].line else ""
         is_ours = any(f"/{package}/" in own for package in ("mapkg", "studies"))
         words = f"{type(error).__name__}: {error}"
         is_clear = isinstance(error, KINDS) and is_ours and len(str(error).split()) > 3

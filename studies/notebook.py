@@ -57,7 +57,10 @@ class Parameter:
         expected = self.help.partition(":")[0]
         if span := re.match(r"(\S+) to ([^\s:]+): ", self.help):
             low, high = float(span[1]), float(span[2])
-            allowed = [each is None or low <= each <= high for each in entries]
+            allowed = [
+                each is None or (isinstance(each, int | float) and low <= each <= high)
+                for each in entries
+            ]
         elif names := re.match(r"one of ([^:]+): ", self.help):
             allowed = [str(each).removesuffix(".0") in names[1].split(", ") for each in entries]
         elif place := re.match(r"names of (\S+)\.(\w+): ", self.help):

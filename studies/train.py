@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg.hooks import evaluating
@@ -114,10 +115,10 @@ def _task(task: Task | Splits, schedule: Schedule | Config | None) -> Task:
         )
     for name in ("train", "val") if has_config else ("train",):
         part = getattr(splits, name)
-        if not hasattr(part, "__len__"):
+        if not hasattr(part, "__len__") or isinstance(part, Data):
             raise ValueError(
                 f"{name}: expected a list of graphs, which is read again in each epoch, got "
-                f"{type(part).__name__}; pass list(...) of it"
+                f"{type(part).__name__}; pass a list of it"
             )
         if len(part) == 0:
             raise ValueError(f"the {name} split is empty; training needs at least one example")

@@ -197,6 +197,7 @@ def test_a_value_that_the_notebook_does_not_allow_is_refused_before_it_runs(
         ("20_attention_is_not_lipschitz", "scales", "[]", "expected 1e-6 to 1e6, got []"),
         ("24_missing_features", "rates", "[0.5, 2]", "expected 0 to 1, got [0.5, 2]"),
         ("05_grid", "architecture", "gcn", "expected one of gt, graphit, san, got 'gcn'"),
+        ("24_missing_features", "rates", "[[1]]", "expected 0 to 1, got [[1]]"),
         ("22_depth", "norms", "[]", "expected one of none, layer, pair, "),
         ("23_trees", "norms", "[[1]]", "expected one of none, layer, pair, lipschitz, "),
         ("09_do_they_attribute", "methods", '["mask"]', "expected one of ratio, gradient x input"),

@@ -179,6 +179,7 @@ def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
         "expected a Config, which names the loss of graphs.*": lambda: fit(network, splits, NODES),
         "expected a Schedule for nodes, .* got Config": lambda: run(papers),
         "train: expected a list of graphs, .* got generator": lambda: run(lazy),
+        "train: .* got Data": lambda: run(replace(splits, train=splits.train[0])),
         "the val split is empty": lambda: run(replace(splits, val=[])),
         "the train split is empty": lambda: fit(node_network(), empty, NODES),
         "epochs: expected 1 or more": lambda: fit(node_network(), papers, Schedule(epochs=0)),

@@ -171,7 +171,7 @@ def test_scores_are_measured_as_those_of_a_single_network(splits):
 
 
 def test_what_cannot_be_stacked_is_refused(splits):
-    for seeds in ((), (1, 2, 1)):
+    for seeds in ((), (1, 2, 1), (1.5,), "01"):
         with pytest.raises(ValueError, match="seeds: expected different whole numbers"):
             stacked(splits, config_of("GT-ZINC"), seeds=seeds)
     with pytest.raises(ValueError, match="the test split is empty"):
