@@ -48,7 +48,9 @@ def targets(batch: Any) -> Tensor:
 
 
 def check_targets(graphs: Graphs) -> None:
-    """Raise ValueError if a graph has no target."""
+    """Raise ValueError if there is no graph, or one without a target."""
+    if not graphs:
+        raise ValueError("expected graphs with targets y, got none")
     for place, graph in enumerate(graphs):
         if getattr(graph, "y", None) is None:
             raise ValueError(f"graph {place} has no target y, of shape [1, targets]")

@@ -67,7 +67,7 @@ def activation_ratio(x: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows c
 
     Source: massive-activations paper, Equation (1). differs: zero medians gave infinity.
     """
-    if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
+    if not isinstance(x, Tensor) or x.dim() != 2 or not (x.size(1) and x.is_floating_point()):
         found = f"{x.dtype} of shape {[*x.shape]}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"x: expected a tensor of floats, [rows, channels], got {found}")
     magnitude = x.abs()

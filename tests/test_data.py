@@ -212,7 +212,10 @@ def test_hydrogens_make_types_as_in_the_benchmark(smiles, types):
 @pytest.mark.parametrize(
     ("smiles", "message"),
     [
-        *((bad, "unreadable SMILES") for bad in ("C1CC", "c1cccc1", "C(C)(C)(C)(C)C", "NA", "")),
+        *(
+            (bad, "unreadable SMILES")
+            for bad in ("C1CC", "c1cccc1", "C(C)(C)(C)(C)C", "NA", "", None, 5)
+        ),
         ("C[Si](C)(C)C", "atom 1 of .* has the type 'Si', which is not one of the 28 known types"),
         ("[NH4+]", r"atom 0 of .* has the type 'N H4 \+'"),
         ("[Mg+2]", r"the type 'Mg \+2'"),

@@ -90,7 +90,14 @@ def test_rows_without_a_usable_median_are_nan_and_leave_the_others_alone():
 
 
 @pytest.mark.parametrize(
-    "x", [torch.ones(3), torch.ones(2, 2).long(), torch.ones(2, 2, dtype=torch.cfloat), [[1.0]]]
+    "x",
+    [
+        torch.ones(3),
+        torch.ones(3, 0),
+        torch.ones(2, 2).long(),
+        torch.ones(2, 2, dtype=torch.cfloat),
+        [[1.0]],
+    ],
 )
 def test_what_is_no_table_of_floats_has_no_ratio(x):
     # Our words, or in tests those of the checked types.

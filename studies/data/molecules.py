@@ -70,7 +70,7 @@ def molecule_graph(smiles: str, y: float | None = None) -> Data:
 
 
 def _read(smiles: str) -> Chem.Mol:
-    molecule = Chem.MolFromSmiles(smiles)
+    molecule = Chem.MolFromSmiles(smiles) if isinstance(smiles, str) else None
     if molecule is None or molecule.GetNumAtoms() == 0:
         raise ValueError(f"unreadable SMILES {smiles!r}: RDKit finds no molecule in it")
     return molecule
