@@ -169,6 +169,11 @@ def treat(
     """
     explode = exploding(edges)
     numbers = edges.loc[explode, "graph"].unique()
+    if len(numbers) < 2:
+        raise ValueError(
+            f"expected two molecules or more with a score above {EXPLODING:g}, got {len(numbers)} "
+            f"of {len(graphs)}; look at more molecules"
+        )
     inside = edges["graph"].isin(numbers)
     generator = torch.Generator().manual_seed(seed)
     chosen = {"exploding": torch.tensor(explode[inside].to_numpy())}
@@ -216,7 +221,7 @@ def effects(treated: pd.DataFrame, margin: float) -> pd.DataFrame:
         rows[key] = {"before": part["before"].mean(), "after": part["after"].mean()}
         rows[key] |= dict(list(paired(change).items())[:3])
         rows[key]["equivalent"] = test["equivalent"]
-    return pd.DataFrame(rows).T.rename_axis(["treatment", "edges"])
+    return pd.DataFrame(rows).T.infer_objects().rename_axis(["treatment", "edges"])
 
 
 def overview(edges: pd.DataFrame, graphs: Sequence[Data]) -> Figure:

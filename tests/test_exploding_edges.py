@@ -49,7 +49,6 @@ def test_edges_are_described_by_the_atom_and_the_rings_that_they_are_in(model, g
     assert first.loc[(1, 0), ["neighbors", "ring", "largest_ring"]].tolist() == [1, 0, 3]
     assert first.loc[(1, 2), ["neighbors", "ring", "largest_ring"]].tolist() == [2, 3, 3]
     saturated = edges["atom"] == "saturated carbon"
-    # A nitrile has two edges into carbon that is not saturated; a phenyl ring all but the methyl's.
     assert saturated.groupby(edges["graph"]).sum().tolist() == [7, 17, 7, 1]
     assert (edges["ring"] == 7).sum() == 14 and (edges["ring"] == 6).sum() == 12
     expected = torch.stack([x.abs().amax(dim=1) for x in scores(model, graphs)[1]], dim=1)
@@ -89,19 +88,36 @@ def test_treatments_change_the_exploding_edges_and_as_many_others(model, graphs)
     edges = study.largest_scores(model, graphs)
     edges[[0, 1, 2]] = 0.0
     edges.loc[[3, 4], 1] = study.EXPLODING + 1  # two edges of the first molecule
+    with pytest.raises(ValueError, match=r"two molecules or more .* got 1 of 4; look at more"):
+        study.treat(model, graphs, edges, first=0)
+    edges.loc[len(edges) - 1, 0] = study.EXPLODING + 1  # and one of the last
     treated = study.treat(model, graphs, edges, first=0).set_index(["treatment", "edges"])
-    assert treated["graph"].eq(0).all() and treated["largest_ring"].eq(3).all()
-    before, _ = scores(model, graphs[:1])
-    assert treated["before"].tolist() == pytest.approx([(before - 0.5).abs().item()] * 6, rel=1e-5)
+    assert (
+        treated["graph"].tolist() == [0, 3] * 6 and treated["largest_ring"].tolist() == [3, 6] * 6
+    )
+    few = [graphs[0], graphs[3]]
+    before = (scores(model, few)[0] - 0.5).abs().tolist()
+    assert treated["before"].tolist() == pytest.approx(before * 6, rel=1e-5)
     assert (treated.loc["clipped", "after"] == treated.loc["clipped", "before"]).all()
 
     def averaged(module, inputs, score):
         score = score.clone()
-        score[[3, 4]] = score[[0, 1, 2, *range(5, len(score))]].mean(dim=0)
+        score[[3, 4, -1]] = score[[0, 1, 2, *range(5, len(score) - 1)]].mean(dim=0)
         return score
 
     handles = [layer.attention.score.register_forward_hook(averaged) for layer in model.layers]
-    after = (scores(model, graphs[:1])[0] - 0.5).abs().item()
+    after = (scores(model, few)[0] - 0.5).abs().tolist()
     [handle.remove() for handle in handles]
-    assert treated.loc[("averaged", "exploding"), "after"] == pytest.approx(after, rel=1e-5)
-    assert abs(after - treated["before"].iloc[0]) > 1e-5
+    now = treated.loc[("averaged", "exploding"), "after"]
+    assert now.tolist() == pytest.approx(after, rel=1e-5) and abs(after[0] - before[0]) > 1e-5
+
+
+def test_effects_are_paired_by_molecule():
+    made = {"treatment": "clipped", "edges": "other", "before": [1.0, 3.0], "after": [1.1, 3.2]}
+    (row,) = study.effects(pd.DataFrame(made), 1).to_dict("records")
+    assert row["before"] == 2 and row["after"] == pytest.approx(2.15)
+    # Student's interval of 0.1 and 0.2, with one degree of freedom.
+    assert row["change"] == pytest.approx(0.15) and row["high"] == pytest.approx(
+        0.15 + 0.05 * 12.7062
+    )
+    assert row["equivalent"] and not study.effects(pd.DataFrame(made), 0.1)["equivalent"].any()
