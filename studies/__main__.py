@@ -46,6 +46,7 @@ STUDIES = {
         "What makes scores massive, arm by arm (14)",
         ("molecules",),
     ),
+    "topology": ("topology:topology", "Ratios by curvature of the edge (16)", ("molecules",)),
     "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (23)", ("trees",)),
 }
 """Where each command and study is, what it does, and the kinds of data it takes. The tables in
