@@ -19,10 +19,7 @@ from studies.topology import BRIDGE, balanced_forman, barbells, ranks, topology,
         (networkx.cycle_graph(5), 0),
         (networkx.complete_graph(6), 6 / 5),
         (networkx.hypercube_graph(3), 2 / 3),  # d = 3, two squares at either end, one each
-        (
-            networkx.complete_bipartite_graph(3, 3),
-            0,
-        ),
+        (networkx.complete_bipartite_graph(3, 3), 0),
         (networkx.grid_2d_graph(5, 5, periodic=True), 0),
         (networkx.star_graph(4), 0),
     ],
