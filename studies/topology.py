@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -208,3 +209,16 @@ def verdicts(curves: pd.DataFrame) -> pd.DataFrame:
                 rows[(*key, name)] = {k: test[k] for k in ("change", "low", "high", "equivalent")}
     names = ["dataset", "state", "layer", "measure"]
     return pd.DataFrame(rows).T.infer_objects().rename_axis(names)
+
+
+def rank_figure(curves: pd.DataFrame) -> sns.FacetGrid:
+    """Rank correlations of every network by layer, before and after training."""
+    columns = {"row_rank": "row ratio", "layer_rank": "layer ratio"}
+    keys = ["dataset", "state", "layer", "seed"]
+    long = curves.rename(columns=columns).melt(keys, columns.values(), "measure")
+    look = dict(kind="strip", x="layer", y="value", hue="state", col="dataset", row="measure")
+    grid = sns.catplot(long, **look, dodge=True, height=2.1, aspect=1.9)
+    for ax in grid.axes.flat:
+        ax.axhspan(-MARGINS["rank"], MARGINS["rank"], color="0.9", lw=0, zorder=0)
+    grid.set_titles("{col_name}, {row_name}")
+    return grid.set_axis_labels("layer", "rank correlation\nwith curvature")

@@ -46,6 +46,7 @@ TINY = {
         **dict(heads=4, num_layers=1),
     ),
     "15_edges_that_explode": dict(molecules=60, first_layer=5, margin=0.2, seed=1),
+    "16_curvature": dict(molecules=5, seed=1),
     "20_attention_is_not_lipschitz": dict(points=2, layer_points=1, scales=[1.0, 10.0]),
     "21_gradient_explosion": dict(
         DEEP, num_layers=3, norms=["none", "pair-si", "lipschitz-published-si"]
