@@ -1,10 +1,10 @@
 """GT on ZINC trained to the end of its schedule: phases, measures, tests, beside what is published.
 
 The *high-rate phase* of a seed ends with the epoch before its learning rate is first halved.
-``benchmarks/stacked_tables.py`` makes the tables that are read here.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ MEASURES = {
     "second": "largest / second beyond untrained",
     "q90": "largest / 90 % quantile beyond untrained",
 }
-"""What a layer can have. Untrained means all seeds of that layer before training."""
+"""What a layer can have; untrained means all seeds of that layer before training."""
 
 BEYOND = {
     "spread": "spread_mean",
@@ -34,7 +34,6 @@ BEYOND = {
     "second": "max_over_second_q50",
     "q90": "max_over_q90_q50",
 }
-"""The statistics of measures that compare with untrained networks."""
 
 STATES = ("untrained", "high", "best", "last")
 """Epoch 0, the last recorded epoch of the high-rate phase, the one nearest to the least
@@ -68,24 +67,16 @@ def with_measures(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**has)
 
 
-def seeds_by_layer(table: pd.DataFrame, states: Sequence[str] = STATES) -> pd.DataFrame:
-    """How many seeds have each measure: a row per measure and state, a column per layer.
-
-    The column ``any`` counts seeds that have it in some layer, ``from`` and ``to`` are its
-    exact 95 % interval as a share of seeds.
-    """
+def seeds_by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """How many seeds have each measure in a layer, or any, the exact 95 % interval as a share."""
     rows = {}
-    for name, title in MEASURES.items():
-        for state in states:
-            wide = table[table["state"] == state].pivot(index="seed", columns="layer", values=name)
-            some = int(wide.any(axis=1).sum())
-            interval = stats.binomtest(some, len(wide)).proportion_ci(method="exact")
-            ends = {"any": some, "from": interval.low, "to": interval.high}
-            rows[title, state] = wide.sum().to_dict() | ends
-    counted = pd.DataFrame(rows).T
-    counted.index.names = ["measure", "state"]
-    whole = [name for name in counted.columns if name not in ("from", "to")]
-    return counted.astype(dict.fromkeys(whole, int))
+    for (name, title), state in product(MEASURES.items(), STATES):
+        wide = table[table["state"] == state].pivot(index="seed", columns="layer", values=name)
+        some = int(wide.any(axis=1).sum())
+        low, high = stats.binomtest(some, len(wide)).proportion_ci(method="exact")
+        rows[title, state] = wide.sum().to_dict() | {"any": some, "from": low, "to": high}
+    counted = pd.DataFrame(rows).T.rename_axis(index=["measure", "state"])
+    return counted.astype(dict.fromkeys(counted.columns.drop(["from", "to"]), int))
 
 
 def compare_phases(table: pd.DataFrame) -> pd.DataFrame:
@@ -177,9 +168,8 @@ def draw_schedule(
 ) -> sns.FacetGrid:
     """Columns of the table (with titles) through training, a line per seed, colored by phase."""
     table = table[table["layer"].isin(layers)]
-    first_lower = table[table["epoch"] >= table["halved"]].groupby("seed")["epoch"].min()
-    later = table["epoch"] >= table["seed"].map(first_lower)
-    phases = {"high": "before the rate is halved", "last": "after the first halving"}
+    later = table["epoch"] >= table["halved"]
+    phases = _PHASES | {"last": "after the first halving"}
     turn = table[table["state"] == "high"]  # ends one part of the line and begins the other
     parts = {"high": table[~later], "last": pd.concat([turn, table[later]])}
     lines = pd.concat([part.assign(phase=phases[state]) for state, part in parts.items()])
@@ -204,10 +194,7 @@ def draw_schedule(
 
 
 def draw_anchor(last: pd.DataFrame) -> Figure:
-    """Error and length of each seed's training beside the mean of ``ANCHOR``.
-
-    ``last`` has the columns ``epoch``, ``train`` and ``test``, a row per seed.
-    """
+    """Each seed's last ``epoch`` and its ``train`` and ``test`` error beside ``ANCHOR``."""
     figure, axes = panels(2, 2, (2.9, 2.3))
     for ax, split in zip(axes, ("test", "train"), strict=True):
         mean, deviation = ANCHOR[split]
