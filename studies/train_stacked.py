@@ -217,7 +217,8 @@ class Progress:
         self.epoch, self.seconds, self.commit, self.versions = 0, 0.0, commit(), versions()
         self.tables = {n: torch.zeros(0, len(c)).double() for n, c in _TABLES.items()}
         self.seeds = {seed: SeedProgress(seed, config.lr) for seed in seeds}
-        state = {"state": stacked.stacked_state(networks)}
+        states = [network.state_dict() for network in networks]
+        state = {"state": {n: torch.stack([one[n] for one in states]) for n in states[0]}}
         if self.path is not None and self.path.is_file():
             state = self._resume()
             print(f"resumed after epoch {self.epoch} from {self.path}", file=sys.stderr)
