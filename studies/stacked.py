@@ -82,10 +82,8 @@ class FlatGraphs:
 
 def in_batches(order: Int[Tensor, " graphs"], batch_size: int) -> Int[Tensor, "steps size"]:
     """An order cut into batches; the last one is filled with -1."""
-    steps = -(-len(order) // batch_size)
-    padded = order.new_full((steps * batch_size,), -1)
-    padded[: len(order)] = order
-    return padded.view(steps, batch_size)
+    missing = -len(order) % batch_size
+    return nn.functional.pad(order, (0, missing), value=-1).view(-1, batch_size)
 
 
 def epoch_batches(

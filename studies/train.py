@@ -113,21 +113,15 @@ class _Run:
         self.model, self.schedule, self.seed = model.to(device), schedule, seed
         self.task, self.device = task.to(device), device
         self.path = None if folder is None else Path(folder) / STATE_FILE
-        self.optimizer = torch.optim.Adam(
-            model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, **task.adam
-        )
+        adam = dict(lr=schedule.lr, weight_decay=schedule.weight_decay, **task.adam)
+        self.optimizer = torch.optim.Adam(model.parameters(), **adam)
         patience = math.inf if schedule.lr_patience is None else schedule.lr_patience
-        self.scheduler = ReduceLROnPlateau(
-            self.optimizer, factor=schedule.lr_factor, patience=patience, eps=0, **task.plateau
-        )
+        plateau = dict(factor=schedule.lr_factor, patience=patience, eps=0, **task.plateau)
+        self.scheduler = ReduceLROnPlateau(self.optimizer, **plateau)
         self.done, self.best, self.random = _Progress(), self._weights(), None
-        self.identity = {
-            "config": task.settings(schedule, model),
-            "seed": seed,
-            "data": task.splits.description.title,
-            "train": len(task.splits.train),
-            "val": len(task.splits.val),
-        }
+        data, settings = task.splits, task.settings(schedule, model)
+        self.identity = {"config": settings, "seed": seed, "data": data.description.title}
+        self.identity |= {"train": len(data.train), "val": len(data.val)}
 
     def fit(self, observe: Observer | None, progress: bool) -> Fit:
         if self.path is not None and self.path.is_file():
@@ -149,7 +143,6 @@ class _Run:
             while not (stop_reason := self._reason_to_stop()):
                 start, before = time.perf_counter(), done.epoch
                 row = self._block()
-                self._judge(row)
                 self._observe(observe)
                 row["seconds"] = time.perf_counter() - start
                 done.seconds += row["seconds"]
@@ -175,11 +168,10 @@ class _Run:
         return next((reason for reason, holds in reasons.items() if holds), "")
 
     def _block(self) -> dict[str, Any]:
-        """Train for the epochs of a row of the history, which is what they gave."""
-        first, sums, count = self.done.epoch + 1, Counter(), 0
-        last = min(self.done.epoch + self.schedule.block, self.schedule.epochs)
-        lr = self.optimizer.param_groups[0]["lr"]
-        for epoch in range(first, last + 1):
+        """Train for the epochs of a row of the history, and let it decide on rate and weights."""
+        done, sums, count, lr = self.done, Counter(), 0, self.optimizer.param_groups[0]["lr"]
+        last = min(done.epoch + self.schedule.block, self.schedule.epochs)
+        for epoch in range(done.epoch + 1, last + 1):
             self.model.train()
             steps = self.task.steps(self.model, self.schedule, self.seed + EPOCH_STRIDE * epoch)
             for step, (loss, number, others) in enumerate(steps, start=1):
@@ -197,19 +189,14 @@ class _Run:
         row = {name: total / count for name, total in sums.items()}
         row = {"epoch": last, **row, **self.task.validate(self.model, self.schedule), "lr": lr}
         self._check_finite("validation", row.get("val_loss", 0.0), last)
-        self.done.epoch = last
-        self.done.history.append(row)
+        done.epoch = last
+        done.history.append(row)
+        if (score := self.task.score(row)) is not None:
+            self.scheduler.step(score)
+            done.since_gain = 0 if score < done.best_loss - _GAIN else done.since_gain + 1
+            if score < done.best_loss:
+                done.best_loss, done.best_epoch, self.best = score, last, self._weights()
         return row
-
-    def _judge(self, row: dict[str, Any]) -> None:
-        """Let a row of the history decide on the learning rate and on the best weights."""
-        done, score = self.done, self.task.score(row)
-        if score is None:
-            return
-        self.scheduler.step(score)
-        done.since_gain = 0 if score < done.best_loss - _GAIN else done.since_gain + 1
-        if score < done.best_loss:
-            done.best_loss, done.best_epoch, self.best = score, row["epoch"], self._weights()
 
     def _check_finite(self, which: str, loss: float, epoch: int, where: str = "") -> None:
         if math.isfinite(loss) or self.task.may_diverge:
@@ -236,14 +223,11 @@ class _Run:
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
-        weights = {"model": self.model.state_dict(), "best": self.best}
-        values = {
-            "identity": self.identity,
-            "progress": vars(self.done),
-            "param_groups": adam["param_groups"],
-            "scheduler": self.scheduler.state_dict(),
-        }
-        write_state(self.path, {**weights, "adam": moments, "random": random}, values)
+        tensors = {"model": self.model.state_dict(), "best": self.best}
+        tensors |= {"adam": moments, "random": random}
+        values = {"identity": self.identity, "progress": vars(self.done)}
+        values |= {"param_groups": adam["param_groups"], "scheduler": self.scheduler.state_dict()}
+        write_state(self.path, tensors, values)
 
     def _resume(self) -> _Progress:
         tensors, values = read_state(self.path)
