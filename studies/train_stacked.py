@@ -35,7 +35,6 @@ _TABLES = {
     "measures": ["seed", "epoch", "layer", *COLUMNS],
 }
 
-_FIXED = ("val", "test")  # splits whose batches are the same in each epoch
 _KEPT = ("epoch", "seconds", "commit", "versions")
 
 
@@ -75,8 +74,8 @@ class Stack:
 
     def all_steps(self) -> dict[str, Callable[[], None]]:
         """What is done with a batch, by what the batch is for."""
-        names = ("record", *self.fixed)
-        return {"train": self._train_step} | {n: partial(self._evaluate_step, n) for n in names}
+        steps = {name: partial(self._evaluate_step, name) for name in self.fixed}
+        return {"train": self._train_step, **steps}
 
     def begin(self, name: str) -> None:
         """Go to the first batch, in the mode of a step."""
@@ -93,23 +92,20 @@ class Stack:
             self.calls["train"]()
 
     def evaluate(self, name: str) -> None:
-        """Evaluate on a split, or ``record``: on the test split, and measure its scores."""
+        """Evaluate on a split, and measure the scores of ``record``, the test split again."""
         for of_layer in self.measures if name == "record" else ():
             of_layer.reset()
-        split = _split(name)
-        self.sums[split].zero_()
+        self.sums[name].zero_()
         self.begin(name)
-        for _ in range(len(self.fixed[split])):
+        for _ in range(len(self.fixed[name])):
             self.calls[name]()
 
     def state(self) -> dict[str, Tensor]:
         """Weights and running statistics of all networks by their plain names, copied, [S, ...]."""
-        named = {
-            name.replace("parametrizations.", "").removesuffix(".original"): tensor
-            for name, tensor in self.network.named_parameters()
+        return {
+            name.replace("parametrizations.", "").removesuffix(".original"): tensor.clone()
+            for name, tensor in self.network.state_dict().items()
         }
-        named |= dict(self.network.named_buffers())
-        return {name: t.detach().clone() for name, t in named.items() if t.is_floating_point()}
 
     def gradient(self) -> tuple[Float[Tensor, "S P"], Float[Tensor, " S"], Int[Tensor, " S"]]:
         """Gradient of each network's mean loss; sum and number of the losses."""
@@ -136,11 +132,10 @@ class Stack:
             self.cursor += 1
 
     @torch.no_grad()
-    def _evaluate_step(self, name: str) -> None:
-        split = _split(name)
+    def _evaluate_step(self, split: str) -> None:
         ids = self.fixed[split].index_select(0, self.cursor).expand(self.networks, -1)
         batch = self._take(split, ids)
-        names = list(hooks.resolve(self.network, SCORES)) if name == "record" else []
+        names = list(hooks.resolve(self.network, SCORES)) if split == "record" else []
 
         def measure(name: str, score: Tensor) -> None:
             of_network = score.unflatten(0, (self.networks, -1))
@@ -156,10 +151,6 @@ class Stack:
         batch = assemble(self.data[split], ids, *self.shape)
         self.layout.masks = [mask.to(self.dtype) for mask in (batch.node_mask, batch.edge_mask)]
         return batch
-
-
-def _split(name: str) -> str:
-    return "test" if name == "record" else name
 
 
 def fit_stacked(
@@ -222,12 +213,12 @@ class Progress:
         if self.path is not None and self.path.is_file():
             state = self._resume()
             print(f"resumed after epoch {self.epoch} from {self.path}", file=sys.stderr)
-        fixed = {
-            n: stacked.in_batches(torch.arange(len(splits[n])), config.batch_size) for n in _FIXED
-        }
-        epochs = range(self.epoch + 1, config.max_epochs + 1)
+        splits = {**splits, "record": splits["test"]}
+        fixed = {n: torch.arange(len(g)) for n, g in splits.items() if n != "train"}
+        fixed = {n: stacked.in_batches(ids, config.batch_size) for n, ids in fixed.items()}
         rows = [splits[split].rows(ids) for split, ids in fixed.items()]
-        rows += [splits["train"].rows(self.orders(epoch)[0]) for epoch in epochs]
+        for epoch in range(self.epoch + 1, config.max_epochs + 1):
+            rows.append(splits["train"].rows(self.orders(epoch)[0]))
         self.shape = stacked.padded(*(max(int(r[kind].max()) for r in rows) for kind in (0, 1)))
         dtype = next(self.single.parameters()).dtype
         data = {name: graphs.to(device, dtype) for name, graphs in splits.items()}
@@ -235,9 +226,10 @@ class Progress:
         for name, tensor in state.get("optimizer", {}).items():
             getattr(self.stack, name).copy_(tensor)
         self.stack.prepare(self.orders(self.epoch + 1)[0], fixed)
-        kept = {name: state.get(name, {}) for name in ("best", "last")}
-        kept = {n: {key: t.to(device) for key, t in named.items()} for n, named in kept.items()}
-        self.weights = {name: self.stack.state() | named for name, named in kept.items()}
+        self.weights = {name: self.stack.state() for name in ("best", "last")}
+        for name, weights in self.weights.items():
+            for key, tensor in state.get(name, {}).items():
+                weights[key].copy_(tensor)
 
     @property
     def running(self) -> list[int]:
@@ -268,11 +260,12 @@ class Progress:
         if self.device.type == "cuda":  # dropout is drawn on the device
             torch.cuda.manual_seed(zlib.crc32(repr((list(self.seeds), epoch)).encode()))
         stack.train(*self.orders(epoch))
-        stack.evaluate("val")
-        stack.evaluate("record" if record_epochs(epoch) else "test")
-        sums = torch.stack([stack.sums[name] for name in ("train", *_FIXED)]).cpu()
+        fixed = ("val", "record" if record_epochs(epoch) else "test")
+        for name in fixed:
+            stack.evaluate(name)
+        sums = torch.stack([stack.sums[name] for name in ("train", *fixed)]).cpu()
         self.epoch = epoch
-        if record_epochs(epoch):
+        if "record" in fixed:
             self.keep_measures()
         seconds = time.perf_counter() - start
         self.seconds += seconds
