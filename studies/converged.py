@@ -15,7 +15,7 @@ from scipy import stats
 
 from mapkg.measures import MASSIVE_RATIO
 from studies.figures import STATE_COLORS, THRESHOLD_LOOK, legend_once, panels
-from studies.statistics import paired, with_holm
+from studies.statistics import LEVEL, paired, with_holm
 
 MEASURES = {
     "row": "row ratio > 1000",
@@ -36,8 +36,7 @@ BEYOND = {
 }
 
 STATES = ("untrained", "high", "best", "last")
-"""Epoch 0, the last recorded epoch of the high-rate phase, the one nearest to the least
-validation loss, and the last recorded one."""
+"""Recorded epochs, 0, the last at the high rate, nearest to the least validation loss, the last."""
 
 ANCHOR = {"test": (0.264, 0.008), "train": (0.048, 0.006), "epochs": 321.5, "seeds": 4}
 """Mean and standard deviation over seeds of the MAE, of Dwivedi and Bresson 2021, Table 1, with
@@ -94,10 +93,9 @@ def seeds_that_change(table: pd.DataFrame, places: Sequence[tuple[str, int]]) ->
     rows = {}
     for name, layer in places:
         has = table[table["layer"] == layer].set_index(["state", "seed"])[name].astype(int)
-        found = paired(has["last"] - has["high"])
-        row = {"lost": found["fewer"], "gained": found["more"], "p": found["p"]}
-        rows[f"{MEASURES[name]}, layer {layer}"] = row
-    return with_holm(pd.DataFrame(rows).T)
+        rows[f"{MEASURES[name]}, layer {layer}"] = paired(has["last"] - has["high"])
+    tests = pd.DataFrame(rows).T.rename(columns={"fewer": "lost", "more": "gained"})
+    return with_holm(tests[["lost", "gained", "p"]])
 
 
 def factors(table: pd.DataFrame, column: str, layers: Sequence[int]) -> pd.DataFrame:
@@ -120,24 +118,19 @@ def steady(counts: pd.DataFrame) -> pd.DataFrame:
 
 def beside_anchor(measured: pd.DataFrame) -> pd.DataFrame:
     """Errors of both states on a split beside the anchor's, with Welch's test and interval."""
-    rows = {}
-    for split in ("train", "test"):
-        theirs, spread = ANCHOR[split]
-        for state in ("best", "last"):
-            of_state = (measured["split"] == split) & (measured["state"] == state)
-            mae = measured.loc[of_state, "mae_of_batches"]
-            parts = np.array([mae.var() / len(mae), spread**2 / ANCHOR["seeds"]])
-            freedom = parts.sum() ** 2 / (parts**2 / [len(mae) - 1, ANCHOR["seeds"] - 1]).sum()
-            difference, error = mae.mean() - theirs, np.sqrt(parts.sum())
-            low, high = stats.t.interval(0.95, freedom, difference, error)
-            row = {"mae": mae.mean(), "deviation": mae.std(), "seeds": len(mae)}
-            row |= {"anchor": theirs, "anchor deviation": spread, "difference": difference}
-            p = 2 * stats.t.sf(abs(difference) / error, freedom)
-            rows[split, state] = row | {"low": low, "high": high, "p": p}
+    found, rows = measured.set_index(["split", "state"])["mae_of_batches"].sort_index(), {}
+    for split, state in product(("train", "test"), ("best", "last")):
+        (theirs, spread), mae = ANCHOR[split], found[split, state]
+        parts = np.array([mae.var() / len(mae), spread**2 / ANCHOR["seeds"]])
+        freedom = parts.sum() ** 2 / (parts**2 / [len(mae) - 1, ANCHOR["seeds"] - 1]).sum()
+        difference, error = mae.mean() - theirs, np.sqrt(parts.sum())
+        low, high = stats.t.interval(LEVEL, freedom, difference, error)
+        row = {"mae": mae.mean(), "deviation": mae.std(), "seeds": len(mae)}
+        row |= {"anchor": theirs, "anchor deviation": spread, "difference": difference}
+        p = 2 * stats.t.sf(abs(difference) / error, freedom)
+        rows[split, state] = row | {"low": low, "high": high, "p": p}
     return pd.DataFrame(rows).T.astype({"seeds": int})
 
-
-# Figures.
 
 _COLORS = {"high": STATE_COLORS["base"], "last": STATE_COLORS["best"]}
 _PHASES = {"high": "before the rate is halved", "last": "end of training"}

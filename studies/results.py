@@ -140,22 +140,11 @@ def contrasts(
     return pd.DataFrame(rows).T
 
 
-# The grid.
-
 MODELS = ("GT", "GraphiT", "SAN")
-"""The paper's networks, rows of its figure."""
-
-DATA_SETS = {"zinc": "ZINC", "tox21": "TOX21", "proteins": "PROTEINS (TU)"}
-"""Columns of the figure, from what result files call them to what figures do."""
-
 GRID = dict(sorted(titles("grid").items(), key=lambda pair: MODELS.index(pair[1].split(",")[0])))
-"""All pairs, from names of result files to titles of figures, those of a model together."""
-
 VARIANTS = titles("variants")
-"""Networks on ZINC that differ in their attention, from result files to titles of figures."""
-
 PERMUTED = {name: name.removesuffix("_permuted") for name in titles("permuted")}
-"""Runs on permuted targets, from their result files to the pair they are a control of."""
+"""Runs by the names of their files, with titles; of permuted targets the pair they control."""
 
 
 def how_unlikely(summary: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
@@ -168,7 +157,7 @@ def how_unlikely(summary: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame
     """
     rows = summary[summary["state"] == "best"].reset_index(drop=True)
     null = untrained[untrained["state"] == "base_calibrated"].groupby(["run", "layer"])["max_ratio"]
-    sizes = rows[["channels", "rows"]].drop_duplicates().itertuples(index=False)
+    sizes = {*zip(rows["channels"], rows["rows"], strict=True)}
     thresholds = {size: ProductNull(size[0]).threshold(0.05, size[1]) for size in sizes}
 
     def among_others(row: pd.Series) -> dict[str, float]:
@@ -198,10 +187,10 @@ def by_measure(runs: Emergence) -> pd.DataFrame:
     sums = parts.groupby([*keys, "state"]).sum()
     spread = np.sqrt(sums["xx"] / sums["n"] - (sums["x"] / sums["n"]) ** 2).unstack()
     untrained = spread.filter(like="base").max(axis=1).groupby(["run", "layer"]).transform("max")
-    largest, median = best["max_abs"], best["row_median_q50"]
+    least = (MASSIVE_RATIO * best["row_median_q50"]).clip(lower=100)
     passes = {
         "row ratio": best["max_ratio"] > MASSIVE_RATIO,
-        "Sun's rule": (largest > 100) & (largest > MASSIVE_RATIO * median),
+        "Sun's rule": best["max_abs"] > least,
         "spread": (spread["best"] > untrained).reindex(best.index),
     }
     return pd.DataFrame(passes).reset_index()
@@ -215,15 +204,15 @@ def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd
         scores = best.reindex(columns=["test_mae", "test_roc_auc", "test_bce"])
         scores = scores.dropna(axis="columns", how="all").rename(columns=lambda name: name[5:])
         share = (best["max_ratio"] > threshold).groupby(best["layer"]).mean()
-        by_seed = best.groupby("seed")
+        by_seed, layers = best.groupby("seed"), share.index.astype(str)
         rows[run] = {
             "seeds": best["seed"].nunique(),
             "epochs": span(best["epochs"], ".0f"),
             "test split": ", ".join(f"{name} {span(scores[name], '.3f')}" for name in scores),
             "untrained": span(base.groupby("seed")["max_ratio"].max(), ",.0f"),
             "trained": span(by_seed["max_ratio"].max(), ",.0f"),
-            "layers, every seed": _list(share.index[share == 1]),
-            "layers, some seed": _list(share.index[(share > 0) & (share < 1)]),
+            "layers, every seed": ", ".join(layers[share == 1]) or "none",
+            "layers, some seed": ", ".join(layers[(share > 0) & (share < 1)]) or "none",
             "edges, at most": span(by_seed["share_rows_with_massive"].max(), ".2%"),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
@@ -236,26 +225,19 @@ def length_table(trajectory: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) 
     by_seed = ratios.groupby(keys, sort=False)["max_ratio"]
     highest = ratios.loc[by_seed.idxmax()].set_index(keys)
     massive = ratios[ratios["max_ratio"] > threshold].groupby(keys)["epoch"].min()
-    table = pd.DataFrame(
-        {
-            "untrained": by_seed.first(),
-            "highest": highest["max_ratio"],
-            "in epoch": highest["epoch"],
-            "last epoch": by_seed.last(),
-        }
-    )
-    table = table.round().astype(int).loc[highest.index]
+    columns = {"untrained": by_seed.first(), "highest": highest["max_ratio"]}
+    columns |= {"in epoch": highest["epoch"], "last epoch": by_seed.last()}
+    table = pd.DataFrame(columns).round().astype(int).loc[highest.index]
     table["massive from"] = massive.reindex(table.index).map("{:.0f}".format, na_action="ignore")
     return table.fillna("never")
 
 
 def law_table(laws: pd.DataFrame, by: Sequence[str] = ("run", "state")) -> pd.DataFrame:
     """Number of fits; each law's median distance to the values, how often its AIC is least."""
-    keys = list(by)
-    groups = laws.groupby([*keys, "law"], sort=False)
-    wins = (laws["aic_rank"] == 1).groupby([laws[key] for key in (*keys, "law")], sort=False).sum()
-    texts = groups["ks_own"].median().map("{:.3f}".format) + " (" + wins.astype(str) + ")"
-    gamma = laws[laws["law"] == "gamma"].groupby(keys)
+    groups = laws.assign(wins=laws["aic_rank"] == 1).groupby([*by, "law"], sort=False)
+    wins = " (" + groups["wins"].sum().astype(str) + ")"
+    texts = groups["ks_own"].median().map("{:.3f}".format) + wins
+    gamma = laws[laws["law"] == "gamma"].groupby([*by])
     texts = texts.unstack()[laws["law"].unique()].sort_index()
     texts.insert(0, "fits", gamma.size())
     return texts.join(gamma[["ks_base", "ks_two_sample"]].median().round(3))
@@ -273,7 +255,3 @@ def laws(
     chosen = histogram[histogram["state"].isin(["base", "best"])]
     fitted = compare_laws(chosen[[*keys, "bin", "low", "count"]], base="base")
     return fitted.merge(chosen[[*keys, *origin]].drop_duplicates(), on=keys, validate="many_to_one")
-
-
-def _list(layers: Iterable[int]) -> str:
-    return ", ".join(map(str, layers)) or "none"
