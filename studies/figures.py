@@ -59,11 +59,7 @@ def over_seeds(
     sharing: Mapping[str, bool | str] | None = None,
     **look: Any,
 ) -> sns.FacetGrid:
-    """A line over seeds, in a band from the least to the greatest, a panel for each group.
-
-    ``labels`` are of the axes, ``log`` names those that are logarithmic, ``size`` is of a panel in
-    inches, ``sharing`` seaborn's ``facet_kws`` and ``look`` of its ``relplot``.
-    """
+    """A line over seeds, in a band from the least to the greatest, a panel for each group."""
     grid = sns.relplot(
         table,
         **dict(kind="line", x=x, y=y, hue=color, col=panel, facet_kws=sharing),

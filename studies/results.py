@@ -126,10 +126,7 @@ def contrasts(
     *,
     value: str = "max_ratio",
 ) -> pd.DataFrame:
-    """Of pairs of (run, label), the second's value over the first's in networks of one seed.
-
-    Geometric mean, Student's interval of the logarithms, ``least`` and ``greatest`` of a seed.
-    """
+    """The value of the second (run, label) of pairs over the first's, geometric mean over seeds."""
     logs = np.log(table.set_index(["run", "label", "seed"])[value]).sort_index()
     rows = {}
     for title, (one, other) in pairs.items():

@@ -43,9 +43,6 @@ _ROW_MULTIPLE = 64  # of rows per network, for matrix products of even sizes
 _PADDING_TARGETS = 16  # nodes over which padding edges are spread: sums at one would take turns
 
 
-# Data.
-
-
 @dataclass(frozen=True)
 class FlatGraphs:
     """The graphs of a split, one below another; ends of edges count from the graph's first node."""
@@ -159,20 +156,13 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0).flatten(0, 1)
 
 
-# Networks.
-
-
 @dataclass
 class Layout:
-    """How the rows of S networks lie; one object shared by all modules of a stacked network.
-
-    From one CPU generator per network dropout draws what the network would draw alone; None draws
-    from torch's own generator for all at once.
-    """
+    """How the rows of S networks lie; one object shared by all modules of a stacked network."""
 
     networks: int
     masks: Sequence[Float[Tensor, "S _ 1"]] = ()  # of real nodes and of real edges
-    generators: Sequence[torch.Generator] | None = None
+    generators: Sequence[torch.Generator] | None = None  # of dropout; without, torch's for all
 
     def mask(self, rows: int) -> Float[Tensor, "S R 1"]:
         """The mask of the kind of rows of which each network has this many."""

@@ -40,10 +40,7 @@ def write_all(
 def read(
     folder: Path | str, kind: str, runs: Iterable[str] | Mapping[str, str], table: str = ""
 ) -> pd.DataFrame:
-    """``KIND_RUN_TABLE.csv.gz`` of several runs, joined, with each one's name or title as ``run``.
-
-    A ``kind`` is for example ``"emergence"``, a ``table`` ``"summary"``; either may be missing.
-    """
+    """``KIND_RUN_TABLE.csv.gz`` of several runs, joined, with its name or title as ``run``."""
     titles = runs if isinstance(runs, Mapping) else {name: name for name in runs}
     parts = []
     for name, title in titles.items():
@@ -71,11 +68,7 @@ def over_seeds(
     statistic: str = "median",
     form: str = ".3g",
 ) -> pd.DataFrame:
-    """A column over seeds as text, a line for each group of ``rows`` in the order of the table.
-
-    ``statistic`` is ``"median"``, as "median [least, greatest]", or ``"range"``, both formatted as
-    ``form`` says.
-    """
+    """A column over seeds as text, "median [least, greatest]" or a "range", in their order."""
 
     def shown(values: pd.Series) -> str:
         if (values := values.dropna()).empty:
@@ -115,10 +108,9 @@ def run_study(
     prefix: Path | str | None = None,
     progress: bool = True,
 ) -> Study:
-    """Do what is not done yet of a list of trainings, pairs of settings and what does it.
+    """Do what is not done yet of trainings, pairs of settings and what does it; write after each.
 
-    ``PREFIX_runs.csv.gz`` and, with the settings that are ``labels``, ``PREFIX_curves.csv.gz`` are
-    written after each.
+    Tables are ``PREFIX_runs.csv.gz`` and, with those settings that are ``labels``, ``_curves``.
     """
     paths = {n: Path(f"{prefix}_{n}.csv.gz") for n in ("curves", "runs") if prefix is not None}
     place = (None,) if prefix is None else (Path(prefix).parent, Path(prefix).name)

@@ -54,9 +54,7 @@ class Task:
         """The task with its data on a device."""
         return self
 
-    def steps(
-        self, model: nn.Module, schedule: Schedule, seed: int
-    ) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
+    def steps(self, model: nn.Module, schedule: Schedule, seed: int) -> Iterator[tuple]:
         """Of each batch of an epoch the mean loss, number of targets, sums to be averaged."""
         raise NotImplementedError
 

@@ -287,9 +287,8 @@ class Progress:
                     at["best"].append(index)
             if one.stop_reason:
                 at["last"].append(index)
-        self.tables["history"] = torch.cat(
-            [self.tables["history"], torch.tensor(rows, dtype=torch.double)]
-        )
+        history = self.tables["history"]
+        self.tables["history"] = torch.cat([history, history.new_tensor(rows)])
         self._keep(**at)
         if {one.stop_reason for one in self.seeds.values()} == {"not finite"}:
             raise FloatingPointError(
@@ -305,13 +304,12 @@ class Progress:
         return "time limit" if self.seconds >= self.config.max_hours * 3600 else ""
 
     def _keep(self, **places: list[int]) -> None:
-        """Keep the present weights of some seeds as their best or their last ones."""
         for key, tensor in self.stack.state().items():
             for name, chosen in places.items():
                 self.weights[name][key][chosen] = tensor[chosen]
 
     def save(self) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state, if there is a place for it."""
         if self.path is None:
             return
         optimizer = {name: getattr(self.stack, name) for name in ("first", "second", "steps")}

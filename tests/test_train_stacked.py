@@ -80,14 +80,6 @@ GRID = [
     ("GT-ZINC", {"dropout": 0.3, "score_dropout": 0.2, "lr_patience": 0}),
     ("GT-ZINC", {"batch_norm": False, "layer_norm": True, "explicit_bias": "published"}),
 ]
-MORE = [
-    ("SAN-ZINC", {"batch_norm": True, "layer_norm": True, "dropout": 0.5}),
-    ("SAN-ZINC", {"batch_norm": False, "explicit_bias": "published", "use_bias": True}),
-    ("GT-ZINC", {"attention": "uniform", "recompute_edges": True}),
-    ("GT-ZINC", {"attention": "no_edge", "score_bound": "tanh"}),
-    ("GT-ZINC", {"score_bound": "clip", "residual": False}),
-]
-GRID += [pytest.param(*case, marks=pytest.mark.slow) for case in MORE]
 
 
 @pytest.mark.parametrize(("name", "changes"), GRID)
