@@ -293,11 +293,14 @@ class Results:
         if parsed.state and (kept := parsed.state / ABOUT_FILE).is_file():
             self.about = json.loads(kept.read_bytes()) | self.about  # timings of the first call
 
-    def see(self, run: Progress) -> None:
-        """Measure at the start; then a line every ten seconds and tables every thirty."""
+    def see(self, run: Progress) -> bool:
+        """Measure at the start; then a line every ten seconds and tables every thirty.
+
+        Returns whether time is up.
+        """
         if self.run is None:
             self.start(run)
-            return
+            return False
         now = time.perf_counter()
         if now - self.said >= 10 or run.epoch < 3:
             self.said = now
@@ -313,6 +316,7 @@ class Results:
             )
         if now - self.written >= 30:
             self.write()
+        return now - self.begin >= self.parsed.time_limit
 
     def start(self, run: Progress) -> None:
         """Say what is ready, time it and check it."""
@@ -395,12 +399,11 @@ def shortened(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def train(parsed: argparse.Namespace) -> None:
     """Time, check, and train to the end or the time limit."""
-    begin = time.perf_counter()
     config = CONFIGS[parsed.config]
     if parsed.max_epochs is not None:
         config = config.replace(max_epochs=parsed.max_epochs)
-    splits = read_splits(parsed.data / DATA_FILE)
     results = Results(parsed, config)
+    splits = read_splits(parsed.data / DATA_FILE)
     print(f"{results.about['device']}, torch {torch.__version__}, {parsed.engine}", flush=True)
 
     fit = fit_stacked(
@@ -412,7 +415,6 @@ def train(parsed: argparse.Namespace) -> None:
         device=parsed.device,
         stack=partial(CapturedStack, engine=parsed.engine),
         record_epochs=lambda epoch: epoch <= 20 or epoch % parsed.record_every == 0,
-        time_limit=parsed.time_limit - (time.perf_counter() - begin),
         save_seconds=30.0,
         watch=results.see,
     )

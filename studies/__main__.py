@@ -35,7 +35,7 @@ STUDIES = {
     "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (11)", GRAPHS),
     "sink": ("explicit_bias:weight_on_sink_of_run", "Attention to a term's sink (11)", GRAPHS),
     "attack": ("robustness:attack_run", "The most harmful noise on embeddings (12)", GRAPHS),
-    "laws": ("results:laws_of_runs", "Fit laws to the tables of emergence (06)", ()),
+    "laws": ("results:laws", "Fit laws to the tables of emergence (06)", ()),
     "untrained": ("commands:untrained", "Ratios of untrained networks (05, 06)", GRAPHS),
     "gradients": ("gradient_explosion:gradients", "Gradients of every layer (21)", NODES),
     "depth": ("depth:depth", "Accuracy by number of layers (22)", NODES),

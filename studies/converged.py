@@ -1,10 +1,10 @@
 """GT on ZINC trained to the end of its schedule: phases, measures, tests, beside what is published.
 
 The *high-rate phase* of a seed ends with the epoch before its learning rate is first halved.
-``benchmarks/stacked_tables.py`` makes the tables that are read here.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy import stats
 
 from mapkg.measures import MASSIVE_RATIO
 from studies.figures import STATE_COLORS, THRESHOLD_LOOK, legend_once, panels
-from studies.statistics import paired, with_holm
+from studies.statistics import LEVEL, paired, with_holm
 
 MEASURES = {
     "row": "row ratio > 1000",
@@ -26,7 +26,7 @@ MEASURES = {
     "second": "largest / second beyond untrained",
     "q90": "largest / 90 % quantile beyond untrained",
 }
-"""What a layer can have. Untrained means all seeds of that layer before training."""
+"""What a layer can have; untrained means all seeds of that layer before training."""
 
 BEYOND = {
     "spread": "spread_mean",
@@ -34,11 +34,9 @@ BEYOND = {
     "second": "max_over_second_q50",
     "q90": "max_over_q90_q50",
 }
-"""The statistics of measures that compare with untrained networks."""
 
 STATES = ("untrained", "high", "best", "last")
-"""Epoch 0, the last recorded epoch of the high-rate phase, the one nearest to the least
-validation loss, and the last recorded one."""
+"""Recorded epochs, 0, the last at the high rate, nearest to the least validation loss, the last."""
 
 ANCHOR = {"test": (0.264, 0.008), "train": (0.048, 0.006), "epochs": 321.5, "seeds": 4}
 """Mean and standard deviation over seeds of the MAE, of Dwivedi and Bresson 2021, Table 1, with
@@ -68,24 +66,16 @@ def with_measures(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**has)
 
 
-def seeds_by_layer(table: pd.DataFrame, states: Sequence[str] = STATES) -> pd.DataFrame:
-    """How many seeds have each measure: a row per measure and state, a column per layer.
-
-    The column ``any`` counts seeds that have it in some layer, ``from`` and ``to`` are its
-    exact 95 % interval as a share of seeds.
-    """
+def seeds_by_layer(table: pd.DataFrame) -> pd.DataFrame:
+    """How many seeds have each measure in a layer, or any, the exact 95 % interval as a share."""
     rows = {}
-    for name, title in MEASURES.items():
-        for state in states:
-            wide = table[table["state"] == state].pivot(index="seed", columns="layer", values=name)
-            some = int(wide.any(axis=1).sum())
-            interval = stats.binomtest(some, len(wide)).proportion_ci(method="exact")
-            ends = {"any": some, "from": interval.low, "to": interval.high}
-            rows[title, state] = wide.sum().to_dict() | ends
-    counted = pd.DataFrame(rows).T
-    counted.index.names = ["measure", "state"]
-    whole = [name for name in counted.columns if name not in ("from", "to")]
-    return counted.astype(dict.fromkeys(whole, int))
+    for (name, title), state in product(MEASURES.items(), STATES):
+        wide = table[table["state"] == state].pivot(index="seed", columns="layer", values=name)
+        some = int(wide.any(axis=1).sum())
+        low, high = stats.binomtest(some, len(wide)).proportion_ci(method="exact")
+        rows[title, state] = wide.sum().to_dict() | {"any": some, "from": low, "to": high}
+    counted = pd.DataFrame(rows).T.rename_axis(index=["measure", "state"])
+    return counted.astype(dict.fromkeys(counted.columns.drop(["from", "to"]), int))
 
 
 def compare_phases(table: pd.DataFrame) -> pd.DataFrame:
@@ -103,10 +93,9 @@ def seeds_that_change(table: pd.DataFrame, places: Sequence[tuple[str, int]]) ->
     rows = {}
     for name, layer in places:
         has = table[table["layer"] == layer].set_index(["state", "seed"])[name].astype(int)
-        found = paired(has["last"] - has["high"])
-        row = {"lost": found["fewer"], "gained": found["more"], "p": found["p"]}
-        rows[f"{MEASURES[name]}, layer {layer}"] = row
-    return with_holm(pd.DataFrame(rows).T)
+        rows[f"{MEASURES[name]}, layer {layer}"] = paired(has["last"] - has["high"])
+    tests = pd.DataFrame(rows).T.rename(columns={"fewer": "lost", "more": "gained"})
+    return with_holm(tests[["lost", "gained", "p"]])
 
 
 def factors(table: pd.DataFrame, column: str, layers: Sequence[int]) -> pd.DataFrame:
@@ -129,24 +118,19 @@ def steady(counts: pd.DataFrame) -> pd.DataFrame:
 
 def beside_anchor(measured: pd.DataFrame) -> pd.DataFrame:
     """Errors of both states on a split beside the anchor's, with Welch's test and interval."""
-    rows = {}
-    for split in ("train", "test"):
-        theirs, spread = ANCHOR[split]
-        for state in ("best", "last"):
-            of_state = (measured["split"] == split) & (measured["state"] == state)
-            mae = measured.loc[of_state, "mae_of_batches"]
-            parts = np.array([mae.var() / len(mae), spread**2 / ANCHOR["seeds"]])
-            freedom = parts.sum() ** 2 / (parts**2 / [len(mae) - 1, ANCHOR["seeds"] - 1]).sum()
-            difference, error = mae.mean() - theirs, np.sqrt(parts.sum())
-            low, high = stats.t.interval(0.95, freedom, difference, error)
-            row = {"mae": mae.mean(), "deviation": mae.std(), "seeds": len(mae)}
-            row |= {"anchor": theirs, "anchor deviation": spread, "difference": difference}
-            p = 2 * stats.t.sf(abs(difference) / error, freedom)
-            rows[split, state] = row | {"low": low, "high": high, "p": p}
+    found, rows = measured.set_index(["split", "state"])["mae_of_batches"].sort_index(), {}
+    for split, state in product(("train", "test"), ("best", "last")):
+        (theirs, spread), mae = ANCHOR[split], found[split, state]
+        parts = np.array([mae.var() / len(mae), spread**2 / ANCHOR["seeds"]])
+        freedom = parts.sum() ** 2 / (parts**2 / [len(mae) - 1, ANCHOR["seeds"] - 1]).sum()
+        difference, error = mae.mean() - theirs, np.sqrt(parts.sum())
+        low, high = stats.t.interval(LEVEL, freedom, difference, error)
+        row = {"mae": mae.mean(), "deviation": mae.std(), "seeds": len(mae)}
+        row |= {"anchor": theirs, "anchor deviation": spread, "difference": difference}
+        p = 2 * stats.t.sf(abs(difference) / error, freedom)
+        rows[split, state] = row | {"low": low, "high": high, "p": p}
     return pd.DataFrame(rows).T.astype({"seeds": int})
 
-
-# Figures.
 
 _COLORS = {"high": STATE_COLORS["base"], "last": STATE_COLORS["best"]}
 _PHASES = {"high": "before the rate is halved", "last": "end of training"}
@@ -177,9 +161,8 @@ def draw_schedule(
 ) -> sns.FacetGrid:
     """Columns of the table (with titles) through training, a line per seed, colored by phase."""
     table = table[table["layer"].isin(layers)]
-    first_lower = table[table["epoch"] >= table["halved"]].groupby("seed")["epoch"].min()
-    later = table["epoch"] >= table["seed"].map(first_lower)
-    phases = {"high": "before the rate is halved", "last": "after the first halving"}
+    later = table["epoch"] >= table["halved"]
+    phases = _PHASES | {"last": "after the first halving"}
     turn = table[table["state"] == "high"]  # ends one part of the line and begins the other
     parts = {"high": table[~later], "last": pd.concat([turn, table[later]])}
     lines = pd.concat([part.assign(phase=phases[state]) for state, part in parts.items()])
@@ -204,10 +187,7 @@ def draw_schedule(
 
 
 def draw_anchor(last: pd.DataFrame) -> Figure:
-    """Error and length of each seed's training beside the mean of ``ANCHOR``.
-
-    ``last`` has the columns ``epoch``, ``train`` and ``test``, a row per seed.
-    """
+    """Each seed's last ``epoch`` and its ``train`` and ``test`` error beside ``ANCHOR``."""
     figure, axes = panels(2, 2, (2.9, 2.3))
     for ax, split in zip(axes, ("test", "train"), strict=True):
         mean, deviation = ANCHOR[split]

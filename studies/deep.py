@@ -239,7 +239,7 @@ def deep_smoothing(
             if state == "trained":
                 fit(network, task, schedule, seed=seed, progress=False)
             network.eval()
-            loss = partial(lambda network: next(task.steps(network, schedule))[0], network)
+            loss = partial(lambda network: next(task.steps(network, schedule, 0))[0], network)
             table = smoothing_by_layer(network, loss, "layers.*", errors_direction=limits.errors)
             network.zero_grad()
             value = loss()

@@ -49,50 +49,29 @@ def over_seeds(
     *,
     x: str,
     y: str,
-    color: str | None = None,
+    color: str,
     panel: str | None = None,
     columns: int = 4,
     log: str = "",
-    threshold: float | None = None,
-    labels: Mapping[str, str] = LABELS,
+    labels: Mapping[str, str],
     size: tuple[float, float] = (2.6, 2.1),
     estimator: str = "median",
     sharing: Mapping[str, bool | str] | None = None,
     **look: Any,
 ) -> sns.FacetGrid:
-    """A line over seeds, in a band from the least to the greatest, a panel for each group.
-
-    ``table`` has a row per place on the horizontal axis, group and seed; ``x`` and ``y`` are its
-    columns that are drawn, ``color`` and ``panel`` those that tell lines and panels apart, no more
-    than ``columns`` panels in a row. ``log`` names logarithmic axes, ``"y"`` or ``"xy"``. A dashed
-    line is drawn at ``threshold``. ``labels`` are said of axes in place of a column's name.
-    ``size`` is of a panel, inches; ``sharing`` is seaborn's ``facet_kws``, ``look`` of its
-    ``relplot``.
-    """
-    look = dict(marker="o", ms=3.5, lw=1.3) | look
+    """A line over seeds, in a band from the least to the greatest, a panel for each group."""
     grid = sns.relplot(
         table,
-        kind="line",
-        x=x,
-        y=y,
-        hue=color,
-        col=panel,
+        **dict(kind="line", x=x, y=y, hue=color, col=panel, facet_kws=sharing),
+        **dict(height=size[1], aspect=size[0] / size[1]),
         col_wrap=min(columns, table[panel].nunique()) if panel else None,
-        height=size[1],
-        aspect=size[0] / size[1],
-        estimator=estimator,
-        errorbar=("pi", 100),
-        facet_kws=dict(sharing or {}),
-        **look,
+        **dict(estimator=estimator, errorbar=("pi", 100), marker="o", ms=3.5, lw=1.3) | look,
     )
     grid.set_titles("{col_name}")
-    grid.set_axis_labels(labels.get(x, x.replace("_", " ")), labels.get(y, y.replace("_", " ")))
+    grid.set_axis_labels(labels.get(x, x), labels.get(y, y))
     for axis in log:
         grid.set(**{f"{axis}scale": "log"})
-    if threshold is not None:
-        grid.refline(y=threshold, **THRESHOLD_LOOK)
-    if grid.legend is not None:
-        grid.legend.set_title(None)
+    grid.legend.set_title(None)
     return grid
 
 
@@ -148,20 +127,18 @@ def draw_score(ax: Axes) -> None:
         "score": (0.50, 0.42, "score\n$s_{ji}$  [E, D]"),
         "weight": (0.67, 0.62, "sum per head, clamp,\nexp, normalize: $\\alpha_{ji}$"),
         "attended": (0.81, 0.90, "attended\n$o_i = \\sum_j \\alpha_{ji} V_j$  [N, D]"),
-        "node block": (0.96, 0.62, "node block\n$h_i'$"),
-        "edge block": (0.96, 0.22, "edge block\n$e_{ji}'$"),
+        "node_block": (0.96, 0.62, "node block\n$h_i'$"),
+        "edge_block": (0.96, 0.22, "edge block\n$e_{ji}'$"),
     }
     arrows = "nodes>value nodes>pair edges>gate pair>score gate>score score>weight"
-    arrows += " value>attended weight>attended"
-    pairs = [arrow.split(">") for arrow in arrows.split()]
-    pairs += [("attended", "node block"), ("score", "edge block")]
+    arrows += " value>attended weight>attended attended>node_block score>edge_block"
     patches = {}
     for name, (x, y, text) in boxes.items():
         look = dict(boxstyle="round,pad=0.5", edgecolor="#444444")
         look["facecolor"] = "#FFE0B2" if name in ("score", "attended") else "white"
         label = ax.text(x, y, text, ha="center", va="center", fontsize=10, bbox=look)
         patches[name] = label.get_bbox_patch()
-    for start, end in pairs:
+    for start, end in (arrow.split(">") for arrow in arrows.split()):
         look = dict(arrowstyle="-|>", color="#444444", shrinkA=3, shrinkB=3)
         look |= dict(patchA=patches[start], patchB=patches[end])
         ax.annotate("", xy=boxes[end][:2], xytext=boxes[start][:2], arrowprops=look)

@@ -1,14 +1,9 @@
-r"""Many networks of one configuration as one network over the disjoint union of their batches.
+"""Many networks of one configuration as one network over the disjoint union of their batches.
 
-The S networks share nothing, and a graph network does not mix graphs that share no edge. So the
-batches of all networks are laid one below another as one batch: rows 0 to R - 1 of every tensor
-belong to the first network, the next R rows to the second, and so on. Message passing, readout
-and every function of a row run **as they are**; only modules that own weights, or that mix rows,
-are exchanged for a form that knows S weights. Unlike with ``torch.func.vmap`` over the whole
-network, indexing is that of one large batch, and hooks see the modules as they are.
-
-A batch is assembled by indexing from a data set that lies on the device as a few tensors. Rows
-that no graph needs are padding, which belongs to a graph of its own and is masked.
+Rows 0 to R - 1 of every tensor belong to the first of S networks, the next R rows to the second,
+and so on. Only modules that own weights, or that mix rows, are exchanged for a form that knows S
+weights; all others run as they are, and hooks see them. Rows that no graph needs are padding, which
+belongs to a graph of its own and is masked.
 """
 
 import copy
@@ -20,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch_geometric.data import Data
+from torch_geometric.data.collate import collate
 from torch_geometric.nn.aggr import SumAggregation
 
 from mapkg.models.edge_attention import (
@@ -47,36 +43,26 @@ _ROW_MULTIPLE = 64  # of rows per network, for matrix products of even sizes
 _PADDING_TARGETS = 16  # nodes over which padding edges are spread: sums at one would take turns
 
 
-# Data.
-
-
 @dataclass(frozen=True)
 class FlatGraphs:
-    """The graphs of a split, one below another; ends of edges count from the graph's first node.
-
-    ``node_ptr`` and ``edge_ptr`` are the first row of each graph, and the number of rows.
-    """
+    """The graphs of a split, one below another; ends of edges count from the graph's first node."""
 
     x: Shaped[Tensor, "nodes ..."]
     edge_index: Int[Tensor, "2 edges"]
     edge_attr: Shaped[Tensor, "edges ..."]
     y: Float[Tensor, "graphs targets"]
-    node_ptr: Int[Tensor, " ptr"]
+    node_ptr: Int[Tensor, " ptr"]  # first row of each graph, and the number of rows
     edge_ptr: Int[Tensor, " ptr"]
 
     def __len__(self) -> int:
-        """Number of graphs."""
         return len(self.y)
 
     @classmethod
     def of(cls, graphs: Sequence[Data]) -> "FlatGraphs":
         """Flatten PyG graphs."""
-        nodes = torch.tensor([0, *(graph.num_nodes for graph in graphs)])
-        edges = torch.tensor([0, *(graph.num_edges for graph in graphs)])
-        joined = {n: torch.cat([getattr(g, n) for g in graphs]) for n in ("x", "edge_attr", "y")}
-        edge_index = torch.cat([graph.edge_index for graph in graphs], dim=1)
-        ptr = dict(node_ptr=nodes.cumsum(0), edge_ptr=edges.cumsum(0))
-        return cls(edge_index=edge_index, **joined, **ptr)
+        data, ptr, _ = collate(Data, list(graphs), increment=False, add_batch=False)
+        tensors = data.x, data.edge_index, data.edge_attr, data.y
+        return cls(*tensors, node_ptr=ptr["x"], edge_ptr=ptr["edge_index"])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "FlatGraphs":
         """The same on a device; targets and float features in another precision."""
@@ -93,10 +79,8 @@ class FlatGraphs:
 
 def in_batches(order: Int[Tensor, " graphs"], batch_size: int) -> Int[Tensor, "steps size"]:
     """An order cut into batches; the last one is filled with -1."""
-    steps = -(-len(order) // batch_size)
-    padded = order.new_full((steps * batch_size,), -1)
-    padded[: len(order)] = order
-    return padded.view(steps, batch_size)
+    missing = -len(order) % batch_size
+    return nn.functional.pad(order, (0, missing), value=-1).view(-1, batch_size)
 
 
 def epoch_batches(
@@ -128,8 +112,7 @@ def padded(nodes: int, edges: int) -> tuple[int, int]:
 def assemble(data: FlatGraphs, ids: Int[Tensor, "S graphs"], nodes: int, edges: int) -> Data:
     """The batches of graphs with these ids, -1 for none, one network below another.
 
-    Every network has one graph more than its batch holds, the padding. ``edge_graph`` [S, edges] is
-    the graph of each edge, counted within its network; masks are of what is real.
+    Each network has one more graph, the padding; ``edge_graph`` [S, edges] counts within a network.
     """
     real = ids >= 0
     ids = ids.clamp(min=0)
@@ -173,21 +156,13 @@ def _masked(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0).flatten(0, 1)
 
 
-# Networks.
-
-
 @dataclass
 class Layout:
-    """How the rows of S networks lie; one object shared by all modules of a stacked network.
-
-    ``masks`` [S, R, 1] say which nodes and which edges are real; modules tell them apart by R.
-    From one CPU generator per network dropout draws what the network would draw alone; None draws
-    from torch's own generator for all at once.
-    """
+    """How the rows of S networks lie; one object shared by all modules of a stacked network."""
 
     networks: int
-    masks: Sequence[Float[Tensor, "S _ 1"]] = ()
-    generators: Sequence[torch.Generator] | None = None
+    masks: Sequence[Float[Tensor, "S _ 1"]] = ()  # of real nodes and of real edges
+    generators: Sequence[torch.Generator] | None = None  # of dropout; without, torch's for all
 
     def mask(self, rows: int) -> Float[Tensor, "S R 1"]:
         """The mask of the kind of rows of which each network has this many."""
@@ -303,10 +278,7 @@ class _RowsOfTerm(nn.Module):
 def stack_networks(
     single: nn.Module, tensors: Mapping[str, Shaped[Tensor, "S ..."]]
 ) -> tuple[nn.Module, Layout]:
-    """One network over the disjoint union of the batches of S networks, from ``stacked_state``.
-
-    The layout has to name the real rows before each call. Raises if a module cannot be stacked.
-    """
+    """One network over the disjoint union of the batches of S networks, and its layout."""
     check_stackable(single)
     network = copy.deepcopy(single)
     layout = Layout(len(next(iter(tensors.values()))))
@@ -327,31 +299,17 @@ def check_stackable(network: nn.Module) -> None:
     """Raise if a network cannot be stacked; names the module and says why."""
     for name, module in network.named_modules():
         kind = type(module)
-        stackable = kind in _EXCHANGED or (
-            (kind in _ROW_BY_ROW or getattr(kind, "is_row_by_row", False))
-            and set(module._parameters) <= set(TERMS)
-        )
-        if kind is nn.BatchNorm1d:
-            usual = module.affine and module.track_running_stats and module.momentum is not None
-        elif kind is nn.LayerNorm:
-            usual = module.bias is not None and len(module.normalized_shape) == 1
-        else:
-            usual = True
-        if not (stackable and usual):
+        own = kind in _ROW_BY_ROW or getattr(kind, "is_row_by_row", False)
+        stackable = kind in _EXCHANGED or (own and set(module._parameters) <= set(TERMS))
+        if kind in (nn.BatchNorm1d, nn.LayerNorm):
+            needed = ("weight", "bias", "momentum", "running_mean")
+            stackable = all(getattr(module, each, 0) is not None for each in needed)
+        if not stackable:
             raise ValueError(
                 f"{name or 'the network'}: {kind.__name__} is not known to treat every row, or "
                 "every graph, by itself, or has unusual weights or statistics, so that its "
                 "networks cannot be stacked; train them one by one with studies.train.fit"
             )
-
-
-def stacked_state(networks: Sequence[nn.Module]) -> dict[str, Shaped[Tensor, "S ..."]]:
-    """State dicts of networks of one architecture, stacked entry by entry."""
-    states = [network.state_dict() for network in networks]
-    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
-
-
-# What a step needs.
 
 
 def losses(
@@ -364,10 +322,9 @@ def losses(
     if loss == "bce":
         labeled = labeled & ~batch.y.isnan()
     y = torch.where(labeled, batch.y, 0)
-    if loss == "bce":
-        values = nn.functional.binary_cross_entropy_with_logits(predicted, y, reduction="none")
-    else:
-        values = (predicted - y).abs()
+    f = nn.functional
+    each = f.binary_cross_entropy_with_logits if loss == "bce" else f.l1_loss
+    values = each(predicted, y, reduction="none")
     return torch.where(labeled, values, 0), labeled.sum(dim=(1, 2))
 
 

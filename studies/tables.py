@@ -5,7 +5,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from studies.files import alone, commit, versions, write_atomically
-
-STATISTICS = ("median", "mean", "range")
 
 Result = tuple[Mapping[str, Any], pd.DataFrame]
 """What a training of a study gives, values of its row and its curve."""
@@ -29,10 +26,7 @@ def write(path: Path | str, table: pd.DataFrame, *, digits: int = 6) -> None:
 def write_all(
     prefix: Path | str, made: Mapping[str, pd.DataFrame], digits: Mapping[str, int]
 ) -> list[Path]:
-    """Write tables as ``PREFIX_NAME.csv.gz``, one without a name as ``PREFIX.csv.gz``.
-
-    Nothing is written if a table of another study, with other columns, would be replaced.
-    """
+    """Write ``PREFIX_NAME.csv.gz``, all or, if a table of another study is there, none."""
     base = str(prefix).removesuffix(".csv.gz")
     paths = {name: Path("_".join(filter(None, (base, name))) + ".csv.gz") for name in made}
     for name, path in paths.items():
@@ -44,28 +38,14 @@ def write_all(
 
 
 def read(
-    folder: Path | str,
-    kind: str,
-    runs: Iterable[str] | Mapping[str, str],
-    table: str = "",
-    *,
-    text: bool = False,
+    folder: Path | str, kind: str, runs: Iterable[str] | Mapping[str, str], table: str = ""
 ) -> pd.DataFrame:
-    """One table of several runs or studies, joined.
-
-    Args:
-        folder: where ``KIND_RUN_TABLE.csv.gz`` are, or ``KIND_RUN.csv.gz`` without a table.
-        kind: what wrote them, for example ``"emergence"``; ``""`` if files begin with the run.
-        runs: their names; a mapping also gives the title that stands in the column ``run``.
-        table: for example ``"summary"``.
-        text: whether the text "none" is a value and not missing.
-    """
+    """``KIND_RUN_TABLE.csv.gz`` of several runs, joined, with its name or title as ``run``."""
     titles = runs if isinstance(runs, Mapping) else {name: name for name in runs}
     parts = []
     for name, title in titles.items():
         path = Path(folder) / ("_".join(filter(None, (kind, name, table))) + ".csv.gz")
-        part = read_one(path, f"make paper WHAT={name}", keep_default_na=not text)
-        parts.append(part.assign(run=title))
+        parts.append(read_one(path, f"make paper WHAT={name}").assign(run=title))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -88,42 +68,29 @@ def over_seeds(
     statistic: str = "median",
     form: str = ".3g",
 ) -> pd.DataFrame:
-    """A value over seeds as text, a line for each group in the order of the table.
+    """A column over seeds as text, "median [least, greatest]" or a "range", in their order."""
 
-    Args:
-        table: a row per group and seed.
-        value: the column that is shown.
-        rows, columns: what tells groups apart, down and across.
-        statistic: ``"median"``, as "median [least, greatest]"; ``"mean"``, as "mean ± standard
-            deviation"; ``"range"``, as "least to greatest".
-        form: format of a number, ``",.0f"`` for example.
-    """
-    if statistic not in STATISTICS:
-        raise ValueError(f"statistic: expected one of {STATISTICS}, got {statistic!r}")
-    groups = table.groupby([*rows, *columns], sort=False)[value]
-    shown = groups.agg(partial(_shown, statistic=statistic, form=form))
+    def shown(values: pd.Series) -> str:
+        if (values := values.dropna()).empty:
+            return "-"
+        if statistic == "range":
+            return span(values, form)
+        return f"{values.median():{form}} [{values.min():{form}}, {values.max():{form}}]"
+
+    texts = table.groupby([*rows, *columns], sort=False)[value].agg(shown)
     if not columns:
-        return shown.to_frame(value)
-    order = {name: table[name].unique() for name in (*rows, *columns)}
-    wide = shown.unstack(list(columns))
-    for axis, names in ((0, rows), (1, columns)):
-        for level, name in reversed(list(enumerate(names))):
-            places = {each: place for place, each in enumerate(order[name])}
-            look = dict(level=level, key=lambda v, p=places: v.map(p), sort_remaining=False)
-            wide = wide.sort_index(axis=axis, kind="stable", **look)
+        return texts.to_frame(value)
+    wide, names = texts.unstack([*columns]), (*rows, *columns)
+    order = {name: {v: n for n, v in enumerate(table[name].unique())} for name in names}
+    for axis in (0, 1):
+        wide = wide.sort_index(axis=axis, key=lambda level: level.map(order[level.name]))
     return wide
 
 
-def _shown(values: pd.Series, statistic: str, form: str) -> str:
-    values = values.dropna()
-    if values.empty:
-        return "-"
+def span(values: pd.Series, form: str) -> str:
+    """The least and the greatest value, or the only one."""
     least, greatest = f"{values.min():{form}}", f"{values.max():{form}}"
-    if statistic == "mean":
-        return f"{values.mean():{form}} ± {values.std():{form}}"
-    if statistic == "range":
-        return least if least == greatest else f"{least} to {greatest}"
-    return f"{values.median():{form}} [{least}, {greatest}]"
+    return least if least == greatest else f"{least} to {greatest}"
 
 
 @dataclass
@@ -141,10 +108,9 @@ def run_study(
     prefix: Path | str | None = None,
     progress: bool = True,
 ) -> Study:
-    """Do what is not done yet of a list of trainings, pairs of settings and what does it.
+    """Do what is not done yet of trainings, pairs of settings and what does it; write after each.
 
-    Both tables are written after each training, ``PREFIX_runs.csv.gz`` and, with those settings
-    that are ``labels``, ``PREFIX_curves.csv.gz``; no prefix keeps all in memory.
+    Tables are ``PREFIX_runs.csv.gz`` and, with those settings that are ``labels``, ``_curves``.
     """
     paths = {n: Path(f"{prefix}_{n}.csv.gz") for n in ("curves", "runs") if prefix is not None}
     place = (None,) if prefix is None else (Path(prefix).parent, Path(prefix).name)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -13,9 +12,9 @@ from torch_geometric.data import Data
 from mapkg.evaluation import batches, evaluate, losses, predict, targets
 from mapkg.hooks import evaluating
 from mapkg.models.config import Config
-from studies.data import NodesOfGraph, Splits, Trees
+from studies.data import SPLITS, NodesOfGraph, Splits, Trees
 from studies.data.trees import level_order
-from studies.published import EPOCH_STRIDE, Schedule
+from studies.published import Schedule
 
 COLUMNS = ("epochs", "lr", "weight_decay", "lr_factor", "lr_patience", "min_lr")
 """What tables of nodes say of a schedule."""
@@ -28,29 +27,35 @@ TREES = Schedule(
 64 up to depth 3. Progress is a gain in ``train_accuracy`` while training."""
 
 
-Steps = Iterator[tuple[Tensor, int, dict[str, float]]]
-"""Mean loss of each batch of an epoch, its number of targets, and sums to be averaged over them."""
-
-
+@dataclass
 class Task:
     """What is trained on; graphs, nodes and trees differ in nothing else."""
 
     splits: Splits
-    adam: ClassVar[dict[str, Any]] = dict(fused=True)  # settings of the optimizer
+    checked: ClassVar[tuple[str, ...]] = ("train",)  # splits that must not be empty
+    adam: ClassVar[dict[str, Any]] = {}  # settings of the optimizer
     plateau: ClassVar[dict[str, Any]] = {}  # and of the scheduler
-    may_diverge: ClassVar[bool] = False  # a loss that is not finite ends a run, or is an error
+    may_diverge: ClassVar[bool] = True  # a loss that is not finite ends a run, or is an error
     solved: ClassVar[float] = -math.inf  # nothing is left to learn at this value of ``score``
-    least_epochs: ClassVar[int] = 1
+
+    def faults(self) -> Iterator[str]:
+        """Why the splits cannot be trained on."""
+        for name in self.checked:
+            part = getattr(self.splits, name)
+            if not hasattr(part, "__len__") or isinstance(part, Data):
+                yield (
+                    f"{name}: expected a list of graphs, which is read again in each epoch, got "
+                    f"{type(part).__name__}; pass a list of it"
+                )
+            if len(part) == 0:
+                yield f"the {name} split is empty; training needs at least one example"
 
     def to(self, device: torch.device) -> "Task":
         """The task with its data on a device."""
         return self
 
-    def begin_epoch(self, seed: int, epoch: int) -> None:
-        """Called before the steps of an epoch."""
-
-    def steps(self, model: nn.Module, schedule: Schedule) -> Steps:
-        """The batches of an epoch."""
+    def steps(self, model: nn.Module, schedule: Schedule, seed: int) -> Iterator[tuple]:
+        """Of each batch of an epoch the mean loss, number of targets, sums to be averaged."""
         raise NotImplementedError
 
     def validate(self, model: nn.Module, schedule: Schedule) -> dict[str, float]:
@@ -74,20 +79,23 @@ class GraphTask(Task):
     Source: massive-activations paper, training script of its code.
     """
 
-    splits: Splits
     config: Config
-    device: torch.device | str = "cpu"
-    least_epochs: ClassVar[int] = 0
+    checked: ClassVar = ("train", "val")
+    adam: ClassVar = dict(fused=True)
+    may_diverge: ClassVar = False
 
-    def to(self, device):
-        return replace(self, device=device)
+    def faults(self):
+        yield from super().faults()
+        for name in self.checked:
+            for place, graph in enumerate(getattr(self.splits, name)):
+                for fault in _faults_of_graph(graph, self.splits.train[0], self.config):
+                    yield f"{name} graph {place}: {fault}"
 
-    def begin_epoch(self, seed, epoch):
-        torch.manual_seed(seed + EPOCH_STRIDE * epoch)
-
-    def steps(self, model, schedule):
+    def steps(self, model, schedule, seed):
         """Shuffled batches; one without a label teaches nothing."""
-        for batch in batches(self.splits.train, schedule.batch_size, self.device, shuffle=True):
+        torch.manual_seed(seed)
+        device = next(model.parameters()).device
+        for batch in batches(self.splits.train, schedule.batch_size, device, shuffle=True):
             values = losses(predict(model, batch), targets(batch), self.config.loss)
             if values.numel():
                 yield values.mean(), values.numel(), {}
@@ -102,27 +110,14 @@ class GraphTask(Task):
         return {k: v for k, v in settings.items() if k not in ("max_epochs", "max_hours")}
 
 
-def check_graphs(splits: Splits, config: Config) -> None:
-    """Raise if a graph cannot be trained on by networks of a configuration; names the first one."""
-    for name in ("train", "val"):
-        for place, graph in enumerate(getattr(splits, name)):
-            for fault in chain(_faults_of_graph(graph, config), _unlike(graph, splits.train[0])):
-                raise ValueError(f"{name} graph {place}: {fault}")
-
-
-def check_nodes(splits: Splits) -> None:
-    """Raise if the nodes of a graph cannot be trained on."""
-    for fault in _faults_of_nodes(splits):
-        raise ValueError(fault)
-
-
-def _faults_of_graph(graph: Any, config: Config) -> Iterator[str]:
+def _faults_of_graph(graph: Any, first: Data, config: Config) -> Iterator[str]:
     if not isinstance(graph, Data):
         yield f"expected PyG Data, got {type(graph).__name__}"
-    sizes, rows = (config.num_node_types, config.num_edge_types), (graph.num_nodes, graph.num_edges)
     yield from _faults_of_ends(graph)
-    for name, types, number in zip(("x", "edge_attr"), sizes, rows, strict=True):
-        yield from _faults_of_values(name, getattr(graph, name), number, types)
+    yield from _faults_of_values("x", graph.x, graph.num_nodes, config.num_node_types)
+    yield from _faults_of_values(
+        "edge_attr", graph.edge_attr, graph.num_edges, config.num_edge_types
+    )
     y, shape = graph.y, (1, config.out_channels)
     if y is None:
         yield f"no target y, of shape {list(shape)}"
@@ -130,9 +125,6 @@ def _faults_of_graph(graph: Any, config: Config) -> Iterator[str]:
         yield f"y: expected floats of shape {list(shape)}, got {_look(y)}; convert with .float()"
     if config.loss == "l1" and not y.float().isfinite().all():
         yield f"y: expected finite targets, got {y.flatten().tolist()}"
-
-
-def _unlike(graph: Data, first: Data) -> Iterator[str]:
     for name in ("x", "edge_attr"):
         found, expected = (
             None if tensor is None else f"{tensor.dtype} of shape {['rows', *tensor.shape[1:]]}"
@@ -140,21 +132,6 @@ def _unlike(graph: Data, first: Data) -> Iterator[str]:
         )
         if found != expected:
             yield f"{name}: expected {expected} as in the first graph, got {found}"
-
-
-def _faults_of_nodes(splits: Splits) -> Iterator[str]:
-    graph, classes = splits.train.graph, splits.description.num_targets
-    y, number = graph.y, graph.num_nodes
-    yield from _faults_of_ends(graph)
-    yield from _faults_of_values("x", graph.x, number)
-    if y is None or y.dtype != torch.long or y.shape != (number,):
-        yield f"y: expected a class for each node, int64 of shape [{number}], got {_look(y)}"
-    if not 0 <= y.min() <= y.max() < classes:
-        yield f"y: expected classes from 0 to {classes - 1}, got {y.min()} to {y.max()}"
-    for name in ("train", "val", "test"):
-        nodes = getattr(splits, name).nodes
-        if len(nodes) and not 0 <= nodes.min() <= nodes.max() < number:
-            yield f"{name}: expected nodes from 0 to {number - 1}, got up to {nodes.max()}"
 
 
 def _faults_of_ends(graph: Data) -> Iterator[str]:
@@ -193,26 +170,34 @@ def _look(value: Any) -> str:
 
 @dataclass
 class NodeTask(Task):
-    """Classes of nodes; the loss of an epoch is that before its step.
+    """Classes of nodes; the loss of an epoch is that before its step, the rate falls with val_loss.
 
     A run ends with a loss that is not finite; such a network predicts the first class everywhere.
-
-    Attributes:
-        evaluate: whether val_loss, val_accuracy and test_accuracy follow each step; without, the
-            learning rate stays.
 
     Source: LipschitzNorm paper, training scripts of its code.
     """
 
-    splits: Splits
-    evaluate: bool = True
-    adam: ClassVar[dict[str, Any]] = {}
-    may_diverge: ClassVar[bool] = True
+    evaluate: bool = True  # or the learning rate stays
+
+    def faults(self):
+        yield from super().faults()
+        graph, classes = self._graph, self.splits.description.num_targets
+        y, number = graph.y, graph.num_nodes
+        yield from _faults_of_ends(graph)
+        yield from _faults_of_values("x", graph.x, number)
+        if y is None or y.dtype != torch.long or y.shape != (number,):
+            yield f"y: expected a class for each node, int64 of shape [{number}], got {_look(y)}"
+        if not 0 <= y.min() <= y.max() < classes:
+            yield f"y: expected classes from 0 to {classes - 1}, got {y.min()} to {y.max()}"
+        for name in SPLITS:
+            nodes = getattr(self.splits, name).nodes
+            if len(nodes) and not 0 <= nodes.min() <= nodes.max() < number:
+                yield f"{name}: expected nodes from 0 to {number - 1}, got up to {nodes.max()}"
 
     def to(self, device):
         return replace(self, splits=_with_graph(self.splits, self._graph.clone().to(device)))
 
-    def steps(self, model, schedule):
+    def steps(self, model, schedule, seed):
         yield self._loss(model(self._graph.x, self._graph.edge_index), "train"), 1, {}
 
     @torch.no_grad()
@@ -257,35 +242,29 @@ def hide_features(splits: Splits, rate: float, seed: int = 0) -> Splits:
 
 
 def _with_graph(splits: Splits, graph: Any) -> Splits:
-    names = ("train", "val", "test")
-    return replace(splits, **{n: NodesOfGraph(graph, getattr(splits, n).nodes) for n in names})
+    return replace(splits, **{n: NodesOfGraph(graph, getattr(splits, n).nodes) for n in SPLITS})
 
 
-SAMPLINGS = ("grouped", "shuffled")
-"""How batches are drawn, whole permutations with their keys, or examples as published."""
-
-
+@dataclass
 class TreeTask(Task):
     """Trees, until a block of epochs is without an error.
 
-    Args:
-        sampling: ``"shuffled"`` draws examples as published. ``"grouped"`` draws permutations, and
-            takes all keys of one after another, so that a batch has few different trees.
+    ``"shuffled"`` batches are of examples, as published. ``"grouped"`` ones are of permutations
+    with all their keys, so that a batch has few different trees.
 
     Source: Tree-NeighborsMatch, published code ``experiment.py``.
     """
 
+    sampling: str = "grouped"
     plateau: ClassVar = dict(threshold_mode="abs")
-    may_diverge: ClassVar = True
     solved: ClassVar = -1.0
 
-    def __init__(self, splits: Splits, sampling: str = "grouped"):
-        if sampling not in SAMPLINGS:
-            raise ValueError(f"sampling: expected one of {SAMPLINGS}, got {sampling!r}")
-        self.splits, self.sampling = splits, sampling
-        self.train, self.test = Examples(splits.train), Examples(splits.test)
+    def __post_init__(self):
+        if self.sampling not in (names := ("grouped", "shuffled")):
+            raise ValueError(f"sampling: expected one of {names}, got {self.sampling!r}")
+        self.train, self.test = Examples(self.splits.train), Examples(self.splits.test)
 
-    def steps(self, model, schedule):
+    def steps(self, model, schedule, seed):
         for chosen in self.train.batches(schedule.batch_size, self.sampling):
             scores, y = self.train.scores(model, chosen), self.train.y[chosen]
             right = int((scores.argmax(dim=1) == y).sum())
@@ -307,7 +286,7 @@ class TreeTask(Task):
 class Examples:
     """Trees with their classes ``y``: ``pairs`` in level order, ``group``, the permutation."""
 
-    def __init__(self, trees: Any):  # checked here, as splits may hold anything
+    def __init__(self, trees: Trees):
         if not isinstance(trees, Trees):
             raise ValueError(
                 f"splits: expected Trees, as load('trees-4') gives them, got {type(trees).__name__}"

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg.hooks import evaluating
@@ -21,15 +20,14 @@ from mapkg.models.config import Config
 from studies.checkpoint import Fit, read_state, refuse_another_run, write_state
 from studies.data import NodesOfGraph, Splits, Trees
 from studies.files import alone, commit, versions
-from studies.published import Schedule
-from studies.tasks import GraphTask, NodeTask, Task, TreeTask, check_graphs, check_nodes
+from studies.published import EPOCH_STRIDE, Schedule
+from studies.tasks import GraphTask, NodeTask, Task, TreeTask
 from studies.train_stacked import fit_stacked
 
 Observer = Callable[[nn.Module, int], list[dict[str, Any]]]
 """Called with the model in evaluation mode and the number of finished epochs."""
 
 STATE_FILE = "state.safetensors"
-"""What ``fit`` resumes from, in the folder it is given."""
 
 _GAIN = 1e-4  # by which the value that is watched must fall not to count for ``patience``
 
@@ -67,24 +65,19 @@ def fit(
     progress: bool = True,
     **stacked: Any,
 ) -> Fit:
-    """Train a model; a run that was stopped and resumed gives the same weights as one that was not.
+    """Train a model in place; stopped and resumed it gets the same weights as in one go.
 
     Args:
-        model: trained in place, and left with its last weights. For several seeds, what gives an
-            untrained one from the configuration after torch was seeded.
-        task: what to train on, or splits of graphs, of nodes of one graph, or of trees.
-        schedule: of training; for splits of graphs their configuration.
+        model: for several ``seeds``, trained at once, what gives an untrained one of a Config.
+        task: what to train on; or splits, those of graphs with a Config as ``schedule``.
         seed: of order and dropout. The initial weights are the model's own.
-        seeds: train as many networks of one configuration at once, each as it would be alone.
-        folder: where the state is written after each row of the history. If it holds the state of
-            the same run, training goes on from there; more epochs may be asked for then.
-        device: where to train.
-        observe: called before the first epoch and after each row, in evaluation mode without
-            gradients; the rows it returns are kept with the run's state.
-        progress: whether to show a progress bar on stderr.
-        **stacked: settings of ``train_stacked.fit_stacked``, for several seeds.
+        folder: where the state is written after each row of the history, and gone on from.
+        observe: called before the first epoch and after each row; its rows are kept.
+        **stacked: settings of ``fit_stacked``.
     """
-    task = _task(task, schedule)
+    task = task if isinstance(task, Task) else _task(task, schedule)
+    for fault in task.faults():
+        raise ValueError(fault)
     if isinstance(task, GraphTask) and not isinstance(schedule, Schedule):
         schedule = Schedule.of(task.config)
     schedule = Schedule() if schedule is None else schedule
@@ -94,41 +87,23 @@ def fit(
         settings = dict(seeds=seeds, folder=folder, device=device, **stacked)
         with alone(folder):
             return fit_stacked(model, task.splits, task.config, **settings)
-    if schedule.epochs < task.least_epochs:
-        raise ValueError(f"epochs: expected {task.least_epochs} or more, got {schedule.epochs}")
+    if schedule.epochs == 0 and not isinstance(task, GraphTask):
+        raise ValueError("epochs: expected 1 or more, got 0")
     with alone(folder):
         run = _Run(model, task, schedule, seed, folder, torch.device(device))
         return run.fit(observe, progress)
 
 
-def _task(task: Task | Splits, schedule: Schedule | Config | None) -> Task:
-    """The task of splits, told by what they hold; raises if they cannot be trained on."""
-    splits = getattr(task, "splits", task)
+def _task(splits: Splits, schedule: Schedule | Config | None) -> Task:
     kinds = ((NodesOfGraph, NodeTask), (Trees, TreeTask))
     kind = next((made for of, made in kinds if isinstance(splits.train, of)), GraphTask)
-    has_config = isinstance(schedule, Config)
-    if not isinstance(task, Task) and has_config != (kind is GraphTask):
+    if isinstance(schedule, Config) != (kind is GraphTask):
         wanted = "a Config, which names the loss of" if kind is GraphTask else "a Schedule for"
         raise ValueError(
             f"schedule: expected {wanted} {kind.__name__.removesuffix('Task').lower()}s, which "
             f"{splits.description.title} has, got {type(schedule).__name__}"
         )
-    for name in ("train", "val") if has_config else ("train",):
-        part = getattr(splits, name)
-        if not hasattr(part, "__len__") or isinstance(part, Data):
-            raise ValueError(
-                f"{name}: expected a list of graphs, which is read again in each epoch, got "
-                f"{type(part).__name__}; pass a list of it"
-            )
-        if len(part) == 0:
-            raise ValueError(f"the {name} split is empty; training needs at least one example")
-    if has_config:
-        check_graphs(splits, schedule)
-    if kind is NodeTask:
-        check_nodes(splits)
-    if isinstance(task, Task):
-        return task
-    return GraphTask(splits, schedule) if has_config else kind(splits)
+    return kind(splits, schedule) if kind is GraphTask else kind(splits)
 
 
 class _Run:
@@ -138,21 +113,15 @@ class _Run:
         self.model, self.schedule, self.seed = model.to(device), schedule, seed
         self.task, self.device = task.to(device), device
         self.path = None if folder is None else Path(folder) / STATE_FILE
-        self.optimizer = torch.optim.Adam(
-            model.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay, **task.adam
-        )
+        adam = dict(lr=schedule.lr, weight_decay=schedule.weight_decay, **task.adam)
+        self.optimizer = torch.optim.Adam(model.parameters(), **adam)
         patience = math.inf if schedule.lr_patience is None else schedule.lr_patience
-        self.scheduler = ReduceLROnPlateau(
-            self.optimizer, factor=schedule.lr_factor, patience=patience, eps=0, **task.plateau
-        )
+        plateau = dict(factor=schedule.lr_factor, patience=patience, eps=0, **task.plateau)
+        self.scheduler = ReduceLROnPlateau(self.optimizer, **plateau)
         self.done, self.best, self.random = _Progress(), self._weights(), None
-        self.identity = {
-            "config": task.settings(schedule, model),
-            "seed": seed,
-            "data": task.splits.description.title,
-            "train": len(task.splits.train),
-            "val": len(task.splits.val),
-        }
+        data, settings = task.splits, task.settings(schedule, model)
+        self.identity = {"config": settings, "seed": seed, "data": data.description.title}
+        self.identity |= {"train": len(data.train), "val": len(data.val)}
 
     def fit(self, observe: Observer | None, progress: bool) -> Fit:
         if self.path is not None and self.path.is_file():
@@ -174,7 +143,6 @@ class _Run:
             while not (stop_reason := self._reason_to_stop()):
                 start, before = time.perf_counter(), done.epoch
                 row = self._block()
-                self._judge(row)
                 self._observe(observe)
                 row["seconds"] = time.perf_counter() - start
                 done.seconds += row["seconds"]
@@ -188,28 +156,24 @@ class _Run:
         return Fit(*tables, *weights, stop_reason, done.commit, done.versions)
 
     def _reason_to_stop(self) -> str:
-        done, schedule = self.done, self.schedule
-        if done.history and not math.isfinite(done.history[-1]["train_loss"]):
-            return "not finite"
-        if done.best_loss <= self.task.solved:
-            return "solved"
-        if schedule.patience is not None and done.since_gain >= schedule.patience:
-            return "plateau"
-        if done.epoch >= schedule.epochs:
-            return "max epochs"
-        if self.optimizer.param_groups[0]["lr"] < schedule.min_lr:
-            return "min lr"
-        return "time limit" if done.seconds >= schedule.max_hours * 3600 else ""
+        done, schedule, patience = self.done, self.schedule, self.schedule.patience
+        reasons = {
+            "not finite": done.history and not math.isfinite(done.history[-1]["train_loss"]),
+            "solved": done.best_loss <= self.task.solved,
+            "plateau": patience is not None and done.since_gain >= patience,
+            "max epochs": done.epoch >= schedule.epochs,
+            "min lr": self.optimizer.param_groups[0]["lr"] < schedule.min_lr,
+            "time limit": done.seconds >= schedule.max_hours * 3600,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
     def _block(self) -> dict[str, Any]:
-        """Train for the epochs of a row of the history, which is what they gave."""
-        first, sums, count = self.done.epoch + 1, Counter(), 0
-        last = min(self.done.epoch + self.schedule.block, self.schedule.epochs)
-        lr = self.optimizer.param_groups[0]["lr"]
-        for epoch in range(first, last + 1):
-            self.task.begin_epoch(self.seed, epoch)
+        """Train for the epochs of a row of the history, and let it decide on rate and weights."""
+        done, sums, count, lr = self.done, Counter(), 0, self.optimizer.param_groups[0]["lr"]
+        last = min(done.epoch + self.schedule.block, self.schedule.epochs)
+        for epoch in range(done.epoch + 1, last + 1):
             self.model.train()
-            steps = self.task.steps(self.model, self.schedule)
+            steps = self.task.steps(self.model, self.schedule, self.seed + EPOCH_STRIDE * epoch)
             for step, (loss, number, others) in enumerate(steps, start=1):
                 value = loss.item()
                 self._check_finite("training", value, epoch, f", step {step}")
@@ -225,19 +189,14 @@ class _Run:
         row = {name: total / count for name, total in sums.items()}
         row = {"epoch": last, **row, **self.task.validate(self.model, self.schedule), "lr": lr}
         self._check_finite("validation", row.get("val_loss", 0.0), last)
-        self.done.epoch = last
-        self.done.history.append(row)
+        done.epoch = last
+        done.history.append(row)
+        if (score := self.task.score(row)) is not None:
+            self.scheduler.step(score)
+            done.since_gain = 0 if score < done.best_loss - _GAIN else done.since_gain + 1
+            if score < done.best_loss:
+                done.best_loss, done.best_epoch, self.best = score, last, self._weights()
         return row
-
-    def _judge(self, row: dict[str, Any]) -> None:
-        """Let a row of the history decide on the learning rate and on the best weights."""
-        done, score = self.done, self.task.score(row)
-        if score is None:
-            return
-        self.scheduler.step(score)
-        done.since_gain = 0 if score < done.best_loss - _GAIN else done.since_gain + 1
-        if score < done.best_loss:
-            done.best_loss, done.best_epoch, self.best = score, row["epoch"], self._weights()
 
     def _check_finite(self, which: str, loss: float, epoch: int, where: str = "") -> None:
         if math.isfinite(loss) or self.task.may_diverge:
@@ -264,14 +223,11 @@ class _Run:
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
-        weights = {"model": self.model.state_dict(), "best": self.best}
-        values = {
-            "identity": self.identity,
-            "progress": vars(self.done),
-            "param_groups": adam["param_groups"],
-            "scheduler": self.scheduler.state_dict(),
-        }
-        write_state(self.path, {**weights, "adam": moments, "random": random}, values)
+        tensors = {"model": self.model.state_dict(), "best": self.best}
+        tensors |= {"adam": moments, "random": random}
+        values = {"identity": self.identity, "progress": vars(self.done)}
+        values |= {"param_groups": adam["param_groups"], "scheduler": self.scheduler.state_dict()}
+        write_state(self.path, tensors, values)
 
     def _resume(self) -> _Progress:
         tensors, values = read_state(self.path)

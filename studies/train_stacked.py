@@ -1,7 +1,6 @@
-"""Train many seeds of one network at once, by the schedule of its configuration; stop and go on.
+"""Train many seeds of one network at once, each as ``studies.train.fit`` trains it alone.
 
-Every seed is trained as ``studies.train.fit`` trains it alone: the same initial weights, order of
-graphs, learning rate schedule and stop; on the CPU also dropout, which a GPU draws for all seeds.
+On the CPU dropout is the same, too; a GPU draws it for all seeds at once.
 """
 
 import math
@@ -26,26 +25,24 @@ from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
 from studies import stacked
 from studies.checkpoint import Fit, SeedProgress, read_state, refuse_another_run, write_state
+from studies.data import SPLITS, Splits
 from studies.files import commit, versions
 from studies.stacked import FlatGraphs, assemble, losses
 
 STATE_FILE = "stacked.safetensors"
-"""What ``fit_stacked`` resumes from, in the folder it is given."""
+_TABLES = {
+    "history": ["seed", "epoch", "train_loss", "val_loss", "test_loss", "lr", "seconds"],
+    "measures": ["seed", "epoch", "layer", *COLUMNS],
+}
 
-HISTORY = ("seed", "epoch", "train_loss", "val_loss", "test_loss", "lr", "seconds")
-MEASURES = ("seed", "epoch", "layer", *COLUMNS)
-_TABLES = {"history": HISTORY, "measures": MEASURES}
-
-_FIXED = ("val", "test")  # splits whose batches are the same in each epoch
-_OPTIMIZER = ("first", "second", "steps")
 _KEPT = ("epoch", "seconds", "commit", "versions")
 
 
 class Stack:
     """S networks on a device, their optimizer, and the steps that train and measure them.
 
-    A step finds all it needs on the device under fixed addresses and adds up there what it
-    computes. So a CUDA graph can hold it, and an epoch never waits.
+    A step finds what it needs, and adds up what it computes, under fixed addresses on the device,
+    so that a CUDA graph can hold it.
     """
 
     def __init__(self, single, tensors, data, config, shape):
@@ -77,9 +74,8 @@ class Stack:
 
     def all_steps(self) -> dict[str, Callable[[], None]]:
         """What is done with a batch, by what the batch is for."""
-        steps = {split: partial(self._evaluate_step, split) for split in self.fixed}
-        record = partial(self._evaluate_step, "test", record=True)
-        return {"train": self._train_step, "record": record, **steps}
+        steps = {name: partial(self._evaluate_step, name) for name in self.fixed}
+        return {"train": self._train_step, **steps}
 
     def begin(self, name: str) -> None:
         """Go to the first batch, in the mode of a step."""
@@ -95,24 +91,21 @@ class Stack:
         for _ in range(order.size(1)):
             self.calls["train"]()
 
-    def evaluate(self, split: str, *, record: bool = False) -> None:
-        """Evaluate on a split, and measure the scores if asked for, of the test split only."""
-        name = "record" if record else split
-        for of_layer in self.measures if record else ():
+    def evaluate(self, name: str) -> None:
+        """Evaluate on a split, and measure the scores of ``record``, the test split again."""
+        for of_layer in self.measures if name == "record" else ():
             of_layer.reset()
-        self.sums[split].zero_()
+        self.sums[name].zero_()
         self.begin(name)
-        for _ in range(len(self.fixed[split])):
+        for _ in range(len(self.fixed[name])):
             self.calls[name]()
 
     def state(self) -> dict[str, Tensor]:
         """Weights and running statistics of all networks by their plain names, copied, [S, ...]."""
-        named = {
-            name.replace("parametrizations.", "").removesuffix(".original"): tensor
-            for name, tensor in self.network.named_parameters()
+        return {
+            name.replace("parametrizations.", "").removesuffix(".original"): tensor.clone()
+            for name, tensor in self.network.state_dict().items()
         }
-        named |= dict(self.network.named_buffers())
-        return {name: t.detach().clone() for name, t in named.items() if t.is_floating_point()}
 
     def gradient(self) -> tuple[Float[Tensor, "S P"], Float[Tensor, " S"], Int[Tensor, " S"]]:
         """Gradient of each network's mean loss; sum and number of the losses."""
@@ -139,10 +132,10 @@ class Stack:
             self.cursor += 1
 
     @torch.no_grad()
-    def _evaluate_step(self, split: str, record: bool = False) -> None:
+    def _evaluate_step(self, split: str) -> None:
         ids = self.fixed[split].index_select(0, self.cursor).expand(self.networks, -1)
         batch = self._take(split, ids)
-        names = list(hooks.resolve(self.network, SCORES)) if record else []
+        names = list(hooks.resolve(self.network, SCORES)) if split == "record" else []
 
         def measure(name: str, score: Tensor) -> None:
             of_network = score.unflatten(0, (self.networks, -1))
@@ -162,7 +155,7 @@ class Stack:
 
 def fit_stacked(
     build: Callable[[Config], nn.Module],
-    splits: Mapping[str, FlatGraphs] | Any,
+    splits: Splits | Mapping[str, FlatGraphs],
     config: Config,
     *,
     seeds: Sequence[int],
@@ -170,47 +163,35 @@ def fit_stacked(
     device: str | torch.device = "cpu",
     stack: Callable[..., Stack] = Stack,
     record_epochs: Callable[[int], bool] = lambda epoch: True,
-    time_limit: float = float("inf"),
     save_seconds: float = 0.0,
-    watch: Callable[["Progress"], None] = lambda run: None,
+    watch: Callable[["Progress"], bool] = lambda run: False,
 ) -> Fit:
     """Train one network per seed, all at once.
 
-    Args:
-        build: gives an untrained network after torch was seeded.
-        splits, config: train, val and test, of graphs or flat; schedule and batch size.
-        seeds: of initial weights, order and dropout; different ones.
-        stack: makes the stack, for steps that run in another way.
-        record_epochs: the epochs at which the scores of the test split are measured.
-        time_limit: seconds after which this call writes its state and returns.
-        save_seconds: least time between two writes of the state; 0 writes after each epoch.
-        watch: called before the first epoch of this call and after each one.
+    ``build`` gives an untrained network after torch was seeded, ``stack`` one with steps of another
+    kind. The scores of the test split are measured at ``record_epochs``, the state is written
+    after ``save_seconds`` or more. ``watch`` is called before the first epoch and after each one,
+    and stops the run for now if it returns true.
     """
-    begin = time.perf_counter()
     if not isinstance(splits, Mapping):
-        splits = {name: getattr(splits, name) for name in ("train", "val", "test")}
-    for split, graphs in splits.items():
-        if len(graphs) == 0:
-            raise ValueError(f"the {split} split is empty; training needs at least one graph")
+        if len(splits.test) == 0:
+            raise ValueError("the test split is empty; training needs at least one graph")
+        splits = {name: FlatGraphs.of(getattr(splits, name)) for name in SPLITS}
     if len(seeds) == 0 or len(set(seeds)) < len(seeds) or [*map(int, seeds)] != [*seeds]:
         raise ValueError(f"seeds: expected different whole numbers, one or more, got {[*seeds]}")
     device = torch.device(device)
-    splits = {n: g if isinstance(g, FlatGraphs) else FlatGraphs.of(g) for n, g in splits.items()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         networks = []
         for seed in seeds:
             torch.manual_seed(seed)
             networks.append(build(config))
-        stacked.check_stackable(networks[0])
         run = Progress(networks, splits, config, [int(s) for s in seeds], device, stack, folder)
-        watch(run)
         if run.epoch == 0 and record_epochs(0) and not len(run.tables["measures"]):
-            run.stack.evaluate("test", record=True)
+            run.stack.evaluate("record")
             run.keep_measures()
         saved = time.perf_counter()
-        while run.running and time.perf_counter() - begin < time_limit:
+        while not watch(run) and run.running:
             run.train_epoch(record_epochs)
-            watch(run)
             if time.perf_counter() - saved >= save_seconds:
                 run.save()
                 saved = time.perf_counter()
@@ -227,16 +208,17 @@ class Progress:
         self.epoch, self.seconds, self.commit, self.versions = 0, 0.0, commit(), versions()
         self.tables = {n: torch.zeros(0, len(c)).double() for n, c in _TABLES.items()}
         self.seeds = {seed: SeedProgress(seed, config.lr) for seed in seeds}
-        state = {"state": stacked.stacked_state(networks)}
+        states = [network.state_dict() for network in networks]
+        state = {"state": {n: torch.stack([one[n] for one in states]) for n in states[0]}}
         if self.path is not None and self.path.is_file():
             state = self._resume()
             print(f"resumed after epoch {self.epoch} from {self.path}", file=sys.stderr)
-        fixed = {
-            n: stacked.in_batches(torch.arange(len(splits[n])), config.batch_size) for n in _FIXED
-        }
-        epochs = range(self.epoch + 1, config.max_epochs + 1)
+        splits = {**splits, "record": splits["test"]}
+        fixed = {n: torch.arange(len(g)) for n, g in splits.items() if n != "train"}
+        fixed = {n: stacked.in_batches(ids, config.batch_size) for n, ids in fixed.items()}
         rows = [splits[split].rows(ids) for split, ids in fixed.items()]
-        rows += [splits["train"].rows(self.orders(epoch)[0]) for epoch in epochs]
+        for epoch in range(self.epoch + 1, config.max_epochs + 1):
+            rows.append(splits["train"].rows(self.orders(epoch)[0]))
         self.shape = stacked.padded(*(max(int(r[kind].max()) for r in rows) for kind in (0, 1)))
         dtype = next(self.single.parameters()).dtype
         data = {name: graphs.to(device, dtype) for name, graphs in splits.items()}
@@ -244,9 +226,10 @@ class Progress:
         for name, tensor in state.get("optimizer", {}).items():
             getattr(self.stack, name).copy_(tensor)
         self.stack.prepare(self.orders(self.epoch + 1)[0], fixed)
-        kept = {name: state.get(name, {}) for name in ("best", "last")}
-        kept = {n: {key: t.to(device) for key, t in named.items()} for n, named in kept.items()}
-        self.weights = {name: self.stack.state() | named for name, named in kept.items()}
+        self.weights = {name: self.stack.state() for name in ("best", "last")}
+        for name, weights in self.weights.items():
+            for key, tensor in state.get(name, {}).items():
+                weights[key].copy_(tensor)
 
     @property
     def running(self) -> list[int]:
@@ -267,7 +250,7 @@ class Progress:
             for layer, values in enumerate(layers)
             if not one.stop_reason
         ]
-        self._append("measures", torch.stack(rows))
+        self.tables["measures"] = torch.cat([self.tables["measures"], torch.stack(rows)])
 
     def train_epoch(self, record_epochs: Callable[[int], bool]) -> None:
         """Train all seeds for one epoch, evaluate, and let the schedule of each decide."""
@@ -277,11 +260,12 @@ class Progress:
         if self.device.type == "cuda":  # dropout is drawn on the device
             torch.cuda.manual_seed(zlib.crc32(repr((list(self.seeds), epoch)).encode()))
         stack.train(*self.orders(epoch))
-        stack.evaluate("val")
-        stack.evaluate("test", record=record_epochs(epoch))
-        sums = torch.stack([stack.sums[name] for name in ("train", *_FIXED)]).cpu()
+        fixed = ("val", "record" if record_epochs(epoch) else "test")
+        for name in fixed:
+            stack.evaluate(name)
+        sums = torch.stack([stack.sums[name] for name in ("train", *fixed)]).cpu()
         self.epoch = epoch
-        if record_epochs(epoch):
+        if "record" in fixed:
             self.keep_measures()
         seconds = time.perf_counter() - start
         self.seconds += seconds
@@ -303,16 +287,14 @@ class Progress:
                     at["best"].append(index)
             if one.stop_reason:
                 at["last"].append(index)
-        self._append("history", torch.tensor(rows, dtype=torch.double))
+        history = self.tables["history"]
+        self.tables["history"] = torch.cat([history, history.new_tensor(rows)])
         self._keep(**at)
         if {one.stop_reason for one in self.seeds.values()} == {"not finite"}:
             raise FloatingPointError(
                 f"no seed has a finite loss after epoch {self.epoch}. Lower the learning rate "
                 f"(lr={self.config.lr:g}) or look for bad values in the data"
             )
-
-    def _append(self, name: str, rows: Tensor) -> None:
-        self.tables[name] = torch.cat([self.tables[name], rows])
 
     def _reason_to_stop(self, one: SeedProgress) -> str:
         if self.epoch >= self.config.max_epochs:
@@ -322,16 +304,15 @@ class Progress:
         return "time limit" if self.seconds >= self.config.max_hours * 3600 else ""
 
     def _keep(self, **places: list[int]) -> None:
-        """Keep the present weights of some seeds as their best or their last ones."""
         for key, tensor in self.stack.state().items():
             for name, chosen in places.items():
                 self.weights[name][key][chosen] = tensor[chosen]
 
     def save(self) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state, if there is a place for it."""
         if self.path is None:
             return
-        optimizer = {name: getattr(self.stack, name) for name in _OPTIMIZER}
+        optimizer = {name: getattr(self.stack, name) for name in ("first", "second", "steps")}
         tensors = {"tables": self.tables, "state": self.stack.state(), "optimizer": optimizer}
         seeds = [asdict(one) for one in self.seeds.values()]
         kept = {name: getattr(self, name) for name in _KEPT}
@@ -351,14 +332,13 @@ class Progress:
         return tensors
 
     def _identity(self) -> dict[str, Any]:
-        """What must agree for a run to be the same run; its length may differ."""
         sizes = {f"{n} rows": [*map(len, (g, g.x, g.edge_attr))] for n, g in self.host.items()}
         settings = {**self.config.to_dict(), "seeds": list(self.seeds), **sizes}
         return {n: v for n, v in settings.items() if n not in ("max_epochs", "max_hours")}
 
     def frames(self) -> list[pd.DataFrame]:
-        """History and measures up to now, columns as ``HISTORY`` and ``MEASURES``."""
-        found = [pd.DataFrame(self.tables[n].numpy(), columns=[*c]) for n, c in _TABLES.items()]
+        """History and measures up to now."""
+        found = [pd.DataFrame(self.tables[n].numpy(), columns=c) for n, c in _TABLES.items()]
         whole = ("seed", "epoch", "layer")
         return [t.astype({name: int for name in whole if name in t}) for t in found]
 

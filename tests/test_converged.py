@@ -1,7 +1,7 @@
 """GT on ZINC to the end of its schedule: its tables, from a few numbers and from a small run."""
 
-import importlib.util
 import json
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +15,9 @@ from mapkg.models import build
 from studies import converged as study
 from studies.published import CONFIGS
 
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+import stacked_tables as tables
+
 CONFIG = CONFIGS["GT-ZINC"].replace(hidden_channels=8, heads=2, num_layers=1)
 
 
@@ -27,16 +30,6 @@ def rows_of(**columns):
 def test_a_measure_is_beyond_untrained_if_above_all_seeds_of_its_layer():
     table = rows_of(seed=[0, 1, 0, 1], epoch=[0, 0, 5, 5], spread_mean=[2.0, 3.0, 3.0, 3.1])
     assert study.with_measures(table)["spread"].tolist() == [False, False, False, True]
-
-
-@pytest.fixture(scope="module")
-def tables():
-    """The script that makes the tables."""
-    path = REPOSITORY / "benchmarks" / "stacked_tables.py"
-    specification = importlib.util.spec_from_file_location("stacked_tables", path)
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
-    return script
 
 
 @pytest.fixture
@@ -60,7 +53,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_states_windows_and_thinning_follow_the_rate(folder, tables):
+def test_states_windows_and_thinning_follow_the_rate(folder):
     _, run = tables.read_run(folder)
     one = run[run["seed"] == 1].set_index("epoch")
     assert one["halved"].unique() == [13] and one["epochs"].unique() == [20]
@@ -73,7 +66,7 @@ def test_states_windows_and_thinning_follow_the_rate(folder, tables):
     assert study.steady(tables.windows(run)).loc[study.MEASURES["row"]].tolist() == [2, 2]
 
 
-def test_errors_are_those_of_the_stored_weights(folder, tables):
+def test_errors_are_those_of_the_stored_weights(folder):
     splits = few_molecules(9, 5, 3)
     for state in ("best", "last"):
         torch.manual_seed(0)

@@ -286,7 +286,9 @@ def test_tables_of_runs_are_joined_in_their_order_and_laws_are_fitted_to_them(
     fit = ["study", "laws", "x", "--results", str(tmp_path), "-o"]
     assert main([*fit, str(tmp_path / "laws")]) == 0
     fitted = pd.read_csv(tmp_path / "laws.csv.gz")
-    pd.testing.assert_frame_equal(fitted, laws(found.histogram), rtol=1e-5, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        fitted, laws(["x"], results=tmp_path), rtol=1e-5, check_dtype=False
+    )
     capsys.readouterr()
     message = refused(capsys, [*fit, paths[0]])
     assert f"{paths[0]} holds the table of another study; name another prefix" in message

@@ -13,21 +13,13 @@ from torch_geometric.nn import GATv2Conv, global_mean_pool
 
 from mapkg.evaluation import evaluate
 from mapkg.models import build
-from studies.data import NodesOfGraph, load
+from studies.data import SPLITS, NodesOfGraph, load
 from studies.data.networks import citation_like
 from studies.data.trees import level_order
 from studies.deep import DeepNetwork, Variant, gradient_norms
 from studies.neighbors_match import TreeNetwork
 from studies.published import CONFIGS, Schedule
-from studies.tasks import (
-    TREES,
-    Examples,
-    GraphTask,
-    NodeTask,
-    TreeTask,
-    check_graphs,
-    hide_features,
-)
+from studies.tasks import TREES, Examples, GraphTask, NodeTask, TreeTask, hide_features
 from studies.train import STATE_FILE, fit, seed_all
 
 SMALL = CONFIGS["GT-ZINC"].replace(
@@ -51,19 +43,18 @@ def network(config=SMALL, seed=0):
     return build(config)
 
 
-def node_network(seed=0, layers=2, **options):
+def node_network(seed=0, **options):
     torch.manual_seed(seed)
-    return DeepNetwork(Variant(hidden_channels=8, heads=2, **options), layers, 40, 3)
+    return DeepNetwork(Variant(hidden_channels=8, heads=2, **options), 2, 40, 3)
 
 
-def small_trees(kind="gat", depth=2, seed=0, **options):
+def small_trees(kind="gat", seed=0, **options):
     torch.manual_seed(seed)
-    return TreeNetwork(kind, depth, channels=8, **options)
+    return TreeNetwork(kind, 2, channels=8, **options)
 
 
 def run(splits, config=SMALL, *, model=None, **settings):
-    model = network(config) if model is None else model
-    return fit(model, splits, config, progress=False, **settings)
+    return fit(model or network(config), splits, config, progress=False, **settings)
 
 
 def same_weights(first, second):
@@ -105,32 +96,22 @@ class Given(nn.Module):
         return torch.full((batch_size, 1), value)
 
 
-def with_graph(splits, split="train", **changes):
-    """The same data with another fifth graph."""
-    graphs = list(getattr(splits, split))
-    graphs[5] = Data(**{**graphs[5].to_dict(), **changes})
-    return replace(splits, **{split: graphs})
-
-
 # All tasks alike.
 
 
-@pytest.fixture(params=["graphs", "graphs without dropout", "nodes", "gradients", "trees"])
+@pytest.fixture(params=["graphs", "nodes", "gradients", "trees"])
 def case(request, splits, papers, trees):
     """What gives a network, a task, a schedule of four epochs whose rate falls, an observer."""
     config = SMALL.replace(dropout=0.1, lr=0.02, lr_patience=0, max_epochs=4)
-    if request.param.startswith("graphs"):
-        observe = watch
-        if "without" in request.param:
-            config, observe = config.replace(dropout=0.0), None
-        return network, GraphTask(splits, config), Schedule.of(config), observe
-    if request.param == "trees":
-        schedule = replace(TREES, epochs=4, block=1, batch_size=20, lr=1e-9, lr_patience=0)
-        return small_trees, TreeTask(trees[2]), schedule, watch
-    schedule = Schedule(epochs=4, lr=0.5, lr_patience=0)
-    if request.param == "nodes":
-        return node_network, NodeTask(papers), schedule, watch
-    return node_network, NodeTask(papers, evaluate=False), schedule, gradient_norms
+    config = config.replace(num_node_types=(28,), num_edge_types=(4,))  # JSON knows no tuples
+    quick = replace(TREES, epochs=4, block=1, batch_size=20, lr=1e-9, lr_patience=0)
+    falling = Schedule(epochs=4, lr=0.5, lr_patience=0)
+    return {
+        "graphs": (network, GraphTask(splits, config), Schedule.of(config), watch),
+        "trees": (small_trees, TreeTask(trees[2]), quick, None),
+        "nodes": (node_network, NodeTask(papers), falling, watch),
+        "gradients": (node_network, NodeTask(papers, evaluate=False), falling, gradient_norms),
+    }[request.param]
 
 
 def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(case, tmp_path, capsys):
@@ -144,23 +125,17 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(case, tmp_pa
     assert same_weights(model.state_dict(), expected.last_weights)
     assert expected.history["epoch"].tolist() == [1, 2, 3, 4]
     assert expected.history["seconds"].gt(0).all()
+    other = fit(make(), task, schedule, **settings | dict(seed=4))
+    assert not same_weights(other.last_weights, expected.last_weights)
 
     settings["folder"] = tmp_path
     fit(make(), task, replace(schedule, epochs=1), **settings)
     hours = replace(schedule, max_hours=1e-12)
     assert fit(make(), task, hours, **settings).stop_reason == "time limit"
     fit(make(), task, replace(schedule, epochs=3), **settings)
-    other = make(seed=9)  # its weights do not matter: the state has them all
-    assert_same_fit(fit(other, task, schedule, **settings), expected)
+    for _ in range(2):  # weights of another seed do not matter: the state has them all
+        assert_same_fit(fit(make(seed=9), task, schedule, **settings), expected)
     assert f"resumed after epoch 3 from {tmp_path / STATE_FILE}" in capsys.readouterr().err
-    assert_same_fit(fit(make(), task, schedule, **settings), expected)
-
-    del settings["folder"]
-    seeds = (4, 3)  # the second is that of the run
-    other, again = (fit(make(), task, schedule, **settings | dict(seed=seed)) for seed in seeds)
-    assert_same_fit(again, expected)
-    assert not same_weights(other.last_weights, expected.last_weights)
-    settings["folder"] = tmp_path
     content = (tmp_path / STATE_FILE).read_bytes()
     for seed, changed, message in (
         (4, schedule, "holds the state of another run: seed: stored 3, asked for 4. Choose"),
@@ -185,16 +160,14 @@ def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
         "epochs: expected 1 or more": lambda: fit(node_network(), papers, Schedule(epochs=0)),
         "depth 2, with 7 nodes, got 15": lambda: fit(small_trees(), trees[3], progress=False),
         "expected Trees, as load.*, got NodesOfGraph": lambda: TreeTask(papers),
+        "sampling: expected one of": lambda: TreeTask(trees[2], "group"),
         "only networks for graphs": lambda: fit(node_network, papers, NODES, seeds=range(2)),
         "batch_size: expected 1 or more, got 0": lambda: Schedule(batch_size=0),
         r"lr: expected a value above 0, got 0\.0": lambda: Schedule(lr=0.0),
         r"lr: expected min_lr, 0\.1, or more, got 0\.05": lambda: Schedule(lr=0.05, min_lr=0.1),
-        "lr: expected min_lr, 1, or more": lambda: run(splits, SMALL.replace(min_lr=1)),
         "lr: expected min_lr, 2, or more": lambda: run(splits, SMALL.replace(min_lr=2), seeds=[0]),
         r"lr_factor: expected a value in \(0, 1\)": lambda: Schedule(lr_factor=1.0),
-        "graph 5 has no target y, of shape": lambda: evaluate(
-            network(), with_graph(splits, y=None).train
-        ),
+        r"rate: expected a share in \[0, 1\]": lambda: hide_features(papers, 1.1),
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
@@ -202,68 +175,56 @@ def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
 
 ENDS = torch.tensor([[0, 1], [1, 0]])
 BAD_GRAPHS = [  # what a graph has instead, and what is said of it
-    (
-        dict(x=torch.tensor([0, 28])),
-        r"x: expected ids from 0, fewer than \[28\], got \[0\] to \[28",
-    ),
+    (dict(x=torch.tensor([0, 28])), r"x: expected ids from 0, fewer than \[28\], got \[0\] to \[2"),
     (dict(x=torch.tensor([0, -1])), r"x: .* got \[-1\] to \[0\]"),
     (dict(x=torch.tensor([[0, 1], [1, 0]])), "x: expected 1 ids per row, got 2"),
     (dict(x=torch.full((2, 28), math.nan)), "x: expected finite values"),
+    (dict(x=torch.zeros(2, 28)), r"x: .* got torch.float32 of shape \['rows', 28\]"),
+    (dict(x=None, num_nodes=2), "x: expected torch.int64 .* as in the first graph, got None"),
     (dict(edge_attr=torch.tensor([0, 4])), r"edge_attr: .* fewer than \[4\]"),
     (dict(edge_attr=torch.tensor([0])), "edge_attr: expected a row for each of 2, got 1"),
     (dict(edge_index=ENDS.int()), "edge_index: expected int64 .* got torch.int32"),
-    (dict(edge_index=ENDS.float()), "edge_index: .* got torch.float32"),
     (dict(edge_index=torch.zeros(3, 2).long()), r"edge_index: .* of shape \[3, 2\]"),
     (dict(edge_index=ENDS - 1), "edge_index: expected nodes from 0 to 1, got -1 to 0"),
     (dict(edge_index=ENDS + 1), "edge_index: .* got 1 to 2"),
-    (dict(x=None, num_nodes=2), "x: expected torch.int64 .* as in the first graph, got None"),
-    (dict(x=torch.zeros(2, 28)), r"x: .* got torch.float32 of shape \['rows', 28\]"),
-    (dict(edge_attr=None), "edge_attr: expected torch.int64 .* got None"),
     (dict(y=None), r"no target y, of shape \[1, 1\]"),
     (dict(y=torch.zeros(1)), r"y: expected floats of shape \[1, 1\], got .* \[1\]"),
     (dict(y=torch.tensor([[True]])), r"y: .* got torch.bool .* convert with \.float"),
-    (dict(y=torch.tensor([[3]])), r"y: .* got torch.int64"),
     (dict(y="high"), r"y: .* got str"),
-    (
-        dict(y=torch.tensor([[1e39]], dtype=torch.double)),
-        r"y: expected finite targets, got \[1e\+39\]",
-    ),
-    (dict(y=torch.tensor([[1e39]])), r"y: expected finite targets, got \[inf\]"),
+    (dict(y=torch.tensor([[1e39]]).double()), r"y: expected finite targets, got \[inf\]"),
     (dict(y=torch.tensor([[math.nan]])), r"y: expected finite targets, got \[nan\]"),
 ]
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(("changes", "message"), BAD_GRAPHS)
-def test_a_graph_that_does_not_fit_is_named_before_training(splits, split, changes, message):
+def test_a_graph_that_does_not_fit_is_named_before_training(splits, changes, message):
     pair = dict(x=torch.tensor([0, 1]), edge_index=ENDS, edge_attr=torch.tensor([1, 1]))
-    bad = with_graph(splits, split, **{**pair, **changes})
-    with pytest.raises(ValueError, match=f"{split} graph 5: {message}"):
-        run(bad)
+    for split in ("train", "val"):
+        graphs = list(getattr(splits, split))
+        graphs[5] = Data(**{**graphs[5].to_dict(), **pair, **changes})
+        with pytest.raises(ValueError, match=f"{split} graph 5: {message}"):
+            run(replace(splits, **{split: graphs}))
     bare = [Data(**{**graph.to_dict(), "edge_attr": None}) for graph in splits.train]
-    check_graphs(replace(splits, train=bare, val=bare), SMALL)  # not every network needs them
+    without = GraphTask(replace(splits, train=bare, val=bare), SMALL)
+    assert not [*without.faults()], "not every network needs them"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            dict(y=torch.zeros(300)),
-            r"y: expected a class .* int64 of shape \[300\], got torch.float",
-        ),
+        (dict(y=torch.zeros(300)), r"y: expected a class .* of shape \[300\], got torch.float"),
         (dict(y=torch.full((300,), 3)), "y: expected classes from 0 to 2, got 3 to 3"),
         (dict(x=torch.zeros(299, 40)), "x: expected a row for each of 300, got 299"),
         (dict(edge_index=ENDS + 299), "edge_index: expected nodes from 0 to 299, got 299 to 300"),
+        (dict(last=300), "test: expected nodes from 0 to 299, got up to 300"),
     ],
 )
 def test_nodes_that_do_not_fit_are_refused(papers, changes, message):
+    last = torch.tensor([changes.pop("last", 0)])
     graph = Data(**{**papers.train.graph.to_dict(), **changes, "num_nodes": 300})
-    parts = {n: NodesOfGraph(graph, getattr(papers, n).nodes) for n in ("train", "val", "test")}
+    parts = {name: NodesOfGraph(graph, getattr(papers, name).nodes) for name in SPLITS}
     with pytest.raises(ValueError, match=message):
-        fit(node_network(), replace(papers, **parts), NODES)
-    far = replace(papers, test=NodesOfGraph(papers.train.graph, torch.tensor([0, 300])))
-    with pytest.raises(ValueError, match="test: expected nodes from 0 to 299, got up to 300"):
-        fit(node_network(), far, NODES)
+        fit(node_network(), replace(papers, **parts | {"test": NodesOfGraph(graph, last)}), NODES)
 
 
 # Graphs.
@@ -275,32 +236,16 @@ def test_the_best_weights_are_those_of_the_least_validation_loss(splits):
     losses = found.history.set_index("epoch")["val_loss"]
     assert found.best_epoch == losses.idxmin() != 8, "choose another rate: best and last are one"
     model = network()
-    for weights, loss in (
-        (found.best_weights, losses.min()),
-        (found.last_weights, losses.iloc[-1]),
-    ):
+    for weights, loss in ((found.best_weights, losses.min()), (found.last_weights, losses[8])):
         model.load_state_dict(weights)
         assert evaluate(model, splits.val, batch_size=32) == loss
-    shorter = run(splits, config.replace(max_epochs=found.best_epoch))
-    assert same_weights(shorter.last_weights, found.best_weights)
 
 
-def test_the_loss_is_the_mean_over_graphs_and_the_first_step_adams(splits):
+def test_the_loss_is_the_mean_over_graphs(splits):
     # Without BatchNorm the batches do not matter, here 30, 30 and 4 graphs.
     config = SMALL.replace(batch_norm=False, batch_size=30, lr=1e-30, min_lr=1e-40, max_epochs=1)
     still = run(splits, config).history["train_loss"][0]
     assert still == pytest.approx(evaluate(network(config), splits.train), rel=1e-6)
-    # The first step of Adam moves each weight by lr against the sign of its gradient.
-    config = SMALL.replace(batch_size=64, max_epochs=1, batch_norm=False)
-    model = network(config)
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    found = run(splits, config, model=model)
-    moved = found.last_weights["head.4.bias"] - before["head.4.bias"]
-    assert moved.abs().item() == pytest.approx(7e-4, rel=1e-3)
-    unused = "layers.1.edge_block.contract.weight"  # its output goes nowhere
-    assert torch.equal(found.last_weights[unused], before[unused])
-    decayed = run(splits, config.replace(weight_decay=0.1)).last_weights["head.4.weight"]
-    assert not torch.equal(decayed, found.last_weights["head.4.weight"])
 
 
 def test_the_observer_sees_every_epoch_and_the_untrained_model_and_changes_nothing(splits):
@@ -324,9 +269,8 @@ def test_the_rate_is_halved_after_the_patience_until_it_is_too_small(splits):
     assert found.history["lr"].tolist() == [0.8] * 4 + [0.4] * 3 + [0.2] * 3
     assert (found.stop_reason, found.best_epoch) == ("min lr", 1)
     tiny = config.replace(lr=3e-8, min_lr=1e-9, lr_patience=0)  # halved below 1e-8, too
-    found = run(splits, tiny, model=Given())
-    assert found.stop_reason == "min lr"
-    assert found.history["lr"].tolist() == [3e-8 / 2 ** max(epoch - 1, 0) for epoch in range(6)]
+    lrs = run(splits, tiny, model=Given()).history["lr"].tolist()
+    assert lrs == [3e-8 / 2 ** max(epoch - 1, 0) for epoch in range(6)]
 
 
 def test_a_fall_by_less_than_a_ten_thousandth_is_no_progress_but_gives_the_best_weights(splits):
@@ -343,17 +287,14 @@ def test_a_fall_by_less_than_a_ten_thousandth_is_no_progress_but_gives_the_best_
         assert found.history["val_loss"].tolist() == pytest.approx(losses, rel=1e-6)
 
 
-@pytest.mark.parametrize("share_weights", [True, False])
-def test_tied_weights_are_kept_and_resumed(splits, tmp_path, share_weights):
+def test_tied_weights_are_kept_and_resumed(splits, tmp_path):
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.embedding = nn.Embedding(28, 8)
-            self.conv = GATv2Conv(8, 8, share_weights=share_weights)
-            self.head = nn.Linear(8, 28, bias=False)
-            if not share_weights:
-                self.head.weight = self.embedding.weight
+            self.embedding, self.head = nn.Embedding(28, 8), nn.Linear(8, 28, bias=False)
+            self.conv = GATv2Conv(8, 8, share_weights=True)
+            self.head.weight = self.embedding.weight
 
         def forward(self, x, edge_index, edge_attr, batch, batch_size):
             h = global_mean_pool(self.conv(self.embedding(x), edge_index), batch, batch_size)
@@ -366,11 +307,7 @@ def test_tied_weights_are_kept_and_resumed(splits, tmp_path, share_weights):
 
 @pytest.mark.parametrize(
     ("which", "given"),
-    [
-        ("training", Given(bad_step=1)),
-        ("validation", Given([math.nan])),
-        ("validation", Given([math.inf])),
-    ],
+    [("training", Given(bad_step=1)), ("validation", Given([math.inf]))],
 )
 def test_a_loss_that_is_not_finite_names_its_epoch_and_keeps_the_last(
     splits, tmp_path, which, given
@@ -394,9 +331,8 @@ def test_nodes_take_the_steps_of_a_loop_written_out(papers):
     optimizer = torch.optim.Adam(expected.parameters(), lr=0.01, weight_decay=5e-4)
     for row in history.itertuples():
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(
-            expected(graph.x, graph.edge_index)[train], graph.y[train]
-        )
+        scores = expected(graph.x, graph.edge_index)
+        loss = nn.functional.cross_entropy(scores[train], graph.y[train])
         assert row.train_loss == pytest.approx(loss.item(), rel=1e-5)
         loss.backward()
         optimizer.step()
@@ -408,12 +344,7 @@ def test_nodes_take_the_steps_of_a_loop_written_out(papers):
         torch.testing.assert_close(found.state_dict()[name], value)
 
 
-def test_training_ends_when_the_rate_has_died_and_without_validation_or_patience_it_stays(papers):
-    schedule = Schedule(epochs=120, lr=0.01, lr_patience=3)
-    found = fit(node_network(seed=1), papers, schedule, progress=False)
-    assert found.stop_reason == "min lr" and len(found.history) < 100
-    assert found.history["lr"].iloc[-1] == pytest.approx(1e-6)
-    assert found.history["test_accuracy"].iloc[-1] > 0.6 > found.history["test_accuracy"].iloc[0]
+def test_without_validation_or_patience_the_rate_stays(papers):
     schedule = Schedule(epochs=10, lr=0.5, lr_patience=0)
     blind = fit(node_network(), NodeTask(papers, evaluate=False), schedule, progress=False)
     assert set(blind.history) == {"epoch", "train_loss", "lr", "seconds"}
@@ -433,13 +364,11 @@ def test_a_loss_of_nodes_that_is_not_finite_ends_the_training_and_is_kept(papers
 
 def test_hidden_features_are_zero_outside_the_training_nodes(papers):
     graph = papers.train.graph
-    outside = torch.ones(300, dtype=torch.bool)
-    outside[papers.train.nodes] = False
     for rate in (0.0, 0.25, 1.0):
         hidden = hide_features(papers, rate, seed=1)
         changed = (hidden.train.graph.x != graph.x).any(1)
         assert not changed[papers.train.nodes].any()
-        assert int(changed.sum()) == round(rate * int(outside.sum()))
+        assert int(changed.sum()) == round(rate * (300 - len(papers.train.nodes)))
         assert (hidden.test.graph.x[changed] == 0).all()
         assert f"{rate:.0%} missing" in hidden.description.title
     assert torch.equal(graph.x, citation_like(0, **SMALL_CITATION).x), "the original is as it was"
@@ -450,8 +379,10 @@ def test_hidden_features_are_zero_outside_the_training_nodes(papers):
 # Trees.
 
 
-@pytest.mark.parametrize("sampling", ["shuffled", "grouped"])
-@pytest.mark.parametrize(("kind", "norm"), [("gat", "layer"), ("gin", "none"), ("gcn", "pair")])
+@pytest.mark.parametrize(
+    ("kind", "norm", "sampling"),
+    [("gat", "layer", "shuffled"), ("gin", "none", "grouped"), ("gcn", "pair", "grouped")],
+)
 def test_trees_take_the_steps_of_a_loop_written_out(trees, kind, norm, sampling):
     found, expected = (small_trees(kind, norm=norm).double() for _ in range(2))
     schedule, task = replace(TREES, epochs=3, block=2, batch_size=20), TreeTask(trees[2], sampling)
@@ -496,8 +427,7 @@ def test_trees_are_done_when_everything_is_right_or_nothing_more_is_gained(trees
     torch.manual_seed(0)
     fast = replace(TREES, epochs=2000, batch_size=64, lr=0.005, patience=400)
     run = fit(TreeNetwork("ggnn", 2), trees[2], fast, progress=False)
-    assert run.stop_reason == "solved" and run.history["epoch"].iloc[-1] < 2000
-    assert run.history["train_accuracy"].iloc[-1] == 1
+    assert run.stop_reason == "solved" and run.history["train_accuracy"].iloc[-1] == 1
     still = replace(TREES, epochs=2000, lr=1e-12, patience=3, block=1)
     run = fit(small_trees(), trees[2], still, progress=False)
     assert (run.stop_reason, len(run.history)) == ("plateau", 4)  # the first gains on nothing
