@@ -38,9 +38,13 @@ from studies.data import (
     read_smiles,
     to_molecule,
 )
-from studies.data.molecules import is_kekulized_otherwise, logp_terms, penalized_logp
+from studies.data.molecules import (
+    is_kekulized_otherwise,
+    logp_terms,
+    penalized_logp,
+    warn_of_types,
+)
 from studies.data.sets import SHA256, cached_graphs, read_url, root_with, user_cache
-from studies.data.smiles_tables import warn_of_types
 from studies.emergence import fit_to_data
 from studies.explanations import bond_importance
 from studies.files import versions, warn_of_another_rdkit
@@ -804,7 +808,7 @@ def benchmark(tmp_path, fresh_cache, monkeypatch):
         indices = ",".join(map(str, CHOSEN[split]))
         write(tmp_path / "ZINC" / "raw" / f"{split}.index", f"{indices}\n")
         sizes[split] = counts([molecule_graph(list(molecules)[i]) for i in CHOSEN[split]])[:3]
-    monkeypatch.setattr("studies.data.smiles_tables.ZINC_SIZES", sizes)
+    monkeypatch.setattr("studies.data.molecules.ZINC_SIZES", sizes)
     return tmp_path / "ZINC" / "raw"
 
 

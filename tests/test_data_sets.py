@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import NOT_BUNDLED, planetoid
+from conftest import NOT_BUNDLED, not_bundled as planetoid
 from rdkit import Chem, RDLogger
+from studies.data.networks import level_order, load_trees, neighbors_match, tree_edges
 from torch_geometric.datasets import MoleculeNet, Planetoid, TUDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.utils import from_smiles
@@ -20,18 +21,18 @@ from torch_geometric.utils import from_smiles
 from studies.data import SPLITS, load
 from studies.data.graph_classification import (
     PAIR_TYPES,
-    PROTEINS_FOLDER,
     STRUCTURES,
     TASKS,
-    TOX21_FILE,
     random_split,
     read_proteins,
     read_tox21,
     scaffold_split,
 )
-from studies.data.networks import PER_CLASS, citation_like, planetoid_folder
-from studies.data.trees import level_order, load_trees, neighbors_match, tree_edges
+from studies.data.networks import PER_CLASS, citation_like
 
+TOX21_FILE = "tox21/raw/tox21.csv"
+PROTEINS_FOLDER = "TUDataset/PROTEINS/raw"
+planetoid_folder = lambda n: "Planetoid/Cora/raw"
 pytestmark = pytest.mark.usefixtures("cache")
 
 
