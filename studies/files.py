@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -21,10 +21,7 @@ _PART = ".part"  # what names of files end with while they are written
 
 @contextmanager
 def alone(folder: Path | str | None, prefix: str = "") -> Iterator[None]:
-    """Be the only process that writes to a folder, or to its files of a prefix; None locks nothing.
-
-    What killed processes left half written in a whole folder is swept.
-    """
+    """Be the only process that writes to a folder, or to its files of a prefix, and tidy it up."""
     if folder is None:
         yield
         return
@@ -68,10 +65,7 @@ def check_output(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file, and its folders, so that a reader sees the old content or the new.
-
-    A symbolic link stays one, and a file keeps its mode.
-    """
+    """Write a file so that a reader sees the old content or the new; links and modes stay."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
@@ -92,16 +86,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-# Where a result comes from.
-
-
 @cache
 def versions() -> str:
     """Versions that results depend on, for example ``"python 3.11.7; torch 2.13.0; ..."``."""
     packages = ("torch", "torch-geometric", "numpy", "rdkit")
     numbers = [f"python {platform.python_version()}"]
     # A build tag such as +cpu says how torch was packaged, not what it computes.
-    numbers += [f"{name} {_version(name).split('+')[0]}" for name in packages]
+    numbers += [f"{name} {version(name).split('+')[0]}" for name in packages]
     return "; ".join(numbers)
 
 
@@ -116,20 +107,9 @@ def warn_of_another_rdkit(stored: str, path: Path) -> None:
         )
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # training from prepared tensors needs no RDKit
-        return "not installed"
-
-
 @cache
 def commit() -> str:
-    """The commit of ``mapkg`` and ``studies``, with ``-dirty`` if their code differs from it.
-
-    "not available" where the code is not tracked in a git work tree. One that is installed
-    inside another project's tree does not take that project's commit for its own.
-    """
+    """The commit of ``mapkg`` and ``studies``, with ``-dirty`` if their code differs from it."""
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -138,7 +118,7 @@ def commit() -> str:
         )
         return result.stdout.strip()
 
-    try:
+    try:  # installed inside another project's tree, its commit is not ours
         git("ls-files", "--error-unmatch", "--", "studies/files.py")
         head = git("rev-parse", "HEAD")
         return f"{head}-dirty" if git("status", "--porcelain", "--", "mapkg", "studies") else head

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import random
-import re
 import signal
 import sys
 import time
@@ -41,7 +40,6 @@ TRAIN = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--limit", "32", 
 TRAIN += ["--epochs", "10", "--set", *(f"{name}={value}" for name, value in SIZES.items()), "--out"]
 WEIGHTS = tuple(f"{state}.safetensors" for state in ("base", "best", "last"))
 TABLES = tuple(f"{n}.csv.gz" for n in ("summary", "trajectory", "graph_maxima", "histogram"))
-DAMAGED = r"damaged|do not belong together|not the description|changed after it was written"
 
 
 def what_it_gave(folder):
@@ -127,42 +125,28 @@ def test_a_damaged_state_is_named_and_never_trained_on(number, seeds, tmp_path):
     expected, path = train(folder=None), tmp_path / (STACKED_FILE if seeds else STATE_FILE)
     train(2)
     whole = path.read_bytes()
-    for _ in range(15):
-        path.write_bytes(damaged(whole, draw))
+    later, faster = ((b'epoch\\": 2', b'epoch\\": 1'), (b'lr\\": 0.0007', b'lr\\": 0.0008'))
+    contents = [damaged(whole, draw) for _ in range(15)]
+    for content in (*contents, whole.replace(*later), whole.replace(*faster)):
+        assert content != whole
+        path.write_bytes(content)
         with pytest.raises(ValueError, match=r"safetensors: damaged, .* remove it to start afresh"):
             train()
-    for old, new in ((b'epoch\\": 2', b'epoch\\": 1'), (b'lr\\": 0.0007', b'lr\\": 0.0008')):
-        path.write_bytes(whole.replace(old, new))
-        assert path.read_bytes() != whole
-        with pytest.raises(ValueError, match=r"safetensors: damaged"):
-            train()
     path.write_bytes(whole)
-    assert train() == expected
-    path.unlink()
     assert train() == expected
 
 
 @rounds
 def test_a_checkpoint_that_is_damaged_is_refused_and_written_again(number, tmp_path):
     draw, splits = random.Random(number), few_molecules(32, 8, 8)
-    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=2)
     settings = dict(seed=number, folder=tmp_path, progress=False)
+    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=2)
     emergence(config, splits, **settings)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    weights = checkpoint.load(tmp_path / "best")[0].state_dict()
-    for _ in range(50):
-        path = tmp_path / draw.choice(["best.safetensors", "best.json"])
-        path.write_bytes(damaged(before[path.name], draw))
-        try:
-            found, about = checkpoint.load(tmp_path / "best")
-        except ValueError as error:
-            assert re.search(DAMAGED, str(error)), error
-        else:  # a name or a space that nothing depends on
-            assert about["seed"] == number and about["history"]
-            assert all(torch.equal(t, weights[n]) for n, t in found.state_dict().items())
-        path.write_bytes(before[path.name])
     for name in ("best.safetensors", "best.json", "summary.csv.gz"):
         (tmp_path / name).write_bytes(damaged(before[name], draw))
+    with pytest.raises(ValueError, match=r"damaged|do not belong together|not the description"):
+        checkpoint.load(tmp_path / "best")
     emergence(config, splits, **settings)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -218,8 +202,8 @@ def test_a_damaged_download_or_cache_is_never_kept(number, tmp_path, fresh_cache
             [fresh_cache], [file], lambda: sets.unzipped(archive, {file: "raw/table.csv"})
         )
 
-    headers = [*range(60), *range(len(whole) - 120, len(whole))]
-    flips = [(place, 1 << bit) for place in headers for bit in range(8)] if number == 0 else []
+    headers = [*range(60), *range(len(whole) - 120, len(whole))] if number == 0 else []
+    flips = [(place, 1 << bit) for place in headers for bit in range(8)]
     flipped = [bytes(b ^ bit * (i == at) for i, b in enumerate(whole)) for at, bit in flips]
     for archive in (*flipped, *(damaged(whole, draw) for _ in range(50))):
         try:
@@ -234,12 +218,8 @@ def test_a_damaged_download_or_cache_is_never_kept(number, tmp_path, fresh_cache
     assert load(whole) == fresh_cache and kept.read_bytes() == content
 
     graphs = [molecule(seed, 9) for seed in range(5)]
-
-    def texts(made):
-        return [str(graph.to_dict()) for graph in made]
-
     for _ in range(20):
         made = sets.cached_graphs([path], __file__, lambda: graphs)
-        assert texts(made) == texts(graphs)
+        assert [str(graph.to_dict()) for graph in made] == [str(g.to_dict()) for g in graphs]
         (entry,) = (fresh_cache / "graphs").iterdir()
         entry.write_bytes(damaged(entry.read_bytes(), draw))
