@@ -71,10 +71,8 @@ def save(path: Path | str, weights: dict[str, Tensor], config: Config, **informa
     write_atomically(json_path, json.dumps(described, indent=1).encode())
 
 
-def load(
-    path: Path | str, config: Config | None = None, *, dataset: str | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A saved model, and its JSON file; of a configuration and a title of the data, if given."""
+def load(path: Path | str, *, dataset: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """A saved model, and its JSON file; trained on a data set of this title, if it is given."""
     weights_path, json_path = _paths(path)
     if not (weights_path.is_file() and json_path.is_file()):
         raise FileNotFoundError(f"no checkpoint: expected {weights_path} and {json_path}")
@@ -92,11 +90,6 @@ def load(
         )
     if information.get("sha256_of_this", own := _checksum(information)) != own:
         raise ValueError(f"{json_path}: changed after it was written, or damaged")
-    if config is not None and config != stored:
-        raise ValueError(
-            f"{json_path}: the checkpoint has another configuration than expected: "
-            f"{differences(stored.to_dict(), config.to_dict())}"
-        )
     if dataset not in (None, trained_on := information.get("dataset")):
         raise ValueError(
             f"{json_path}: trained on {trained_on!r}, got {dataset!r}; load the same data, as many "
@@ -162,21 +155,14 @@ def _entry(checksum: str) -> bytes:
     return f'"sha256":"{checksum}"'.encode()
 
 
-def differences(stored: dict[str, Any], expected: dict[str, Any]) -> str:
-    """The entries in which two flat dicts differ, for an error."""
-    names = [name for name in stored | expected if stored.get(name) != expected.get(name)]
-    return "; ".join(
-        f"{name}: stored {stored.get(name)!r}, asked for {expected.get(name)!r}" for name in names
-    )
-
-
 def refuse_another_run(
     path: Path, stored: dict[str, Any], asked: dict[str, Any], epochs: tuple[int, int]
 ) -> None:
     """Raise unless a state is of the run that is asked for, with as many epochs or fewer."""
-    if stored != asked:
+    if names := [name for name in stored | asked if stored.get(name) != asked.get(name)]:
+        others = (f"{n}: stored {stored.get(n)!r}, asked for {asked.get(n)!r}" for n in names)
         raise ValueError(
-            f"{path} holds the state of another run: {differences(stored, asked)}. "
+            f"{path} holds the state of another run: {'; '.join(others)}. "
             "Choose another folder, or remove the file to start afresh"
         )
     done, asked_for = epochs

@@ -243,7 +243,8 @@ def _checked(path: Path | str, values: Mapping[str, Any], readings: Any = None) 
         for reading in readings(given, known[name].type) if readings else [given]:
             with contextlib.suppress(ValidationError, TypeError):
                 # By way of JSON: it has no types of numpy, and its lists may be tuples.
-                fitting[name] = adapter.validate_json(json.dumps(reading, default=_plain))
+                plain = lambda v: v.tolist() if hasattr(v, "tolist") else os.fspath(v)  # noqa: E731
+                fitting[name] = adapter.validate_json(json.dumps(reading, default=plain))
                 break
         else:
             kind = known[name].type
@@ -270,8 +271,3 @@ def _adapter(kind: str) -> TypeAdapter:
         return adapter
     except (NameError, AttributeError, TypeError, PydanticSchemaGenerationError):
         return TypeAdapter(Any)
-
-
-def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch, and paths, as JSON has them."""
-    return value.tolist() if hasattr(value, "tolist") else os.fspath(value)

@@ -1,7 +1,7 @@
 """What is published or has a name: configurations, schedules, runs of the workflow's grid.
 
-``PUBLISHED`` are the massive-activations paper's ten pairs of network and data set, with the place
-of each value; ``OWN`` are pairs that the paper does not have, ``CONFIGS`` both.
+``PUBLISHED`` are the massive-activations paper's ten pairs of network and data set; ``CONFIGS`` has
+pairs that the paper does not have, too.
 """
 
 import math
@@ -33,8 +33,7 @@ def _read() -> dict[str, Config]:
 
 
 CONFIGS: Mapping[str, Config] = MappingProxyType(_read())
-OWN = {n: c for n, c in CONFIGS.items() if c.source.startswith("this companion")}
-PUBLISHED = {name: config for name, config in CONFIGS.items() if name not in OWN}
+PUBLISHED = {n: c for n, c in CONFIGS.items() if not c.source.startswith("this companion: ")}
 
 EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
 

@@ -17,7 +17,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import few_molecules
-from random_graphs import molecule
 
 from mapkg.models import build
 from studies import checkpoint, tables
@@ -25,7 +24,7 @@ from studies.__main__ import main
 from studies.data import sets
 from studies.emergence import emergence
 from studies.published import CONFIGS
-from studies.train import STATE_FILE, fit, seed_all
+from studies.train import STATE_FILE, fit
 from studies.train_stacked import STATE_FILE as STACKED_FILE
 
 pytestmark = [
@@ -112,28 +111,20 @@ def test_two_processes_on_one_folder_and_one_killed_lose_nothing(number, undistu
 @pytest.mark.parametrize("seeds", [None, (3, 0)])
 def test_a_damaged_state_is_named_and_never_trained_on(number, seeds, tmp_path):
     draw, splits = random.Random(number), few_molecules(32, 8, 8)
-    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=3)
+    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=2)
+    path = tmp_path / (STACKED_FILE if seeds else STATE_FILE)
 
-    def train(epochs=3, folder=tmp_path):
-        seed_all(number)
+    def train():
         model, stacked = (build, dict(seeds=seeds)) if seeds else (build(config), {})
-        shorter = config.replace(max_epochs=epochs)
-        made = fit(model, splits, shorter, folder=folder, progress=False, **stacked)
-        weights = made.last_weights if seeds else {0: made.last_weights}
-        return {(s, n): t.tolist() for s, each in weights.items() for n, t in each.items()}
+        return fit(model, splits, config, folder=tmp_path, progress=False, **stacked)
 
-    expected, path = train(folder=None), tmp_path / (STACKED_FILE if seeds else STATE_FILE)
-    train(2)
+    train()
     whole = path.read_bytes()
-    later, faster = ((b'epoch\\": 2', b'epoch\\": 1'), (b'lr\\": 0.0007', b'lr\\": 0.0008'))
-    contents = [damaged(whole, draw) for _ in range(15)]
-    for content in (*contents, whole.replace(*later), whole.replace(*faster)):
+    for content in (whole.replace(b'lr\\": 0.0007', b'lr\\": 0.0008'), damaged(whole, draw)):
         assert content != whole
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"safetensors: damaged, .* remove it to start afresh"):
             train()
-    path.write_bytes(whole)
-    assert train() == expected
 
 
 @rounds
@@ -216,10 +207,3 @@ def test_a_damaged_download_or_cache_is_never_kept(number, tmp_path, fresh_cache
     assert load(whole) == fresh_cache and kept.read_bytes() == content
     kept.write_bytes(damaged(content, draw))
     assert load(whole) == fresh_cache and kept.read_bytes() == content
-
-    graphs = [molecule(seed, 9) for seed in range(5)]
-    for _ in range(20):
-        made = sets.cached_graphs([path], __file__, lambda: graphs)
-        assert [str(graph.to_dict()) for graph in made] == [str(g.to_dict()) for g in graphs]
-        (entry,) = (fresh_cache / "graphs").iterdir()
-        entry.write_bytes(damaged(entry.read_bytes(), draw))

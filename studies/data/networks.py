@@ -1,18 +1,15 @@
 """Graphs whose nodes are predicted: citation networks, real and synthetic, trees, regular graphs.
 
 In a citation network a paper is a node, a citation an edge in both directions, features say which
-words it has. A few papers have a known class; the others' are predicted. A split is the nodes that
-count, on the whole graph, which every forward pass sees.
+words it has. A split is the nodes that count, on the whole graph.
 
-In Tree-NeighborsMatch (Alon and Yahav, 2021) a complete binary tree carries messages from its
-leaves to its root. The root has a key k, leaf t has the pair (t, pi(t)) with a permutation pi, and
-the root's class is pi(k): all of a permutation has to pass through every node.
+In Tree-NeighborsMatch (Alon and Yahav, 2021) the root of a binary tree has a key k, leaf t the pair
+(t, pi(t)) with a permutation pi, and the root's class is pi(k): all of a permutation has to pass.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import permutations
 from math import factorial
 from pathlib import Path
@@ -33,6 +30,9 @@ from studies.data.sets import SPLITS, Description, Source, Splits, read_url
 PER_CLASS, VAL, TEST = 20, 500, 1000
 """Sizes of Planetoid's public split, training nodes of each class and of the other splits."""
 
+HOMOPHILY = 0.81
+"""The probability that an edge of the synthetic network stays within a class, as in Cora."""
+
 _PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 _TITLES = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
 
@@ -48,31 +48,38 @@ class NodesOfGraph:
         return len(self.nodes)
 
 
-def read_planetoid(name: str, *raw: Path) -> Splits:
-    """A citation network; in ``"pubmed-missing"`` all nodes outside training have no features."""
-    plain = name.removesuffix("-missing")
-    graph = read_planetoid_data(str(raw[0].parent), plain)
-    if is_missing := name != plain:  # the file has the features of the test nodes
-        graph.x[~graph.train_mask] = 0
-    return _splits(
-        graph,
-        name=name,
-        title=f"{_TITLES[plain]}, features missing" if is_missing else _TITLES[plain],
-        source="Planetoid (Yang, Cohen and Salakhutdinov, 2016), through PyG",
-        licence="not stated; published for research",
-        deviations=("Every feature outside the 60 training nodes is zero.",) * is_missing,
+def _splits(graph: Data, **about: object) -> Splits:
+    description = Description(
+        **dict(task="node classification", target="class of a paper"),
+        **dict(num_node_types=None, num_edge_types=None, num_targets=int(graph.y.max()) + 1),
+        **about,
     )
+    nodes = (graph[f"{name}_mask"].nonzero().flatten() for name in SPLITS)
+    return Splits(*(NodesOfGraph(graph, of_split) for of_split in nodes), description)
 
 
 def _planetoid(name: str) -> Source:
     plain = name.removesuffix("-missing")
-    folder = f"Planetoid{'-missing100' * (name != plain)}/{_TITLES[plain]}/raw"
+    is_missing, title = plain != name, _TITLES[plain]
+    folder = f"Planetoid{'-missing100' * is_missing}/{title}/raw"
     files = [f"{folder}/ind.{plain}.{part}" for part in _PARTS]
 
     def fetch() -> dict[str, bytes]:
         return {file: read_url(f"{Planetoid.url}/{Path(file).name}") for file in files}
 
-    return Source(files, partial(read_planetoid, name), fetch if name == plain else None)
+    def read(*raw: Path) -> Splits:
+        graph = read_planetoid_data(str(raw[0].parent), plain)
+        if is_missing:  # the file has the features of the test nodes
+            graph.x[~graph.train_mask] = 0
+        return _splits(
+            graph,
+            **dict(name=name, title=title + ", features missing" * is_missing),
+            source="Planetoid (Yang, Cohen and Salakhutdinov, 2016), through PyG",
+            licence="not stated; published for research",
+            deviations=("Every feature outside the 60 training nodes is zero.",) * is_missing,
+        )
+
+    return Source(files, read, None if is_missing else fetch)
 
 
 SOURCES = {name: [_planetoid(name)] for name in ("cora", "citeseer", "pubmed", "pubmed-missing")}
@@ -91,16 +98,6 @@ def load_citation_like() -> Splits:
     )
 
 
-def _splits(graph: Data, **about: object) -> Splits:
-    description = Description(
-        **dict(task="node classification", target="class of a paper"),
-        **dict(num_node_types=None, num_edge_types=None, num_targets=int(graph.y.max()) + 1),
-        **about,
-    )
-    nodes = (graph[f"{name}_mask"].nonzero().flatten() for name in SPLITS)
-    return Splits(*(NodesOfGraph(graph, of_split) for of_split in nodes), description)
-
-
 def citation_like(
     seed: int = 0,
     *,
@@ -108,17 +105,15 @@ def citation_like(
     num_edges: int = 5278,
     num_classes: int = 7,
     num_words: int = 1433,
-    homophily: float = 0.81,
 ) -> Data:
     """A synthetic network with Cora's size and mixing: a degree-corrected stochastic block model.
 
     Every node has an edge; the others are drawn with the nodes' propensities, which follow a power
-    law. An edge stays within a class with probability ``homophily``. Of the words of a node some
-    are drawn from those of its class, the others from all. The split is as large as the public one.
+    law. Of the words of a node some are drawn from those of its class, the others from all.
     """
     generator = np.random.default_rng(seed)
     classes = generator.permutation(np.arange(num_nodes) % num_classes)
-    edges = _draw_edges(generator, classes, num_edges, homophily)
+    edges = _draw_edges(generator, classes, num_edges)
     x = _draw_words(generator, classes, num_words)
     edge_index = to_undirected(torch.from_numpy(edges), num_nodes=num_nodes)
     data = Data(x=torch.from_numpy(x).float(), edge_index=edge_index, y=torch.from_numpy(classes))
@@ -132,9 +127,7 @@ def citation_like(
     return data
 
 
-def _draw_edges(
-    generator: np.random.Generator, classes: np.ndarray, number: int, homophily: float
-) -> np.ndarray:
+def _draw_edges(generator: np.random.Generator, classes: np.ndarray, number: int) -> np.ndarray:
     """Distinct undirected edges without self-loops, [2, number], at least one for every node."""
     nodes = len(classes)
     propensity = generator.pareto(1.5, nodes) + 1
@@ -147,7 +140,7 @@ def _draw_edges(
 
     def partner(node: int) -> int:
         own = classes[node]
-        if generator.random() >= homophily:
+        if generator.random() >= HOMOPHILY:
             own = draw(np.delete(np.arange(len(members)), own), np.delete(volume, own))
         return draw(members[own], propensity[members[own]])
 
@@ -254,13 +247,8 @@ def tree_edges(depth: int) -> Int[Tensor, "2 E"]:
 
 def level_order(depth: int) -> Int[Tensor, " nodes"]:
     """Pre-order numbers of the nodes level by level; the children of place p are 2p + 1, 2p + 2."""
-    nodes = torch.zeros(1, dtype=torch.long)
-    levels = [nodes]
-    for height in range(depth, 0, -1):
-        half = 2**height - 1  # nodes below each child, itself included
-        nodes = torch.stack([nodes + 1, nodes + 1 + half], dim=1).flatten()
-        levels.append(nodes)
-    return torch.cat(levels)
+    pre_order = nx.dfs_preorder_nodes(nx.balanced_tree(2, depth), 0)
+    return torch.tensor([*pre_order]).argsort()
 
 
 def neighbors_match(depth: int, seed: int = PUBLISHED_SEED) -> Trees:
