@@ -11,6 +11,7 @@ import collections.abc
 import contextlib
 import json
 import os
+import pathlib
 import re
 import shutil
 import sys
@@ -30,8 +31,6 @@ import papermill
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from studies.files import alone, check_output
-
-KERNEL = "python3"  # resolves to the interpreter that runs papermill
 
 
 class NotebookFailed(RuntimeError):
@@ -165,7 +164,7 @@ def run(
             papermill.execute_notebook(
                 book,
                 re.sub(r"([{}])", r"\1\1", str(failed)),  # papermill formats names
-                kernel_name=KERNEL,
+                kernel_name="python3",  # the interpreter that runs papermill
                 language="python",
                 # Not cwd=, which changes the folder of this process: others may run beside.
                 resources={"metadata": {"path": str(path.parent)}},
@@ -265,7 +264,8 @@ def _readings(text: str, kind: str) -> Iterator[Any]:
 def _adapter(kind: str) -> TypeAdapter:
     """What checks values of an annotation; those of a class only the notebook knows are any."""
     try:
-        known = eval(kind, vars(typing) | vars(collections.abc) | {"Path": Path})
+        names = dict(typing=typing, pathlib=pathlib, **vars(pathlib))
+        known = eval(kind, vars(typing) | vars(collections.abc) | names)
         adapter = TypeAdapter(known, config={"strict": True})
         adapter.rebuild()  # names in quotes are looked up
         return adapter
