@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch_geometric.loader import DataLoader
 from tqdm import tqdm
 
-from studies.data.trees import level_order, neighbors_match
+from studies.data.networks import level_order, neighbors_match
 from studies.neighbors_match import untrained, variants
 
 

@@ -6,6 +6,7 @@ from the source, so that help and a misspelt option wait for no import.
 
 import argparse
 import ast
+import contextlib
 import re
 import sys
 import textwrap
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 USAGE_ERROR, INTERRUPTED = 2, 130
 """Exit status when what was asked for cannot be done, as argparse uses it, and after Control-C."""
 
-GRAPHS, NODES = ("molecules", "graphs"), ("nodes",)
+MOLECULES, GRAPHS, NODES = ("molecules",), ("molecules", "graphs"), ("nodes",)
 """Kinds of data that commands take, names of ``studies.data.KINDS``."""
 
 COMMANDS = {
@@ -29,7 +30,7 @@ COMMANDS = {
 STUDIES = {
     "emergence": ("results:of_run", "Join the tables that train wrote (04 to 06)", ()),
     "bonds": ("bond_types:bond_types", "Massive activations by bond type (08, 10)", GRAPHS),
-    "shares": ("bond_types:shares_elsewhere", "The same on other molecules (08)", ("molecules",)),
+    "shares": ("bond_types:shares_elsewhere", "The same on other molecules (08)", MOLECULES),
     "explain": ("explanations:explain_run", "Ratios beside attributions (09)", GRAPHS),
     "remedy": ("explicit_bias:compact_run", "Ratios by epoch, and a fitted law (11)", ()),
     "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (11)", GRAPHS),
@@ -41,12 +42,8 @@ STUDIES = {
     "depth": ("depth:depth", "Accuracy by number of layers (22)", NODES),
     "missing": ("depth:missing", "Accuracy with hidden node features (24)", NODES),
     "smoothing": ("deep:smoothing", "Oversmoothing, forward and backward (25)", NODES),
-    "mechanism": (
-        "mechanism:mechanism",
-        "What makes scores massive, arm by arm (14)",
-        ("molecules",),
-    ),
-    "topology": ("topology:topology", "Ratios by curvature of the edge (16)", ("molecules",)),
+    "mechanism": ("mechanism:mechanism", "What makes scores massive, arm by arm (14)", MOLECULES),
+    "topology": ("topology:topology", "Ratios by curvature of the edge (16)", MOLECULES),
     "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (23)", ("trees",)),
 }
 """Where each command and study is, what it does, and the kinds of data it takes. The tables in
@@ -91,14 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
+        of_file = isinstance(error, OSError) and error.filename and error.strerror
+        said = f"{error.filename}: {error.strerror}" if of_file else error
+        print(f"error: {said}", file=sys.stderr)
         return USAGE_ERROR
-
-
-def _line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -120,7 +113,8 @@ def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     look = dict(prog=study.prog, metavar="NAME", help=argparse.SUPPRESS)
     names = study.add_subparsers(required=True, **look)
     for name, place in STUDIES.items():
-        command = names.add_parser(name, description=_sentence(place[1]))
+        about = re.sub(r"\((\d+.*)\)", lambda m: f"(page{'s' * (len(m[1]) > 2)} {m[1]})", place[1])
+        command = names.add_parser(name, description=f"{about}.")
         if arguments[:2] == ["study", name]:
             command.set_defaults(command=place, study=name)
             _add_study(command, *place)
@@ -183,10 +177,6 @@ def _list_of_studies() -> str:
         "Make the tables of a study; NAME --help lists its options. In brackets, pages of the book."
     )
     return "\n".join([about, "\nstudies of finished runs, as train wrote them:", *lines])
-
-
-def _sentence(about: str) -> str:
-    return re.sub(r"\((\d+)(.*)\)", lambda m: f"(page{'s' * bool(m[2])} {m[1]}{m[2]})", about) + "."
 
 
 def _add_study(command: argparse.ArgumentParser, place: str, _: str, kinds: Sequence[str]) -> None:
@@ -272,11 +262,9 @@ def _number(name: str, kind: type) -> Any:
     low, high = RANGES.get(name, (int(kind is int), 10**6))
 
     def number(text: str) -> int | float:
-        try:
+        with contextlib.suppress(ValueError):
             if low <= (value := kind(text)) <= high:
                 return value
-        except ValueError:
-            pass
         expected = f"expected a {'whole ' * (kind is int)}number from {low} to {high}"
         raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
 

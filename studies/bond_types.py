@@ -22,7 +22,7 @@ from mapkg.evaluation import best_constant, each_loss, losses, pooled_mean, pred
 from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import BOND_TYPES, Splits, read_smiles
-from studies.data.smiles_tables import warn_of_types
+from studies.data.molecules import warn_of_types
 from studies.edge_kinds import (
     Labels,
     distinct_edges,

@@ -26,25 +26,15 @@ _BLANK = "0" * 64  # in place of the checksum of a state when it is computed
 
 @dataclass
 class Fit:
-    """What training gave; of several seeds, tables have a column ``seed``, other values a dict.
+    """What training gave; of several seeds, tables have a column ``seed``, other values a dict."""
 
-    Attributes:
-        history: rows of epoch, train_loss, what the task validates, lr (of that epoch), seconds.
-        observations: what the observer returned; of several seeds the measures of their scores.
-        best_epoch: the epoch with the least validation loss; 0 before or without the first one.
-        best_weights, last_weights: state dicts of that epoch and of the last one.
-        stop_reason: ``"max epochs"``, ``"min lr"``, ``"time limit"``, ``"not finite"``,
-            ``"solved"``, ``"plateau"``, or of several seeds ``"not finished"``.
-        commit, versions: of the process that started the run.
-    """
-
-    history: pd.DataFrame
-    observations: pd.DataFrame
-    best_epoch: Any
+    history: pd.DataFrame  # rows of epoch, train_loss, what the task validates, lr, seconds
+    observations: pd.DataFrame  # of the observer, or of several seeds the measures of their scores
+    best_epoch: Any  # with the least validation loss; 0 before or without the first one
     best_weights: dict[Any, Any]
     last_weights: dict[Any, Any]
-    stop_reason: Any
-    commit: str
+    stop_reason: Any  # why it ended, for example "min lr"
+    commit: str  # as ``versions`` of the process that started the run
     versions: str
 
 
@@ -81,14 +71,8 @@ def save(path: Path | str, weights: dict[str, Tensor], config: Config, **informa
     write_atomically(json_path, json.dumps(described, indent=1).encode())
 
 
-def load(
-    path: Path | str, config: Config | None = None, *, dataset: str | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A saved model in evaluation mode, and the content of its JSON file.
-
-    Raises unless checksums and weights fit, and configuration and title of the data set are the
-    expected ones, if given.
-    """
+def load(path: Path | str, *, dataset: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """A saved model, and its JSON file; trained on a data set of this title, if it is given."""
     weights_path, json_path = _paths(path)
     if not (weights_path.is_file() and json_path.is_file()):
         raise FileNotFoundError(f"no checkpoint: expected {weights_path} and {json_path}")
@@ -106,11 +90,6 @@ def load(
         )
     if information.get("sha256_of_this", own := _checksum(information)) != own:
         raise ValueError(f"{json_path}: changed after it was written, or damaged")
-    if config is not None and config != stored:
-        raise ValueError(
-            f"{json_path}: the checkpoint has another configuration than expected: "
-            f"{differences(stored.to_dict(), config.to_dict())}"
-        )
     if dataset not in (None, trained_on := information.get("dataset")):
         raise ValueError(
             f"{json_path}: trained on {trained_on!r}, got {dataset!r}; load the same data, as many "
@@ -130,7 +109,6 @@ def load(
 
 
 def _checksum(described: dict[str, Any]) -> str:
-    """Of what is known of weights; covers their own checksum, too."""
     others = {name: value for name, value in described.items() if name != "sha256_of_this"}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
@@ -142,7 +120,7 @@ def _paths(path: Path | str) -> list[Path]:
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU that share no memory, as weights may that are tied."""
+    """Copies on the CPU that share no memory, as tied weights do."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
@@ -177,21 +155,14 @@ def _entry(checksum: str) -> bytes:
     return f'"sha256":"{checksum}"'.encode()
 
 
-def differences(stored: dict[str, Any], expected: dict[str, Any]) -> str:
-    """The entries in which two flat dicts differ, for an error."""
-    names = [name for name in stored | expected if stored.get(name) != expected.get(name)]
-    return "; ".join(
-        f"{name}: stored {stored.get(name)!r}, asked for {expected.get(name)!r}" for name in names
-    )
-
-
 def refuse_another_run(
     path: Path, stored: dict[str, Any], asked: dict[str, Any], epochs: tuple[int, int]
 ) -> None:
     """Raise unless a state is of the run that is asked for, with as many epochs or fewer."""
-    if stored != asked:
+    if names := [name for name in stored | asked if stored.get(name) != asked.get(name)]:
+        others = (f"{n}: stored {stored.get(n)!r}, asked for {asked.get(n)!r}" for n in names)
         raise ValueError(
-            f"{path} holds the state of another run: {differences(stored, asked)}. "
+            f"{path} holds the state of another run: {'; '.join(others)}. "
             "Choose another folder, or remove the file to start afresh"
         )
     done, asked_for = epochs

@@ -9,11 +9,12 @@ from typing import Any, get_args, get_type_hints
 
 import pandas as pd
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from mapkg.models.config import Config
 from studies import checkpoint, tables
 from studies.bond_changes import CHANGES
-from studies.data import NodesOfGraph, Splits, load
+from studies.data import SPLITS, NodesOfGraph, Splits, load
 from studies.emergence import (
     emergence,
     fit_to_data,
@@ -91,7 +92,7 @@ def data(
     for name, value in vars(splits.description).items():
         for line in value if name == "deviations" else (value,):
             print(f"{name}: {line}")
-    for name in ("train", "val", "test"):
+    for name in SPLITS:
         graphs = getattr(splits, name)
         if isinstance(graphs, NodesOfGraph):
             print(f"{name}: {len(graphs):,} nodes of one graph")
@@ -111,10 +112,9 @@ def make(
     threads: int | None = None,
     **settings: Any,
 ) -> None:
-    """Make a study's tables, of all runs joined, as ``OUTPUT_TABLE.csv.gz``.
+    """Make a study's tables, of all runs joined, as ``OUTPUT_TABLE.csv.gz`` or ``OUTPUT.csv.gz``.
 
-    ``function`` takes the ``folder`` of a run, or ``splits``, or both, and its settings. With a
-    ``prefix`` it writes its tables itself. A single table is called ``OUTPUT.csv.gz``.
+    ``function`` takes the ``folder`` of a run, ``splits`` or both; with ``prefix`` it writes them.
     """
     changed, takes = _change(change), function.__annotations__  # what cannot be is refused first
     refuse_twice(folders)
@@ -149,7 +149,7 @@ def make(
 def _network(
     config: str, dataset: str, set: Sequence[str], limit: int | None, device: str
 ) -> tuple[Config, Splits, torch.device]:
-    """Configuration, data and device of these names; those that are wrong are refused first."""
+    """Configuration, data and device of these names."""
     settings = known("--config", config, CONFIGS).replace(**overrides(set))
     try:
         torch.empty(0, device=device)
@@ -162,7 +162,7 @@ def _network(
 def _limited(splits: Splits, limit: int | None) -> Splits:
     if limit is None:
         return splits
-    limited = {name: getattr(splits, name)[:limit] for name in ("train", "val", "test")}
+    limited = {name: getattr(splits, name)[:limit] for name in SPLITS}
     title = f"{splits.description.title}, first {limit}"
     return replace(splits, description=replace(splits.description, title=title), **limited)
 
@@ -182,12 +182,10 @@ def overrides(assignments: Iterable[str]) -> dict[str, Any]:
             names = ", ".join(types)
             raise ValueError(f"--set {assignment}: expected NAME=VALUE with NAME one of {names}")
         kinds = get_args(types[name]) or (types[name],)  # int | None has two
-        literals = {"true": True, "false": False} if bool in kinds else {}
-        literals |= {"none": None} if NoneType in kinds else {}
         try:
-            is_literal = text.lower() in literals or bool in kinds
-            value = literals[text.lower()] if is_literal else kinds[0](text)
-        except (KeyError, ValueError):
+            is_none = NoneType in kinds and text.lower() == "none"
+            value = None if is_none else TypeAdapter(kinds[0]).validate_strings(text)
+        except ValidationError:
             raise ValueError(f"--set {assignment}: expected a {kinds[0].__name__}") from None
         if isinstance(value, int | float) and not abs(value) <= LARGEST:
             raise ValueError(f"--set {assignment}: expected a number up to {LARGEST}")

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -21,10 +22,7 @@ _PART = ".part"  # what names of files end with while they are written
 
 @contextmanager
 def alone(folder: Path | str | None, prefix: str = "") -> Iterator[None]:
-    """Be the only process that writes to a folder, or to its files of a prefix; None locks nothing.
-
-    What killed processes left half written in a whole folder is swept.
-    """
+    """Be the only process that writes to a folder, or to its files of a prefix, and tidy it up."""
     if folder is None:
         yield
         return
@@ -68,31 +66,21 @@ def check_output(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file, and its folders, so that a reader sees the old content or the new.
-
-    A symbolic link stays one, and a file keeps its mode.
-    """
+    """Write a file so that a reader sees the old content or the new; links and modes stay."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}{_PART}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
+            if path.is_file():
+                shutil.copymode(path, temporary)
             file.write(content)
-        if path.is_file():
-            shutil.copymode(path, temporary)
-        else:
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives 0600
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, temporary):  # a full disk
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):  # a full disk
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
-
-
-# Where a result comes from.
 
 
 @cache
@@ -101,7 +89,7 @@ def versions() -> str:
     packages = ("torch", "torch-geometric", "numpy", "rdkit")
     numbers = [f"python {platform.python_version()}"]
     # A build tag such as +cpu says how torch was packaged, not what it computes.
-    numbers += [f"{name} {_version(name).split('+')[0]}" for name in packages]
+    numbers += [f"{name} {version(name).split('+')[0]}" for name in packages]
     return "; ".join(numbers)
 
 
@@ -116,20 +104,9 @@ def warn_of_another_rdkit(stored: str, path: Path) -> None:
         )
 
 
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # training from prepared tensors needs no RDKit
-        return "not installed"
-
-
 @cache
 def commit() -> str:
-    """The commit of ``mapkg`` and ``studies``, with ``-dirty`` if their code differs from it.
-
-    "not available" where the code is not tracked in a git work tree. One that is installed
-    inside another project's tree does not take that project's commit for its own.
-    """
+    """The commit of ``mapkg`` and ``studies``, with ``-dirty`` if their code differs from it."""
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -138,7 +115,7 @@ def commit() -> str:
         )
         return result.stdout.strip()
 
-    try:
+    try:  # installed inside another project's tree, its commit is not ours
         git("ls-files", "--error-unmatch", "--", "studies/files.py")
         head = git("rev-parse", "HEAD")
         return f"{head}-dirty" if git("status", "--porcelain", "--", "mapkg", "studies") else head

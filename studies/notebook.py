@@ -32,8 +32,6 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from studies.files import alone, check_output
 
-KERNEL = "python3"  # resolves to the interpreter that runs papermill
-
 
 class NotebookFailed(RuntimeError):
     """A cell of the notebook raised, its kernel died, or it was interrupted."""
@@ -55,11 +53,14 @@ class Parameter:
         """Raise unless a value of the right type is one that the comment allows."""
         entries = value if isinstance(value, list | tuple) else [value]
         expected = self.help.partition(":")[0]
+        if kind := re.match(r"a data set of (\w+): ", self.help):
+            from studies.data import expect_kind  # which takes seconds
+
+            return expect_kind(value, [kind[1]], f"parameter {self.name}")
         if span := re.match(r"(\S+) to ([^\s:]+): ", self.help):
             low, high = float(span[1]), float(span[2])
             allowed = [
-                each is None or (isinstance(each, int | float) and low <= each <= high)
-                for each in entries
+                e is None or (isinstance(e, int | float) and low <= e <= high) for e in entries
             ]
         elif names := re.match(r"one of ([^:]+): ", self.help):
             allowed = [str(each).removesuffix(".0") in names[1].split(", ") for each in entries]
@@ -67,10 +68,6 @@ class Parameter:
             known = getattr(import_module(place[1]), place[2])
             allowed = [isinstance(each, str) and each in known for each in entries]
             expected = f"one of {', '.join(known)}"
-        elif kind := re.match(r"a data set of (\w+): ", self.help):
-            from studies.data import expect_kind  # which takes seconds
-
-            return expect_kind(value, [kind[1]], f"parameter {self.name}")
         else:
             return None
         if not (allowed and all(allowed)):
@@ -84,7 +81,7 @@ def command(
     output: Path | None = None,  # where the executed notebook goes
     list: bool = False,  # list the parameters, with their defaults, and stop
 ) -> int:
-    """What ``python -m studies run`` does; returns the exit status."""
+    """Run a notebook from the command line; returns the exit status."""
     if list:
         print(*(f"  {each}" for each in parameters(notebook).values()), sep="\n")
         return 0
@@ -114,11 +111,10 @@ def parameters(path: Path | str) -> dict[str, Parameter]:
         if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
             continue
         annotated = isinstance(node, ast.AnnAssign)
+        name = ast.unparse(node.target if annotated else node.targets[0])
         kind = ast.unparse(node.annotation) if annotated else _type_of(node.value)
-        about = (kind, ast.unparse(node.value), comments.get(node.end_lineno, ""))
-        for target in [node.target] if annotated else node.targets:
-            name = ast.unparse(target)
-            found[name] = Parameter(name, *about)
+        help = comments.get(node.end_lineno, "")
+        found[name] = Parameter(name, kind, ast.unparse(node.value), help)
     return found
 
 
@@ -131,9 +127,10 @@ def injected(path: Path | str, values: Mapping[str, Any]) -> nbformat.NotebookNo
     """The notebook with a cell of other parameters after its own, each checked against it."""
     book, cell = _read(path)
     code = [f"{name} = {value!r}" for name, value in _checked(path, values).items()]
-    for module, names in (("math", "inf|nan"), ("pathlib", "PosixPath|WindowsPath")):
-        if used := sorted({*re.findall(rf"\b({names})\b", "\n".join(code))}):
-            code.insert(0, f"from {module} import {', '.join(used)}")
+    if used := sorted({*re.findall(r"\b(inf|nan|PosixPath|WindowsPath)\b", "\n".join(code))}):
+        code[:0] = [
+            f"from {'math' if name in 'inf nan' else 'pathlib'} import {name}" for name in used
+        ]
     if values:
         new = nbformat.v4.new_code_cell("\n".join(code))
         new.metadata["tags"] = ["injected-parameters"]
@@ -151,8 +148,8 @@ def run(
 ) -> Path:
     """Execute a notebook in its own folder; the copy is written whole or not at all.
 
-    If it fails, the copy up to there stays beside ``output`` with ``.failed`` in its name.
-    ``engine`` are options of nbclient, for example ``kernel_manager_class``.
+    If it fails, the copy up to there stays, with ``.failed`` in its name. ``engine`` are options of
+    nbclient.
     """
     path, output = Path(path).resolve(), Path(output).resolve()
     book = injected(path, values)
@@ -167,7 +164,7 @@ def run(
             papermill.execute_notebook(
                 book,
                 re.sub(r"([{}])", r"\1\1", str(failed)),  # papermill formats names
-                kernel_name=KERNEL,
+                kernel_name="python3",  # the interpreter that runs papermill
                 language="python",
                 # Not cwd=, which changes the folder of this process: others may run beside.
                 resources={"metadata": {"path": str(path.parent)}},
@@ -227,12 +224,10 @@ def _read(path: Path | str) -> tuple[nbformat.NotebookNode, nbformat.NotebookNod
 def _type_of(default: ast.expr) -> str:
     """The type of a parameter that has none, from its default."""
     try:
-        kind = type(ast.literal_eval(default))
+        kind = type(ast.literal_eval(default)).__name__
     except ValueError:
         return "Any"
-    if kind in (int, float):
-        return "int | float"
-    return kind.__name__ if kind in (bool, str, list, tuple, dict) else "Any"
+    return "int | float" if kind in ("int", "float") else kind
 
 
 def _checked(path: Path | str, values: Mapping[str, Any], readings: Any = None) -> dict[str, Any]:
@@ -247,7 +242,8 @@ def _checked(path: Path | str, values: Mapping[str, Any], readings: Any = None) 
         for reading in readings(given, known[name].type) if readings else [given]:
             with contextlib.suppress(ValidationError, TypeError):
                 # By way of JSON: it has no types of numpy, and its lists may be tuples.
-                fitting[name] = adapter.validate_json(json.dumps(reading, default=_plain))
+                plain = lambda v: v.tolist() if hasattr(v, "tolist") else os.fspath(v)  # noqa: E731
+                fitting[name] = adapter.validate_json(json.dumps(reading, default=plain))
                 break
         else:
             kind = known[name].type
@@ -267,16 +263,11 @@ def _readings(text: str, kind: str) -> Iterator[Any]:
 
 def _adapter(kind: str) -> TypeAdapter:
     """What checks values of an annotation; those of a class only the notebook knows are any."""
-    names = {**vars(typing), **vars(collections.abc), **vars(pathlib)}
     try:
-        known = eval(kind, {"typing": typing, "pathlib": pathlib, **names})
+        names = dict(typing=typing, pathlib=pathlib, **vars(pathlib))
+        known = eval(kind, vars(typing) | vars(collections.abc) | names)
         adapter = TypeAdapter(known, config={"strict": True})
         adapter.rebuild()  # names in quotes are looked up
         return adapter
     except (NameError, AttributeError, TypeError, PydanticSchemaGenerationError):
         return TypeAdapter(Any)
-
-
-def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch, and paths, as JSON has them."""
-    return value.tolist() if hasattr(value, "tolist") else os.fspath(value)

@@ -1,7 +1,7 @@
 """What is published or has a name: configurations, schedules, runs of the workflow's grid.
 
-``PUBLISHED`` are the massive-activations paper's ten pairs of network and data set, with the place
-of each value; ``OWN`` are pairs that the paper does not have, ``CONFIGS`` both.
+``PUBLISHED`` are the massive-activations paper's ten pairs of network and data set; ``CONFIGS`` has
+pairs that the paper does not have, too.
 """
 
 import math
@@ -33,8 +33,7 @@ def _read() -> dict[str, Config]:
 
 
 CONFIGS: Mapping[str, Config] = MappingProxyType(_read())
-OWN = {n: c for n, c in CONFIGS.items() if c.source.startswith("this companion")}
-PUBLISHED = {name: config for name, config in CONFIGS.items() if name not in OWN}
+PUBLISHED = {n: c for n, c in CONFIGS.items() if not c.source.startswith("this companion: ")}
 
 EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
 
@@ -43,25 +42,20 @@ EPOCH_STRIDE = 1_000_003  # a prime: keeps the seeds of all runs' epochs apart
 class Schedule:
     """How long and how fast a network is trained, with Adam.
 
-    The rate is multiplied by ``lr_factor`` after more than ``lr_patience`` rows of the history
-    without progress in validation; None leaves it. Progress is as in torch's
-    ``ReduceLROnPlateau``: the loss falls by more than 1e-4 of its least value so far (trees: the
-    accuracy gains more than 1e-4). Any fall makes the weights the best ones. Training ends after
-    ``epochs`` passes over the data, when the rate falls below ``min_lr``, after ``patience`` rows
-    without progress, or after ``max_hours``. A row is a block of epochs. Without a batch size a
-    step takes all data.
+    Progress is as in torch's ``ReduceLROnPlateau``: the validation loss falls by more than 1e-4 of
+    its least value so far (trees: the accuracy gains more than 1e-4).
 
     Source: the defaults are those of the LipschitzNorm paper's code, for the nodes of a graph.
     """
 
     epochs: int = 200
-    batch_size: int | None = None
+    batch_size: int | None = None  # None takes all data in a step
     lr: float = 0.005
     weight_decay: float = 5e-4
-    lr_factor: float = 0.1
-    lr_patience: int | None = 10
-    min_lr: float = 1e-6
-    block: int = 1
+    lr_factor: float = 0.1  # of the rate after more than lr_patience rows without progress
+    lr_patience: int | None = 10  # None leaves the rate
+    min_lr: float = 1e-6  # ends training, as do ``patience`` rows without progress, and max_hours
+    block: int = 1  # epochs of a row of the history
     patience: int | None = None
     max_hours: float = math.inf
 

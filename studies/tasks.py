@@ -13,7 +13,7 @@ from mapkg.evaluation import batches, evaluate, losses, predict, targets
 from mapkg.hooks import evaluating
 from mapkg.models.config import Config
 from studies.data import SPLITS, NodesOfGraph, Splits, Trees
-from studies.data.trees import level_order
+from studies.data.networks import level_order
 from studies.published import Schedule
 
 COLUMNS = ("epochs", "lr", "weight_decay", "lr_factor", "lr_patience", "min_lr")

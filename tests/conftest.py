@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from studies.data import NodesOfGraph, Splits, load
-from studies.data.networks import citation_like, planetoid_folder
+from studies.data.networks import citation_like
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -44,6 +44,18 @@ def browser():
         started.close()
 
 
+def write(path, content):
+    """A file with a content, and the folders it needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def all_graphs(splits):
+    """The graphs of all splits, in their order."""
+    return [*splits.train, *splits.val, *splits.test]
+
+
 def few_molecules(train, val, test):
     """The first of the bundled molecules, so many of each split."""
     whole = load("moses")
@@ -53,11 +65,12 @@ def few_molecules(train, val, test):
 SMALL_CITATION = dict(num_nodes=300, num_edges=600, num_words=40, num_classes=3)
 
 
-def planetoid(name):
-    """A citation network from its raw files, or skips with the reason."""
-    if not (NOT_BUNDLED / planetoid_folder(name)).is_dir():
-        pytest.skip(f"the raw files of {name} are not at {NOT_BUNDLED}")
-    return load(name, NOT_BUNDLED, download=False)
+def not_bundled(name):
+    """A data set that the repository may not carry, or a skip with the reason."""
+    try:
+        return load(name, None if name == "moses" else NOT_BUNDLED, download=False)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

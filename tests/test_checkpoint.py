@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -41,10 +40,8 @@ def saved(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["", ".safetensors", ".json"])
 def test_a_saved_model_comes_back_by_its_name(saved, suffix):
-    assert {path.name for path in saved.parent.iterdir()} == {
-        *("best.1.json", "best.1.safetensors")
-    }
-    model, information = load(f"{saved}{suffix}", SMALL)
+    assert {*os.listdir(saved.parent)} == {"best.1.json", "best.1.safetensors"}
+    model, information = load(f"{saved}{suffix}")
     assert not model.training
     for name, value in weights().items():
         assert torch.equal(model.state_dict()[name], value), name
@@ -71,8 +68,6 @@ def test_a_change_of_either_file_is_refused(saved, suffix, old, new, message):
 
 
 def test_what_does_not_fit_is_refused(saved, tmp_path):
-    with pytest.raises(ValueError, match="heads: stored 4, asked for 8; lr: stored"):
-        load(saved, SMALL.replace(lr=0.5, heads=8))
     save(tmp_path / "other", weights(), SMALL.replace(num_layers=3))
     with pytest.raises(ValueError, match="weights do not fit the configuration"):
         load(tmp_path / "other")
@@ -113,21 +108,21 @@ def test_a_state_with_a_single_changed_bit_is_refused_before_use(tmp_path):
             read_state(path)
 
 
-def test_a_failed_write_leaves_the_old_content_and_no_temporary_file(tmp_path):
-    write_atomically(tmp_path / "file", b"old")
-    with pytest.raises(TypeError):
-        write_atomically(tmp_path / "file", ["not bytes"])
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_a_file_has_the_mode_that_the_umask_gives(tmp_path, umask, mode):
-    before = os.umask(umask)
-    try:
-        write_atomically(tmp_path / "file", b"new")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+def test_a_write_has_the_mode_of_the_umask_and_a_failed_one_leaves_the_old_content(tmp_path):
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before, path = os.umask(umask), tmp_path / f"{umask}"
+        try:
+            write_atomically(path, b"old")
+        finally:
+            os.umask(before)
+        assert path.stat().st_mode & 0o777 == mode
+        with pytest.raises(TypeError):
+            write_atomically(path, ["not bytes"])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old", b"old"]
+    link = tmp_path / "link"
+    link.symlink_to(path)  # a private file
+    write_atomically(link, b"new")
+    assert link.is_symlink() and (path.read_bytes(), path.stat().st_mode) == (b"new", 0o100600)
 
 
 HOLD = """
@@ -163,12 +158,11 @@ def test_a_folder_is_written_to_by_one_process_and_free_when_that_is_killed(tmp_
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """An empty git repository, untouched by the configuration of the user."""
+    """An empty git repository, untouched by the configuration and the hooks of the user."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     for scope in ("GLOBAL", "SYSTEM"):
         monkeypatch.setenv(f"GIT_CONFIG_{scope}", "/dev/null")
-    # A hook that runs these tests would otherwise point git at its own repository.
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
     git(tmp_path, "init", "--quiet", "repository")
@@ -186,48 +180,41 @@ def commit_all(folder):
     return git(folder, "rev-parse", "HEAD")
 
 
-def copied_to(folder):
-    """The module as if the package lay in a folder; its cache is empty."""
-    folder.mkdir(parents=True, exist_ok=True)
+def commit_of(folder):
+    """What the module says if the package lies in a folder."""
     path = Path(shutil.copy(files.__file__, folder))
     spec = importlib.util.spec_from_file_location("files_copy", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)  # which is no change of the code
-    return module
+    return module.commit()
 
 
 def test_versions_name_the_interpreter_and_the_packages_that_numbers_depend_on():
     entries = dict(entry.split(" ") for entry in files.versions().split("; "))
-    assert list(entries) == ["python", "torch", "torch-geometric", "numpy", "rdkit"]
     assert entries.pop("python") == platform.python_version()
+    assert list(entries) == ["torch", "torch-geometric", "numpy", "rdkit"]
     for package, number in entries.items():
-        assert re.fullmatch(r"[0-9][0-9a-z.]*", number), "a build tag was kept"
-        assert version(package).split("+")[0] == number
+        assert version(package).split("+")[0] == number, "a build tag is not kept"
 
 
-@pytest.mark.parametrize(
-    ("changed", "is_dirty"),
-    [(None, False), ("README", False), ("studies/model.py", True), ("studies/new.py", True)],
-)
-def test_a_change_of_the_code_is_marked_dirty_and_no_other(repository, changed, is_dirty):
-    module = copied_to(repository / "studies")
-    for name in ("README", "studies/model.py"):
-        (repository / name).write_text("one\n")
+def test_only_a_change_of_the_code_is_dirty_and_code_that_no_commit_holds_has_none(
+    repository, tmp_path, monkeypatch
+):
+    places = [repository / "studies", repository / ".venv" / "studies", tmp_path / "studies"]
+    for folder in places:
+        folder.mkdir(parents=True)
+    assert commit_of(places[0]) == "not available"
+    (repository / "studies" / "model.py").write_text("one")
+    (repository / ".gitignore").write_text(".venv")
     head = commit_all(repository)
-    if changed:
-        (repository / changed).write_text("two\n")
-    assert module.commit() == head + "-dirty" * is_dirty
-
-
-def test_code_that_no_commit_holds_has_none(repository, tmp_path, monkeypatch):
-    module = copied_to(repository / "studies")
-    git(repository, "add", "--all")
-    assert module.commit() == "not available"
-    (repository / ".gitignore").write_text(".venv\n")
-    commit_all(repository)  # an installed copy does not take another project's commit
-    assert copied_to(repository / ".venv" / "studies").commit() == "not available"
+    assert commit_of(places[0]) == head
+    for name in ("README", "studies/new.py", "studies/model.py"):
+        (repository / name).write_text("two")
+        assert commit_of(places[0]) == head + "-dirty" * name.startswith("studies")
+        git(repository, "stash", "--include-untracked")
+    assert commit_of(places[1]) == "not available", "it takes another project's commit"
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert copied_to(tmp_path / "studies").commit() == "not available"
+    assert commit_of(places[2]) == "not available"
     monkeypatch.setenv("PATH", str(tmp_path))  # no git at all
-    assert copied_to(repository / "studies").commit() == "not available"
+    assert commit_of(places[0]) == "not available"

@@ -1,69 +1,81 @@
-"""TOX21, PROTEINS, citation networks and trees: exact counts, labels, splits, damaged files."""
+"""Every data set: exact counts, splits, and files that are damaged; graphs written by hand."""
 
+import bz2
 import gzip
+import io
+import lzma
 import shutil
 import zipfile
 from collections import Counter
-from itertools import permutations
-from math import factorial
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import NOT_BUNDLED, planetoid
+from conftest import NOT_BUNDLED, all_graphs, not_bundled, write
 from rdkit import Chem, RDLogger
 from torch_geometric.datasets import MoleculeNet, Planetoid, TUDataset
 from torch_geometric.loader import DataLoader
 from torch_geometric.utils import from_smiles
 
-from studies.data import SPLITS, load
+from studies.data import SPLITS, load, load_table, read_smiles
 from studies.data.graph_classification import (
     PAIR_TYPES,
-    PROTEINS_FOLDER,
     STRUCTURES,
     TASKS,
-    TOX21_FILE,
-    random_split,
     read_proteins,
     read_tox21,
     scaffold_split,
 )
-from studies.data.networks import PER_CLASS, citation_like, planetoid_folder
-from studies.data.trees import level_order, load_trees, neighbors_match, tree_edges
+from studies.data.networks import (
+    PER_CLASS,
+    citation_like,
+    level_order,
+    load_trees,
+    neighbors_match,
+    tree_edges,
+)
 
 pytestmark = pytest.mark.usefixtures("cache")
 
-
-def not_bundled(name, place):
-    """A data set that the repository does not carry, or a skip with the reason."""
-    if not (NOT_BUNDLED / place).exists():
-        pytest.skip(f"{name} is not bundled and not at {NOT_BUNDLED}; MAPKG_DATA says where it is")
-    return load(name, root=NOT_BUNDLED, download=False)
-
-
-@pytest.fixture(scope="module")
-def tox21(cache):
-    return not_bundled("tox21", TOX21_FILE)
-
-
-@pytest.fixture(scope="module")
-def proteins(cache):
-    return not_bundled("proteins", PROTEINS_FOLDER)
-
-
-def all_graphs(splits):
-    return [graph for split in SPLITS for graph in getattr(splits, split)]
+# Sizes of the splits, nodes, directed edges or how many there are of each type.
+COUNTS = {
+    "moses": ([10_000, 1_000, 1_000], 259_445, [401_944, 152_834, 1_854]),
+    "zinc": ([10_000, 1_000, 1_000], 277_864, 597_970),
+    "tox21": ([6_243, 780, 781], 145_233, [177_880, 23_782, 628, 99_512]),
+    "tox21-random": ([6_243, 780, 781], 145_233, 301_802),
+    "proteins": ([890, 111, 112], 43_471, 162_088),
+    "cora": ([140, 500, 1000], 2708, 10556),
+    "citeseer": ([120, 500, 1000], 3327, 9104),
+    "pubmed": ([60, 500, 1000], 19717, 88648),
+    "pubmed-missing": ([60, 500, 1000], 19717, 88648),
+    "citation": ([140, 500, 1000], 2708, 2 * 5278),
+}
 
 
 def sizes(splits):
     return [len(getattr(splits, split)) for split in SPLITS]
 
 
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_data_set_has_its_exact_counts_and_ids_below_the_sizes_of_their_embeddings(name):
+    splits, (number, nodes, edges) = not_bundled(name), COUNTS[name]
+    assert sizes(splits) == number
+    about = splits.description
+    if about.task == "node classification":
+        graph = splits.train.graph
+        assert (graph.num_nodes, graph.num_edges) == (nodes, edges)
+        assert len(graph.y.unique()) == about.num_targets
+        assert graph.y[splits.train.nodes].bincount().tolist() == [PER_CLASS] * about.num_targets
+        assert not graph.has_self_loops() and graph.is_undirected()
+        return
+    graphs = all_graphs(splits)
+    assert sum(graph.num_nodes for graph in graphs) == nodes
+    types = torch.cat([graph.edge_type for graph in graphs])
+    found = [int((types == i).sum()) for i in about.edge_types]
+    assert edges in (found, sum(found)) and sum(found) == len(types)
+    for key, size in (("x", about.num_node_types), ("edge_attr", about.num_edge_types)):
+        ids = torch.cat([graph[key] for graph in graphs])
+        assert ids.min() >= 0 and (ids.amax(dim=0) < torch.tensor(size)).all()
 
 
 # Splits
@@ -85,14 +97,6 @@ def write(path, content):
 )
 def test_scaffold_groups_go_where_the_rule_written_by_hand_puts_them(scaffolds, train, val, test):
     assert scaffold_split(scaffolds) == {"train": train, "val": val, "test": test}
-
-
-def test_a_random_split_has_each_class_in_its_proportion_and_each_index_once():
-    labels = [1.0] * 40 + [0.0] * 160
-    split = random_split(200, labels)
-    assert sorted(i for indices in split.values() for i in indices) == list(range(200))
-    counted = [Counter(labels[i] for i in split[name]) for name in SPLITS]
-    assert counted == [{1.0: 32, 0.0: 128}, {1.0: 4, 0.0: 16}, {1.0: 4, 0.0: 16}]
 
 
 # TOX21
@@ -128,20 +132,6 @@ def graphs_of(tmp_path, fresh_cache):
     return graphs
 
 
-def test_acetonitrile_is_the_graph_written_by_hand(graphs_of):
-    (graph,) = graphs_of(["CC#N"])
-    # Atomic number, chirality, degree with hydrogens, charge + 5, hydrogens, radical electrons,
-    # hybridization (4 is sp3, 2 is sp), aromatic, in a ring.
-    assert graph.x.tolist() == [
-        [6, 0, 4, 5, 3, 0, 4, 0, 0],
-        [6, 0, 2, 5, 0, 0, 2, 0, 0],
-        [7, 0, 1, 5, 0, 0, 2, 0, 0],
-    ]
-    assert graph.edge_index.tolist() == [[0, 1, 1, 2], [1, 0, 2, 1]]
-    assert graph.edge_attr.tolist() == [[1, 0, 0], [1, 0, 0], [3, 0, 0], [3, 0, 0]]
-    assert graph.edge_type.tolist() == [1, 1, 3, 3]
-
-
 @pytest.fixture
 def speaking():
     """RDKit's errors on stderr: PyG's ``from_smiles`` silences them for the whole process."""
@@ -150,63 +140,24 @@ def speaking():
     RDLogger.EnableLog("rdApp.error")
 
 
-def test_the_features_are_those_of_pyg_and_a_scaffold_has_no_handedness(speaking, graphs_of):
+def test_labels_features_and_scaffolds_are_those_of_the_table_of_pyg_and_of_no_hand(
+    speaking, graphs_of
+):
     smiles = ["C[C@H]1CC[C@@H](c2ccccc2)CC1", "F/C=C/F", "C[N+](C)(C)CC(=O)[O-]"]
-    graphs = graphs_of(smiles)
+    labels = {(0, "NR-AR"): "1", (0, "SR-p53"): "", (1, "NR-AhR"): "1.0", (1, "NR-AR"): ""}
+    graphs = graphs_of(smiles, labels)
     for graph, text in zip(graphs, smiles, strict=True):
         for key in ("x", "edge_index", "edge_attr"):
             assert torch.equal(graph[key], from_smiles(text)[key]), (text, key)
+        assert torch.equal(graph.edge_type, graph.edge_attr[:, 0])
     assert [graph.scaffold for graph in graphs] == ["c1ccc(C2CCCCC2)cc1", "", ""]
+    assert graphs[0].y.nan_to_num(-1).tolist() == [[1.0, *[0.0] * 10, -1.0]]
+    assert graphs[1].y.nan_to_num(-1).tolist() == [[-1.0, 0.0, 1.0, *[0.0] * 9]]
 
 
-def test_unreadable_molecules_make_no_noise_and_rdkit_still_speaks_afterwards(
+def test_the_scaffold_split_is_by_hand_and_what_is_dropped_in_silence_takes_no_place_in_it(
     speaking, tmp_path, fresh_cache, capfd
 ):
-    splits = read_tox21(write(tmp_path / "t.csv", csv([*SMILES, "C1CC"])))
-    assert capfd.readouterr() == ("", "")
-    assert len(all_graphs(splits)) == len(SMILES)
-    assert Chem.MolFromSmiles("C1CC") is None
-    assert "unclosed ring" in capfd.readouterr().err
-
-
-def test_labels_are_zero_one_or_unknown(graphs_of):
-    labels = {(0, "NR-AR"): "1", (0, "SR-p53"): "", (1, "NR-AhR"): "1.0", (1, "NR-AR"): ""}
-    first, second = graphs_of(["CC", "CO"], labels)
-    assert first.y.nan_to_num(-1).tolist() == [[1.0, *[0.0] * 10, -1.0]]
-    assert second.y.nan_to_num(-1).tolist() == [[-1.0, 0.0, 1.0, *[0.0] * 9]]
-
-
-ALONE = SMILES.index("c1ccncc1")  # no pyridine is in training
-PART = "training part of the scaffold split: "
-BAD_TABLES = {
-    **{
-        f"label {label}": (csv(["CC", "CO"], {(1, "SR-HSE"): label}), "line 3: SR-HSE must be 0, 1")
-        for label in ("2", "0.5", "active")
-    },
-    "a task twice": (csv(["CC"]).replace(b"NR-ER-LBD,", b"NR-ER,"), "found NR-ER 2 times"),
-    "atom": (csv(["CC", "[Mn+7]"]), r"line 3: '\[Mn\+7\]' is not in PyG's vocabulary"),
-    "no bond": (csv(["O", "C1CC"]), "expected molecules with bonds, found none"),
-    "no training molecule": (
-        csv(["Cc1ccccc1", "CCc1ccccc1"]),
-        PART + "labels all missing .* NR-AR",
-    ),
-    "no label in training": (
-        csv(SMILES, {(row, "SR-p53"): "" for row in range(len(SMILES)) if row != ALONE}),
-        PART + "labels all missing for the task SR-p53;",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_TABLES)
-def test_a_bad_table_is_refused_with_its_file_and_line(case, tmp_path, fresh_cache):
-    content, message = BAD_TABLES[case]
-    path = write(tmp_path / "t.csv", content)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_tox21(path)
-    assert str(caught.value).startswith(str(path))
-
-
-def test_the_scaffold_split_is_by_hand_and_what_is_dropped_takes_no_place_in_it(tmp_path):
     # 16 of 20 may be in training: 14 benzenes, then one group of two: of the cyclohexanes
     # (from 1) and the molecules without a ring (from 2) the one that begins later. The
     # cyclohexanes fill validation; naphthalene and pyridine are left.
@@ -216,35 +167,19 @@ def test_the_scaffold_split_is_by_hand_and_what_is_dropped_takes_no_place_in_it(
     assert len(splits.train) == 16
     counted = "Dropped of 23 molecules: 1 that RDKit cannot read and 2 without a bond."
     assert counted in splits.description.deviations
+    assert capfd.readouterr() == ("", "")
+    assert Chem.MolFromSmiles("C1CC") is None
+    assert "unclosed ring" in capfd.readouterr().err
 
 
-def test_tox21_has_its_exact_counts_and_the_labels_of_its_file(tox21):
-    random = load("tox21-random", root=NOT_BUNDLED, download=False)
-    rows = pd.read_csv(NOT_BUNDLED / TOX21_FILE).set_index("smiles")
-    for splits in (tox21, random):
-        assert sizes(splits) == [6_243, 780, 781]
-        graphs = all_graphs(splits)
-        assert sum(graph.num_nodes for graph in graphs) == 145_233
-        types = Counter(torch.cat([graph.edge_type for graph in graphs]).tolist())
-        found = {splits.description.edge_types[i]: number for i, number in types.items()}
-        assert found == {"single": 177_880, "double": 23_782, "triple": 628, "aromatic": 99_512}
-        y = torch.cat([graph.y for graph in graphs])
-        expected = rows.loc[[graph.smiles for graph in graphs], list(TASKS)].to_numpy()
-        assert torch.equal(y.nan_to_num(-1), torch.tensor(expected).nan_to_num(-1).float())
-        for split in SPLITS:
-            y = torch.cat([graph.y for graph in getattr(splits, split)])
-            assert (y == 0).any(dim=0).all() and (y == 1).any(dim=0).all()
-    scaffolds = [{graph.scaffold for graph in getattr(tox21, split)} for split in SPLITS]
+def test_tox21_has_the_labels_of_its_file_and_no_scaffold_in_two_splits():
+    splits, rows = not_bundled("tox21"), pd.read_csv(NOT_BUNDLED / "tox21/raw/tox21.csv")
+    graphs = all_graphs(splits)
+    rows = rows.set_index("smiles").loc[[graph.smiles for graph in graphs], list(TASKS)]
+    y, expected = torch.cat([graph.y for graph in graphs]), torch.tensor(rows.to_numpy()).float()
+    assert torch.equal(y.nan_to_num(-1), expected.nan_to_num(-1))
+    scaffolds = [{graph.scaffold for graph in getattr(splits, split)} for split in SPLITS]
     assert len(set.union(*scaffolds)) == sum(map(len, scaffolds)) == 764 + 780 + 781
-
-
-@pytest.mark.parametrize("kind", ["tox21", "proteins"])
-def test_every_id_is_below_the_size_of_its_embedding(kind, request):
-    splits = request.getfixturevalue(kind)
-    about = splits.description
-    for key, size in (("x", about.num_node_types), ("edge_attr", about.num_edge_types)):
-        ids = torch.cat([graph[key] for graph in all_graphs(splits)])
-        assert ids.min() >= 0 and (ids.amax(dim=0) < torch.tensor(size)).all()
 
 
 # PROTEINS
@@ -259,14 +194,17 @@ BY_HAND = {
 }
 
 
-def write_raw(folder, files):
-    for name, content in files.items():
-        write(folder / f"PROTEINS_{name}.txt", content)
-    return folder
+def proteins_beside(path):
+    """The graphs of a folder in which this file is there, and the others are whole."""
+    for name, content in BY_HAND.items():
+        if name not in path.name:
+            write(path.with_name(f"PROTEINS_{name}.txt"), content)
+    return read_proteins(path.parent)
 
 
-def test_the_graphs_are_those_written_by_hand(tmp_path):
-    graphs = read_proteins(write_raw(tmp_path / "raw", BY_HAND))
+def test_the_graphs_of_proteins_are_those_written_by_hand(tmp_path):
+    path = tmp_path / "raw" / "PROTEINS_A.txt"
+    graphs = proteins_beside(write(path, BY_HAND["A"]))
     assert [graph.x.tolist() for graph in graphs] == [[0, 1, 2], [0, 0, 0], [2, 2], [1]]
     assert [graph.y.tolist() for graph in graphs] == [[[1.0]], [[0.0]], [[1.0]], [[0.0]]]
     assert [graph.edge_index.tolist() for graph in graphs] == [
@@ -279,176 +217,175 @@ def test_the_graphs_are_those_written_by_hand(tmp_path):
     assert list(PAIR_TYPES.values()) == pairs
     # Lines in another order, a self-loop and a line twice make no difference.
     lines = [*reversed(BY_HAND["A"].splitlines()), "7, 7", "1, 2", ""]
-    again = read_proteins(write_raw(tmp_path / "raw", {"A": "\n".join(lines)}))
+    again = proteins_beside(write(path, "\n".join(lines)))
     for one, other in zip(graphs, again, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one.to_dict())
 
 
-NODES, CUT = (
-    "as many node labels as nodes",
-    "as many graph labels as graphs, and nodes in the order",
-)
-EDGES = "edges in both directions, between nodes of one graph"
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("node_labels", "0\n1\n0\n0\n0\n0\n1\n1\n1\n", r"node labels 0 \(helix\), 1 \(sheet\)"),
-        ("node_labels", "0\n1\n2\n3\n0\n0\n2\n2\n1\n", r"and 2 \(turn\)"),
-        ("graph_labels", "1\n2\n3\n1\n", "graph labels 1 and 2"),
-        ("graph_labels", None, "PROTEINS_graph_labels.txt not found"),
-        # Halves and other pieces of each file.
-        ("node_labels", "0\n1\n2\n0\n", NODES),
-        ("graph_indicator", "1\n1\n1\n2\n2\n", NODES),
-        ("graph_labels", "2\n1\n", CUT),
-        ("graph_indicator", "1\n1\n1\n2\n2\n2\n4\n4\n4\n", CUT),
-        ("graph_indicator", "1\n2\n1\n2\n2\n2\n3\n3\n4\n", CUT),
-        ("A", BY_HAND["A"][:25], EDGES),
-        ("A", BY_HAND["A"][25:], EDGES),
-        ("A", BY_HAND["A"] + "1, 4\n4, 1\n", EDGES),
-        ("A", BY_HAND["A"] + "9, 10\n10, 9\n", EDGES),
-        ("A", BY_HAND["A"] + "0, 9\n9, 0\n", EDGES),
-        ("A", BY_HAND["A"].replace(", ", "\n"), EDGES),
-        ("A", BY_HAND["A"] + "6, ", "PROTEINS_A.txt: expected lines of whole numbers"),
-    ],
-)
-def test_proteins_of_other_labels_or_cut_short_are_refused(file, content, message, tmp_path):
-    files = {name: text for name, text in {**BY_HAND, file: content}.items() if text}
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
-        read_proteins(write_raw(tmp_path / "raw", files))
-    assert str(tmp_path / "raw") in str(caught.value)
-
-
-def test_proteins_has_its_exact_counts_and_its_raw_folder_is_left_alone(proteins, tmp_path):
-    graphs = all_graphs(proteins)
-    assert sizes(proteins) == [890, 111, 112]
-    positive = [sum(graph.y.item() for graph in getattr(proteins, split)) for split in SPLITS]
+def test_proteins_has_the_pairs_of_its_files_and_each_class_alike():
+    splits, raw = not_bundled("proteins"), NOT_BUNDLED / "TUDataset/PROTEINS/raw"
+    positive = [sum(graph.y.item() for graph in getattr(splits, split)) for split in SPLITS]
     assert positive == [360, 45, 45]  # 40.4 % of each, as of all
-    assert torch.cat([graph.x for graph in graphs]).bincount().tolist() == [21_151, 20_931, 1_389]
-    raw = NOT_BUNDLED / PROTEINS_FOLDER
     labels = (raw / "PROTEINS_node_labels.txt").read_text().split()
     pairs = [line.split(",") for line in (raw / "PROTEINS_A.txt").read_text().splitlines()]
     ends = (sorted([labels[int(a) - 1], labels[int(b) - 1]]) for a, b in pairs)
     expected = Counter("-".join(STRUCTURES[int(end)] for end in pair) for pair in ends)
-    types = torch.cat([graph.edge_type for graph in graphs])
-    assert Counter(proteins.description.edge_types[i] for i in types.tolist()) == expected
-    assert expected.total() == 162_088
-    shutil.copytree(raw, tmp_path / PROTEINS_FOLDER, copy_function=shutil.copyfile)
-    load("proteins", root=tmp_path)
-    assert [path.name for path in (tmp_path / "TUDataset" / "PROTEINS").iterdir()] == ["raw"]
+    types = torch.cat([graph.edge_type for graph in all_graphs(splits)])
+    assert Counter(splits.description.edge_types[i] for i in types.tolist()) == expected
+
+
+# Files that are damaged, or of something else
+
+HEAD = "split,smiles,y\n"
+TABLE = f"{HEAD}train,C,1\n".encode()
+UNREADABLE = "expected a CSV table, could not read it"
+
+
+def zipped(*contents):
+    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
+        for i, content in enumerate(contents):
+            archive.writestr(f"{i}.csv", content)
+    return buffer.getvalue()
+
+
+TABLES = [
+    ("t.csv", f"{HEAD}\n\n", "the table has no rows"),
+    ("t.csv", "", UNREADABLE),
+    ("t.csv", "split,smiles\ntrain,C\n", "split, smiles, y once, found y 0 times in split, smiles"),
+    ("t.csv", "split,split,smiles,y,split\ntrain,val,N,2,test\n", "found split 3 times"),
+    ("t.csv", f"{HEAD}train,C,1\ndev,C,1\n", "line 3: split must be one of train, val, t.*'dev'"),
+    ("t.csv", f"{HEAD}train,C,1\ntrain,C,one\n", "line 3: y must be a finite number .* 'one'"),
+    ("t.csv", f"{HEAD}train,C,1\ntrain,C\n", "line 3: y must be a finite number .* got ''"),
+    # Beyond single precision, too.
+    *(("t.csv", f"{HEAD}val,C,{y}\n", f"line 2: y must be .* '{y}'") for y in ("nan", "-1e39")),
+    ("t.csv", f"{HEAD}train,NA,1\n", "line 2: unreadable SMILES 'NA'"),
+    ("t.csv", f"{HEAD}\ntrain,C1C,1\n", "line 3: unreadable SMILES 'C1C'"),
+    ("t.csv", f"{HEAD},,\ntrain,12,1\n", "line 3: unreadable SMILES '12'"),
+    ("t.csv", f"{HEAD}train,C,1\ntrain,C,1,2\n", UNREADABLE),
+    ("t.csv.gz", gzip.compress(TABLE)[:-12], UNREADABLE),
+    ("t.csv.bz2", bz2.compress(TABLE)[:-12], UNREADABLE),
+    ("t.csv.xz", lzma.compress(TABLE)[:-12], UNREADABLE),
+    ("t.csv.zip", zipped(TABLE)[:-12], UNREADABLE),
+    ("t.csv.zip", zipped(TABLE, TABLE), UNREADABLE),
+    ("t.csv.gz", TABLE, UNREADABLE),
+    ("t.csv.zst", b"\x28\xb5\x2f\xfd", UNREADABLE),  # its package is missing, or it is cut short
+]
+LISTS = [
+    ("t.smi", "CCO\n\nNA\n", "line 3: unreadable SMILES 'NA'"),
+    ("t.smi", "CO\n\n\n1.5\tname\n", "line 4: unreadable SMILES '1.5'"),
+    ("t.smi", "\n \n", "expected a SMILES per line, found none"),
+    ("t.smi", b"\xff\xfe\x00", "expected text with a SMILES per line"),
+]
+ALONE = SMILES.index("c1ccncc1")  # no pyridine is in training
+NO_LABEL = {(row, "SR-p53"): "" for row in range(len(SMILES)) if row != ALONE}
+PART = "training part of the scaffold split: labels all missing"
+ASSAYS = [
+    *(
+        ("t.csv", csv(["CC", "CO"], {(1, "SR-HSE"): label}), "line 3: SR-HSE must be 0, 1 or empty")
+        for label in ("2", "0.5", "active")
+    ),
+    ("t.csv", csv(["CC"]).replace(b"NR-ER-LBD,", b"NR-ER,"), "found NR-ER 2 times"),
+    ("t.csv", csv(["CC", "[Mn+7]"]), r"line 3: '\[Mn\+7\]' is not in PyG's vocabulary"),
+    ("t.csv", csv(["O", "C1CC"]), "expected molecules with bonds, found none"),
+    ("t.csv", csv(["Cc1ccccc1", "CCc1ccccc1"]), f"{PART} .* NR-AR"),
+    ("t.csv", csv(SMILES, NO_LABEL), f"{PART} for the task SR-p53;"),
+]
+NODES = "as many node labels as nodes"
+CUT = "as many graph labels as graphs, and nodes in the order"
+EDGES = "edges in both directions, between nodes of one graph"
+PARTS = [
+    ("node_labels", "0\n1\n0\n0\n0\n0\n1\n1\n1\n", r"node labels 0 \(helix\), 1 \(sheet\)"),
+    ("graph_labels", "1\n2\n3\n1\n", "graph labels 1 and 2"),
+    # Halves and other pieces of each file.
+    ("node_labels", "0\n1\n2\n0\n", NODES),
+    ("graph_indicator", "1\n1\n1\n2\n2\n", NODES),
+    ("graph_labels", "2\n1\n", CUT),
+    ("graph_indicator", "1\n1\n1\n2\n2\n2\n4\n4\n4\n", CUT),
+    ("graph_indicator", "1\n2\n1\n2\n2\n2\n3\n3\n4\n", CUT),
+    ("A", BY_HAND["A"][:25], EDGES),
+    ("A", BY_HAND["A"] + "1, 4\n4, 1\n", EDGES),
+    ("A", BY_HAND["A"] + "0, 9\n9, 0\n", EDGES),
+    ("A", BY_HAND["A"].replace(", ", "\n"), EDGES),
+    ("A", BY_HAND["A"] + "6, ", "PROTEINS_A.txt: expected lines of whole numbers"),
+]
+BAD = [
+    *((load_table, *case) for case in TABLES),
+    *((read_smiles, *case) for case in LISTS),
+    *((read_tox21, *case) for case in ASSAYS),
+    *((proteins_beside, f"PROTEINS_{part}.txt", *case) for part, *case in PARTS),
+]
+
+
+@pytest.mark.parametrize(("read", "name", "content", "message"), BAD)
+def test_a_bad_file_is_refused_by_its_name_and_line(
+    read, name, content, message, tmp_path, fresh_cache
+):
+    path = write(tmp_path / "raw" / name, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read(path)
+    assert str(caught.value).startswith(str(path.parent if read is proteins_beside else path))
+    assert read is not load_table or not fresh_cache.exists(), "a bad file was cached"
 
 
 # Fetched files, from a folder in place of the network; damaged ones are in test_data
 
 
-def serve(name, folder, monkeypatch):
-    """Puts what PyG would fetch into a folder."""
-    if name == "tox21":
-        content = (NOT_BUNDLED / TOX21_FILE).read_bytes()
-        write(folder / "tox21.csv.gz", gzip.compress(content))
-        monkeypatch.setattr(MoleculeNet, "url", f"{folder.as_uri()}/{{}}")
-    elif name == "proteins":
-        with zipfile.ZipFile(folder / "PROTEINS.zip", "w") as archive:
-            for path in (NOT_BUNDLED / PROTEINS_FOLDER).iterdir():
-                archive.write(path, f"PROTEINS/{path.name}")
-        monkeypatch.setattr(TUDataset, "url", folder.as_uri())
-    else:
-        raw = NOT_BUNDLED / planetoid_folder("cora")
-        shutil.copytree(raw, folder, copy_function=shutil.copyfile, dirs_exist_ok=True)
-        monkeypatch.setattr(Planetoid, "url", folder.as_uri())
-
-
-@pytest.mark.parametrize(
-    ("name", "place"),
-    [("tox21", TOX21_FILE), ("proteins", PROTEINS_FOLDER), ("cora", planetoid_folder("cora"))],
-)
-def test_a_data_set_is_fetched_and_kept(name, place, cache, tmp_path, monkeypatch):
-    expected = sizes(not_bundled(name, place))
+@pytest.mark.parametrize("name", ["tox21", "proteins", "cora"])
+def test_a_data_set_is_fetched_and_kept(name, cache, tmp_path, monkeypatch):
+    expected, mirror = sizes(not_bundled(name)), tmp_path / "mirror"
+    content = gzip.compress((NOT_BUNDLED / "tox21/raw/tox21.csv").read_bytes())
+    write(mirror / "tox21.csv.gz", content)
+    with zipfile.ZipFile(mirror / "PROTEINS.zip", "w") as archive:
+        for path in (NOT_BUNDLED / "TUDataset/PROTEINS/raw").iterdir():
+            archive.write(path, f"PROTEINS/{path.name}")
+    for path in (NOT_BUNDLED / "Planetoid/Cora/raw").iterdir():
+        shutil.copyfile(path, mirror / path.name)
+    monkeypatch.setattr(MoleculeNet, "url", f"{mirror.as_uri()}/{{}}")
+    for cls in (TUDataset, Planetoid):
+        monkeypatch.setattr(cls, "url", mirror.as_uri())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     kept = tmp_path / "cache" / "mapkg"
-    (tmp_path / "mirror").mkdir()
-    serve(name, tmp_path / "mirror", monkeypatch)
     kept.mkdir(parents=True)
     (kept / "graphs").symlink_to(cache / "graphs")  # to spare the reading
     assert sizes(load(name, root=tmp_path / "nothing")) == expected
-    shutil.rmtree(tmp_path / "mirror")
+    shutil.rmtree(mirror)
     assert sizes(load(name, root=kept, download=False)) == expected
 
 
 # Citation networks
 
-COUNTS = {
-    "cora": (2708, 10556, 1433, 7, 140),
-    "citeseer": (3327, 9104, 3703, 6, 120),
-    "pubmed": (19717, 88648, 500, 3, 60),
-    "pubmed-missing": (19717, 88648, 500, 3, 60),
-}
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_a_planetoid_network_has_its_published_counts(name):
-    splits = planetoid(name)
-    graph = splits.train.graph
-    nodes, edges, words, classes, train = COUNTS[name]
-    assert (graph.num_nodes, graph.num_edges, graph.num_features) == (nodes, edges, words)
-    assert splits.description.num_targets == len(graph.y.unique()) == classes
-    assert sizes(splits) == [train, 500, 1000]
-    assert torch.bincount(graph.y[splits.train.nodes]).tolist() == [PER_CLASS] * classes
-    assert not graph.has_self_loops() and graph.is_undirected()
-
 
 def test_missing_features_are_zero_outside_the_training_nodes():
-    graph, missing = (planetoid(name).train.graph for name in ("pubmed", "pubmed-missing"))
+    graph, missing = (not_bundled(name).train.graph for name in ("pubmed", "pubmed-missing"))
     assert int((graph.x != 0).sum()) == 988_031
     assert torch.equal(missing.x, graph.x * graph.train_mask[:, None])
 
 
-@pytest.fixture(scope="module")
-def synthetic():
-    return citation_like(0)
-
-
-def test_the_synthetic_network_has_the_size_mixing_and_split_of_cora(synthetic):
-    assert (synthetic.num_nodes, synthetic.num_edges) == (2708, 2 * 5278)
-    assert synthetic.x.shape == (2708, 1433) and set(synthetic.x.unique().tolist()) == {0, 1}
-    source, target = synthetic.edge_index
-    within = (synthetic.y[source] == synthetic.y[target]).float().mean().item()
-    assert within == pytest.approx(0.81, abs=0.015)
-    assert synthetic.is_undirected()
-    assert not synthetic.has_self_loops() and not synthetic.has_isolated_nodes()
-    assert 15 < synthetic.x.sum(1).mean() < 20
-    degree = torch.bincount(source).double()
+def test_the_synthetic_network_has_the_mixing_of_cora_and_words_that_tell_of_the_class():
+    graph = citation_like(0)
+    assert graph.x.shape == (2708, 1433) and set(graph.x.unique().tolist()) == {0, 1}
+    within = graph.y[graph.edge_index[0]] == graph.y[graph.edge_index[1]]
+    assert within.float().mean().item() == pytest.approx(0.81, abs=0.015)
+    assert not graph.has_isolated_nodes() and 15 < graph.x.sum(1).mean() < 20
+    degree = torch.bincount(graph.edge_index[0]).double()
     # As many edges at random would give a variance near the mean and no node above 20.
     assert degree.var() > 5 * degree.mean() and degree.max() > 40
-    masks = [synthetic[f"{name}_mask"] for name in SPLITS]
-    assert [int(mask.sum()) for mask in masks] == [140, 500, 1000] and int(sum(masks).max()) == 1
-    assert torch.bincount(synthetic.y[masks[0]]).tolist() == [PER_CLASS] * 7
-
-
-def test_words_tell_something_of_the_class_and_neighbors_more(synthetic):
-    train = synthetic.train_mask
-    profile = torch.stack([synthetic.x[train & (synthetic.y == c)].mean(0) for c in range(7)])
+    assert int(sum(graph[f"{name}_mask"] for name in SPLITS).max()) == 1
+    profile = torch.stack([graph.x[graph.train_mask & (graph.y == c)].mean(0) for c in range(7)])
     profile = profile - profile.mean(0)
-    source, target = synthetic.edge_index
-    summed = synthetic.x.clone().index_add_(0, target, synthetic.x[source])
+    summed = graph.x.clone().index_add_(0, graph.edge_index[1], graph.x[graph.edge_index[0]])
     alone, together = (
-        ((x @ profile.t()).argmax(1) == synthetic.y)[synthetic.test_mask].float().mean().item()
-        for x in (synthetic.x, summed)
+        ((x @ profile.t()).argmax(1) == graph.y)[graph.test_mask].float().mean().item()
+        for x in (graph.x, summed)
     )
     assert 1 / 7 < alone < together < 0.9
 
 
-def test_the_seed_fixes_a_draw_and_homophily_is_what_is_asked_for():
+def test_the_seed_fixes_a_draw():
     small = dict(num_nodes=300, num_edges=500, num_words=40)
     first, same, other = (citation_like(seed, **small) for seed in (3, 3, 4))
     assert all(torch.equal(first[key], same[key]) for key in first.to_dict())
     assert not torch.equal(first.edge_index, other.edge_index)
-    for homophily in (0.0, 0.5, 1.0):
-        graph = citation_like(0, num_nodes=600, num_edges=2000, homophily=homophily)
-        source, target = graph.edge_index
-        within = (graph.y[source] == graph.y[target]).float().mean().item()
-        assert within == pytest.approx(homophily, abs=0.04)
 
 
 # Trees
@@ -474,18 +411,15 @@ def by_recursion(depth):
 @pytest.mark.parametrize("depth", range(1, 6))
 def test_trees_are_those_built_by_recursion_and_the_label_is_the_value_that_is_asked(depth):
     edges, leaves = by_recursion(depth)
-    nodes, order = 2 ** (depth + 1) - 1, level_order(depth)
+    nodes, order = 2 ** (depth + 1) - 1, level_order(depth).tolist()
     found = [tuple(edge) for edge in tree_edges(depth).t().tolist()]
-    assert len(found) == len(set(found))
-    assert set(found) == edges | {(node, node) for node in range(nodes)}
-    assert sorted(order.tolist()) == list(range(nodes))
-    assert order[-(2**depth) :].tolist() == leaves
+    assert sorted(found) == sorted(edges | {(node, node) for node in range(nodes)})
+    assert sorted(order) == list(range(nodes)) and order[-(2**depth) :] == leaves
     for place in range(2**depth - 1):
-        assert {(int(order[2 * place + i]), int(order[place])) for i in (1, 2)} <= edges
+        assert {(order[2 * place + i], order[place]) for i in (1, 2)} <= edges
     trees = neighbors_match(depth, seed=3)
-    chosen = np.random.default_rng(depth).choice(len(trees), min(200, len(trees)), replace=False)
     inner = [node for node in range(1, nodes) if node not in leaves]
-    for number in chosen.tolist():
+    for number in range(0, len(trees), 1 + len(trees) // 200):
         graph = trees[number]
         key, nothing = graph.x[0].tolist()
         pairs = dict(graph.x[leaves].tolist())
@@ -494,32 +428,25 @@ def test_trees_are_those_built_by_recursion_and_the_label_is_the_value_that_is_a
         assert graph.y.item() == pairs[key]
 
 
-@pytest.mark.parametrize(
-    ("depth", "number", "train"),
-    [(2, 96, 76), (3, 8000, 6400), (4, 16000, 12800), (5, 32000, 25600)],
-)
-def test_there_are_as_many_examples_as_published(depth, number, train):
-    assert sizes(load(f"trees-{depth}")) == [train, 0, number - train]
-
-
 def test_permutations_are_all_of_four_leaves_and_a_thousand_different_ones_of_eight():
-    leaves = by_recursion(2)[1]
-    found = {(int(g.x[0, 0]), tuple(g.x[leaves, 1].tolist())) for g in neighbors_match(2)}
-    assert found == {(key, order) for key in range(1, 5) for order in permutations(range(1, 5))}
-    leaves, trees = by_recursion(3)[1], neighbors_match(3)
-    of_first_key = trees.pairs[trees.pairs[:, 0, 0] == 1]
-    assert len(of_first_key) == 1000 < factorial(8)
-    assert len({tuple(row) for row in of_first_key[:, leaves, 1].tolist()}) == 1000
+    for depth, number in ((2, 24), (3, 1000)):
+        trees, leaves = neighbors_match(depth), by_recursion(depth)[1]
+        rows = [(row[0, 0].item(), *row[leaves, 1].tolist()) for row in trees.pairs]
+        assert len(rows) == len(set(rows)) == number * 2**depth
+        assert len({row[1:] for row in rows}) == number
 
 
-def test_the_parts_share_no_example_have_the_same_classes_and_the_seed_decides():
-    splits = load("trees-3")
-    seen = [{row.tobytes() for row in part.pairs.numpy()} for part in (splits.train, splits.test)]
-    assert len(seen[0]) == 6400 and len(seen[1]) == 1600 and not seen[0] & seen[1]
-    assert set(Counter(splits.train.y.tolist()).values()) == {800}
-    assert set(Counter(splits.test.y.tolist()).values()) == {200}
-    assert torch.equal(load_trees(3).train.pairs, splits.train.pairs)
-    assert not torch.equal(load_trees(3, seed=0).train.pairs, splits.train.pairs)
+@pytest.mark.parametrize(("depth", "number"), [(2, 96), (3, 8000), (4, 16000), (5, 32000)])
+def test_of_the_published_examples_four_fifths_of_each_class_are_for_training(depth, number):
+    splits = load(f"trees-{depth}")
+    assert sizes(splits) == [number * 4 // 5, 0, number - number * 4 // 5]
+    if depth == 3:
+        parts = (splits.train, splits.test)
+        seen = [{row.tobytes() for row in part.pairs.numpy()} for part in parts]
+        assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == number
+        assert [{*Counter(part.y.tolist()).values()} for part in parts] == [{800}, {200}]
+        assert torch.equal(load_trees(3).train.pairs, splits.train.pairs)
+        assert not torch.equal(load_trees(3, seed=0).train.pairs, splits.train.pairs)
 
 
 def test_trees_are_a_sequence_of_graphs_that_pyg_batches():

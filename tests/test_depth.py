@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import planetoid
+from conftest import not_bundled
 
 from studies.__main__ import main
 from studies.data import load
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_every_norm_the_same_initial_weights(papers):
 
 @pytest.mark.parametrize(("name", "share"), [("cora", 0.32), ("citeseer", 0.235)])
 def test_a_network_that_gives_all_nodes_one_class_is_right_for_few(name, share):
-    test = planetoid(name).test
+    test = not_bundled(name).test
     shares = test.graph.y[test.nodes].bincount().double() / len(test.nodes)
     assert share - 0.01 < shares.max() < share
 

@@ -20,7 +20,7 @@ from studies.bond_changes import join_global_node, shuffle_types
 from studies.bond_types import predicted_heat
 from studies.data import BUNDLED, DESCRIPTIONS, Splits, molecule_graph
 from studies.data.graph_classification import PAIR_TYPES
-from studies.data.smiles_tables import benchmark_graph
+from studies.data.molecules import benchmark_graph
 from studies.edge_kinds import (
     COLUMNS,
     CONJUGATION,

@@ -66,8 +66,9 @@ def test_the_trajectory_begins_at_base_passes_the_least_validation_loss_and_ends
     for state, epoch in (("base", 0), ("best", best), ("last", 3)):
         rows = found.summary[found.summary["state"] == state]
         same(found.trajectory[found.trajectory["epoch"] == epoch], rows)
-        model, information = checkpoint.load(folder / state, SMALL)
+        model, information = checkpoint.load(folder / state)
         assert (information["epoch"], information["seed"]) == (epoch, 0)
+        assert information["config"] == SMALL.to_dict()
         assert (rows["test_mae"] == evaluate(model, splits.test, batch_size=32)).all()
         if state == "best":
             assert evaluate(model, splits.val, batch_size=32) == losses.min()

@@ -4,11 +4,9 @@ Each round has other moments, places and bits; the environment's MAPKG_ROUNDS sa
 are. ``python -m pytest -m slow tests/test_faults.py``.
 """
 
-import json
 import multiprocessing
 import os
 import random
-import re
 import signal
 import sys
 import time
@@ -16,9 +14,7 @@ import zipfile
 
 import pandas as pd
 import pytest
-import torch
 from conftest import few_molecules
-from random_graphs import molecule
 
 from mapkg.models import build
 from studies import checkpoint, tables
@@ -26,7 +22,7 @@ from studies.__main__ import main
 from studies.data import sets
 from studies.emergence import emergence
 from studies.published import CONFIGS
-from studies.train import STATE_FILE, fit, seed_all
+from studies.train import STATE_FILE, fit
 from studies.train_stacked import STATE_FILE as STACKED_FILE
 
 pytestmark = [
@@ -39,31 +35,8 @@ rounds = pytest.mark.parametrize("number", range(int(os.environ.get("MAPKG_ROUND
 SIZES = dict(hidden_channels=8, heads=2, num_layers=2, batch_size=16, dropout=0.1)
 TRAIN = ["train", "--config", "GT-ZINC", "--dataset", "moses", "--limit", "32", "--threads", "1"]
 TRAIN += ["--epochs", "10", "--set", *(f"{name}={value}" for name, value in SIZES.items()), "--out"]
-WEIGHTS = tuple(f"{state}.safetensors" for state in ("base", "best", "last"))
-TABLES = tuple(f"{n}.csv.gz" for n in ("summary", "trajectory", "graph_maxima", "histogram"))
-DAMAGED = r"damaged|do not belong together|not the description|changed after it was written"
-
-
-def what_it_gave(folder):
-    """All that a run has written, but for its seconds."""
-    found = {name: (folder / name).read_bytes() for name in (*WEIGHTS, *TABLES)}
-    found["history"] = pd.read_csv(folder / "history.csv.gz").drop(columns="seconds").to_csv()
-    for state in ("base", "best", "last"):
-        about = json.loads((folder / f"{state}.json").read_text())
-        rows = [row.pop("seconds") and row for row in about.pop("history")]
-        found[state] = {**about, "history": rows, "sha256_of_this": ""}
-    return found
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A run that nothing happened to, and its seconds."""
-    threads, folder = torch.get_num_threads(), tmp_path_factory.mktemp("whole")
-    few_molecules(1, 1, 1)  # are read from files now
-    start = time.perf_counter()
-    assert main([*TRAIN, str(folder)]) == 0
-    torch.set_num_threads(threads)
-    return what_it_gave(folder), time.perf_counter() - start
+WRITTEN = [f"{state}.safetensors" for state in ("base", "best", "last")]
+WRITTEN += [f"{n}.csv.gz" for n in ("summary", "trajectory", "graph_maxima", "histogram")]
 
 
 def damaged(content, draw):
@@ -92,8 +65,12 @@ def train(folder, log):
 
 
 @rounds
-def test_two_processes_on_one_folder_and_one_killed_lose_nothing(number, undisturbed, tmp_path):
-    (expected, seconds), draw, folder = undisturbed, random.Random(number), tmp_path / "run"
+def test_two_processes_on_one_folder_and_one_killed_lose_nothing(number, tmp_path):
+    whole, folder, draw = tmp_path / "whole", tmp_path / "run", random.Random(number)
+    few_molecules(1, 1, 1)  # are read from files now
+    start = time.perf_counter()
+    assert main([*TRAIN, str(whole)]) == 0
+    seconds = time.perf_counter() - start
     logs = [tmp_path / name for name in ("one", "other")]
     both = [in_another_process(train, folder, log) for log in logs]
     while not folder.exists() and any(one.is_alive() for one in both):
@@ -102,11 +79,11 @@ def test_two_processes_on_one_folder_and_one_killed_lose_nothing(number, undistu
     draw.choice(both).kill()  # SIGKILL: nothing is cleaned up
     for one, log in zip(both, logs, strict=True):
         one.join()
-        said = log.read_text()
-        refused = one.exitcode == 2 and "another process writes to it" in said
-        assert refused or one.exitcode in (0, -signal.SIGKILL), said
+        refused = one.exitcode == 2 and "another process writes to it" in log.read_text()
+        assert refused or one.exitcode in (0, -signal.SIGKILL), log.read_text()
     assert main([*TRAIN, str(folder)]) == 0
-    assert what_it_gave(folder) == expected
+    for name in WRITTEN:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     assert not any(path.name.endswith(".part") for path in folder.iterdir())
 
 
@@ -114,55 +91,33 @@ def test_two_processes_on_one_folder_and_one_killed_lose_nothing(number, undistu
 @pytest.mark.parametrize("seeds", [None, (3, 0)])
 def test_a_damaged_state_is_named_and_never_trained_on(number, seeds, tmp_path):
     draw, splits = random.Random(number), few_molecules(32, 8, 8)
-    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=3)
+    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=2)
+    path = tmp_path / (STACKED_FILE if seeds else STATE_FILE)
 
-    def train(epochs=3, folder=tmp_path):
-        seed_all(number)
+    def train():
         model, stacked = (build, dict(seeds=seeds)) if seeds else (build(config), {})
-        shorter = config.replace(max_epochs=epochs)
-        made = fit(model, splits, shorter, folder=folder, progress=False, **stacked)
-        weights = made.last_weights if seeds else {0: made.last_weights}
-        return {(s, n): t.tolist() for s, each in weights.items() for n, t in each.items()}
+        return fit(model, splits, config, folder=tmp_path, progress=False, **stacked)
 
-    expected, path = train(folder=None), tmp_path / (STACKED_FILE if seeds else STATE_FILE)
-    train(2)
+    train()
     whole = path.read_bytes()
-    for _ in range(15):
-        path.write_bytes(damaged(whole, draw))
+    for content in (whole.replace(b'lr\\": 0.0007', b'lr\\": 0.0008'), damaged(whole, draw)):
+        assert content != whole
+        path.write_bytes(content)
         with pytest.raises(ValueError, match=r"safetensors: damaged, .* remove it to start afresh"):
             train()
-    for old, new in ((b'epoch\\": 2', b'epoch\\": 1'), (b'lr\\": 0.0007', b'lr\\": 0.0008')):
-        path.write_bytes(whole.replace(old, new))
-        assert path.read_bytes() != whole
-        with pytest.raises(ValueError, match=r"safetensors: damaged"):
-            train()
-    path.write_bytes(whole)
-    assert train() == expected
-    path.unlink()
-    assert train() == expected
 
 
 @rounds
 def test_a_checkpoint_that_is_damaged_is_refused_and_written_again(number, tmp_path):
     draw, splits = random.Random(number), few_molecules(32, 8, 8)
-    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=2)
     settings = dict(seed=number, folder=tmp_path, progress=False)
+    config = CONFIGS["GT-ZINC"].replace(**SIZES, max_epochs=2)
     emergence(config, splits, **settings)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    weights = checkpoint.load(tmp_path / "best")[0].state_dict()
-    for _ in range(50):
-        path = tmp_path / draw.choice(["best.safetensors", "best.json"])
-        path.write_bytes(damaged(before[path.name], draw))
-        try:
-            found, about = checkpoint.load(tmp_path / "best")
-        except ValueError as error:
-            assert re.search(DAMAGED, str(error)), error
-        else:  # a name or a space that nothing depends on
-            assert about["seed"] == number and about["history"]
-            assert all(torch.equal(t, weights[n]) for n, t in found.state_dict().items())
-        path.write_bytes(before[path.name])
     for name in ("best.safetensors", "best.json", "summary.csv.gz"):
         (tmp_path / name).write_bytes(damaged(before[name], draw))
+    with pytest.raises(ValueError, match=r"damaged|do not belong together|not the description"):
+        checkpoint.load(tmp_path / "best")
     emergence(config, splits, **settings)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -218,8 +173,8 @@ def test_a_damaged_download_or_cache_is_never_kept(number, tmp_path, fresh_cache
             [fresh_cache], [file], lambda: sets.unzipped(archive, {file: "raw/table.csv"})
         )
 
-    headers = [*range(60), *range(len(whole) - 120, len(whole))]
-    flips = [(place, 1 << bit) for place in headers for bit in range(8)] if number == 0 else []
+    headers = [*range(60), *range(len(whole) - 120, len(whole))] if number == 0 else []
+    flips = [(place, 1 << bit) for place in headers for bit in range(8)]
     flipped = [bytes(b ^ bit * (i == at) for i, b in enumerate(whole)) for at, bit in flips]
     for archive in (*flipped, *(damaged(whole, draw) for _ in range(50))):
         try:
@@ -232,14 +187,3 @@ def test_a_damaged_download_or_cache_is_never_kept(number, tmp_path, fresh_cache
     assert load(whole) == fresh_cache and kept.read_bytes() == content
     kept.write_bytes(damaged(content, draw))
     assert load(whole) == fresh_cache and kept.read_bytes() == content
-
-    graphs = [molecule(seed, 9) for seed in range(5)]
-
-    def texts(made):
-        return [str(graph.to_dict()) for graph in made]
-
-    for _ in range(20):
-        made = sets.cached_graphs([path], __file__, lambda: graphs)
-        assert texts(made) == texts(graphs)
-        (entry,) = (fresh_cache / "graphs").iterdir()
-        entry.write_bytes(damaged(entry.read_bytes(), draw))

@@ -11,13 +11,12 @@ from importlib import import_module
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, few_molecules, write
 
 from mapkg.models.config import Config
-from studies import checkpoint, tables
+from studies import checkpoint
 from studies.__main__ import COMMANDS, STUDIES, USAGE_ERROR, main
 from studies.commands import overrides
-from studies.data import load
 from studies.emergence import emergence, with_permuted_targets, without_training
 from studies.published import CONFIGS
 from studies.results import TABLES, laws, read_emergence, read_runs
@@ -26,7 +25,7 @@ LIMIT, EPOCHS = 16, 2
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=8, heads=2, num_layers=2, max_epochs=EPOCHS)
 SET = ["--set", "hidden_channels=8", "heads=2", "num_layers=2"]
 NETWORK = ["--config", "GT-ZINC", "--dataset", "moses", "--limit", str(LIMIT), *SET]
-STATES = ["base", "base_calibrated", "best", "last"]
+STATES = ["base", "best", "last"]
 
 pytestmark = pytest.mark.usefixtures("cache", "same_number_of_threads")
 
@@ -63,10 +62,9 @@ def runs(cache, tmp_path_factory):
 
 def limited():
     """The data that the commands above look at, as the package loads them."""
-    whole = load("moses")
-    few = {name: getattr(whole, name)[:LIMIT] for name in ("train", "val", "test")}
+    few = few_molecules(LIMIT, LIMIT, LIMIT)
     title = f"MOSES sample, first {LIMIT}"
-    return replace(whole, description=replace(whole.description, title=title), **few)
+    return replace(few, description=replace(few.description, title=title))
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *STUDIES])
@@ -123,7 +121,6 @@ UNTRAINED = "study untrained --config GT-ZINC -o x --dataset"
         ("train --config GT-ZINC --dataset qm9 --out x", "unknown data set 'qm9'; known: "),
         (f"{TRAIN} --change shufled-types", "did you mean shuffled-types? Known are "),
         (f"{TRAIN} --device toaster", "--device toaster: cannot be used here"),
-        (f"{TRAIN} --set", "expected at least one argument"),
         (f"{TRAIN} --set lr", "--set lr: expected NAME=VALUE with NAME one of architecture, "),
         (f"{TRAIN} --set heads=two", "--set heads=two: expected a int"),
         (f"{TRAIN} --set residual=perhaps", "--set residual=perhaps: expected a bool"),
@@ -134,14 +131,11 @@ UNTRAINED = "study untrained --config GT-ZINC -o x --dataset"
         ("study bonds nowhere --dataset moses -o x --change no", "--change no: expected one of "),
         ("study laws one --results nowhere -o x", "no table at nowhere/emergence_one_summary"),
         ("study depth --dataset citation -o x --architecture gt --norms pai", "did you mean pair"),
-        ("study missing --dataset citation -o x --models MLP", "--models MLP: expected one of "),
         # Out of range.
         (f"{TRAIN} --seed 1.5", "expected a whole number from 0 to 1000000000, got '1.5'"),
         (f"{TRAIN} --limit 0", "a whole number from 1 to 1000000, got '0'"),
-        (f"{TRAIN} --limit 1{30 * '0'}", "a whole number from 1 to 1000000"),
         (f"{TRAIN} --threads 10000", "a whole number from 1 to 1024"),
         (f"{TRAIN} --epochs 1000000000", "a whole number from 0 to 100000"),
-        (f"{TRAIN} --epochs 1{30 * '0'}", "a whole number from 0 to 100000"),
         (f"{TRAIN} --set max_epochs=1000000000", "max_epochs=1000000000: expected a number up to"),
         (f"{TRAIN} --set lr=inf", "--set lr=inf: expected a number up to 1000000"),
         (f"{UNTRAINED} moses --networks 1{12 * '0'}", "a whole number from 1 to 10000"),
@@ -150,16 +144,10 @@ UNTRAINED = "study untrained --config GT-ZINC -o x --dataset"
         ("study trees --dataset trees-2 -o x --lr fast", "number from 0 to 100, got 'fast'"),
         # Data of another kind.
         ("train --config GT-ZINC --dataset cora --out x", "molecules or graphs (moses, moses-tr"),
-        ("train --config GT-ZINC --dataset citation --out x", "got 'citation', one of nodes"),
         (f"{UNTRAINED} trees-3", "--dataset: expected a data set of molecules or graphs ("),
-        ("study gradients -o x --dataset moses", "expected a data set of nodes (citation, cora, "),
         (f"{DEPTH} trees-2", "got 'trees-2', one of trees"),
-        ("study missing -o x --dataset moses", "expected a data set of nodes (citation, cora, "),
         ("study smoothing -o x --dataset proteins", "got 'proteins', one of graphs"),
-        (
-            "study trees -o x --dataset cora",
-            "of trees (trees-2, trees-3, trees-4, trees-5), got 'c",
-        ),
+        ("study trees -o x --dataset cora", "of trees (trees-2, trees-3, trees-4, trees-5), got"),
         ("study shares a --smiles b -o x --dataset proteins", "expected a data set of molecules ("),
         # Places that cannot be written.
         ("study missing -o x/ --dataset citation", "--output x/: expected what names of tables be"),
@@ -173,15 +161,6 @@ def test_what_cannot_be_done_is_one_line_and_nothing_is_written(
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, line.split())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_link_stays_one_and_a_private_file_private(tmp_path):
-    private, link = tmp_path / "private.csv.gz", tmp_path / "link.csv.gz"
-    private.touch(mode=0o600)
-    link.symlink_to(private)
-    tables.write(link, pd.DataFrame({"x": [1]}))
-    assert link.is_symlink() and private.stat().st_mode & 0o777 == 0o600
-    assert tables.read_one(private, "")["x"].tolist() == [1]
 
 
 def test_an_interrupted_command_says_so(monkeypatch, capsys):
@@ -222,46 +201,42 @@ def test_values_of_a_network_are_of_the_type_of_their_field():
 
 def test_a_run_holds_what_was_asked_for_and_one_that_is_continued_the_same(runs, tmp_path, capsys):
     expected = {f"{table}.csv.gz" for table in TABLES} | {"state.safetensors"}
-    expected |= {f"{s}.{kind}" for s in STATES if "_" not in s for kind in ("json", "safetensors")}
+    expected |= {f"{s}.{kind}" for s in STATES for kind in ("json", "safetensors")}
     assert {path.name for path in runs[1].iterdir()} - {".lock"} == expected
     information = checkpoint.load(runs[1] / "best")[1]
     assert (information["seed"], information["name"]) == (1, "GT-ZINC")
     config = Config.from_dict(information["config"])
     assert (config.hidden_channels, config.heads, config.num_layers) == (8, 2, 2)
-    assert train(tmp_path, epochs=1) == 0
-    assert "resumed" not in capsys.readouterr().err
-    assert train(tmp_path, epochs=EPOCHS) == 0
-    assert "resumed after epoch 1" in capsys.readouterr().err
-    continued, whole = read_emergence(tmp_path), read_emergence(runs[0])
+    for epochs, is_resumed in ((1, False), (EPOCHS, True)):
+        assert train(tmp_path, epochs=epochs) == 0
+        assert ("resumed after epoch 1" in capsys.readouterr().err) == is_resumed
+    both = (read_emergence(tmp_path), read_emergence(runs[0]))
     for name in TABLES:
-        found, expected = getattr(continued, name), getattr(whole, name)
-        timing = [column for column in expected if column == "seconds"]
-        pd.testing.assert_frame_equal(found.drop(columns=timing), expected.drop(columns=timing))
+        pair = (getattr(run, name).drop(columns="seconds", errors="ignore") for run in both)
+        pd.testing.assert_frame_equal(*pair)
     before = contents(tmp_path)
     assert train(tmp_path) == 0
     assert contents(tmp_path) == before
 
 
-def test_a_folder_with_another_run_is_refused_with_the_difference(runs, capsys):
+def test_another_run_is_refused_and_permuted_targets_are_of_its_seed_and_said_in_every_row(
+    runs, tmp_path, capsys
+):
     before = contents(runs[0])
-    capsys.readouterr()
-    assert train(runs[0], "--set", "lr=0.01") == USAGE_ERROR
-    assert "lr: stored 0.0007, asked for 0.01" in capsys.readouterr().err
-    assert train(runs[0], "--permute-targets") == USAGE_ERROR
-    assert "targets permuted" in capsys.readouterr().err
+    for change, message in (
+        (("--set", "lr=0.01"), "lr: stored 0.0007, asked for 0.01"),
+        (("--permute-targets",), "targets permuted"),
+    ):
+        capsys.readouterr()
+        assert train(runs[0], *change) == USAGE_ERROR
+        assert message in capsys.readouterr().err
     assert contents(runs[0]) == before
-
-
-def test_permuted_targets_are_of_the_seed_of_the_run_and_said_in_every_row(runs, tmp_path):
     assert train(tmp_path, "--permute-targets", seed=1) == 0
     found = read_emergence(tmp_path)
     assert set(found.history["dataset"]) == {f"MOSES sample, first {LIMIT}, targets permuted"}
-    splits = with_permuted_targets(limited(), 1)
-    same = emergence(SMALL, splits, seed=1, progress=False).history
+    same = emergence(SMALL, with_permuted_targets(limited(), 1), seed=1, progress=False).history
     columns = ["train_loss", "val_loss"]
     pd.testing.assert_frame_equal(found.history[columns], same[columns], rtol=1e-5)
-    plain, null = (run.summary.query("state == 'base'") for run in (read_emergence(runs[1]), found))
-    assert null["max_ratio"].equals(plain["max_ratio"]), "the same network before training"
 
 
 def test_tables_of_runs_are_joined_in_their_order_and_laws_are_fitted_to_them(
@@ -304,26 +279,17 @@ def test_untrained_networks_are_those_of_the_package(tmp_path, capsys):
     pd.testing.assert_frame_equal(pd.read_csv(path), expected, rtol=1e-5, check_dtype=False)
 
 
-@pytest.mark.parametrize(
-    ("name", "lines"),
-    [
-        ("moses", ["train: 10,000 graphs, 216,190 nodes, 463,906 directed edges",
-                   "val: 1,000 graphs, 21,737 nodes, 46,622 directed edges",
-                   "test: 1,000 graphs, 21,518 nodes, 46,104 directed edges"]),
-        ("citation", ["train: 140 nodes of one graph", "val: 500 nodes of one graph",
-                      "test: 1,000 nodes of one graph"]),
-    ],
-)  # fmt: skip
-def test_the_data_command_says_what_a_data_set_is(name, lines, capsys):
-    assert main(["data", name]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"name: {name}"
-    assert said[-3:] == lines
+def test_the_data_command_says_what_a_data_set_is(capsys):
+    for name, line in (
+        ("moses", "test: 1,000 graphs, 21,518 nodes, 46,104 directed edges"),
+        ("citation", "test: 1,000 nodes of one graph"),
+    ):
+        assert main(["data", name]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert (said[0], said[-1]) == (f"name: {name}", line)
 
 
 def test_damaged_data_is_an_error_and_no_traceback(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "molecules" / "moses12k.csv.gz"
-    path.parent.mkdir()
-    path.write_bytes(b"damaged")
+    path = write(tmp_path / "molecules" / "moses12k.csv.gz", b"damaged")
     monkeypatch.setenv("MAPKG_DATA", str(tmp_path))
     assert refused(capsys, ["data", "moses"]).startswith(f"error: {path}: expected sha256 ")

@@ -13,7 +13,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, GINConv, PairNorm
 
 from studies.data import load
-from studies.data.trees import level_order, neighbors_match
+from studies.data.networks import level_order, neighbors_match
 from studies.neighbors_match import (
     ASKED_COLOR,
     LAYERS,

@@ -86,6 +86,8 @@ ids: "list[int]" = [1]  # 0 to 1e9: of seeds
 flag = False
 norm: str = "none"  # one of none, layer: what follows a layer
 odd: "Unknown" = None
+norms: list = ["pair"]  # names of studies.deep.NORMS: live
+dataset: str = "moses"  # a data set of molecules: what is drawn
 """
 
 
@@ -96,45 +98,42 @@ def write(path, *code, parameters=PARAMETERS):
     return path
 
 
+@pytest.fixture
+def page(tmp_path):
+    return write(tmp_path / "a.ipynb")
+
+
 def printed(path):
     outputs = [o for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", [])]
     return "".join(o["text"] for o in outputs if o.get("name") == "stdout")
 
 
-def test_parameters_are_listed_as_they_are_written(tmp_path, capsys):
-    assert main(["run", str(write(tmp_path / "a.ipynb")), "--list"]) == 0
+def test_parameters_are_listed_as_they_are_written(page, capsys):
+    assert main(["run", str(page), "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert len(listed) == 10
-    assert listed[:3] == [
+    assert len(listed) == 12
+    assert listed[:2] == [
         "  seed: int | float = 3",
         "  epochs: int = 2  # 1 to 9: passes over the data",
-        "  color: str = '#ff0000'  # of lines",
     ]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "expected"),
+    ("name", "text", "code"),
     [
-        ("seed", "5", 5),
-        ("seed", "-1e-3", -0.001),
-        ("seed", "-inf", -float("inf")),
-        ("color", "#00", "#00"),
-        ("color", "7", "7"),
-        ("size", "None", None),
-        ("size", "7", 7),
-        ("where", "b/c", Path("b/c")),
-        ("pair", "(3, 4.5)", (3, 4.5)),
-        ("ids", "[1, 2]", [1, 2]),
-        ("flag", "true", True),
-        ("odd", "any", "any"),
-        ("norm", "layer", "layer"),
+        *(("seed", "5", "seed = 5"), ("seed", "-1e-3", "seed = -0.001")),
+        ("seed", "-inf", "from math import inf\nseed = -inf"),
+        *(("color", "#00", "color = '#00'"), ("color", "7", "color = '7'")),
+        *(("size", "None", "size = None"), ("size", "7", "size = 7")),
+        ("where", "b/c", "from pathlib import PosixPath\nwhere = PosixPath('b/c')"),
+        *(("pair", "(3, 4.5)", "pair = (3, 4.5)"), ("ids", "[1, 2]", "ids = [1, 2]")),
+        *(("flag", "true", "flag = True"), ("odd", "any", "odd = 'any'")),
     ],
 )
-def test_a_text_becomes_a_value_of_the_declared_type(name, text, expected, tmp_path):
-    path = write(tmp_path / "a.ipynb")
-    words = ["run", str(path), "-p", name, text, "-o", str(tmp_path / "out.ipynb")]
-    value = notebook.parse(path, parser(words).parse_args(words).parameter)[name]
-    assert (value, type(value)) == (expected, type(expected))
+def test_a_text_becomes_a_value_of_the_declared_type(name, text, code, page):
+    words = ["run", str(page), "-p", name, text, "-o", "out.ipynb"]
+    values = notebook.parse(page, parser(words).parse_args(words).parameter)
+    assert notebook.injected(page, values).cells[1].source == code
 
 
 @pytest.mark.parametrize(
@@ -142,16 +141,13 @@ def test_a_text_becomes_a_value_of_the_declared_type(name, text, expected, tmp_p
     [
         ("seed", np.int64(3), "seed = 3"),
         ("seed", torch.tensor(0.5), "seed = 0.5"),
-        ("seed", float("nan"), "from math import nan\nseed = nan"),
         ("ids", np.array([1, 2]), "ids = [1, 2]"),
         ("pair", (1, np.float64(2)), "pair = (1, 2.0)"),
-        ("where", Path("q"), "from pathlib import PosixPath\nwhere = PosixPath('q')"),
         ("flag", np.bool_(True), "flag = True"),
     ],
 )
-def test_a_value_of_python_or_numpy_is_injected_as_code(name, value, code, tmp_path):
-    path = write(tmp_path / "a.ipynb")
-    assert notebook.injected(path, {name: value}).cells[1].source == code
+def test_a_value_of_numpy_is_injected_as_code(name, value, code, page):
+    assert notebook.injected(page, {name: value}).cells[1].source == code
 
 
 @pytest.mark.parametrize(
@@ -159,58 +155,31 @@ def test_a_value_of_python_or_numpy_is_injected_as_code(name, value, code, tmp_p
     [
         ({"epoch": 5}, "has no parameter 'epoch'; did you mean epochs? It has seed, epochs, "),
         ({"epochs": "five"}, "expected type int, got 'five', as parameter epochs: int = 2  # 1 to"),
-        ({"epochs": "1.5"}, "expected type int"),
         ({"epochs": True}, "expected type int"),
         ({"epochs": 10}, "expected 1 to 9, got 10, as parameter epochs: int = 2"),
         ({"epochs": np.int64(0)}, "expected 1 to 9, got 0"),
-        ({"size": 3}, "expected 4 to 8, got 3"),
         ({"size": "7.5"}, "expected type int | None, got '7.5'"),
         ({"pair": "[3]"}, "expected type tuple[int, float], got '[3]'"),
         ({"ids": '["a", 1.5]'}, "expected type"),
-        ({"ids": [1.5]}, "expected type"),
         ({"ids": [1, -1]}, "expected 0 to 1e9, got [1, -1]"),
         ({"ids": []}, "expected 0 to 1e9, got []"),
         ({"flag": "1"}, "expected type bool, got '1'"),
         ({"color": 5}, "expected type str, got 5"),
         ({"norm": "pair"}, "expected one of none, layer, got 'pair'"),
+        ({"norms": []}, "expected one of none, layer, pair, "),
+        ({"norms": [[1]]}, "expected one of none, layer, pair, "),
+        ({"dataset": "citation"}, "parameter dataset: expected a data set of molecules (moses, "),
     ],
 )
 def test_a_value_that_the_notebook_does_not_allow_is_refused_before_it_runs(
-    value, message, tmp_path
+    value, message, page, tmp_path
 ):
-    path = write(tmp_path / "a.ipynb")
     with pytest.raises(ValueError, match=re.escape(message)):
-        notebook.run(path, tmp_path / "out.ipynb", value)
+        notebook.run(page, tmp_path / "out.ipynb", value)
     if all(isinstance(each, str) for each in value.values()):
         with pytest.raises(ValueError, match=re.escape(message)):
-            notebook.parse(path, value.items())
-    assert [each.name for each in tmp_path.iterdir()] == ["a.ipynb"]
-
-
-@pytest.mark.parametrize(
-    ("page", "name", "text", "message"),
-    [
-        ("02_edge_attention", "heads", "0", "expected 1 to 64, got 0"),
-        ("02_edge_attention", "hidden_channels", "0", "expected 1 to 1024, got 0"),
-        ("02_edge_attention", "edge_scale", "nan", "expected 0 to 1e6, got nan"),
-        ("03_detection", "seed", "1" * 23, "expected 0 to 1e9, got 111"),
-        ("03_detection", "threshold", "-inf", "expected 1 to 1e9, got -inf"),
-        ("20_attention_is_not_lipschitz", "points", "0", "expected 1 to 1000, got 0"),
-        ("20_attention_is_not_lipschitz", "scales", "[]", "expected 1e-6 to 1e6, got []"),
-        ("24_missing_features", "rates", "[0.5, 2]", "expected 0 to 1, got [0.5, 2]"),
-        ("05_grid", "architecture", "gcn", "expected one of gt, graphit, san, got 'gcn'"),
-        ("24_missing_features", "rates", "[[1]]", "expected 0 to 1, got [[1]]"),
-        ("22_depth", "norms", "[]", "expected one of none, layer, pair, "),
-        ("23_trees", "norms", "[[1]]", "expected one of none, layer, pair, lipschitz, "),
-        ("09_do_they_attribute", "methods", '["mask"]', "expected one of ratio, gradient x input"),
-        ("01_graphs", "dataset", "citation", "dataset: expected a data set of molecules (moses, "),
-        ("07_any_model", "dataset", "proteins", "got 'proteins', one of graphs"),
-        ("22_depth", "dataset", "trees-2", "expected a data set of nodes (citation, cora, "),
-    ],
-)
-def test_pages_say_which_values_they_take(page, name, text, message, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        notebook.parse(REPOSITORY / "notebooks" / f"{page}.ipynb", [(name, text)])
+            notebook.parse(page, value.items())
+    assert os.listdir(tmp_path) == ["a.ipynb"]
 
 
 def test_a_notebook_runs_with_other_parameters_and_writes_only_its_output(tmp_path, capsys):
@@ -231,6 +200,7 @@ def test_a_notebook_runs_with_other_parameters_and_writes_only_its_output(tmp_pa
     ]
 
 
+CELL = '{"cell_type": "raw", "source": "", "metadata": {"tags": "parameters"}}'
 BAD = {
     "text": "not json",
     "empty": "",
@@ -238,8 +208,7 @@ BAD = {
     "format 5": '{"nbformat": 5, "nbformat_minor": 0, "metadata": {}, "cells": []}',
     "no cells": '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
     "a cell of nothing": '{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [{}]}',
-    "tags of text": '{"nbformat": 4, "nbformat_minor": 4, "metadata": {}, "cells": [{"cell_type": '
-    '"raw", "source": "", "metadata": {"tags": "parameters"}}]}',
+    "tags of text": f'{{"nbformat": 4, "nbformat_minor": 4, "metadata": {{}}, "cells": [{CELL}]}}',
 }
 
 
@@ -252,58 +221,41 @@ def test_what_is_no_notebook_is_refused_in_one_line(content, tmp_path, capsys):
     assert line.startswith(f"error: {path}: not a notebook of format 4: ")
 
 
-def place(tmp_path, kind):
-    """An output of some kind, and the notebook that is to be written there."""
-    path, output = write(tmp_path / "a.ipynb"), tmp_path / "out.ipynb"
-    if kind == "a folder":
-        output.mkdir()
-    elif kind == "a pipe":
-        os.mkfifo(output)
-    elif kind == "read-only":
-        output.touch(mode=0o444)
-    elif kind == "a link to itself":
-        output.symlink_to(path)
-    elif kind == "itself, with its failed copy":
-        path = path.rename(tmp_path / "out.failed.ipynb")
-    elif kind == "below a file":
-        output = path / "out.ipynb"
-    else:
-        output = Path(kind)
-    return path, output
+PLACES = {
+    "out.ipynb is a folder; name a file as output": lambda page, out: out.mkdir(),
+    "out.ipynb is a device or pipe; name a file": lambda page, out: os.mkfifo(out),
+    "out.ipynb is read-only; name another output": lambda page, out: out.touch(mode=0o444),
+    "a.ipynb is the notebook that is run; name": lambda page, out: out.symlink_to(page),
+    "out.failed.ipynb is the notebook that is run": lambda page, out: page.rename(
+        out.with_name("out.failed.ipynb")
+    ),
+    "out.ipynb cannot be written, ": lambda page, out: page / "out.ipynb",
+    "out.ipynb cannot be written, /proc: ": lambda page, out: Path("/proc/a/out.ipynb"),
+}
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("a folder", "out.ipynb is a folder; name a file as output"),
-        ("a pipe", "out.ipynb is a device or pipe; name a file"),
-        ("/dev/null", "/dev/null is a device or pipe; name a file"),
-        ("read-only", "out.ipynb is read-only; name another output"),
-        ("a link to itself", "a.ipynb is the notebook that is run; name another output"),
-        ("itself, with its failed copy", "out.failed.ipynb is the notebook that is run"),
-        ("below a file", "out.ipynb cannot be written, "),
-        ("/proc/a/out.ipynb", "out.ipynb cannot be written, /proc: "),
-    ],
-)
-def test_where_nothing_can_be_written_is_said_before_the_run(kind, message, tmp_path):
-    path, output = place(tmp_path, kind)
-    before = path.read_bytes()
+@pytest.mark.parametrize("message", PLACES)
+def test_where_nothing_can_be_written_is_said_before_the_run(message, page, tmp_path):
+    output, before = tmp_path / "out.ipynb", page.read_bytes()
+    given = PLACES[message](page, output)
+    if "failed" in message:
+        page = given
+    elif given:
+        output = given
     with pytest.raises(ValueError, match=message):
-        notebook.run(path, output, {})
-    assert path.read_bytes() == before
-    assert len([*tmp_path.iterdir()]) <= 2
+        notebook.run(page, output, {})
+    assert page.read_bytes() == before and len(os.listdir(tmp_path)) <= 2
 
 
-def test_what_has_no_parameters_or_no_output_or_another_run_on_it_is_refused(tmp_path):
-    path, output = write(tmp_path / "a.ipynb"), tmp_path / "out.ipynb"
+def test_what_has_no_parameters_or_no_output_or_another_run_on_it_is_refused(page, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"b.ipynb; notebooks there: a.ipynb"):
         notebook.parameters(tmp_path / "b.ipynb")
     with pytest.raises(ValueError, match=r"-o OUT.ipynb"):
-        notebook.command(path)
+        notebook.command(page)
     with alone(tmp_path, "out.ipynb"), pytest.raises(ValueError, match="another process writes"):
-        notebook.run(path, output, {})
+        notebook.run(page, tmp_path / "out.ipynb", {})
     with pytest.raises(ValueError, match="no cell is tagged 'parameters'"):
-        notebook.parameters(write(path, parameters=""))
+        notebook.parameters(write(page, parameters=""))
 
 
 @pytest.mark.parametrize(
@@ -311,8 +263,6 @@ def test_what_has_no_parameters_or_no_output_or_another_run_on_it_is_refused(tmp
     [
         ("# ratio\n1 / 0", "ZeroDivisionError: division by zero"),
         ("import os; os._exit(0)", "Kernel died"),
-        ("import os; os.kill(os.getpid(), 9)", "Kernel died"),
-        ("import sys; sys.exit(0)", "SystemExit"),
         ("raise SystemExit('')", "SystemExit"),
         ("import os, time; os.kill(os.getppid(), 2); time.sleep(99)", "interrupted"),
     ],

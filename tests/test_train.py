@@ -14,8 +14,7 @@ from torch_geometric.nn import GATv2Conv, global_mean_pool
 from mapkg.evaluation import evaluate
 from mapkg.models import build
 from studies.data import SPLITS, NodesOfGraph, load
-from studies.data.networks import citation_like
-from studies.data.trees import level_order
+from studies.data.networks import citation_like, level_order
 from studies.deep import DeepNetwork, Variant, gradient_norms
 from studies.neighbors_match import TreeNetwork
 from studies.published import CONFIGS, Schedule

@@ -1,8 +1,7 @@
 """Data sets by name: ``load("moses")`` gives graphs in three splits, with a description.
 
 A data set is looked for under the root given as argument, else under ``MAPKG_DATA``, the
-user's cache folder and the bundled data, in this order. Checksums are checked before a file
-is read, and processed graphs are cached.
+user's cache folder and the bundled data, in this order.
 """
 
 import os
@@ -10,76 +9,40 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from studies.data.graph_classification import (
-    PROTEINS_FOLDER,
-    TOX21_FILE,
-    load_proteins,
-    load_tox21,
-)
+from studies.data import graph_classification, molecules, networks
 from studies.data.molecules import (
     ATOM_TYPES,
     BOND_TYPES,
+    DESCRIPTIONS,
     bond_of_edge,
     directions,
     kekule_forms,
+    load_table,
     molecule_graph,
+    read_smiles,
     to_molecule,
 )
-from studies.data.networks import (
-    NodesOfGraph,
-    load_citation_like,
-    load_planetoid,
-    planetoid_folder,
-)
-from studies.data.sets import SPLITS, Description, Splits, user_cache
-from studies.data.smiles_tables import DESCRIPTIONS, FILES, load_named, load_table, read_smiles
-from studies.data.trees import Trees, load_trees
+from studies.data.networks import NodesOfGraph, Trees, load_citation_like, load_trees
+from studies.data.sets import SPLITS, Description, Splits, root_with, user_cache
 
-__all__ = [
-    "ATOM_TYPES",
-    "BOND_TYPES",
-    "BUNDLED",
-    "DESCRIPTIONS",
-    "KINDS",
-    "SPLITS",
-    "Description",
-    "NodesOfGraph",
-    "Splits",
-    "Trees",
-    "bond_of_edge",
-    "directions",
-    "expect_kind",
-    "kekule_forms",
-    "load",
-    "load_table",
-    "molecule_graph",
-    "read_smiles",
-    "to_molecule",
-]
+__all__ = ["BUNDLED", "KINDS", "SPLITS", "Description", "Splits", "expect_kind", "load"]
+__all__ += ["ATOM_TYPES", "BOND_TYPES", "DESCRIPTIONS", "bond_of_edge", "directions"]
+__all__ += ["kekule_forms", "load_table", "molecule_graph", "read_smiles", "to_molecule"]
+__all__ += ["NodesOfGraph", "Trees"]
 
 BUNDLED = Path(__file__).parents[2] / "data"
 """The data that the repository carries."""
 
-_PLANETOID = ("cora", "citeseer", "pubmed", "pubmed-missing")
-
-# What reads each data set that has files, and where they are under a root; it gives the splits, or
-# None if they are not to be had.
-_FROM_FILES = {
-    **{name: (partial(load_named, name), place) for name, place in FILES.items()},
-    "tox21": (load_tox21, TOX21_FILE),
-    "tox21-random": (partial(load_tox21, split="random"), TOX21_FILE),
-    "proteins": (load_proteins, PROTEINS_FOLDER),
-    **{name: (partial(load_planetoid, name), planetoid_folder(name)) for name in _PLANETOID},
-}
+_SOURCES = molecules.SOURCES | graph_classification.SOURCES | networks.SOURCES
 _DRAWN = {
     "citation": load_citation_like,
     **{f"trees-{depth}": partial(load_trees, depth) for depth in range(2, 6)},
 }
 
 KINDS = {
-    "molecules": (*FILES, "tox21", "tox21-random"),
+    "molecules": (*molecules.SOURCES, "tox21", "tox21-random"),
     "graphs": ("proteins",),
-    "nodes": ("citation", *_PLANETOID),
+    "nodes": ("citation", *networks.SOURCES),
     "trees": tuple(name for name in _DRAWN if name.startswith("trees")),
 }
 """What data sets hold, with the names of the sets; ``"graphs"`` are other graphs than molecules,
@@ -115,34 +78,17 @@ def expect_kind(name: str, kinds: Sequence[str], what: str) -> None:
 
 
 def load(name: str, root: Path | str | None = None, *, download: bool = True) -> Splits:
-    """A data set by name.
+    """A data set by name, one of ``KINDS``, fetched if it is nowhere and ``download``.
 
-    Args:
-        name: ``"moses"``, ``"moses-triple"`` (both bundled), ``"zinc"`` (the benchmark's own),
-            ``"zinc-substitute"`` (another training split, which tracked results were made with),
-            ``"tox21"`` (scaffold split), ``"tox21-random"``, ``"proteins"``; the citation networks
-            ``"citation"`` (synthetic), ``"cora"``, ``"citeseer"``, ``"pubmed"`` and
-            ``"pubmed-missing"``; Tree-NeighborsMatch, ``"trees-2"`` to ``"trees-5"`` by depth.
-        root: the only folder to look in; None means ``MAPKG_DATA``, then the user's cache
-            folder, then the bundled data.
-        download: whether to fetch a data set that is not there and can be fetched.
-
-    Returns:
-        Lists of PyG ``Data`` in ``train``, ``val`` and ``test``, and a ``description``. Each
-        graph has node type ids ``x`` and edge type ids ``edge_attr`` ([N] and [E], or one
-        column for each kind of id), ``edge_index`` [2, E], the ids ``edge_type`` [E] that the
-        description names, and targets ``y`` [1, targets], NaN where unknown; molecules have
-        ``smiles``. The splits of citation networks are ``NodesOfGraph`` instead, those of trees
-        are ``Trees``.
-
-    Raises:
-        ValueError: if the name is unknown, or a file's checksum or content is wrong.
-        FileNotFoundError: if the data set is nowhere; the message says what would help.
+    ``root`` is the only folder to look in. Graphs have node type ids ``x`` and edge type ids
+    ``edge_attr`` ([N] and [E], or a column for each kind of id), the ids ``edge_type`` [E] that
+    the description names, and targets ``y`` [1, targets], NaN where unknown; molecules have
+    ``smiles``. The splits of citation networks are ``NodesOfGraph``, those of trees ``Trees``.
     """
     if name in _DRAWN:
         return _DRAWN[name]()
-    if name not in _FROM_FILES:
-        known = ", ".join(sorted({**_DRAWN, **_FROM_FILES}))
+    if name not in _SOURCES:
+        known = ", ".join(sorted({**_DRAWN, **_SOURCES}))
         raise ValueError(f"unknown data set {name!r}; known: {known}")
     roots = [user_cache(), BUNDLED] if root is None else [Path(os.path.expanduser(root))]
     if root is None and (named := os.environ.get("MAPKG_DATA")):
@@ -151,11 +97,12 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
             raise FileNotFoundError(
                 f"MAPKG_DATA is {named}, which is no folder; correct or unset it"
             )
-    read, place = _FROM_FILES[name]
-    splits = read(roots, download=download)
-    if splits is None:
-        looked = ", ".join(str(folder / place) for folder in roots)
-        tried = "the download failed" if download else "download=False"
-        advice = _ADVICE.get(name, _FROM_NETWORK).format(name=name, place=place, tried=tried)
-        raise FileNotFoundError(f"data set {name!r} not found; looked for {looked}{advice}")
-    return splits
+    for source in _SOURCES[name]:
+        if found := root_with(roots, source.files, source.fetch if download else None):
+            return source.read(*(found / file for file in source.files))
+    files = _SOURCES[name][0].files
+    place = files[0] if len(files) == 1 else Path(files[0]).parent
+    looked = ", ".join(str(folder / place) for folder in roots)
+    tried = "the download failed" if download else "download=False"
+    advice = _ADVICE.get(name, _FROM_NETWORK).format(name=name, place=place, tried=tried)
+    raise FileNotFoundError(f"data set {name!r} not found; looked for {looked}{advice}")

@@ -1,9 +1,8 @@
 """TOX21 and PROTEINS: two data sets of graph classification, and how they are split.
 
-TOX21 asks which of twelve toxicity assays a molecule is active in, as MoleculeNet gives it. Atoms
-and bonds have the columns of ids that PyG makes of a molecule. They are not OGB's: carbon is 6 here
-and 5 there, sp3 is 4 here and 2 there. Nothing is kekulized, so a bond may be aromatic, and not
-every molecule was tested in every assay.
+TOX21 of MoleculeNet asks in which of twelve assays a molecule is active. Atoms and bonds have the
+ids of PyG's ``from_smiles``, not OGB's: carbon is 6 here and 5 there, sp3 is 4 here and 2 there.
+Nothing is kekulized, so a bond may be aromatic, and not every molecule was tested in every assay.
 
 PROTEINS of the TUDataset collection asks whether a protein is an enzyme. A node is an element of
 its secondary structure, an edge joins neighbors along the chain or in space, and the type of an
@@ -28,23 +27,24 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.datasets import MoleculeNet, TUDataset
-from torch_geometric.utils import coalesce, from_rdmol, is_undirected, remove_self_loops
+from torch_geometric.utils import (
+    coalesce,
+    from_rdmol,
+    is_undirected,
+    remove_self_loops,
+    unbatch,
+    unbatch_edge_index,
+)
 from torch_geometric.utils.smiles import e_map, x_map
 
 from studies.data import sets
-from studies.data.sets import SPLITS, Description, Splits
-
-TOX21_FILE = "tox21/raw/tox21.csv"
-"""The raw file under a data root, where PyG's MoleculeNet has it."""
+from studies.data.sets import SPLITS, Description, Source, Splits
 
 TASKS = (
     *("NR-AR", "NR-AR-LBD", "NR-AhR", "NR-Aromatase", "NR-ER", "NR-ER-LBD", "NR-PPAR-gamma"),
     *("SR-ARE", "SR-ATAD5", "SR-HSE", "SR-MMP", "SR-p53"),
 )
 """The assays, in the order of the columns of ``y``."""
-
-PROTEINS_FOLDER = "TUDataset/PROTEINS/raw"
-"""Folder of the raw files under a data root."""
 
 STRUCTURES = ("helix", "sheet", "turn")
 """Secondary structures by node label."""
@@ -56,14 +56,10 @@ SEED = 0
 """Of the random splits."""
 
 _PARTS = ("A", "graph_indicator", "graph_labels", "node_labels")
-_PROTEINS_FILES = [f"{PROTEINS_FOLDER}/PROTEINS_{part}.txt" for part in _PARTS]
 
 
 def random_split(number: int, labels: Sequence[Hashable] | None = None) -> dict[str, list[int]]:
-    """Ascending indices by split, 80, 10 and 10 per cent; with labels, each has each class alike.
-
-    Raises scikit-learn's ValueError if there are too few, or too few of a class.
-    """
+    """Ascending indices by split, 80, 10 and 10 per cent; of each label alike, if there are."""
     train, rest = train_test_split(range(number), test_size=0.2, random_state=SEED, stratify=labels)
     rest_labels = None if labels is None else [labels[i] for i in rest]
     val, test = train_test_split(rest, test_size=0.5, random_state=SEED, stratify=rest_labels)
@@ -95,24 +91,11 @@ def scaffold_split(scaffolds: Sequence[Hashable]) -> dict[str, list[int]]:
     return {name: sorted(indices) for name, indices in split.items()}
 
 
-def load_tox21(roots: Sequence[Path], *, download: bool, split: str = "scaffold") -> Splits | None:
-    """TOX21 from the first root that has it, or None if it cannot be had."""
-
-    def fetch() -> dict[str, bytes]:
-        url = MoleculeNet.url.format(MoleculeNet.names["tox21"][1])
-        return {TOX21_FILE: gzip.decompress(sets.read_url(url))}
-
-    root = sets.root_with(roots, [TOX21_FILE], fetch if download else None)
-    return None if root is None else read_tox21(root / TOX21_FILE, split)
-
-
 def read_tox21(path: Path | str, split: str = "scaffold") -> Splits:
-    """The graphs of a CSV file with the twelve tasks (0, 1 or empty) and ``smiles``.
+    """The graphs with bonds of a CSV file with the twelve tasks (0, 1 or empty) and ``smiles``.
 
-    ``split`` is ``"scaffold"``, with no Murcko scaffold in two splits, or ``"random"``. Graphs have
-    atom ids ``x`` [N, 9], bond ids ``edge_attr`` [E, 3], their first column ``edge_type`` [E],
-    labels ``y`` [1, 12] that are 0, 1 or NaN, ``smiles`` and ``scaffold``. Molecules that RDKit
-    cannot read or that have no bond are dropped and counted.
+    ``split`` is ``"scaffold"``, with no Murcko scaffold in two splits, or ``"random"``. Molecules
+    that RDKit cannot read or that have no bond are counted in the description.
     """
     path = Path(path)
     graphs = sets.cached_graphs([path], __file__, partial(_tox21_graphs, path))
@@ -124,10 +107,8 @@ def read_tox21(path: Path | str, split: str = "scaffold") -> Splits:
     else:
         indices = random_split(len(bonded))
     by_split = {name: [bonded[i] for i in chosen] for name, chosen in indices.items()}
-    # The empty start is for a training split without molecules.
-    y = torch.cat([torch.empty(0, len(TASKS)), *(graph.y for graph in by_split["train"])])
-    has_label = y.isfinite().any(dim=0)
-    unlabelled = [task for task, labelled in zip(TASKS, has_label, strict=True) if not labelled]
+    known = [graph.y[0].isfinite().tolist() for graph in by_split["train"]]
+    unlabelled = [task for i, task in enumerate(TASKS) if not any(row[i] for row in known)]
     if unlabelled:
         raise ValueError(
             f"{path}, training part of the {split} split: labels all missing for the task "
@@ -137,26 +118,29 @@ def read_tox21(path: Path | str, split: str = "scaffold") -> Splits:
     unreadable = sum(graph.num_nodes == 0 for graph in graphs)
     names = [name.lower() for name in e_map["bond_type"]]
     types = torch.cat([graph.edge_type for graph in bonded]).unique().tolist()
-    how = {
-        "scaffold": "The scaffold split is computed here, of the molecules that are left, from "
-        "Murcko scaffolds without chirality: it is not OGB's file of indices.",
-        "random": f"The random split has the seed {SEED}; the published one has none.",
-    }
+    name, how = {
+        "scaffold": (
+            "tox21",
+            "The scaffold split is computed here, of the molecules that are left, from Murcko "
+            "scaffolds without chirality: it is not OGB's file of indices.",
+        ),
+        "random": (
+            "tox21-random",
+            f"The random split has the seed {SEED}; the published one has none.",
+        ),
+    }[split]
     description = Description(
-        name={"scaffold": "tox21", "random": "tox21-random"}[split],
-        title=f"TOX21, {split} split",
-        task="graph classification",
-        target="activity in twelve assays",
+        **dict(name=name, title=f"TOX21, {split} split", task="graph classification"),
+        **dict(target="activity in twelve assays", num_targets=len(TASKS)),
         num_node_types=tuple(map(len, x_map.values())),
         num_edge_types=tuple(map(len, e_map.values())),
-        num_targets=len(TASKS),
         edge_types={bond: names[bond] for bond in types},
         source="MoleculeNet (Wu et al., 2018), from the Tox21 Data Challenge 2014",
         licence="not stated by MoleculeNet; data of the Tox21 programme of the US government",
         deviations=(
             f"Dropped of {len(graphs):,} molecules: {unreadable} that RDKit cannot read and "
             f"{len(graphs) - len(bonded) - unreadable} without a bond.",
-            how[split],
+            how,
             "One TOX21 for all models: the published code has one with 74 and 12 features and a "
             "random split for GT, and OGB's for the others, without molecules of at most five "
             "atoms.",
@@ -190,30 +174,10 @@ def _tox21_graph(smiles: str, labels: np.ndarray) -> Data:
     return graph
 
 
-def load_proteins(roots: Sequence[Path], *, download: bool) -> Splits | None:
-    """TU PROTEINS from the first root that has it, or None if it cannot be had."""
-
-    def fetch() -> dict[str, bytes]:
-        members = {file: f"PROTEINS/{Path(file).name}" for file in _PROTEINS_FILES}
-        return sets.unzipped(sets.read_url(f"{TUDataset.url}/PROTEINS.zip"), members)
-
-    root = sets.root_with(roots, _PROTEINS_FILES, fetch if download else None)
-    if root is None:
-        return None
-    raw = [root / file for file in _PROTEINS_FILES]
-    graphs = sets.cached_graphs(raw, __file__, lambda: read_proteins(root / PROTEINS_FOLDER))
-    return split_proteins(graphs)
-
-
 def read_proteins(folder: Path | str) -> list[Data]:
-    """The graphs of a folder with ``PROTEINS_A.txt`` and the other raw files.
-
-    ``x`` is the secondary structure [N], ``edge_attr`` and ``edge_type`` the type of pair [E], and
-    ``y`` [1, 1] is 0 or 1. Raises ValueError if a file is not whole or they do not fit together.
-    """
+    """The graphs of a folder with ``PROTEINS_A.txt`` and the other raw files, if they are whole."""
     pairs, of_node, classes, structures = (_numbers(Path(folder), part) for part in _PARTS)
     edge_index, of_node, structures = pairs.t() - 1, of_node.flatten() - 1, structures.flatten()
-
     right = {
         "node labels 0 (helix), 1 (sheet) and 2 (turn)": structures.unique().tolist() == [0, 1, 2],
         "graph labels 1 and 2": classes.unique().tolist() == [1, 2],
@@ -232,22 +196,15 @@ def read_proteins(folder: Path | str) -> list[Data]:
                 f"{folder}: expected {what}; a file is cut short, or these are not of PROTEINS"
             )
     edge_index = coalesce(remove_self_loops(edge_index)[0])
-    of_edge = of_node[edge_index[0]]
     low, high = structures[edge_index].sort(dim=0).values
     types = low * (5 - low) // 2 + high  # the place of this pair in PAIR_TYPES
-    nodes = of_node.bincount()
-    edges = of_edge.bincount(minlength=len(nodes)).tolist()
-    edge_index -= (nodes.cumsum(0) - nodes)[of_edge]  # each graph counts its nodes from 0
-    parts = (
-        structures.split(nodes.tolist()),
-        edge_index.split(edges, dim=1),
-        types.split(edges),
+    fields = (
+        unbatch(structures, of_node),
+        unbatch_edge_index(edge_index, of_node, len(classes)),
+        unbatch(types, of_node[edge_index[0]], batch_size=len(classes)),
         (classes - 1).float().split(1),
     )
-    return [
-        Data(x=x, edge_index=ends, edge_attr=types, edge_type=types, y=y)
-        for x, ends, types, y in zip(*parts, strict=True)
-    ]
+    return [Data(*graph, edge_type=graph[2]) for graph in zip(*fields, strict=True)]
 
 
 def _numbers(folder: Path, part: str) -> Int[Tensor, "lines columns"]:
@@ -275,12 +232,9 @@ def split_proteins(graphs: Sequence[Data]) -> Splits:
     return Splits(
         **{split: [bonded[i] for i in chosen] for split, chosen in indices.items()},
         description=Description(
-            name="proteins",
-            title="TU PROTEINS",
-            task="graph classification",
+            **dict(name="proteins", title="TU PROTEINS", task="graph classification"),
             target="is the protein an enzyme (0) or not (1)",
-            num_node_types=len(STRUCTURES),
-            num_edge_types=len(PAIR_TYPES),
+            **dict(num_node_types=len(STRUCTURES), num_edge_types=len(PAIR_TYPES)),
             edge_types=PAIR_TYPES,
             source="PROTEINS of the TUDataset collection (Morris et al., 2020), from Borgwardt et "
             "al., 2005",
@@ -288,3 +242,25 @@ def split_proteins(graphs: Sequence[Data]) -> Splits:
             deviations=tuple(deviations),
         ),
     )
+
+
+def _fetch_tox21() -> dict[str, bytes]:
+    url = MoleculeNet.url.format(MoleculeNet.names["tox21"][1])
+    return {_TOX21: gzip.decompress(sets.read_url(url))}
+
+
+def _fetch_proteins() -> dict[str, bytes]:
+    members = {file: f"PROTEINS/{Path(file).name}" for file in _PROTEINS}
+    return sets.unzipped(sets.read_url(f"{TUDataset.url}/PROTEINS.zip"), members)
+
+
+_TOX21 = "tox21/raw/tox21.csv"
+_PROTEINS = [f"TUDataset/PROTEINS/raw/PROTEINS_{part}.txt" for part in _PARTS]
+SOURCES = {
+    "tox21": [Source([_TOX21], read_tox21, _fetch_tox21)],
+    "tox21-random": [Source([_TOX21], partial(read_tox21, split="random"), _fetch_tox21)],
+    "proteins": [
+        Source(_PROTEINS, lambda *f: split_proteins(read_proteins(f[0].parent)), _fetch_proteins)
+    ],
+}
+"""Where each data set is from, under the names that PyG gives files."""

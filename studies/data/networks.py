@@ -1,28 +1,37 @@
-"""Graphs whose nodes are predicted: citation networks, real and synthetic, and regular graphs.
+"""Graphs whose nodes are predicted: citation networks, real and synthetic, trees, regular graphs.
 
 In a citation network a paper is a node, a citation an edge in both directions, features say which
-words it has. A few papers have a known class; the others' are predicted. A split is the nodes that
-count, on the whole graph, which every forward pass sees.
+words it has. A split is the nodes that count, on the whole graph.
+
+In Tree-NeighborsMatch (Alon and Yahav, 2021) the root of a binary tree has a key k, leaf t the pair
+(t, pi(t)) with a permutation pi, and the root's class is pi(k): all of a permutation has to pass.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
+from math import factorial
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.datasets import Planetoid
 from torch_geometric.io import read_planetoid_data
-from torch_geometric.utils import from_networkx, to_dense_adj, to_undirected
+from torch_geometric.utils import from_networkx, index_to_mask, to_dense_adj, to_undirected
 
-from studies.data.sets import SPLITS, Description, Splits, read_url, root_with
+from studies.data.sets import SPLITS, Description, Source, Splits, read_url
 
 PER_CLASS, VAL, TEST = 20, 500, 1000
 """Sizes of Planetoid's public split, training nodes of each class and of the other splits."""
+
+HOMOPHILY = 0.81
+"""The probability that an edge of the synthetic network stays within a class, as in Cora."""
 
 _PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 _TITLES = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
@@ -39,54 +48,6 @@ class NodesOfGraph:
         return len(self.nodes)
 
 
-def planetoid_folder(name: str) -> str:
-    """Folder of the raw files of a network under a data root, as PyG's class has it."""
-    if name == "pubmed-missing":
-        return "Planetoid-missing100/PubMed/raw"
-    return f"Planetoid/{_TITLES[name]}/raw"
-
-
-def load_planetoid(name: str, roots: Sequence[Path], *, download: bool) -> Splits | None:
-    """A citation network from the first root that has it, or None if it cannot be had.
-
-    In ``"pubmed-missing"``, which cannot be downloaded, all nodes outside the training set have
-    features of zero.
-    """
-    plain, folder = name.removesuffix("-missing"), planetoid_folder(name)
-    is_missing = name != plain
-    files = [f"{folder}/ind.{plain}.{part}" for part in _PARTS]
-
-    def fetch() -> dict[str, bytes]:
-        return {file: read_url(f"{Planetoid.url}/{Path(file).name}") for file in files}
-
-    root = root_with(roots, files, fetch if download and not is_missing else None)
-    if root is None:
-        return None
-    graph = read_planetoid_data(str(root / folder), plain)
-    if is_missing:  # the file has the features of the test nodes
-        graph.x[~graph.train_mask] = 0
-    return _splits(
-        graph,
-        name=name,
-        title=f"{_TITLES[plain]}, features missing" if is_missing else _TITLES[plain],
-        source="Planetoid (Yang, Cohen and Salakhutdinov, 2016), through PyG",
-        licence="not stated; published for research",
-        deviations=("Every feature outside the 60 training nodes is zero.",) * is_missing,
-    )
-
-
-def load_citation_like() -> Splits:
-    """The synthetic network of ``citation_like``; nothing is read."""
-    return _splits(
-        citation_like(),
-        **dict(name="citation", title="synthetic citation graph"),
-        source="drawn by studies.data.networks.citation_like, a degree-corrected stochastic block "
-        "model",
-        licence="none needed: synthetic",
-        deviations=("Synthetic: of the size and mixing of Cora, with no text behind it.",),
-    )
-
-
 def _splits(graph: Data, **about: object) -> Splits:
     description = Description(
         **dict(task="node classification", target="class of a paper"),
@@ -97,6 +58,46 @@ def _splits(graph: Data, **about: object) -> Splits:
     return Splits(*(NodesOfGraph(graph, of_split) for of_split in nodes), description)
 
 
+def _planetoid(name: str) -> Source:
+    plain = name.removesuffix("-missing")
+    is_missing, title = plain != name, _TITLES[plain]
+    folder = f"Planetoid{'-missing100' * is_missing}/{title}/raw"
+    files = [f"{folder}/ind.{plain}.{part}" for part in _PARTS]
+
+    def fetch() -> dict[str, bytes]:
+        return {file: read_url(f"{Planetoid.url}/{Path(file).name}") for file in files}
+
+    def read(*raw: Path) -> Splits:
+        graph = read_planetoid_data(str(raw[0].parent), plain)
+        if is_missing:  # the file has the features of the test nodes
+            graph.x[~graph.train_mask] = 0
+        return _splits(
+            graph,
+            **dict(name=name, title=title + ", features missing" * is_missing),
+            source="Planetoid (Yang, Cohen and Salakhutdinov, 2016), through PyG",
+            licence="not stated; published for research",
+            deviations=("Every feature outside the 60 training nodes is zero.",) * is_missing,
+        )
+
+    return Source(files, read, None if is_missing else fetch)
+
+
+SOURCES = {name: [_planetoid(name)] for name in ("cora", "citeseer", "pubmed", "pubmed-missing")}
+"""Where each network is from, under the names that PyG gives files."""
+
+
+def load_citation_like() -> Splits:
+    """The synthetic network of ``citation_like``."""
+    return _splits(
+        citation_like(),
+        **dict(name="citation", title="synthetic citation graph"),
+        source="drawn by studies.data.networks.citation_like, a degree-corrected stochastic block "
+        "model",
+        licence="none needed: synthetic",
+        deviations=("Synthetic: of the size and mixing of Cora, with no text behind it.",),
+    )
+
+
 def citation_like(
     seed: int = 0,
     *,
@@ -104,18 +105,15 @@ def citation_like(
     num_edges: int = 5278,
     num_classes: int = 7,
     num_words: int = 1433,
-    homophily: float = 0.81,
 ) -> Data:
     """A synthetic network with Cora's size and mixing: a degree-corrected stochastic block model.
 
     Every node has an edge; the others are drawn with the nodes' propensities, which follow a power
-    law. An edge, which counts once for its two directions, stays within a class with probability
-    ``homophily``. Of the words of a node some are drawn from those of its class, the others from
-    all; some words are common, most are rare. The split has the sizes of the public one.
+    law. Of the words of a node some are drawn from those of its class, the others from all.
     """
     generator = np.random.default_rng(seed)
     classes = generator.permutation(np.arange(num_nodes) % num_classes)
-    edges = _draw_edges(generator, classes, num_edges, homophily)
+    edges = _draw_edges(generator, classes, num_edges)
     x = _draw_words(generator, classes, num_words)
     edge_index = to_undirected(torch.from_numpy(edges), num_nodes=num_nodes)
     data = Data(x=torch.from_numpy(x).float(), edge_index=edge_index, y=torch.from_numpy(classes))
@@ -125,15 +123,11 @@ def citation_like(
     test = min(TEST, 2 * len(rest) // 3)
     val = min(VAL, len(rest) - test)
     for name, nodes in (("train", train), ("val", rest[:val]), ("test", rest[-test:])):
-        mask = torch.zeros(num_nodes, dtype=torch.bool)
-        mask[torch.from_numpy(nodes)] = True
-        data[f"{name}_mask"] = mask
+        data[f"{name}_mask"] = index_to_mask(torch.from_numpy(nodes), num_nodes)
     return data
 
 
-def _draw_edges(
-    generator: np.random.Generator, classes: np.ndarray, number: int, homophily: float
-) -> np.ndarray:
+def _draw_edges(generator: np.random.Generator, classes: np.ndarray, number: int) -> np.ndarray:
     """Distinct undirected edges without self-loops, [2, number], at least one for every node."""
     nodes = len(classes)
     propensity = generator.pareto(1.5, nodes) + 1
@@ -146,7 +140,7 @@ def _draw_edges(
 
     def partner(node: int) -> int:
         own = classes[node]
-        if generator.random() >= homophily:
+        if generator.random() >= HOMOPHILY:
             own = draw(np.delete(np.arange(len(members)), own), np.delete(volume, own))
         return draw(members[own], propensity[members[own]])
 
@@ -213,3 +207,89 @@ def regular_task(
     seen = operator @ x @ weights
     y = 0.3 + ((seen - seen.mean()) / seen.std(correction=0)).tanh()
     return RegularTask(operator, x, y)
+
+
+# Tree-NeighborsMatch
+
+PUBLISHED_SEED = 11  # of Tree-NeighborsMatch
+
+
+@dataclass(frozen=True, eq=False)
+class Trees(Sequence[Data]):
+    """Examples on one tree: a sequence of graphs, and the same as tensors."""
+
+    pairs: Int[Tensor, "B nodes 2"]  # key and value of every node in pre-order
+    y: Int[Tensor, " B"]  # class of the root, a value from 1 to the number of leaves
+    edge_index: Int[Tensor, "2 E"]  # child to parent, then a self-loop of each node
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Data | Trees":
+        """A graph with ``x`` [nodes, 2], ``edge_index`` and ``y`` [1]; or ``Trees`` of places."""
+        if isinstance(index, slice | Tensor):
+            return Trees(self.pairs[index], self.y[index], self.edge_index)
+        x, y = self.pairs[index].long(), self.y[index].long().view(1)  # IndexError ends a loop
+        return Data(x=x, edge_index=self.edge_index, y=y, num_nodes=len(x))
+
+
+def tree_edges(depth: int) -> Int[Tensor, "2 E"]:
+    """Edges of a complete binary tree from child to parent, nodes in pre-order, and self-loops.
+
+    Source: Tree-NeighborsMatch, published code ``tasks/tree_dataset.py``.
+    """
+    nodes = level_order(depth)
+    child = torch.arange(1, len(nodes))
+    edges = torch.stack([nodes[child], nodes[(child - 1) // 2]])
+    loops = torch.arange(len(nodes)).repeat(2, 1)
+    return torch.cat([edges[:, edges[0].argsort()], loops], dim=1)
+
+
+def level_order(depth: int) -> Int[Tensor, " nodes"]:
+    """Pre-order numbers of the nodes level by level; the children of place p are 2p + 1, 2p + 2."""
+    pre_order = nx.dfs_preorder_nodes(nx.balanced_tree(2, depth), 0)
+    return torch.tensor([*pre_order]).argsort()
+
+
+def neighbors_match(depth: int, seed: int = PUBLISHED_SEED) -> Trees:
+    """All examples of a depth: every key with every permutation drawn.
+
+    Up to depth 3, 1,000 different permutations of the leaves' values, or all if there are fewer;
+    from depth 4 on, as many independent draws, but no more than give 32,000 examples.
+
+    Source: Tree-NeighborsMatch, published code ``tasks/dictionary_lookup.py``.
+    """
+    nodes, leaves = level_order(depth), 2**depth
+    number = min(1000, 32_000 // leaves)
+    if leaves <= 8:
+        every = list(permutations(range(1, leaves + 1)))
+        drawn = torch.tensor(random.Random(seed).sample(every, min(number, factorial(leaves))))
+    else:
+        generator = np.random.default_rng(seed)
+        rows = [generator.permutation(leaves) + 1 for _ in range(number)]
+        drawn = torch.from_numpy(np.stack(rows))
+    pairs = torch.zeros(len(drawn), leaves, len(nodes), 2, dtype=torch.int16)
+    keys = torch.arange(1, leaves + 1)
+    pairs[:, :, nodes[-leaves:], 0] = keys.short()
+    pairs[:, :, nodes[-leaves:], 1] = drawn[:, None].short()
+    pairs[:, :, 0, 0] = keys.short()
+    y = drawn.flatten()  # key k asks for the value of leaf k
+    return Trees(pairs.flatten(0, 1), y, tree_edges(depth))
+
+
+def load_trees(depth: int, seed: int = PUBLISHED_SEED) -> Splits:
+    """The examples of a depth, four fifths of each class to train on, the rest in ``test``."""
+    trees = neighbors_match(depth, seed)
+    train, test = train_test_split(
+        np.arange(len(trees)), train_size=0.8, stratify=trees.y.numpy(), random_state=seed
+    )
+    size = 2**depth + 1
+    about = Description(
+        **dict(name=f"trees-{depth}", title=f"trees of depth {depth}", task="graph classification"),
+        **dict(target="value of the leaf whose key the root has", num_targets=size),
+        **dict(num_node_types=(size, size), num_edge_types=None),
+        source="drawn by studies.data.networks.neighbors_match (Alon and Yahav, 2021)",
+        licence="none needed: synthetic",
+    )
+    train, test = (trees[torch.from_numpy(np.sort(part))] for part in (train, test))
+    return Splits(train, trees[:0], test, about)

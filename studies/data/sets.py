@@ -22,6 +22,8 @@ import rdkit
 import torch
 import torch_geometric
 from torch_geometric.data import Data
+from torch_geometric.data.collate import collate
+from torch_geometric.data.separate import separate
 from tqdm import tqdm
 
 from studies.files import sha256, write_atomically
@@ -58,22 +60,23 @@ class Splits:
     description: Description
 
 
-# Raw files
+@dataclass(frozen=True)
+class Source:
+    """Raw files of a data set, by their paths under a data root, and who reads and fetches them."""
+
+    files: Sequence[str]
+    read: Callable[..., Splits]  # takes the path of each file
+    fetch: Callable[[], Mapping[str, bytes]] | None = None  # contents by path; None if not online
+
 
 SHA256 = dict(
     reversed(line.split(maxsplit=1))
     for line in Path(__file__).with_name("registry.txt").read_text().splitlines()
 )
-"""Checksum of each published file, by its path under a data root.
-
-``sha256sum --check registry.txt`` in a data root checks them as well.
-"""
+"""Checksums by path under a data root, where ``sha256sum --check registry.txt`` checks them too."""
 
 SECONDS = 600
 """After which a download is given up."""
-
-Download = Callable[[], Mapping[str, bytes]]
-"""Gives the contents of files by their paths under a root; ValueError if they are wrong."""
 
 
 def user_cache() -> Path:
@@ -90,11 +93,13 @@ def user_cache() -> Path:
     return folder
 
 
-def root_with(roots: Sequence[Path], files: Sequence[str], fetch: Download | None) -> Path | None:
+def root_with(
+    roots: Sequence[Path], files: Sequence[str], fetch: Callable[[], Mapping[str, bytes]] | None
+) -> Path | None:
     """The first root that has all files, else the user's cache after a download, else None.
 
-    Checksums are checked before a file is read or kept. A damaged file in the user's cache, which
-    is ours, is fetched again; anywhere else it is an error.
+    A file with a wrong checksum in the user's cache, which is ours, is fetched again; anywhere else
+    it is an error.
     """
     cache = user_cache()
     for root in roots:
@@ -155,11 +160,7 @@ def unzipped(content: bytes, members: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """The rows of a CSV file, every value as the text that is there; the index is the line number.
-
-    Blank lines are left out. Raises ValueError if it cannot be read, has no row, or has not each of
-    the columns once.
-    """
+    """The rows of a CSV file but for blank ones, all as text, by their line numbers."""
     if not path.is_file():
         raise FileNotFoundError(f"no table at {path}: expected a CSV file")
     try:
@@ -211,59 +212,28 @@ def graphs_of_rows(
 def cached_graphs(
     raw: Sequence[Path], code: Path | str, build: Callable[[], list[Data]]
 ) -> list[Data]:
-    """Graphs from the cache, or built and kept.
+    """Graphs with the same fields from the cache, or built and kept.
 
     The key covers the raw files, the module ``code`` that makes graphs of them, this one and the
-    versions of RDKit and PyG. A damaged entry is built again. All graphs have the same fields,
-    which are tensors and texts.
+    versions of RDKit and PyG. A damaged entry is built again.
     """
     parts = [sha256(Path(file)) for file in (*raw, code, __file__)]
     parts += [rdkit.__version__, torch_geometric.__version__]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     entry = user_cache() / "graphs" / f"{key}.pt"
-    graphs = _read(entry)
-    if graphs is None:
-        graphs = build()
-        try:
-            _write(entry, graphs)
-        except OSError as error:
-            warnings.warn(f"processed graphs were not cached at {entry}: {error}", stacklevel=2)
-    return graphs
-
-
-def _write(entry: Path, graphs: list[Data]) -> None:
-    """Write every field of all graphs together, a hundred times faster than one by one."""
-    fields = {}
-    for name in graphs[0].keys():  # noqa: SIM118, not a dict
-        values = [graph[name] for graph in graphs]
-        if not isinstance(values[0], str):
-            sizes = torch.tensor([value.size(_dim(name)) for value in values])
-            values = (torch.cat(values, _dim(name)), sizes)
-        fields[name] = values
-    torch.save(fields, buffer := io.BytesIO())
-    write_atomically(entry, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
-
-
-def _read(entry: Path) -> list[Data] | None:
-    """The cached graphs, or None if there are none or the entry is damaged."""
     try:
-        raw = entry.read_bytes()
-        digest, content = raw[:32], raw[32:]
-        if hashlib.sha256(content).digest() != digest:
-            return None
-        fields = torch.load(io.BytesIO(content), weights_only=True)
+        content = entry.read_bytes()
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            fields, slices = torch.load(io.BytesIO(content[32:]), weights_only=True)
+            joined, number = Data.from_dict(fields), len(next(iter(slices.values()))) - 1
+            return [separate(Data, joined, i, slices, decrement=False) for i in range(number)]
     except (OSError, RuntimeError, pickle.UnpicklingError):
-        return None
-    for name, value in fields.items():
-        if isinstance(value, tuple):
-            fields[name] = value[0].split(value[1].tolist(), _dim(name))
-    graphs = [Data() for _ in next(iter(fields.values()))]
-    for graph, row in zip(graphs, zip(*fields.values(), strict=True), strict=True):
-        # As Data(**values), but without a property for each of them.
-        graph.stores[0].update(zip(fields, row, strict=True))
+        pass
+    graphs = build()
+    joined, slices, _ = collate(Data, graphs, increment=False, add_batch=False)
+    torch.save((joined.to_dict(), dict(slices)), buffer := io.BytesIO())
+    try:
+        write_atomically(entry, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
+    except OSError as error:
+        warnings.warn(f"processed graphs were not cached at {entry}: {error}", stacklevel=2)
     return graphs
-
-
-def _dim(name: str) -> int:
-    """The dimension along which a field of several graphs is joined, as PyG joins it."""
-    return -1 if name == "edge_index" else 0
