@@ -40,10 +40,8 @@ def network(name="GT-ZINC", layers=2, seed=1, **changes):
 
 
 def molecules(*smiles):
-    graphs = [molecule_graph(text, float(i)) for i, text in enumerate(smiles or SMILES)]
-    for graph in graphs:
-        graph.y = graph.y.double()
-    return graphs
+    graphs = [molecule_graph(text) for text in smiles or SMILES]
+    return [g.update({"y": torch.full((1, 1), i).double()}) for i, g in enumerate(graphs)]
 
 
 REFERENCE = molecules("CCN", "CC=O", "CF")
@@ -52,10 +50,6 @@ REFERENCE = molecules("CCN", "CC=O", "CF")
 def found(model, graphs=None, **options):
     options = {"reference": REFERENCE, "threshold": LOW, **options}
     return intervene(model, molecules() if graphs is None else graphs, **options)
-
-
-def after(table, rule, what):
-    return table.loc[(table["rule"] == rule) & (table["what"] == what), "after"].to_numpy()
 
 
 def scores(model, graph, name=FIRST):
@@ -103,7 +97,8 @@ def test_zeroing_is_an_edit_of_every_layer():
     edit = {"layers.*.score": lambda s: s.masked_fill(activation_ratio(s) > LOW, 0)}
     with torch.no_grad(), hooks.edit(model, edit):
         expected = [model(g.x, g.edge_index, g.edge_attr).item() for g in graphs]
-    np.testing.assert_allclose(after(found(model, graphs), "zero", "massive"), expected, rtol=1e-9)
+    table = found(model, graphs).query("rule == 'zero' and what == 'massive'")
+    np.testing.assert_allclose(table["after"], expected, rtol=1e-9)
 
 
 def test_where_nothing_is_massive_nothing_changes():
