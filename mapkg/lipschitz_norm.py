@@ -78,14 +78,13 @@ class LipschitzNorm(nn.Module):
         """
         source, target = edge_index
         z, att = _wide(z), _wide(att)
+        norm = att.norm() if self.mode == "published" else att.norm(dim=-1)
         size = z.square().sum(dim=-1)  # [N, H]
         of_source = size.index_select(0, source)
         largest = scatter(of_source, target, dim=0, dim_size=len(z), reduce="max")  # [N, H]
         if self.mode == "paper":
-            norm = att.norm(dim=-1)
             inner = (largest + size).index_select(0, target)
         else:
-            norm = att.norm() if self.mode == "published" else att.norm(dim=-1)
             inner = largest.view(-1, 1).index_select(0, target) + of_source
         return self.scale * norm * _root(inner) + EPS
 
@@ -104,9 +103,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
 
     The modes ``"published"`` and ``"published-si"`` are alike here: u is the Frobenius norm of the
     queries of all edges of the batch, one for each edge into a node, and the score has been
-    divided by the root of the channels of a head before.
-
-    Arguments as for ``LipschitzNorm``; a scale of None means 1 in all modes.
+    divided by the root of the channels of a head before. A scale of None means 1 in all modes.
 
     Source: LipschitzNorm paper, quadratic scores; published code
     ``normalizations/quadratic_lipschitznorm.py``. differs: maxima of keys and values are over the
@@ -121,8 +118,9 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         key: Float[Tensor, "E H C"],
         value: Float[Tensor, "E H C"],
         target: Int[Tensor, " E"],
-    ) -> Float[Tensor, "E H"]:
-        """The divisor of every edge and head, from its query, key and value."""
+    ) -> Float[Tensor, "E H 1"]:
+        """What the score q . k / sqrt(C) of every edge and head is multiplied by."""
+        temperature = math.sqrt(query.size(-1)) if self.mode == "paper" else 1.0
         # [E, H] each; the gradient of square() takes a slow power.
         query, key, value = ((x * x).sum(dim=-1) for x in map(_wide, (query, key, value)))
         u = _root(query if self.mode == "paper" else query.sum(dim=0, keepdim=True))
@@ -130,18 +128,8 @@ class QuadraticLipschitzNorm(LipschitzNorm):
             _root(scatter(x, target, dim=0, reduce="max")).index_select(0, target)
             for x in (key, value)
         )
-        return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
-
-    def factor(
-        self,
-        query: Float[Tensor, "E H C"],
-        key: Float[Tensor, "E H C"],
-        value: Float[Tensor, "E H C"],
-        target: Int[Tensor, " E"],
-    ) -> Float[Tensor, "E H 1"]:
-        """What the score q . k / sqrt(C) of every edge and head is multiplied by."""
-        temperature = math.sqrt(query.size(-1)) if self.mode == "paper" else 1.0
-        return (temperature / self(query, key, value, target)).unsqueeze(-1)
+        divisor = self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
+        return (temperature / divisor).unsqueeze(-1)
 
 
 def lipschitz_normalise(
@@ -149,9 +137,9 @@ def lipschitz_normalise(
 ) -> nn.Module:
     """Divide the scores of the attention layers in a model, in place.
 
-    The layers are those of PyG, unchanged: PyG's own hooks divide what they compute inside. Their
-    weights, names and ``state_dict`` stay what they are; a copy of the model is normalised too.
-    ``torch.compile`` and ``torch.export`` pass over these hooks: their first call raises.
+    PyG's own hooks divide what its layers compute inside; weights, names and ``state_dict`` stay
+    what they are, and a copy of the model is normalised too. ``torch.compile`` and ``torch.export``
+    pass over these hooks: their first call raises.
 
     Args:
         model: with layers ``GATConv`` or ``TransformerConv`` of PyG without edge features, or
@@ -165,9 +153,14 @@ def lipschitz_normalise(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    _refuse_compiled(model)
     chosen, others = {}, []
     for name, layer in model.named_modules():
+        is_compiled = getattr(layer, "_compiled_call_impl", None) or hasattr(layer, "_orig_mod")
+        if is_compiled or isinstance(layer, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name or type(model).__name__} is compiled, and compiled code passes over hooks: "
+                "expected the module as it was before (._orig_mod of what torch.compile gave)"
+            )
         kind = next((kind for kind in _KINDS if isinstance(layer, kind)), None)
         if kind is not None:
             chosen[name or "the layer"] = layer, _KINDS[kind]
@@ -179,8 +172,6 @@ def lipschitz_normalise(
             f"{type(model).__name__} without any"
         )
     for name, (layer, _) in chosen.items():  # before the first is changed
-        if getattr(layer, "score_norm", None) is not None:
-            raise ValueError(f"{name}: its scores are normalised already")
         if reason := _refusal(layer):
             raise ValueError(f"{name}: {type(layer).__name__} {reason}")
     if others:
@@ -191,18 +182,10 @@ def lipschitz_normalise(
     return model
 
 
-def _refuse_compiled(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        is_compiled = getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
-        if is_compiled or isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(
-                f"{name or type(model).__name__} is compiled, and compiled code passes over hooks: "
-                "expected the module as it was before (._orig_mod of what torch.compile gave)"
-            )
-
-
 def _refusal(layer: nn.Module) -> str | None:
     """Why the scores of a layer cannot be normalised."""
+    if getattr(layer, "score_norm", None) is not None:
+        return "has scores that are normalised already"
     if isinstance(layer, EdgeAttention):
         if type(layer) is not EdgeAttention:
             return "attends over pairs of nodes that are no edges"
@@ -233,7 +216,7 @@ _PASS: ContextVar[dict[str, Any]] = ContextVar("pass")
 class _Normalised(nn.Module):
     """Divides the scores of the layer whose submodule it is.
 
-    Bound methods are registered as hooks, so that a deep copy of the layer has hooks of its own.
+    Bound methods are hooks: a deep copy of the layer has hooks of its own.
     """
 
     norm_type: type[LipschitzNorm] = QuadraticLipschitzNorm
@@ -325,7 +308,7 @@ class _OfTransformer(_Normalised):
         (arguments,) = inputs
         _PASS.get()["divided"] = True
         query, key, value = (arguments[name] for name in ("query_i", "key_j", "value_j"))
-        factor = self.norm.factor(query, key, value, arguments["index"])
+        factor = self.norm(query, key, value, arguments["index"])
         return (arguments | {"query_i": (query * factor).to(query.dtype)},)
 
 
@@ -353,7 +336,7 @@ class _OfEdgeAttention(_Normalised):
             for rows, ends in zip((query, key, value), edge_index[[1, 0, 0]], strict=True)
         )
         key = key if edge is None else key * layer.split_heads(edge)
-        factor = self.norm.factor(query, key, value, edge_index[1])
+        factor = self.norm(query, key, value, edge_index[1])
         return (layer.split_heads(score) * factor).flatten(1).to(dtype)
 
 

@@ -28,7 +28,7 @@ def looked_at(architecture: str) -> str:
     """
     if architecture not in standard.ARCHITECTURES:
         return SCORES
-    names = standard.recorded_names(architecture)
+    names = standard.RECORDED[architecture]
     return names[-1] if architecture == "gps" else names[0]
 
 
@@ -57,7 +57,7 @@ def summarise(
 
     Args:
         model, graphs, batch_size: as for ``mapkg.evaluation.predictions``.
-        names: of submodules with a row per edge, or any of ``standard.recorded_names``. Of
+        names: of submodules with a row per edge, or any of ``standard.RECORDED``. Of
             full-graph attention, the edges of the data count.
         heads: of scores, for the share of saturated sums; None leaves that out.
         predicted: gets predictions and targets of each batch.

@@ -13,7 +13,7 @@ from mapkg.hooks import edit, record, resolve
 from mapkg.models import EdgeAttention, EdgeGATLayer
 from mapkg.models.network import SCORES
 from mapkg.models.pyg_layers import ARCHITECTURES as OF_PYG
-from mapkg.models.pyg_layers import recorded_names, recorded_rows, standard_layer
+from mapkg.models.pyg_layers import RECORDED, recorded_rows, standard_layer
 from studies.extras import build
 from studies.published import CONFIGS
 
@@ -99,7 +99,7 @@ def test_dropout_acts_in_training_only(name):
 def test_the_score_is_seen_and_can_be_changed(config):
     model = network(config)
     of_pyg = config.architecture in OF_PYG
-    names = recorded_names(config.architecture) if of_pyg else (SCORES,)
+    names = RECORDED[config.architecture] if of_pyg else (SCORES,)
     modules = resolve(model, names)
     assert len(modules) == LAYERS * len(names)
     expected = model(*inputs(BATCH))

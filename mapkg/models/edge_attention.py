@@ -31,6 +31,11 @@ EXPLICIT_BIASES = ("none", "published", "intended", "sink")
 SCORE_BOUNDS = ("none", "clip", "tanh")
 
 
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+
+
 class EdgeAttention(MessagePassing):
     r"""Attention with a vector score per head, gated by the edge.
 
@@ -53,11 +58,10 @@ class EdgeAttention(MessagePassing):
         s_{ji}^k &= \frac{K_j^k \odot Q_i^k}{\sqrt{d}} \odot E_{ji}^k + \beta_i^k e'^k \\
         o_i^k &= \textstyle\sum_j \alpha_{ji}^k (V_j^k + v'^k)
 
-    The same number is added to all summed scores of a node, so it cancels in the quotient
-    unless the clamp cuts it: what is left is v', and the term in the score that is recorded.
-    ``"overwritten"``, as the paper's GraphiT and SAN compute it: the same, but every weight is
-    :math:`a_{ji}^k = \exp(\mathrm{clamp}(\beta_i^k, -5, 5))`, so that a node averages its
-    neighbors and the score is never used.
+    Unless the clamp cuts it, the term cancels in the quotient: what is left is v', and the term in
+    the score that is recorded. ``"overwritten"``, as the paper's GraphiT and SAN compute it: the
+    same, but every weight is :math:`a_{ji}^k = \exp(\mathrm{clamp}(\beta_i^k, -5, 5))`, so that a
+    node averages its neighbors and the score is never used.
     ``"sink"``, after Sun et al. 2024: one more key and value in the softmax of each node (no e'),
 
     .. math::
@@ -74,7 +78,7 @@ class EdgeAttention(MessagePassing):
         attention: ``"full"``, the equations above; ``"uniform"``, every a is 1 (the published
             ``edge_feat=False``, where every a is e^5); ``"no_edge"``, there is no factor E.
         explicit_bias: ``"none"``, ``"intended"``, ``"overwritten"`` or ``"sink"``.
-        score_bound: ``"none"``, ``"clip"`` to [-1, 1] or ``"tanh"``, of each entry of the score.
+        score_bound: of each entry of the score, ``"none"``, ``"clip"`` to [-1, 1] or ``"tanh"``.
         score_dropout: probability with which an entry of the score is 0 in training.
 
     Raises ``ValueError`` if heads do not divide channels, or a name is unknown.
@@ -97,13 +101,9 @@ class EdgeAttention(MessagePassing):
         score_dropout: float = 0.0,
     ) -> None:
         super().__init__(aggr="add", node_dim=0)
-        for name, value, known in (
-            ("attention", attention, ATTENTIONS),
-            ("explicit_bias", explicit_bias, self.explicit_biases),
-            ("score_bound", score_bound, SCORE_BOUNDS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+        _check("attention", attention, ATTENTIONS)
+        _check("explicit_bias", explicit_bias, self.explicit_biases)
+        _check("score_bound", score_bound, SCORE_BOUNDS)
         self.heads, self.head_channels = heads, head_channels(hidden_channels, heads)
         self.attention, self.explicit_bias = attention, explicit_bias
         self.query = nn.Linear(hidden_channels, hidden_channels, bias=bias)
@@ -119,9 +119,7 @@ class EdgeAttention(MessagePassing):
         self.score_bound = score_bound
         self.score_dropout = nn.Dropout(score_dropout)
         self.score_norm = None  # see ``lipschitz_normalise``
-        self.score = nn.Identity()
-        self.attention_weight = nn.Identity()
-        self.attended = nn.Identity()
+        self.score, self.attention_weight, self.attended = (nn.Identity() for _ in range(3))
 
     def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
         """Attend over the incoming edges; return the attended values and the score."""
@@ -156,10 +154,8 @@ class EdgeAttention(MessagePassing):
 
     def bounded(self, score: Edges) -> Edges:
         """The score with its bound, and with its dropout in training."""
-        if self.score_bound == "clip":
-            score = score.clamp(-1, 1)
-        elif self.score_bound == "tanh":
-            score = score.tanh()
+        if self.score_bound != "none":
+            score = score.tanh() if self.score_bound == "tanh" else score.clamp(-1, 1)
         return self.score_dropout(score)
 
     def head_weight(self, score: Edges) -> Float[Tensor, "E H"]:
@@ -241,8 +237,7 @@ class ResidualBlock(nn.Module):
 class NodeStreamLayer(nn.Module):
     """A layer with a node stream only: every layer of a network is given the same edge features.
 
-    Without positional encodings and on the sparse graph, the regime of the paper, this is
-    both GraphiT and SAN: they differ in mechanisms that are switched off there.
+    On the sparse graph without positional encodings, as in the paper, this is both GraphiT and SAN.
 
     Args:
         hidden_channels, heads, use_bias: D, H and ``bias`` of ``EdgeAttention``.
@@ -274,10 +269,7 @@ class NodeStreamLayer(nn.Module):
         **block: Any,
     ) -> None:
         super().__init__()
-        if explicit_bias not in EXPLICIT_BIASES:
-            raise ValueError(
-                f"explicit_bias: expected one of {EXPLICIT_BIASES}, got {explicit_bias!r}"
-            )
+        _check("explicit_bias", explicit_bias, EXPLICIT_BIASES)
         self.attention = self.attention_type(
             hidden_channels,
             heads,

@@ -31,9 +31,8 @@ class EdgeGATAttention(MessagePassing):
     the heads share the one scoring vector :math:`\sum_m F_m`, and b cancels in the softmax.
     Nodes without incoming edges get 0.
 
-    Identity submodules make the tensors visible to hooks: ``score`` ([E, D], f', which the
-    published code logs as the edge activation), ``attention_weight`` ([E, H], alpha) and
-    ``attended`` ([N, D], h').
+    Hooks see the identity submodules ``score`` ([E, D], f', which the published code logs as the
+    edge activation), ``attention_weight`` ([E, H], alpha) and ``attended`` ([N, D], h').
 
     Args:
         hidden_channels: D.
@@ -53,9 +52,7 @@ class EdgeGATAttention(MessagePassing):
         self.logit = nn.Linear(head_channels(hidden_channels, heads), heads, bias=use_bias)
         for linear in (self.value, self.edge, self.logit):
             nn.init.xavier_normal_(linear.weight, gain=nn.init.calculate_gain("relu"))
-        self.score = nn.Identity()
-        self.attention_weight = nn.Identity()
-        self.attended = nn.Identity()
+        self.score, self.attention_weight, self.attended = (nn.Identity() for _ in range(3))
 
     def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
         """Attend over the incoming edges; return the attended values and f'."""
