@@ -8,9 +8,8 @@ with the standard deviation over all entries of n, so that what is added has the
 deviation sigma at every step. The noise n starts standard normal, the *random* noise, and is
 then *optimised* by gradient ascent on the mean loss.
 
-The published noise is not centred: its mean is free, and nothing bounds it, since a constant n
-has no standard deviation. ``centred=True`` takes the mean away first, and the worst case is
-bounded.
+The published noise is not centred: nothing bounds its mean, since a constant n has no standard
+deviation. ``centred=True`` takes the mean away first, and the worst case is bounded.
 
 Source: massive-activations paper, its adversarial framework (published code of GT on TOX21).
 differs: noise for every batch, where the published one has the size of the last one; noise on
@@ -62,11 +61,8 @@ class TooFewEntries(ValueError):
 class Ascent:
     """How noise is optimised.
 
-    Attributes:
-        lr: of Adam.
-        passes: at most so many over the graphs.
-        patience: passes without a better mean loss before the rate is halved.
-        min_lr: below this rate it ends.
+    By at most so many ``passes`` over the graphs with Adam, whose rate ``lr`` is halved after
+    ``patience`` passes without a better mean loss; below ``min_lr`` it ends.
 
     Source: massive-activations paper, published code; all values are the published ones.
     """
@@ -91,8 +87,7 @@ def scaled(
 ) -> Float[Tensor, "rows D"]:
     """Noise of standard deviation sigma, over the entries where the mask is 1 (None: all).
 
-    ``centred`` takes the mean over these entries away. Raises ``TooFewEntries`` if fewer than two
-    are left.
+    ``centred`` takes their mean away. Raises ``TooFewEntries`` if there are fewer than two.
     """
     inside = torch.ones_like(noise) if mask is None else mask.expand_as(noise)
     inside = inside.to(noise.device, torch.bool)
@@ -145,8 +140,8 @@ def attack(
         ``disturbed`` entries.
 
     Raises ``ValueError`` if there is no graph, a target is missing or (with ``"l1"``) not finite, a
-    sigma is not a number above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves
-    fewer than two entries in a batch.
+    sigma is not above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves fewer
+    than two entries in a batch.
     """
     sigmas = tuple(sigmas)
     for name, values in {"graphs": graphs, "sigmas": sigmas, "restarts": restarts}.items():
@@ -224,8 +219,8 @@ def where_massive(
         model: the network as it is.
         by: ``"edges"``, all channels of edges with a massive activation; ``"channels"``, the
             massive channels of each edge, in one layer or more; ``"largest"``, the channel of
-            each edge whose score is largest in magnitude in the first layer, the published mask,
-            which the published attack computes and never uses.
+            each edge with the largest score in the first layer, which the published attack
+            computes and never uses.
         threshold: ratio above which an activation is massive, above 0.
         control: as many others instead, drawn at random: other edges of the batch, or other
             channels of the same edges. Where there are fewer others, the mask has only as many of

@@ -27,9 +27,8 @@ or itself, scaled down to a magnitude of the threshold times the median of its r
 CHANGED = ("massive", "random", "largest non-massive")
 """Which activations are changed, the massive ones and those of two controls.
 
-An edge with n massive activations has n others changed, drawn at random or the largest ones. Where
-massive ones are clipped, that is multiplied by a factor below 1, the controls are multiplied by
-the same factors, those of their edge, in the order of the channels.
+An edge with n massive activations has n others changed, drawn at random or the largest ones, and
+clipped by the factors of the massive ones, in the order of the channels.
 """
 
 
@@ -60,10 +59,9 @@ def intervene(
 
     Returns:
         A row per rule, what is changed (``CHANGED``), graph and target. Columns are ``layers``,
-        ``threshold``, ``rule``, ``what``, ``graph``, ``target`` (its number), ``activations``
-        (of the graph in these layers), ``changed`` (how many of them), ``before`` and ``after``
-        (predictions, logits for ``"bce"``), ``loss_before`` and ``loss_after`` (NaN where
-        unlabelled).
+        ``threshold``, ``rule``, ``what``, ``graph``, ``target``, ``activations`` (of the graph in
+        these layers), ``changed`` (how many of them), ``before`` and ``after`` (predictions,
+        logits for ``"bce"``), ``loss_before`` and ``loss_after`` (NaN where unlabelled).
 
     Raises ``ValueError`` if the threshold is below 1, there is no graph, the reference has no edge,
     or an output has not a row of channels per edge.
@@ -130,10 +128,7 @@ def intervene(
 def channel_means(
     model: nn.Module, graphs: Sequence[Data], names: Iterable[str]
 ) -> dict[str, Float[Tensor, " D"]]:
-    """The signed mean of each channel over all edges, in evaluation mode.
-
-    ``names`` stand for submodules that return [E, D]. Raises ``ValueError`` without an edge.
-    """
+    """Signed means over all edges of what submodules return, in evaluation mode."""
     rows, sums = 0, {}
     for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict):
         rows += batch.num_edges
@@ -147,11 +142,8 @@ def channel_means(
 def summarise_interventions(table: pd.DataFrame, *, resamples: int = 2000) -> pd.DataFrame:
     """Means over graphs of what ``intervene`` found, with 95 % bootstrap intervals.
 
-    Graphs are drawn with replacement, each with all its targets, before and after together.
-
-    Args:
-        table: as ``intervene`` returns it; several may be joined, if layers or thresholds differ.
-        resamples: number of bootstrap samples.
+    Graphs are drawn with replacement, each with all its targets, before and after together. Tables
+    of ``intervene`` may be joined, if layers or thresholds differ.
 
     Returns:
         A row per layers, threshold, rule and what is changed. Columns are ``graphs``; ``changed``

@@ -40,9 +40,7 @@ class LipschitzNorm(nn.Module):
         \sqrt{\max_{j' \in N(i')} \lVert z_{j'}^{k'} \rVert^2 + \lVert z_j^k \rVert^2},
         \qquad i' = \lfloor i / H \rfloor, \; k' = i \bmod H
 
-    It differs from the paper's: the second term is the source's norm; with more than one head the
-    maximum is that of another node and head; the norm of the attention vectors is over all heads
-    (in mode ``"published-si"`` per head); and f is 4.
+    The norm of the attention vectors is over all heads there, in mode ``"published-si"`` per head.
 
     Args:
         mode: one of ``MODES``.
@@ -51,8 +49,7 @@ class LipschitzNorm(nn.Module):
     Source: LipschitzNorm paper, linear scores; published code ``normalizations/lipschitznorm.py``.
     """
 
-    published_scale = 4.0
-    """The factor of the published code; its origin is not known."""
+    published_scale = 4.0  # its origin is not known
 
     def __init__(self, mode: str = "paper", *, scale: float | None = None) -> None:
         super().__init__()
@@ -71,10 +68,8 @@ class LipschitzNorm(nn.Module):
     ) -> Float[Tensor, "E H"]:
         """The divisor of every edge and head.
 
-        Args:
-            z: features of the nodes after their projection.
-            att: both attention vectors of each head, joined, 2C channels.
-            edge_index: source and target of each edge, self-loops included.
+        ``z`` are projected features of nodes, ``att`` both attention vectors of each head, joined,
+        2C channels; ``edge_index`` has the self-loops.
         """
         source, target = edge_index
         z, att = _wide(z), _wide(att)
@@ -144,12 +139,11 @@ def lipschitz_normalise(
     Args:
         model: with layers ``GATConv`` or ``TransformerConv`` of PyG without edge features, or
             ``EdgeAttention`` without an Explicit Bias Term, whose key is gated by the edge.
-            A warning names the layers with attention of another kind, which stay as they are.
+            A warning names the layers with other attention, which stay as they are.
         mode, scale: as for ``LipschitzNorm`` and ``QuadraticLipschitzNorm``.
 
-    Raises:
-        ValueError: if there is no such layer, or one that cannot be normalised or is already.
-        TypeError: if it is no model, or a part of it is compiled.
+    Raises ``ValueError`` if there is no such layer, or one that cannot be normalised or is already;
+    ``TypeError`` if it is no model, or a part of it is compiled.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -214,21 +208,18 @@ _PASS: ContextVar[dict[str, Any]] = ContextVar("pass")
 
 
 class _Normalised(nn.Module):
-    """Divides the scores of the layer whose submodule it is.
-
-    Bound methods are hooks: a deep copy of the layer has hooks of its own.
-    """
+    """Divides the scores of the layer whose submodule it is; as hooks are bound, so does a copy."""
 
     norm_type: type[LipschitzNorm] = QuadraticLipschitzNorm
+    stage: str | None = None  # of PyG's message passing, whose arguments are divided
 
     def __init__(self, layer: nn.Module, mode: str, scale: float | None) -> None:
         super().__init__()
         self.norm = self.norm_type(mode, scale=scale)
-        self.register(layer)
-
-    def register(self, layer: nn.Module) -> None:
-        layer.register_forward_pre_hook(self._begin, with_kwargs=True)
-        layer.register_forward_hook(self._end)
+        if self.stage is not None:  # else the layer calls it
+            layer.register_forward_pre_hook(self._begin, with_kwargs=True)
+            getattr(layer, f"register_{self.stage}_forward_pre_hook")(self._divide)
+            layer.register_forward_hook(self._end)
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise TypeError(
@@ -248,10 +239,7 @@ class _Normalised(nn.Module):
 
 class _OfGAT(_Normalised):
     norm_type = LipschitzNorm
-
-    def register(self, layer: GATConv) -> None:
-        super().register(layer)
-        layer.register_edge_update_forward_pre_hook(self._divide)
+    stage = "edge_update"
 
     def _begin(self, layer: GATConv, inputs: tuple, named: dict[str, Any]) -> None:
         x = inputs[0] if inputs else named.get("x")
@@ -286,23 +274,19 @@ class _OfGAT(_Normalised):
             edge_index = torch.stack([torch.arange(len(source)).to(target), target])
             alpha = ((score / divisor).to(left.dtype), torch.zeros_like(right))
             return edge_index, size, arguments | {"alpha": alpha}
-        for name in ("alpha_j", "alpha_i"):
-            divided = (arguments[name] / divisor).to(arguments[name].dtype)
-            arguments = arguments | {name: divided}
-        return edge_index, size, arguments
+        terms = {name: arguments[name] for name in ("alpha_j", "alpha_i")}
+        divided = {name: (term / divisor).to(term.dtype) for name, term in terms.items()}
+        return edge_index, size, arguments | divided
 
 
 def _keep_projected(_linear: nn.Module, _inputs: tuple, z: Tensor) -> None:
-    state = _PASS.get({})
-    if "watch" in state:
+    if "watch" in (state := _PASS.get({})):
         state.pop("watch").remove()
         state["z"] = z
 
 
 class _OfTransformer(_Normalised):
-    def register(self, layer: TransformerConv) -> None:
-        super().register(layer)
-        layer.register_message_forward_pre_hook(self._divide)
+    stage = "message"
 
     def _divide(self, _layer: TransformerConv, inputs: tuple) -> tuple:
         (arguments,) = inputs
@@ -313,9 +297,6 @@ class _OfTransformer(_Normalised):
 
 
 class _OfEdgeAttention(_Normalised):
-    def register(self, layer: EdgeAttention) -> None:
-        """Nothing: the layer calls it."""
-
     def forward(
         self,
         layer: EdgeAttention,

@@ -45,10 +45,9 @@ class EdgeAttention(MessagePassing):
         \alpha_{ji}^k &= a_{ji}^k \big/ \bigl(\textstyle\sum_{j'} a_{j'i}^k + 10^{-6}\bigr) \\
         o_i^k &= \textstyle\sum_j \alpha_{ji}^k V_j^k
 
-    Identity submodules make the intermediate tensors visible to hooks by name:
-    ``score`` ([E, D], the tensor the paper analyses), ``attention_weight`` ([E, H], alpha) and
-    ``attended`` ([N, D], o); with an Explicit Bias Term also ``coefficient`` ([N, H], beta).
-    Parallel edges count one by one.
+    Hooks see the identity submodules ``score`` ([E, D], the tensor the paper analyses),
+    ``attention_weight`` ([E, H], alpha) and ``attended`` ([N, D], o); with an Explicit Bias Term
+    also ``coefficient`` ([N, H], beta). Parallel edges count one by one.
 
     An Explicit Bias Term (EBT) has learned vectors k', e' and v' in R^d for each head, standard
     normal at the start. ``"intended"``, as the paper's GraphTransformer computes it:
@@ -242,19 +241,16 @@ class NodeStreamLayer(nn.Module):
     Args:
         hidden_channels, heads, use_bias: D, H and ``bias`` of ``EdgeAttention``.
         explicit_bias: ``"none"``, ``"published"`` (``published_term``), ``"intended"``, ``"sink"``.
-        attention, score_bound, score_dropout: as for ``EdgeAttention``.
-        **block: as for ``ResidualBlock``.
+        dropout, residual, batch_norm, layer_norm: as for ``ResidualBlock``.
+        **attention: further arguments of ``EdgeAttention``.
 
     Source: massive-activations paper, GraphiT and SAN; published code
     ``gnn-lspe/layers/graphit_gt_layer.py`` and ``SAN/layers/graph_transformer_layer.py``.
     """
 
     attention_type = EdgeAttention
-    streams: tuple[str, ...] = ("node",)
-    """What has a ``ResidualBlock``, under the name ``node_block`` or ``edge_block``."""
-
-    published_term = "overwritten"
-    """The term that the published code amounts to, where a call overwrites the weights."""
+    streams: tuple[str, ...] = ("node",)  # what has a ``ResidualBlock``, ``node_block`` here
+    published_term = "overwritten"  # by a call of the published code that overwrites the weights
 
     def __init__(
         self,
@@ -262,22 +258,20 @@ class NodeStreamLayer(nn.Module):
         heads: int,
         *,
         use_bias: bool = False,
-        attention: str = "full",
         explicit_bias: str = "none",
-        score_bound: str = "none",
-        score_dropout: float = 0.0,
-        **block: Any,
+        dropout: float = 0.0,
+        residual: bool = True,
+        batch_norm: bool = True,
+        layer_norm: bool = False,
+        **attention: Any,
     ) -> None:
         super().__init__()
         _check("explicit_bias", explicit_bias, EXPLICIT_BIASES)
-        self.attention = self.attention_type(
-            hidden_channels,
-            heads,
-            bias=use_bias,
-            attention=attention,
-            explicit_bias=self.published_term if explicit_bias == "published" else explicit_bias,
-            score_bound=score_bound,
-            score_dropout=score_dropout,
+        term = self.published_term if explicit_bias == "published" else explicit_bias
+        attention |= dict(bias=use_bias, explicit_bias=term)
+        self.attention = self.attention_type(hidden_channels, heads, **attention)
+        block = dict(
+            dropout=dropout, residual=residual, batch_norm=batch_norm, layer_norm=layer_norm
         )
         for stream in self.streams:
             self.add_module(f"{stream}_block", ResidualBlock(hidden_channels, **block))
@@ -289,10 +283,7 @@ class NodeStreamLayer(nn.Module):
 
 
 class GraphTransformerLayer(NodeStreamLayer):
-    """A GraphTransformer layer with two streams, nodes and edges.
-
-    The node stream continues from the attended values, the edge stream from the score itself.
-    Arguments as for ``NodeStreamLayer``; both streams have a ``ResidualBlock``.
+    """A layer with two streams, nodes from the attended values and edges from the score itself.
 
     Source: massive-activations paper, GraphTransformer; published code
     ``graphtransformer/layers/graph_transformer_edge_layer.py``.

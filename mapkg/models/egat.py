@@ -1,7 +1,6 @@
 """EGAT, the paper's comparison: additive attention that carries a vector along each edge.
 
-Notation as in ``edge_attention``: edges j -> i, D channels, H heads of d = D / H channels,
-heads concatenated head-major.
+Notation as in ``edge_attention``.
 """
 
 import torch
@@ -27,9 +26,8 @@ class EdgeGATAttention(MessagePassing):
         \alpha_{ji}^k &= \exp \ell_{ji}^k \big/ \textstyle\sum_{j'} \exp \ell_{j'i}^k \\
         h'_i{}^k &= \textstyle\sum_j \alpha_{ji}^k (W_n h_j)^k
 
-    The map F gives H numbers for each head's vector, and all of them are summed: as published,
-    the heads share the one scoring vector :math:`\sum_m F_m`, and b cancels in the softmax.
-    Nodes without incoming edges get 0.
+    As published, the heads share the one scoring vector :math:`\sum_m F_m`, and b cancels in the
+    softmax. Nodes without incoming edges get 0.
 
     Hooks see the identity submodules ``score`` ([E, D], f', which the published code logs as the
     edge activation), ``attention_weight`` ([E, H], alpha) and ``attended`` ([N, D], h').
@@ -72,10 +70,7 @@ class EdgeGATAttention(MessagePassing):
 
 
 class EdgeGATLayer(nn.Module):
-    """An EGAT layer: the attention alone, as published; f' are the next layer's edge features.
-
-    Arguments and source as for ``EdgeGATAttention``.
-    """
+    """The attention alone, as published; f' are the next layer's edge features."""
 
     def __init__(self, hidden_channels: int, heads: int, *, use_bias: bool = False) -> None:
         super().__init__()

@@ -67,8 +67,8 @@ class GraphNetwork(nn.Module):
     """Embeddings, a stack of layers, a readout over nodes, and an MLP head.
 
     Args:
-        layers: modules called as ``layer(x, edge_index, edge_attr) -> (x, edge_attr)``. A layer
-            whose attribute ``needs_batch`` is True is also given ``batch``.
+        layers: modules called as ``layer(x, edge_index, edge_attr) -> (x, edge_attr)``, those whose
+            attribute ``needs_batch`` is True also with ``batch``.
         num_node_types, num_edge_types: rows of the embedding tables; a tuple if a node or an edge
             has several ids.
         hidden_channels: D; the head maps D -> D/2 -> D/4 -> out_channels.
@@ -171,8 +171,7 @@ ARCHITECTURES = (*LAYERS, *OTHERS, *standard.ARCHITECTURES)
 def build(config: Config) -> GraphNetwork:
     """The untrained network that a configuration describes; seed torch before to fix its weights.
 
-    Raises ``ValueError`` if the architecture is unknown or has no such part, or if the size of an
-    embedding table is left open.
+    Raises ``ValueError`` if an architecture is unknown or has no such part, or a size is left open.
     """
     for name in ("full_graph", "gamma", "laplacian_encoding", "laplacian_sign_flips"):
         if (value := getattr(config, name)) is not None and value is not False:
@@ -186,9 +185,8 @@ def build(config: Config) -> GraphNetwork:
 
 def network_sizes(config: Config) -> dict[str, Any]:
     """The arguments of a ``GraphNetwork`` other than its layers."""
-    required = ("num_node_types", *(("num_edge_types",) if config.edge_channels is None else ()))
-    for name in required:
-        if getattr(config, name) is None:
+    for name, other in (("num_node_types", None), ("num_edge_types", config.edge_channels)):
+        if getattr(config, name) is None and other is None:
             raise ValueError(
                 f"{name} is not stated for this configuration; set it to the data set's number "
                 f"of types with config.replace({name}=...)"

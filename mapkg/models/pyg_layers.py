@@ -68,13 +68,9 @@ class ConvolutionLayer(nn.Module):
 
 
 class GPSLayer(nn.Module):
-    """A GPSConv of a GINEConv and multihead attention between all nodes of a graph.
-
-    It brings its own norms and residuals; edge features pass through.
-    """
+    """A GPSConv, with its own norms and residuals, of a GINEConv and attention of all nodes."""
 
     needs_batch = True
-    """A network passes ``batch`` to layers that say so."""
 
     def __init__(self, hidden_channels: int, heads: int, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -94,8 +90,7 @@ def standard_layer(
 ) -> ConvolutionLayer | GPSLayer:
     """One layer of a PyG architecture, one of ``ARCHITECTURES``.
 
-    Convolutions keep PyG's defaults, but no self-loops are added, so that each recorded row is an
-    edge of the data; the residual brings a node its own features.
+    No self-loops are added, so that each recorded row is an edge of the data.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")
@@ -113,9 +108,8 @@ def recorded_rows(
 ) -> Float[Tensor, "rows channels"]:
     """What was recorded of a module at one of ``RECORDED``, a row per edge.
 
-    Dense attention has a row per node, padding left out; ``batch``, the graph of each node, is
-    needed there for several graphs. Raises ``ValueError`` if padding reaches the other rows, and
-    ``TypeError`` if the module has no such rows.
+    Dense attention has a row per node, padding left out by ``batch``, the graph of each node.
+    Raises ``ValueError`` if padding reaches the other rows, and ``TypeError`` if there are none.
     """
     if isinstance(module, nn.MultiheadAttention | PerformerAttention):
         dense = output if isinstance(output, Tensor) else output[0]
