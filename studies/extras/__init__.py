@@ -24,11 +24,7 @@ LAPLACIAN_CHANNELS, LAPLACIAN_PAIRS = 8, 10
 
 
 class FullGraphNetwork(GraphNetwork):
-    """A ``GraphNetwork`` with fake edges, with an encoding of a node's place, or with both.
-
-    A fake edge has the features of no edge: type id 0, or float features of 0. The encoding fills
-    the last channels of the node features. ``edge_factor`` weighs real and fake edges.
-    """
+    """A ``GraphNetwork`` with fake edges of no features, an encoding of a node's place, or both."""
 
     def __init__(
         self,
@@ -62,7 +58,7 @@ class FullGraphNetwork(GraphNetwork):
             embed = self.edge_embedding
             is_map = isinstance(embed, nn.Linear)
             nothing = embed.weight[:1] if is_map else embed.offsets.unsqueeze(0)
-            no_edge = embed(torch.zeros_like(nothing))
+            no_edge = embed(torch.zeros_like(nothing))  # type id 0, or float features of 0
             of_all["completion"] = complete(edge_index, graph, no_edge, self.edge_factor)
         return self.from_embedded(x, edge_index, edge_attr, batch, batch_size, **of_all)
 
@@ -100,11 +96,9 @@ def build(config: Config) -> GraphNetwork:
 class LaplacianEncoding(nn.Module):
     r"""SAN's encoding of a node's place: a transformer over the spectrum of its graph.
 
-    Node i has a sequence of pairs :math:`(\phi_k(i), \lambda_k)`, the entry of the k-th
-    eigenvector and its eigenvalue, fewer in a graph of fewer nodes. Each pair is mapped to C
-    channels, the pairs of one node attend to each other, and their sum is the encoding. A rule
-    chooses the sign of an eigenvector; ``sign_flips`` draws one per graph and eigenvector in each
-    training pass instead. Relabelling the nodes of a graph with symmetries changes the encoding.
+    Node i has pairs :math:`(\phi_k(i), \lambda_k)`, the entry of the k-th eigenvector and its
+    eigenvalue, mapped to C channels. They attend to each other, and their sum is the encoding.
+    ``sign_flips`` draws signs of eigenvectors in each training pass.
 
     Source: SAN (Kreuzer et al. 2021) as in the published code of the massive-activations paper,
     whose runs do not use it. differs: its training loop draws signs but never applies them; its
@@ -142,10 +136,9 @@ class LaplacianEncoding(nn.Module):
 def laplacian_eigenpairs(
     edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"], count: int
 ) -> tuple[Float[Tensor, "N m"], Float[Tensor, "N m"], Bool[Tensor, "N m"]]:
-    """Entries of the ``count`` first eigenvectors of D - A of each node's graph, and eigenvalues.
+    """Entries of the first eigenvectors of D - A of each node's graph, eigenvalues, and where none.
 
-    The sum of an eigenvector's cubed entries is positive. The last value is where a graph has no
-    such pair (both are 0 there).
+    The sum of an eigenvector's cubed entries is positive.
     """
     adjacency = to_dense_adj(edge_index, batch).double()  # [graphs, n, n]
     if not torch.equal(adjacency, adjacency.mT):

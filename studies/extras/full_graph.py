@@ -1,8 +1,7 @@
 """Attention between all pairs of nodes: what GraphiT and SAN do beyond the sparse graph.
 
-A graph's own edges are real; every other ordered pair of different nodes of the same graph is
-a fake edge. E real edges come first, in the order of the data, then F fake ones: row e < E of
-a score is edge e of the data. A fake edge has its own projections, and every weight has a
+A graph's own edges are real and come first, in the order of the data; every other ordered pair of
+different nodes of the same graph is a fake edge, which has its own projections. Every weight has a
 factor, by which the two models differ.
 """
 
@@ -33,9 +32,8 @@ class FullGraphAttention(EdgeAttention):
             \frac{K^{(2)}_j \odot Q^{(2)}_i}{\sqrt{d}} \odot E^{(2)}_{ji} \ \text{(fake)} \\
         a_{ji}^k &= f_{ji} \exp\bigl(\mathrm{clamp}(\textstyle\sum_c s_{ji}^{k,c}, -5, 5)\bigr)
 
-    Real and fake edges share one denominator and the values V. All else, and the arguments,
-    as for ``EdgeAttention``, except that there is no Explicit Bias Term; ``score`` and
-    ``attention_weight`` have E + F rows, real edges first.
+    Real and fake edges share one denominator and the values V. All else is as in
+    ``EdgeAttention``, but there is no Explicit Bias Term.
 
     Source: massive-activations paper, published code of GraphiT and SAN with
     ``full_graph=True``, which none of its runs uses.
@@ -46,10 +44,9 @@ class FullGraphAttention(EdgeAttention):
     def __init__(self, hidden_channels: int, heads: int, **options: Any) -> None:
         super().__init__(hidden_channels, heads, **options)
         for name in ("query", "key", "edge"):
-            own = getattr(self, name)
-            size = hidden_channels, hidden_channels
-            fake = None if own is None else nn.Linear(*size, bias=own.bias is not None)
-            self.add_module(f"fake_{name}", fake)
+            if (own := getattr(self, name)) is not None:
+                own = nn.Linear(hidden_channels, hidden_channels, bias=own.bias is not None)
+            self.add_module(f"fake_{name}", own)
 
     def forward(
         self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges, completion: Completion
@@ -100,7 +97,7 @@ class DiffusionKernel(nn.Module):
     def forward(
         self, edge_index: EdgeIndex, fake_index: Int[Tensor, "2 F"], batch: Int[Tensor, " N"]
     ) -> Float[Tensor, "edges 1"]:
-        """The factor of each edge in double precision, real edges first."""
+        """The factor of each edge in double precision."""
         adjacency = to_dense_adj(edge_index, batch).double()  # [graphs, n, n]
         identity = torch.eye(adjacency.size(1)).to(adjacency)
         scale = adjacency.sum(dim=1).clamp(min=1).rsqrt()  # [graphs, n]
@@ -149,10 +146,7 @@ def complete(
 
 
 def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[Tensor, "2 F"]:
-    """The ordered pairs of different nodes of a graph that no edge joins, as published.
-
-    They are ordered by graph, source and target.
-    """
+    """The ordered pairs of nodes of a graph that no edge joins, by graph, source and target."""
     adjacency = to_dense_adj(edge_index, batch)  # [graphs, n, n]
     place = torch.arange(adjacency.size(1), device=batch.device)
     exists = place < batch.bincount().unsqueeze(1)  # [graphs, n]
