@@ -137,6 +137,12 @@ def test_a_method_depends_on_the_graph_alone_and_leaves_no_trace(method, graphs)
     assert torch.isclose(torch.cat(found), torch.cat(other)).any().item() != is_drawn
 
 
+def test_a_network_edited_by_hooks_is_explained_as_it_is_edited(graphs):
+    model = network("GraphiT")
+    with hooks.edit(model, {"layers.*.attention.score": torch.zeros_like}):
+        assert torch.cat(edge_importance(model, graphs, "gradient x input")).max() == 0
+
+
 # Layers of PyG, on graphs with self-loops of their own.
 
 
