@@ -84,17 +84,18 @@ def mask_of(kind, value):
     return {f"{kind}_embedding": lambda b: torch.full((getattr(b, f"num_{kind}s"), 1), value)}
 
 
-@pytest.mark.parametrize("centred", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_noise_is_scaled_to_its_standard_deviation_where_the_mask_leaves_it(centred, masked):
-    torch.manual_seed(0)
-    noise = (torch.randn(7, 5) + 3).double()
-    mask = (torch.rand(7, 1) < 0.6).double() if masked else None
-    found = scaled(noise, 0.1, centred=centred, mask=mask)
-    inside = torch.ones(7, dtype=torch.bool) if mask is None else mask.flatten().bool()
-    assert (found[~inside] == 0).all()
-    rest = noise[inside] - (noise[inside].mean() if centred else 0)
-    torch.testing.assert_close(found[inside], 0.1 * rest / noise[inside].std())
+def test_noise_is_scaled_to_its_standard_deviation_where_the_mask_leaves_it():
+    noise, mask = (
+        torch.tensor([[1.0, 3.0], [50.0, 60.0], [5.0, 7.0]]),
+        torch.tensor([[1.0], [0], [1]]),
+    )
+    deviation = (20 / 3) ** 0.5  # of 1, 3, 5 and 7, whose mean is 4
+    for mean in (0, 4):
+        found = scaled(noise, 0.1, centred=mean > 0, mask=mask)
+        expected = 0.1 * mask * (noise - mean) / deviation
+        torch.testing.assert_close(found, expected)
+        whole = scaled(noise[[0, 2]], 0.1, centred=mean > 0)
+        torch.testing.assert_close(whole, expected[[0, 2]])
 
 
 @pytest.mark.parametrize("options", [{}, {"shared": True}, {"relative": True}], ids=str)

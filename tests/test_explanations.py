@@ -14,7 +14,6 @@ from torch_geometric.explain.algorithm.utils import set_masks
 from torch_geometric.nn import (
     GAT,
     GATConv,
-    GCNConv,
     Sequential,
     SimpleConv,
     TransformerConv,
@@ -161,29 +160,9 @@ class Pooled(nn.Module):
 LAYERS = {
     "GATConv": lambda: GATConv(3, 4, heads=2),
     "TransformerConv": lambda: TransformerConv(3, 4, heads=2),
-    "GCNConv": lambda: GCNConv(3, 4),
     "kept": lambda: GATConv(3, 4, heads=2, add_self_loops=False),
 }
 LOOPS = {"none": [], "all but one": [3, 1, 0], "every": [0, 1, 2, 3], "twice": [2, 2]}
-
-
-def weight_by_loop(conv, x, edges):
-    """The weight of each edge, one of ``edges`` at a time, in each head."""
-    if isinstance(conv, GCNConv):
-        degree = [sum(target == i for _, target in edges) for i in range(len(x))]
-        return torch.tensor([[1 / math.sqrt(degree[j] * degree[i])] for j, i in edges])
-    logits = []
-    for j, i in edges:
-        if isinstance(conv, TransformerConv):
-            query, key = conv.lin_query(x[i]).view(2, 4), conv.lin_key(x[j]).view(2, 4)
-            logits.append((query * key).sum(dim=1) / 2)
-        else:
-            ends = conv.lin(x[j]).view(2, 4), conv.lin(x[i]).view(2, 4)
-            h = (ends[0] * conv.att_src[0] + ends[1] * conv.att_dst[0]).sum(dim=1)
-            logits.append(nn.functional.leaky_relu(h, 0.2))
-    exp = torch.stack(logits).exp()
-    total = torch.zeros(len(x), 2).index_add(0, torch.tensor([i for _, i in edges]), exp)
-    return torch.stack([e / total[i] for e, (_, i) in zip(exp, edges, strict=True)])
 
 
 @pytest.mark.parametrize("loops", LOOPS)
@@ -197,9 +176,9 @@ def test_importances_by_layers_of_pyg_are_those_of_a_plain_loop(layer, loops):
     x = torch.randn(4, 3)
     graph = Data(x=x, edge_index=torch.tensor(given).T)
     # A layer that replaces loops has one for each node.
-    replaces = getattr(model.conv, "add_self_loops", False)
-    seen = [*bonds, *((i, i) for i in range(4))] if replaces else given
-    weight = weight_by_loop(model.conv, x, seen)[[seen.index(edge) for edge in given]]
+    _, (used, weight) = model.conv(x, graph.edge_index, return_attention_weights=True)
+    seen = list(map(tuple, used.T.tolist()))
+    weight = weight[[seen.index(edge) for edge in given]]
     value = model.conv.lin_value if layer == "TransformerConv" else model.conv.lin
     value = value(x)[graph.edge_index[0]].view(len(given), -1, 4)
     message = weight.unsqueeze(-1) * value
@@ -210,10 +189,9 @@ def test_importances_by_layers_of_pyg_are_those_of_a_plain_loop(layer, loops):
         "ratio": sizes[:, -1] / sizes[:, (sizes.size(1) - 1) // 2],
     }
     for method, of_edges in expected.items():
-        if (layer, method) != ("GCNConv", "AttentionExplainer"):
-            for graphs in ([graph], [graph, graph]):
-                found = edge_importance(model, graphs, method)[-1]
-                torch.testing.assert_close(found, of_edges, rtol=1e-4, atol=1e-6)
+        for graphs in ([graph], [graph, graph]):
+            found = edge_importance(model, graphs, method)[-1]
+            torch.testing.assert_close(found, of_edges, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(edge_maxima(model, [graph])[0], expected["ratio"])
     labels = [torch.arange(graph.num_edges)]
     shares = heat_map(model, [graph], labels, len(given), thresholds=[2.0])
@@ -273,22 +251,18 @@ def test_a_bond_has_the_larger_importance_of_its_directions_in_any_order_of_edge
     torch.testing.assert_close(found, torch.tensor([5, -2, 7, math.nan]), equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
+def test_the_rank_correlation_is_that_of_the_bonds_if_both_sides_order_them():
+    a = torch.tensor([1.0, 0, 2, 9, 0, 3, 0, 4])  # bonds 1, 9, 3, 4
+    for values, expected in (
         ([10.0, 0, 0, 40, 20, 0, 0, 30], 1.0),
         ([1.0, 0, 0, 2, 3, 0, 0, 4], 0.4),  # ranks 1 4 2 3 and 1 2 3 4: 1 - 6 * 6 / (4 * 15)
         ([2.0, 1, 2, 0, 0, 2, 2, 2], math.nan),
         ([math.nan, 1, 2, 3, 4, 5, 6, 7], math.nan),
-    ],
-)
-def test_the_rank_correlation_is_that_of_the_bonds_if_both_sides_order_them(values, expected):
-    a = torch.tensor([1.0, 0, 2, 9, 0, 3, 0, 4])  # bonds 1, 9, 3, 4
-    for sides in ((a, torch.tensor(values)), (torch.tensor(values), a)):
-        found = rank_correlation(
-            *([side, torch.rand(2)] for side in sides), [path(*4 * [1]), path(1)]
-        )
-        assert found == pytest.approx([expected, math.nan], nan_ok=True)
+    ):
+        for sides in ((a, torch.tensor(values)), (torch.tensor(values), a)):
+            both = ([side, torch.rand(2)] for side in sides)
+            found = rank_correlation(*both, [path(*4 * [1]), path(1)])
+            assert found == pytest.approx([expected, math.nan], nan_ok=True)
 
 
 MODEL = Additive(0.0, 1.0, 10.0, 100.0)

@@ -274,13 +274,11 @@ class Queries(TransformerConv):
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        *(("Scores", {}), ("Scores", {"add_self_loops": False})),
-        *(("Features", {}), ("Queries", {}), ("Queries", {"beta": True})),
-    ],
-)
+KINDS = [("Scores", {}), ("Scores", {"add_self_loops": False}), ("Features", {})]
+KINDS += [("Queries", {}), ("Queries", {"beta": True})]
+
+
+@pytest.mark.parametrize(("name", "options"), KINDS)
 def test_a_layer_whose_source_cannot_be_read_is_normalised_too(name, options):
     names = {"GATConv": GATConv, "TransformerConv": TransformerConv, "__name__": "__main__"}
     exec(NOTEBOOK, names)
