@@ -10,13 +10,15 @@ from torch_geometric.utils import from_networkx
 
 from mapkg import models
 from mapkg.hooks import record
-from studies.extras import LaplacianEncoding, build, laplacian_eigenpairs
-from studies.extras.full_graph import (
+from studies.extras import (
     DiffusionKernel,
     FakeEdgeShare,
     FullGraphAttention,
+    LaplacianEncoding,
+    build,
     complete,
     fake_edges,
+    laplacian_eigenpairs,
 )
 from studies.published import CONFIGS
 

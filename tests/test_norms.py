@@ -16,7 +16,7 @@ from torch_geometric.utils import add_self_loops, coalesce, remove_self_loops
 
 from mapkg.lipschitz_norm import MODES, lipschitz_normalise
 from mapkg.models import EdgeAttention
-from studies.extras.full_graph import FullGraphAttention
+from studies.extras import FullGraphAttention
 
 HEADS, CHANNELS = 3, 4
 EXACT = dict(rtol=1e-10, atol=1e-10)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from mapkg.hooks import record
-from studies.extras import build
-from studies.extras.full_graph import Completion, FakeEdgeShare
+from studies.extras import Completion, FakeEdgeShare, build
 from studies.extras.official import load_layer, load_network
 from studies.published import CONFIGS
 

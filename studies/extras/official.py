@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer, ResidualBlock
 from mapkg.models.network import GraphNetwork
-from studies.extras import FullGraphNetwork
-from studies.extras.full_graph import DiffusionKernel, FakeEdgeShare, FullGraphLayer
+from studies.extras import DiffusionKernel, FakeEdgeShare, FullGraphLayer, FullGraphNetwork
 
 KINDS = {"gt": "mean", "graphit": "sum", "san": "sum"}
 """Layer kinds that can be read, and the readout of their published networks on molecules."""
@@ -144,7 +143,7 @@ def _checked(state_dict: StateDict, kind: str) -> StateDict:
 
 def _some(names: Iterable[str]) -> str:
     names = list(map(str, names))
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
 
 
 def _joined_tables(state_dict: StateDict) -> tuple[StateDict, dict[str, tuple[int, ...]]]:
@@ -177,9 +176,8 @@ def _empty_layer(
     state_dict: StateDict, kind: str, attention: str, heads: int, residual: bool
 ) -> Layer:
     _require([f"{attention}.Q.weight"], state_dict)
-    is_full = f"{attention}.Q_2.weight" in state_dict
-    layer_type: type[Layer] = FullGraphLayer if is_full else NodeStreamLayer
-    layer_type = GraphTransformerLayer if kind == "gt" else layer_type
+    sparse = GraphTransformerLayer if kind == "gt" else NodeStreamLayer
+    layer_type = FullGraphLayer if f"{attention}.Q_2.weight" in state_dict else sparse
     norms = ("batch_norm", "layer_norm")
     return layer_type(
         len(state_dict[f"{attention}.Q.weight"]),

@@ -1,7 +1,6 @@
 """A small interactive viewer of molecules and their ratios, in a page without network."""
 
 import html
-import io
 import json
 import re
 from collections import defaultdict
@@ -13,11 +12,11 @@ from importlib.resources import files
 from xml.etree import ElementTree
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from rdkit import Chem
+from rdkit.Chem import Draw
 from rdkit.Chem.Draw import rdMolDraw2D
 from torch import Tensor
 
@@ -44,7 +43,7 @@ _BAND = "#FF00FF"  # tells the bands of bonds from RDKit's other shapes, which a
 
 @dataclass(frozen=True)
 class Scale:
-    """Colors for ratios from ``low`` to ``high``, in equal steps on a logarithmic axis."""
+    """Colors for ratios in equal steps on a logarithmic axis."""
 
     low: float
     high: float
@@ -322,15 +321,10 @@ def draw_molecule(
     for key, notes, parts in noted:
         for note, part in zip(notes or (), parts, strict=notes is not None):
             part.SetProp(key, note)
-    canvas = rdMolDraw2D.MolDraw2DCairo(900, 600)
-    options = canvas.drawOptions()
+    options = rdMolDraw2D.MolDrawOptions()
     options.annotationFontScale = 0.7
     if atom_notes is not None:
         options.useBWAtomPalette()
-    options.prepareMolsBeforeDrawing = False
-    rdMolDraw2D.PrepareMolForDrawing(drawn, kekulize=True)
-    canvas.DrawMolecule(drawn)
-    canvas.FinishDrawing()
-    ax.imshow(plt.imread(io.BytesIO(canvas.GetDrawingText())))
+    ax.imshow(Draw.MolToImage(drawn, (900, 600), options=options))
     ax.set_axis_off()
     return ax
