@@ -15,10 +15,8 @@ from mapkg.models import build
 from studies.data import molecule_graph
 from studies.published import CONFIGS
 
-SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 SHORT = Ascent(lr=0.01, passes=4)
 LONG = Ascent(lr=0.05, passes=600, patience=30)
-FAR_BELOW = -1e4
 
 
 class Linear(nn.Module):
@@ -47,7 +45,7 @@ def graph(seed):
         x=torch.randint(4, (nodes,), generator=generator),
         edge_index=torch.randint(nodes, (2, 6 + seed), generator=generator),
         edge_attr=torch.randint(3, (6 + seed,), generator=generator),
-        y=torch.full((1, 1), FAR_BELOW, dtype=torch.double),  # so that the loss is linear
+        y=torch.full((1, 1), -1e4).double(),  # so that the loss is linear
     )
 
 
@@ -71,7 +69,7 @@ def molecules():
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(1)
-    return build(SMALL).eval()
+    return build(CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)).eval()
 
 
 def run(model, graphs, sigma, **options):
@@ -199,7 +197,6 @@ def test_masks_leave_what_is_massive_and_controls_as_many_others(network, molecu
 
 def test_a_masked_attack_disturbs_nothing_else(linear, graphs):
     chosen = torch.tensor([1.0, 0.0]).repeat(100)[: sum(g.num_edges for g in graphs)]
-    linear.embedded.clear()
     masks = {"edge_embedding": lambda batch: chosen.unsqueeze(1)}
     assert set(run(linear, graphs, 0.2, masks=masks)["disturbed"]) == {5 * int(chosen.sum())}
     (nodes, edges), (nodes_after, edges_after) = linear.embedded[0], linear.embedded[-1]

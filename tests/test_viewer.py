@@ -62,10 +62,8 @@ def test_the_colors_of_a_scale_change_at_its_bounds_and_a_greater_ratio_is_darke
         assert bound == pytest.approx(10 ** (4 * (i + 1) / LEVELS))
     assert scale.color(0.0) == scale.color(1.0) == COLORS[0]
     assert scale.color(1e9) == scale.color(10_000.0) == COLORS[-1]
-    rgb = np.array([to_rgb(color) for color in COLORS])  # the lightness of CIELAB
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    steps = -np.diff(116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16)
-    assert (steps > 0.4).all() and (steps < 1.6).all()
+    light = np.array([to_rgb(color) for color in COLORS]) @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(light) < 0).all()
 
 
 def test_bonds_from_the_threshold_on_are_outlined_counted_and_above_the_others():
@@ -231,13 +229,13 @@ def test_no_ratio_is_rounded_over_the_threshold_and_extreme_ones_survive(show):
     assert status(page).startswith("1 of 2 bonds at or above 1,000")
     ratios = np.array([[[1e-45, 3.4e38]], [[7.0, 123456.0]], [[0.0123, np.nan]]])
     page = show(viewer(MOLECULES[1:2], [ratios], captions=["CCO"]))
-    titles = []
-    for layer in range(3):
-        control(page, "Layer").fill(str(layer))
-        bonds = [shown(page).locator(f"[data-bond='{bond}'] title") for bond in (0, 1)]
-        titles += [bond.text_content().split(": ")[1] for bond in bonds]
     large = "340" + ",000" * 12
-    assert titles == ["0.0000000001", large, "7", "123,000", "0.0123", "no ratio"]
+    texts = [("0.0000000001", large), ("7", "123,000"), ("0.0123", "no ratio")]
+    for layer, expected in enumerate(texts):
+        control(page, "Layer").fill(str(layer))
+        for bond, text in enumerate(expected):
+            title = shown(page).locator(f"[data-bond='{bond}'] title")
+            assert title.text_content() == f"bond {bond}: {text}"
 
 
 def test_everything_can_be_done_with_the_keyboard_and_has_a_name(show):
@@ -258,18 +256,6 @@ def test_everything_can_be_done_with_the_keyboard_and_has_a_name(show):
     assert all(line in snapshot for line in names + pictures)
 
 
-def is_the_gallery(page):
-    """Whether all molecules are there as given, with no control."""
-    drawn = page.locator("figure:visible").all()
-    assert [fills(figure) for figure in drawn] == [css(largest(m, LAYER)) for m in range(3)]
-    over = [np.flatnonzero(np.fmax.reduce(ratio[LAYER]) >= 1000).tolist() for ratio in RATIOS]
-    assert [outlined(figure) for figure in drawn] == over
-    assert page.get_by_text("Layer 0, all heads.").is_visible()
-    for locator in (page.locator("button, select, input"), page.get_by_role("status")):
-        assert not any(part.is_visible() for part in locator.all())
-    return True
-
-
 def test_on_paper_and_without_scripts_all_molecules_stand_in_place_of_what_was_chosen(show):
     first, second = a_viewer(), a_viewer()
     page = show(first, second)
@@ -279,24 +265,27 @@ def test_on_paper_and_without_scripts_all_molecules_stand_in_place_of_what_was_c
     one.get_by_role("button", name="next molecule").click()
     assert fills(shown(one)) == css(largest(1, 3))
     assert (status(other), fills(shown(other))) == before, "two viewers of a page"
-    page = show(a_viewer())
-    control(page, "Layer").fill(str(3))
-    page.emulate_media(media="print")
-    assert is_the_gallery(page)
-    assert is_the_gallery(show(a_viewer(), java_script_enabled=False))
+    printed, plain = show(a_viewer()), show(a_viewer(), java_script_enabled=False)
+    control(printed, "Layer").fill("3")
+    printed.emulate_media(media="print")
+    over = [np.flatnonzero(np.fmax.reduce(ratio[LAYER]) >= 1000).tolist() for ratio in RATIOS]
+    for page in (printed, plain):
+        drawn = page.locator("figure:visible").all()
+        assert [fills(figure) for figure in drawn] == [css(largest(m, LAYER)) for m in range(3)]
+        assert [outlined(figure) for figure in drawn] == over
+        assert page.get_by_text("Layer 0, all heads.").is_visible()
+        for locator in (page.locator("button, select, input"), page.get_by_role("status")):
+            assert not any(part.is_visible() for part in locator.all())
 
 
 def test_captions_are_never_markup_and_nothing_is_wider_than_the_page(show):
     evil = '</script></title><script>document.title = "gone"</script><img src=x onerror=alert(1)>"&'
     captions = [evil, "C" * 200, "C"]
-    for theme in ("light", "dark"):
-        page = show(a_viewer(captions=captions), viewport=dict(width=320, height=600))
-        page.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
-        assert page.title() == "t"
-        assert page.locator("img").count() == 0
-        assert shown(page).locator("figcaption").text_content().startswith(evil)
-        wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert page.evaluate(wide) == 0
+    page = show(a_viewer(captions=captions), viewport=dict(width=320, height=600))
+    assert (page.title(), page.locator("img").count()) == ("t", 0)
+    assert shown(page).locator("figcaption").text_content().startswith(evil)
+    wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(wide) == 0
 
 
 def test_the_usual_page_is_below_150_kilobytes():
