@@ -1,12 +1,11 @@
 r"""Gradient-ascent noise on the embedded nodes and edges of a frozen network.
 
-To the embeddings h of nodes and e of edges is added
+To the embeddings of nodes and edges is added
 
 .. math:: \delta(n) = \sigma \, \frac{n}{\mathrm{std}(n)} ,
 
-with the standard deviation over all entries of n, so that what is added has the standard
-deviation sigma at every step. The noise n starts standard normal, the *random* noise, and is
-then *optimised* by gradient ascent on the mean loss.
+with the standard deviation over all entries of n. The noise n starts standard normal, the *random*
+noise, and is then *optimised* by gradient ascent on the mean loss.
 
 The published noise is not centred: nothing bounds its mean, since a constant n has no standard
 deviation. ``centred=True`` takes the mean away first, and the worst case is bounded.
@@ -44,13 +43,13 @@ EMBEDDINGS = ("node_embedding", "edge_embedding")
 """What the noise is added to."""
 
 MASKED = ("edges", "channels", "largest")
-"""The choices of ``where_massive``, which says what they are."""
+"""The choices of ``where_massive``."""
 
 Mask = Callable[[Any], Float[Tensor, "rows _"]]
 """From a batch to 1 where an embedding is disturbed and 0 elsewhere, [rows, D] or [rows, 1]."""
 
 Predict = Callable[[int, Any], Tensor]
-"""From the number of a batch and the batch to predictions, with noise or without."""
+"""From the number of a batch and the batch to predictions."""
 
 
 class TooFewEntries(ValueError):
@@ -136,8 +135,7 @@ def attack(
     Returns:
         A row per ``sigma``, ``restart`` and ``noise`` (``"none"``, ``"random"``, ``"optimised"``),
         with ``loss``, the metrics of ``evaluation.measure``, ``gain``, the optimised loss over the
-        random one less 1 (NaN for the others), ``passes`` of the optimisation, and the number of
-        ``disturbed`` entries.
+        random one less 1, ``passes`` of the optimisation, and the number of ``disturbed`` entries.
 
     Raises ``ValueError`` if there is no graph, a target is missing or (with ``"l1"``) not finite, a
     sigma is not above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves fewer

@@ -1,8 +1,7 @@
 """What massive activations sit on: counts by type of edge, and how sure they are.
 
 An edge is *massive* in a layer if an activation in any channel is, by the row ratio. Intervals are
-bootstrapped over molecules, since the edges of one molecule are no independent draws; the
-permutation test moves types among the bonds of a molecule and leaves everything else in place.
+bootstrapped over graphs, since the edges of one are no independent draws.
 
 Source: massive-activations paper, its bond-type heat map, which gives shares alone.
 """
@@ -128,10 +127,9 @@ def heat_map(
 ) -> Float[Tensor, "layers thresholds labels channels"]:
     """Which share of the edges of each label is massive in each channel, in evaluation mode.
 
-    ``labels`` has one tensor per graph, a label per edge. ``names`` are submodules, or stages of
-    them, with a row per edge; None means those of ``rows.default_names``. Channels are head-major;
-    NaN for a label without an edge. Raises ``ValueError`` if labels do not fit the edges, or the
-    layers differ in width.
+    ``labels`` are as for ``attribute``. ``names`` are submodules, or stages of them, with a row per
+    edge; None means those of ``rows.default_names``. NaN for a label without an edge. Raises
+    ``ValueError`` if labels do not fit the edges, or the layers differ in width.
 
     Source: massive-activations paper, its heat map. differs: the labels of its two axes are
     swapped there, and the median averages the two middle magnitudes.

@@ -1,8 +1,7 @@
 r"""How alike features become on their way forward, and errors on their way back.
 
-A layer that averages over neighbors draws the features of all nodes together, and the errors that
-training sends back through it, too. Features X are [N, D], one row per node, and the errors
-:math:`B = \partial L / \partial H` of what a layer returns have the shape of H.
+Features X are [N, D], one row per node, and the errors :math:`B = \partial L / \partial H` of what
+a layer returns have the shape of H.
 
 Source: backward-oversmoothing paper.
 """
@@ -119,10 +118,9 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
 def uniform_attention_limits(edge_index: Int[Tensor, "2 E"], num_nodes: int) -> Limits:
     r"""Where attention leads that weighs a node and its neighbors alike.
 
-    Softmax does so once features are alike. It then averages with :math:`P = D^{-1} (A + I)`:
-    features become constant, and errors gather in proportion to :math:`D`. As ``limits`` of P, but
-    sparse, for graphs of thousands of nodes (3 or more). Self-loops do not count. Raises
-    ``ValueError`` if an edge has one direction only, or the graph is not connected.
+    As ``limits`` of :math:`P = D^{-1} (A + I)`, but sparse, for graphs of 3 to thousands of nodes:
+    features become constant, and errors gather in proportion to :math:`D`. Self-loops do not count.
+    Raises ``ValueError`` if an edge has one direction only, or the graph is not connected.
     """
     edge_index, _ = remove_self_loops(edge_index)
     adjacency = to_scipy_sparse_matrix(edge_index, num_nodes=num_nodes).tocsr()

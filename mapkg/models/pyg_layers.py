@@ -15,10 +15,9 @@ Notation as in ``edge_attention``. What ``mapkg.hooks`` can see of each architec
     gps          conv.conv:message        relu(h_j + e_ji), [E, D]           [E, D]
     gps          conv.attn                dense attention, padded, and None  [N, D]
 
-A vector score is the logit of the softmax before the sum over the channels of a head, as our
-``score`` is: Q_i * (K_j + W_e e_ji) / sqrt(d) for the transformer, and
-a * LeakyReLU(W_r h_i + W_l h_j + W_e e_ji) for gatv2. GATConv sums its channels before any hook
-of PyG can see them.
+A vector score is the logit of the softmax before the sum over the channels of a head:
+Q_i * (K_j + W_e e_ji) / sqrt(d) for the transformer, a * LeakyReLU(W_r h_i + W_l h_j + W_e e_ji)
+for gatv2. GATConv sums its channels before any hook of PyG can see them.
 """
 
 import math
