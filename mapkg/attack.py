@@ -1,29 +1,27 @@
 r"""Gradient-ascent noise on the embedded nodes and edges of a frozen network.
 
-To the embeddings h of nodes and e of edges is added
+To the embeddings of nodes and edges is added
 
 .. math:: \delta(n) = \sigma \, \frac{n}{\mathrm{std}(n)} ,
 
-with the standard deviation over all entries of n, so that what is added has the standard
-deviation sigma at every step. The noise n starts standard normal, the *random* noise, and is
-then *optimised* by gradient ascent on the mean loss.
+with the standard deviation over all entries of n. The noise n starts standard normal, the *random*
+noise, and is then *optimised* by gradient ascent on the mean loss.
 
-The published noise is not centred: its mean is free, and nothing bounds it, since a constant n
-has no standard deviation. ``centred=True`` takes the mean away first, and the worst case is
-bounded.
+The published noise is not centred: nothing bounds its mean, since a constant n has no standard
+deviation. ``centred=True`` takes the mean away first, and the worst case is bounded.
 
 Source: massive-activations paper, its adversarial framework (published code of GT on TOX21).
 differs: noise for every batch, where the published one has the size of the last one; noise on
-some edges alone; and a rate that falls when the loss no longer grows by 1e-4 of itself (the
-published code minimises the negative loss, so that torch's schedule never lowers its rate).
+some edges alone; a rate that falls when the loss no longer grows by 1e-4 of itself (in the
+published code torch's schedule is given the negative loss and never lowers the rate).
 """
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, product
 from typing import Any
 
 import pandas as pd
@@ -45,10 +43,13 @@ EMBEDDINGS = ("node_embedding", "edge_embedding")
 """What the noise is added to."""
 
 MASKED = ("edges", "channels", "largest")
-"""The choices of ``where_massive``, which says what they are."""
+"""The choices of ``where_massive``."""
 
 Mask = Callable[[Any], Float[Tensor, "rows _"]]
 """From a batch to 1 where an embedding is disturbed and 0 elsewhere, [rows, D] or [rows, 1]."""
+
+Predict = Callable[[int, Any], Tensor]
+"""From the number of a batch and the batch to predictions."""
 
 
 class TooFewEntries(ValueError):
@@ -59,11 +60,8 @@ class TooFewEntries(ValueError):
 class Ascent:
     """How noise is optimised.
 
-    Attributes:
-        lr: of Adam.
-        passes: at most so many over the graphs.
-        patience: passes without a better mean loss before the rate is halved.
-        min_lr: below this rate it ends.
+    By at most so many ``passes`` over the graphs with Adam, whose rate ``lr`` is halved after
+    ``patience`` passes without a better mean loss; below ``min_lr`` it ends.
 
     Source: massive-activations paper, published code; all values are the published ones.
     """
@@ -88,11 +86,10 @@ def scaled(
 ) -> Float[Tensor, "rows D"]:
     """Noise of standard deviation sigma, over the entries where the mask is 1 (None: all).
 
-    ``centred`` takes the mean over these entries away. Raises ``TooFewEntries`` if fewer than two
-    are left.
+    ``centred`` takes their mean away. Raises ``TooFewEntries`` if there are fewer than two.
     """
-    inside = torch.ones_like(noise) if mask is None else mask.to(noise).expand_as(noise)
-    inside = inside.to(torch.bool)
+    inside = torch.ones_like(noise) if mask is None else mask.expand_as(noise)
+    inside = inside.to(noise.device, torch.bool)
     chosen = noise[inside]
     if len(chosen) < 2:
         raise TooFewEntries(
@@ -118,61 +115,52 @@ def attack(
     batch_size: int = 128,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What noise on the embeddings does to a network, random and optimised.
-
-    The model is run in evaluation mode and left as it was.
+    """What noise on the embeddings does to a network in evaluation mode, random and optimised.
 
     Args:
-        model: with submodules ``node_embedding`` and ``edge_embedding``.
+        model: with submodules ``node_embedding`` and ``edge_embedding``; it is left as it was.
         graphs: whole graphs with targets.
         sigmas: standard deviations of what is added, above 0.
         loss: what is ascended, ``"l1"`` or ``"bce"``.
         restarts: seeds of the noise; the optimisation starts anew from each.
-        shared: one vector of noise for all nodes and one for all edges, in place of one for each.
+        shared: one vector of noise for all nodes and one for all edges.
         relative: sigma is in units of the standard deviation of the embedding that is disturbed.
         centred: what is added has the mean 0.
         masks: for some of ``EMBEDDINGS``, where they are disturbed, see ``where_massive``; the
             others are left alone. None disturbs both everywhere. Not for shared noise.
-        ascent: how noise is optimised; by default the published way.
+        ascent: how noise is optimised.
         batch_size: graphs per forward pass.
         progress: whether to show a progress bar on stderr.
 
     Returns:
         A row per ``sigma``, ``restart`` and ``noise`` (``"none"``, ``"random"``, ``"optimised"``),
         with ``loss``, the metrics of ``evaluation.measure``, ``gain``, the optimised loss over the
-        random one less 1 (NaN for the others), ``passes`` of the optimisation, and the number of
-        ``disturbed`` entries.
+        random one less 1, ``passes`` of the optimisation, and the number of ``disturbed`` entries.
 
     Raises ``ValueError`` if there is no graph, a target is missing or (with ``"l1"``) not finite, a
-    sigma is not a number above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves
-    fewer than two entries in a batch.
+    sigma is not above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves fewer
+    than two entries in a batch.
     """
     sigmas = tuple(sigmas)
-    if len(graphs) == 0:
-        raise ValueError("expected graphs to attack, got none")
-    for name, values in {"sigmas": sigmas, "restarts": restarts}.items():
-        if not values:
+    for name, values in {"graphs": graphs, "sigmas": sigmas, "restarts": restarts}.items():
+        if len(values) == 0:
             raise ValueError(f"{name}: expected at least one, got none")
     check_targets(graphs)
     for sigma in sigmas:
-        if not 0 < sigma < float("inf"):
+        if not 0 < sigma < math.inf:
             raise ValueError(f"sigma: expected a standard deviation above 0, got {sigma!r}")
     if shared and masks is not None:
         raise ValueError("masks: expected none with shared noise, which is alike for all rows")
     every = [(batch, targets(batch)) for batch in batches(graphs, batch_size)]
     if loss == "l1" and not all(target.isfinite().all() for _, target in every):
         raise ValueError("targets: expected numbers for loss 'l1', got NaN or infinity")
-    names = EMBEDDINGS if masks is None else tuple(masks)
-    rows = []
-    with hooks.evaluating(model), _frozen(model):
+    names, rows = EMBEDDINGS if masks is None else tuple(masks), []
+    with hooks.evaluating(model):
         passes = hooks.scan(model, [batch for batch, _ in every], names, forward=predict)
         embedded = [seen for _, seen in passes]  # of each batch
-        places = [
-            {name: None if masks is None else masks[name](batch) for name in names}
-            for batch, _ in every
-        ]
+        places = [{n: mask(batch) for n, mask in (masks or {}).items()} for batch, _ in every]
         disturbed = sum(
-            x.numel() if (mask := place[name]) is None else int(mask.expand_as(x).count_nonzero())
+            int(place[name].expand_as(x).count_nonzero()) if name in place else x.numel()
             for place, seen in zip(places, embedded, strict=True)
             for name, x in seen.items()
         )
@@ -180,24 +168,40 @@ def attack(
         if relative:
             joined = {n: torch.cat([seen[n].flatten() for seen in embedded]) for n in names}
             units = {name: x.std().item() for name, x in joined.items()}
-        clean = _scores(model, every, None, loss)
-        pairs = [(sigma, restart) for sigma in sigmas for restart in restarts]
+        clean = _scores(lambda _, batch: predict(model, batch), every, loss)
+        pairs = [*product(sigmas, restarts)]
         for sigma, restart in tqdm(pairs, "attacks", file=sys.stderr, disable=not progress):
-            sizes = {name: sigma * unit for name, unit in units.items()}
-            noise = _Noise(embedded, sizes, shared, centred, places, restart)
-            random = _scores(model, every, noise, loss)
-            taken = _ascend(model, every, noise, loss, ascent)
-            optimised = _scores(model, every, noise, loss)
-            row = {"sigma": sigma, "restart": restart, "disturbed": disturbed}
-            row |= {"gain": float("nan"), "passes": 0}
+            generator = torch.Generator().manual_seed(restart)
+            noise = {
+                name: [
+                    torch.randn(1 if shared else len(x), x.size(1), generator=generator).to(x)
+                    for x in (seen[name] for seen in embedded[: 1 if shared else None])
+                ]
+                for name in names
+            }
+            parameters = [values.requires_grad_() for values in chain(*noise.values())]
+
+            def add(number, name, x, noise=noise, sigma=sigma):
+                values, mask = noise[name][0 if shared else number], places[number].get(name)
+                return x + scaled(values, sigma * units[name], centred=centred, mask=mask)
+
+            def disturb(number, batch, add=add):
+                edits = {name: partial(add, number, name) for name in names}
+                with hooks.edit(model, edits):
+                    return predict(model, batch)
+
+            random = _scores(disturb, every, loss)
+            taken = _ascend(disturb, parameters, every, loss, ascent)
+            optimised = _scores(disturb, every, loss)
+            start, rest = {"sigma": sigma, "restart": restart}, {"disturbed": disturbed}
             gained = {"gain": optimised["loss"] / random["loss"] - 1, "passes": taken}
+            none = {"gain": math.nan, "passes": 0}
             rows += [
-                row | {"noise": "none"} | clean,
-                row | {"noise": "random"} | random,
-                row | {"noise": "optimised"} | optimised | gained,
+                start | {"noise": "none"} | clean | none | rest,
+                start | {"noise": "random"} | random | none | rest,
+                start | {"noise": "optimised"} | optimised | gained | rest,
             ]
-    columns = ["sigma", "restart", "noise", *clean, "gain", "passes", "disturbed"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows)
 
 
 def where_massive(
@@ -206,7 +210,6 @@ def where_massive(
     *,
     threshold: float = MASSIVE_RATIO,
     control: bool = False,
-    equal: bool = False,
 ) -> Mask:
     """Where edge embeddings are disturbed: at what is massive by the row ratio.
 
@@ -214,13 +217,12 @@ def where_massive(
         model: the network as it is.
         by: ``"edges"``, all channels of edges with a massive activation; ``"channels"``, the
             massive channels of each edge, in one layer or more; ``"largest"``, the channel of
-            each edge whose score is largest in magnitude in the first layer, the published mask,
-            which the published attack computes and never uses.
+            each edge with the largest score in the first layer, which the published attack
+            computes and never uses.
         threshold: ratio above which an activation is massive, above 0.
         control: as many others instead, drawn at random: other edges of the batch, or other
-            channels of the same edges; all of them where there are fewer.
-        equal: where there are fewer others, only as many of the chosen, drawn at random, so that
-            the mask and its control are of equal size.
+            channels of the same edges. Where there are fewer others, the mask has only as many of
+            the chosen, drawn at random, so that it and its control are of equal size.
 
     Raises ``ValueError`` if there is no such choice, or the threshold is not above 0.
     """
@@ -241,81 +243,42 @@ def where_massive(
             chosen = torch.stack(massive).any(dim=0)
         if by == "edges":
             chosen = chosen.any(dim=1).unsqueeze(0)  # one row, of edges
-        if control or equal:
-            pool = ~chosen if control else chosen
-            number = torch.minimum(chosen.sum(1, keepdim=True), (~chosen).sum(1, keepdim=True))
-            order = torch.rand(chosen.shape, generator=generator).to(scores[0])
-            rank = order.masked_fill(~pool, 2).argsort(dim=1).argsort(dim=1)
-            chosen = (rank < number) & pool
+        pool = ~chosen if control else chosen
+        number = torch.minimum(chosen.sum(1, keepdim=True), (~chosen).sum(1, keepdim=True))
+        order = torch.rand(chosen.shape, generator=generator).to(scores[0])
+        rank = order.masked_fill(~pool, 2).argsort(dim=1).argsort(dim=1)
+        chosen = (rank < number) & pool
         return (chosen.t() if by == "edges" else chosen).to(scores[0])
 
     return mask
 
 
-class _Noise:
-    """The noise of all batches; shared noise is one vector per embedding, for all of them."""
-
-    def __init__(
-        self,
-        embedded: Sequence[Mapping[str, Tensor]],
-        sizes: Mapping[str, float],
-        shared: bool,
-        centred: bool,
-        places: Sequence[Mapping[str, Tensor | None]],
-        seed: int,
-    ) -> None:
-        self.sizes, self.centred, self.places = sizes, centred, places
-        generator = torch.Generator().manual_seed(seed)
-        self.values: dict[str, list[Tensor]] = {name: [] for name in sizes}
-        for name, values in self.values.items():
-            for x in (seen[name] for seen in embedded[: 1 if shared else None]):
-                noise = torch.randn(x.shape[-1:] if shared else x.shape, generator=generator)
-                values.append(noise.to(x).requires_grad_())
-
-    def add(self, number: int, name: str, x: Float[Tensor, "rows D"]) -> Float[Tensor, "rows D"]:
-        """A disturbed embedding of the batch of that number."""
-        values = self.values[name]
-        noise = torch.atleast_2d(values[min(number, len(values) - 1)])
-        mask = self.places[number][name]
-        return x + scaled(noise, self.sizes[name], centred=self.centred, mask=mask)
-
-    def predict(self, model: nn.Module, number: int, batch: Any) -> Tensor:
-        """Predictions for the batch of that number from disturbed embeddings."""
-        with hooks.edit(model, {name: partial(self.add, number, name) for name in self.values}):
-            return predict(model, batch)
-
-
-def _scores(
-    model: nn.Module, every: Sequence[tuple[Any, Tensor]], noise: _Noise | None, loss: str
-) -> dict[str, float]:
+def _scores(forward: Predict, every: Sequence[tuple[Any, Tensor]], loss: str) -> dict[str, float]:
     with torch.no_grad():
-        predicted = [
-            noise.predict(model, number, batch) if noise else predict(model, batch)
-            for number, (batch, _) in enumerate(every)
-        ]
+        predicted = [forward(number, batch) for number, (batch, _) in enumerate(every)]
     metrics = measure(torch.cat(predicted), torch.cat([target for _, target in every]), loss)
     return {"loss": metrics["mae" if loss == "l1" else loss], **metrics}
 
 
 def _ascend(
-    model: nn.Module,
+    forward: Predict,
+    noise: Sequence[Tensor],
     every: Sequence[tuple[Any, Tensor]],
-    noise: _Noise,
     loss: str,
     ascent: Ascent,
 ) -> int:
     """Optimise the noise in place; returns the number of passes."""
-    parameters = [value for values in noise.values.values() for value in values]
-    optimiser = torch.optim.Adam(parameters, lr=ascent.lr)
+    optimiser = torch.optim.Adam(noise, lr=ascent.lr)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser, "max", factor=0.5, patience=ascent.patience
     )
     for taken in range(1, ascent.passes + 1):
         total, number_of_losses = 0.0, 0
         for number, (batch, target) in enumerate(every):
-            optimiser.zero_grad()
-            each = losses(noise.predict(model, number, batch), target, loss)
-            (-each.mean()).backward()
+            each = losses(forward(number, batch), target, loss)
+            gradients = torch.autograd.grad(-each.mean(), noise, allow_unused=True)
+            for values, gradient in zip(noise, gradients, strict=True):
+                values.grad = gradient  # None for the noise of other batches
             optimiser.step()
             total += each.sum().item()
             number_of_losses += each.numel()
@@ -323,14 +286,3 @@ def _ascend(
         if optimiser.param_groups[0]["lr"] < ascent.min_lr:
             return taken
     return ascent.passes
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_()

@@ -1,14 +1,12 @@
 """What massive activations sit on: counts by type of edge, and how sure they are.
 
 An edge is *massive* in a layer if an activation in any channel is, by the row ratio. Intervals are
-bootstrapped over molecules, since the edges of one molecule are no independent draws; the
-permutation test moves types among the bonds of a molecule and leaves everything else in place.
+bootstrapped over graphs, since the edges of one are no independent draws.
 
 Source: massive-activations paper, its bond-type heat map, which gives shares alone.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -29,112 +27,76 @@ THRESHOLDS = (MASSIVE_RATIO, 3000.0, 4000.0)
 CONFIDENCE = 0.95
 """Level of all intervals."""
 
-_CHUNK = 100  # resamples at a time, for memory's sake
-
-
-@dataclass(frozen=True)
-class Edges:
-    """The edges of many graphs with a label each: a bond type, an atom pair, ...
-
-    Attributes:
-        label: of each edge, 0 to len(names) - 1, shape [E].
-        names: of the labels.
-        graph: which graph each edge is in, shape [E].
-        bond: which pair of nodes each edge joins, whatever its direction, shape [E].
-        back: whether it goes from the later node of the two to the earlier one, shape [E].
-    """
-
-    label: Int[np.ndarray, " E"]
-    names: tuple[str, ...]
-    graph: Int[np.ndarray, " E"]
-    bond: Int[np.ndarray, " E"]
-    back: Bool[np.ndarray, " E"]
-
-    @classmethod
-    def of(
-        cls, graphs: Sequence[Data], labels: Sequence[Int[Tensor, " _"]], names: Sequence[str]
-    ) -> "Edges":
-        """The edges of graphs with an edge at least, from a tensor of labels for each graph.
-
-        Raises ``ValueError`` if a graph has not one label per edge, or a label has no name.
-        """
-        for index, (graph, of_graph) in enumerate(zip(graphs, labels, strict=True)):
-            if len(of_graph) != graph.num_edges:
-                raise ValueError(
-                    f"graph {index}: expected a label for each of its {graph.num_edges} edges, "
-                    f"got {len(of_graph)}"
-                )
-        label = np.concatenate([np.asarray(of_graph) for of_graph in labels])
-        if len(label) == 0:
-            raise ValueError("expected graphs with edges; there is no edge in any of them")
-        if label.min() < 0 or label.max() >= len(names):
-            raise ValueError(
-                f"expected labels from 0 to {len(names) - 1}, one for each of {tuple(names)}, got "
-                f"{label.min()} to {label.max()}"
-            )
-        graph = np.repeat(np.arange(len(graphs)), [g.num_edges for g in graphs])
-        ends = np.concatenate([np.asarray(g.edge_index) for g in graphs], axis=1)
-        pairs = np.vstack([graph, np.sort(ends, axis=0)])
-        _, bond = np.unique(pairs, axis=1, return_inverse=True)
-        return cls(label=label, names=tuple(names), graph=graph, bond=bond, back=ends[0] > ends[1])
-
 
 def attribute(
-    edges: Edges,
+    graphs: Sequence[Data],
+    labels: Sequence[Int[Tensor, " _"]],
+    names: Sequence[str],
     massive: Bool[np.ndarray, "columns E"],
     *,
     resamples: int = 1000,
     permutations: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Shares and enrichment of massive edges, by label, with intervals and tests.
+    """Shares and enrichment of massive edges, by label, with intervals and tests.
 
-    The enrichment of a label is the share it has among massive edges over the share it has
-    among all edges; 1 means that massive edges do not care.
+    The enrichment of a label is its share of massive edges over its share of all edges.
 
     Args:
-        edges: E edges with their labels.
-        massive: which of them are massive, a row for each layer, threshold, ...
+        graphs: E edges in all.
+        labels: of each graph, for each edge its bond type, atom pair, ..., by the place in
+            ``names``.
+        names: of the labels.
+        massive: which edges are massive, a row for each layer, threshold, ...
         resamples: bootstrap resamples of graphs.
         permutations: of labels among the bonds of each graph.
-        seed: of both.
 
     Returns:
         A row per row of ``massive`` (``column``, its index) and label, with ``edges``, ``graphs``
         with such an edge, ``massive_edges``, ``share`` and ``enrichment`` with the ``_low`` and
         ``_high`` ends of 95 % intervals, ``share_bound`` and ``p_value``. NaN is what cannot be
         computed, shares of a label without an edge, enrichment where no edge is massive.
-        The interval of a share of zero is empty, so ``share_bound`` is the exact one-sided 95 %
-        bound of the share of *graphs* whose edges of this label include a massive one. The p-value
-        is two-sided, for the number of massive edges of the label if labels had been dealt out at
+        The interval of a share of zero is empty: ``share_bound`` is the exact one-sided 95 % bound
+        of the share of *graphs* whose edges of this label include a massive one. The p-value is
+        two-sided, for the number of massive edges of the label if labels had been dealt out at
         random within each graph, to each bond those of both directions of another.
 
-    Raises ``ValueError`` if there are not as many edges in both arguments, or several edges from
-    one node to another have different labels.
+    Raises ``ValueError`` if labels do not fit the edges, there is no edge, ``massive`` has another
+    number of them, or several edges from one node to another have different labels.
     """
-    if massive.shape[1] != len(edges.label):
+    label = _joined(graphs, labels, len(names)).numpy()
+    if len(label) == 0:
+        raise ValueError("expected graphs with edges; there is no edge in any of them")
+    if massive.shape[1] != len(label):
         raise ValueError(
-            f"expected {len(edges.label)} edges in each row of massive, got {massive.shape[1]}"
+            f"expected {len(label)} edges in each row of massive, got {massive.shape[1]}"
         )
-    columns, labels, graphs = len(massive), len(edges.names), int(edges.graph[-1]) + 1
-    of_cell = _sums(edges.graph * labels + edges.label, graphs * labels)
-    total = (of_cell @ np.ones(len(edges.label))).reshape(graphs, labels)
-    counts = (of_cell @ massive.T.astype(float)).reshape(graphs, labels, columns)
+    graph = np.repeat(np.arange(len(graphs)), [g.num_edges for g in graphs])
+    drawable, columns, kinds = int(graph[-1]) + 1, len(massive), len(names)
+    of_cell = _sums(graph * kinds + label, drawable * kinds)
+    total = (of_cell @ np.ones(len(label))).reshape(drawable, kinds)
+    counts = (of_cell @ massive.T.astype(float)).reshape(drawable, kinds, columns)
     counts = counts.transpose(0, 2, 1)  # [graphs, columns, labels]
 
     share, enrichment = _shares(total.sum(axis=0), counts.sum(axis=0))
-    rng = np.random.default_rng(seed)
+    rng, uniform = np.random.default_rng(0), np.full(drawable, 1 / drawable)
     drawn = []
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        times = rng.multinomial(graphs, np.full(graphs, 1 / graphs), size=size).astype(float)
-        resampled = (times @ counts.reshape(graphs, -1)).reshape(-1, columns, labels)
+    for start in range(0, resamples, 100):  # so many at a time, for memory's sake
+        size = min(100, resamples - start)
+        times = rng.multinomial(drawable, uniform, size=size).astype(float)
+        resampled = (times @ counts.reshape(drawable, -1)).reshape(-1, columns, kinds)
         drawn.append(_shares(times @ total, resampled))
     ends = [_interval(np.concatenate(part)) for part in zip(*drawn, strict=True)]
+    edge_index = np.concatenate([np.asarray(g.edge_index) for g in graphs], axis=1)
+    joined = np.vstack([graph, np.sort(edge_index, axis=0)])
+    bond = np.unique(joined, axis=1, return_inverse=True)[1]
+    slot = 2 * bond + (edge_index[0] > edge_index[1])  # a bond has one for each of its directions
     # Without a massive edge every deal gives what is observed.
-    p_values, some = np.ones((columns, labels)), massive.any(axis=1)
-    observed = counts.sum(axis=0)[some]
-    p_values[some] = _permutation_test(edges, massive[some], observed, permutations, rng)
+    p_values, some = np.ones((columns, kinds)), massive.any(axis=1)
+    dealt = _deals(label, graph, slot, massive[some], kinds, permutations, rng)
+    center = dealt.mean(axis=0)
+    # The tolerance is for the rounding of the mean.
+    as_far = np.abs(dealt - center) >= np.abs(counts.sum(axis=0)[some] - center) - 1e-9
+    p_values[some] = (1 + as_far.sum(axis=0)) / (1 + permutations)
 
     number, hits = (total > 0).sum(axis=0), (counts > 0).sum(axis=0)
     # The exact (Clopper-Pearson) bound; NaN where there is no graph.
@@ -142,7 +104,7 @@ def attribute(
     bound[(hits == number) & (number > 0)] = 1
     table = {
         "column": np.arange(columns)[:, None],
-        "label": np.array(edges.names, dtype=object),
+        "label": np.array(names, dtype=object),
         "edges": total.sum(axis=0).astype(int),
         "graphs": number,
         "massive_edges": counts.sum(axis=0).astype(int),
@@ -165,26 +127,19 @@ def heat_map(
 ) -> Float[Tensor, "layers thresholds labels channels"]:
     """Which share of the edges of each label is massive in each channel, in evaluation mode.
 
-    ``labels`` has one tensor per graph, a label per edge. ``names`` are submodules, or stages of
-    them, with a row per edge; None means those of ``rows.default_names``. Channels are head-major;
-    NaN for a label without an edge. Raises ``ValueError`` if the layers differ in width.
+    ``labels`` are as for ``attribute``. ``names`` are submodules, or stages of them, with a row per
+    edge; None means those of ``rows.default_names``. NaN for a label without an edge. Raises
+    ``ValueError`` if labels do not fit the edges, or the layers differ in width.
 
     Source: massive-activations paper, its heat map. differs: the labels of its two axes are
     swapped there, and the median averages the two middle magnitudes.
     """
     thresholds = tuple(thresholds)
-    label = torch.cat(list(labels))
-    edges = sum(graph.num_edges for graph in graphs)
-    if len(label) != edges or not ((label >= 0) & (label < num_labels)).all():
-        raise ValueError(
-            f"labels: expected one for each of {edges} edges, from 0 to {num_labels - 1}, got "
-            f"{len(label)}, among them {sorted(set(label.tolist()))[-3:]}"
-        )
+    label = _joined(graphs, labels, num_labels)
     per_label = label.bincount(minlength=num_labels).double()
     names = default_names(model) if names is None else names
-    modules = hooks.resolve(model, names)
+    modules, start = hooks.resolve(model, names), 0
     counts: dict[str, Tensor] = {}
-    start = 0
     for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict):
         of_batch = label[start : start + batch.num_edges]
         start += batch.num_edges
@@ -201,6 +156,21 @@ def heat_map(
     return by_layer / per_label.where(per_label > 0, torch.nan).unsqueeze(1)
 
 
+def _joined(
+    graphs: Sequence[Data], labels: Sequence[Int[Tensor, " _"]], number: int
+) -> Int[Tensor, " E"]:
+    """The labels of all edges; raises unless each graph has one per edge, below ``number``."""
+    for index, (graph, of_graph) in enumerate(zip(graphs, labels, strict=True)):
+        is_known = (of_graph >= 0) & (of_graph < number)
+        if len(of_graph) != graph.num_edges or not is_known.all():
+            raise ValueError(
+                f"labels: expected one for each of the {graph.num_edges} edges of graph {index}, "
+                f"from 0 to {number - 1}, got {len(of_graph)}, among them "
+                f"{sorted(set(of_graph.tolist()))[-3:]}"
+            )
+    return torch.cat(list(labels))
+
+
 def _sums(group: Int[np.ndarray, " members"], groups: int) -> sparse.csr_matrix:
     """The matrix [groups, members] that adds up what the members of each group have."""
     places = (group, np.arange(len(group)))
@@ -208,8 +178,7 @@ def _sums(group: Int[np.ndarray, " members"], groups: int) -> sparse.csr_matrix:
 
 
 def _shares(
-    edges: Float[np.ndarray, "*draws labels"],
-    massive: Float[np.ndarray, "*draws columns labels"],
+    edges: Float[np.ndarray, "*draws labels"], massive: Float[np.ndarray, "*draws columns labels"]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Share of massive edges, and enrichment, shape [*draws, columns, labels]; 0 / 0 is NaN."""
     edges = edges[..., None, :]
@@ -226,33 +195,31 @@ def _interval(values: Float[np.ndarray, "draws ..."]) -> Float[np.ndarray, "2 ..
     return np.where(enough, quantiles, np.nan)
 
 
-def _permutation_test(
-    edges: Edges,
+def _deals(
+    label: Int[np.ndarray, " E"],
+    graph: Int[np.ndarray, " E"],
+    slot: Int[np.ndarray, " E"],
     massive: Bool[np.ndarray, "columns E"],
-    observed: Float[np.ndarray, "columns labels"],
+    kinds: int,
     permutations: int,
     rng: np.random.Generator,
-) -> Float[np.ndarray, "columns labels"]:
-    """Two-sided p-values of the massive edges of each label, labels dealt out within graphs."""
-    slot = 2 * edges.bond + edges.back  # a bond has one for each of its directions
-    first = np.unique(edges.bond, return_index=True)[1]
-    bonds, graph = len(first), edges.graph[first]
-    label = edges.label[first].repeat(2)  # where there is one direction, both have its label
-    label[slot] = edges.label
-    if not np.array_equal(label[slot], edges.label):
+) -> Float[np.ndarray, "permutations columns labels"]:
+    """Massive edges of each label, labels dealt out within graphs."""
+    first = np.unique(slot // 2, return_index=True)[1]  # edge of each bond
+    bonds, graph = len(first), graph[first]
+    of_slot = label[first].repeat(2)  # where there is one direction, both have its label
+    of_slot[slot] = label
+    if not np.array_equal(of_slot[slot], label):
         raise ValueError(
             "expected all edges from one node to another to have the same label; the permutation "
             "test deals out one label for each direction of a bond"
         )
-    label = label.reshape(bonds, 2)
+    of_slot = of_slot.reshape(bonds, 2)
     per_slot = _sums(slot, 2 * bonds) @ massive.T.astype(float)  # massive edges
     order_of_graphs = np.argsort(graph, kind="stable")
-    dealt, drawn = np.empty_like(label), np.empty((permutations, *observed.shape))
+    dealt, drawn = np.empty_like(of_slot), np.empty((permutations, len(massive), kinds))
     for index in range(permutations):
         # Sorted by graph, then at random: a permutation of the bonds within each graph.
-        dealt[order_of_graphs] = label[np.lexsort((rng.random(bonds), graph))]
-        drawn[index] = (_sums(dealt.ravel(), len(edges.names)) @ per_slot).T
-    center = drawn.mean(axis=0)
-    # The tolerance is for the rounding of the mean.
-    as_far = np.abs(drawn - center) >= np.abs(observed - center) - 1e-9
-    return (1 + as_far.sum(axis=0)) / (1 + permutations)
+        dealt[order_of_graphs] = of_slot[np.lexsort((rng.random(bonds), graph))]
+        drawn[index] = (_sums(dealt.ravel(), kinds) @ per_slot).T
+    return drawn

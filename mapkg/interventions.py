@@ -5,8 +5,9 @@ of three rules, in one layer or in several; which ones a later layer has depends
 before it. Two controls change as many other activations, on the same edges of the same layers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import chain, product
 
 import pandas as pd
 import torch
@@ -26,12 +27,12 @@ or itself, scaled down to a magnitude of the threshold times the median of its r
 CHANGED = ("massive", "random", "largest non-massive")
 """Which activations are changed, the massive ones and those of two controls.
 
-An edge with n massive activations has n others changed, drawn at random or the largest ones. Where
-massive ones are clipped, that is multiplied by a factor below 1, the controls are multiplied by
-the same factors, those of their edge, in the order of the channels.
+An edge with n massive activations has n others changed, drawn at random or the largest ones, and
+clipped by the factors of the massive ones, in the order of the channels.
 """
 
 
+@torch.no_grad()
 def intervene(
     model: nn.Module,
     graphs: Sequence[Data],
@@ -44,26 +45,23 @@ def intervene(
 ) -> pd.DataFrame:
     """Predictions with and without the massive activations of a network, in evaluation mode.
 
-    In a GraphTransformer the score feeds the attention and the edge stream, and both are given
-    the changed one; the two cannot be told apart here.
+    In a GraphTransformer both the attention and the edge stream get the changed score.
 
     Args:
         model: a trained network; it is left as it is.
         graphs: whole graphs with targets, to predict.
-        reference: the graphs over whose edges the mean of a channel is taken, in the network
-            as it is; usually those it was trained on.
-        layers: which scores are changed, all in one pass: names or patterns of submodules that
-            return [E, D].
+        reference: graphs over whose edges the mean of a channel is taken, usually those of
+            training.
+        layers: names or patterns of the submodules that return scores [E, D], changed in one pass.
         threshold: ratio above which an activation is massive, at least 1.
         loss: ``"l1"`` or ``"bce"``, as for ``evaluation.losses``.
         seed: of the random control; every rule sees the same draws.
 
     Returns:
         A row per rule, what is changed (``CHANGED``), graph and target. Columns are ``layers``,
-        ``threshold``, ``rule``, ``what``, ``graph``, ``target`` (its number), ``activations``
-        (of the graph in these layers), ``changed`` (how many of them), ``before`` and ``after``
-        (predictions, logits for ``"bce"``), ``loss_before`` and ``loss_after`` (NaN where
-        unlabelled).
+        ``threshold``, ``rule``, ``what``, ``graph``, ``target``, ``activations`` (of the graph in
+        these layers), ``changed`` (how many of them), ``before`` and ``after`` (predictions,
+        logits for ``"bce"``), ``loss_before`` and ``loss_after`` (NaN where unlabelled).
 
     Raises ``ValueError`` if the threshold is below 1, there is no graph, the reference has no edge,
     or an output has not a row of channels per edge.
@@ -74,22 +72,63 @@ def intervene(
         raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold!r}")
     if len(graphs) == 0:
         raise ValueError("expected graphs to predict, got none")
-    names = list(hooks.resolve(model, layers))
-    means = channel_means(model, reference, names)
-    every = [_one_rule(model, graphs, means, rule, threshold, loss, seed) for rule in RULES]
-    table = pd.concat(every, ignore_index=True)
-    table.insert(0, "layers", ", ".join(layers))
-    table.insert(1, "threshold", float(threshold))
-    return table
+    means = channel_means(model, reference, list(hooks.resolve(model, layers)))
+    # Drawn on the CPU, so that a seed means the same on every device.
+    generator, first = torch.Generator().manual_seed(seed), 0
+    tables: dict[str, list[pd.DataFrame]] = {rule: [] for rule in RULES}
+    massive: dict[str, tuple[Tensor, Tensor]] = {}  # how many of each edge, and their factors
+    for batch, seen in hooks.scan(model, batches(graphs, 128), "", forward=predict):
+        before, target = seen[""], targets(batch)
+        graph_of_edge = batch.batch[batch.edge_index[0]]
+        edges = graph_of_edge.bincount(minlength=batch.num_graphs)
+        start = generator.get_state()
+        for rule, what in product(RULES, CHANGED):
+            generator.set_state(start)
+            changed = torch.zeros_like(graph_of_edge)
+
+            def change(name, score, rule=rule, what=what, batch=batch, changed=changed):
+                if score.dim() != 2 or len(score) != batch.num_edges:
+                    raise ValueError(
+                        f"{name}: expected a row of channels per edge, [{batch.num_edges}, D], got "
+                        f"{list(score.shape)}; name the score of a layer"
+                    )
+                ratio = activation_ratio(score)
+                chosen, factor = is_massive(ratio, threshold), threshold / ratio
+                draws = torch.rand(score.shape, generator=generator).to(score)
+                if what == "massive":
+                    massive[name] = chosen.sum(dim=1), factor[chosen]
+                else:
+                    size = draws if what == "random" else score.abs()
+                    number, factors = massive[name]
+                    chosen = _largest(size.masked_fill(chosen, -1), number)
+                    factor = torch.ones_like(score).masked_scatter(chosen, factors)
+                changed += chosen.sum(dim=1)
+                new = {"channel mean": means[name].to(score), "zero": 0, "clip": score * factor}
+                return torch.where(chosen, new[rule], score)
+
+            edits = {name: partial(change, name) for name in means}
+            with hooks.evaluating(model), hooks.edit(model, edits):
+                after = predict(model, batch)
+            columns = {
+                "graph": torch.arange(batch.num_graphs).unsqueeze(1) + first,
+                "target": torch.arange(target.size(1)),
+                "activations": (edges * sum(map(len, means.values()))).unsqueeze(1),
+                "changed": scatter(changed, graph_of_edge, dim_size=len(edges)).unsqueeze(1),
+                **{"before": before, "after": after},
+                "loss_before": each_loss(before, target, loss),
+                "loss_after": each_loss(after, target, loss),
+            }
+            flat = {k: v.cpu().expand(target.shape).flatten().numpy() for k, v in columns.items()}
+            constant = {"layers": ", ".join(layers), "threshold": float(threshold)}
+            tables[rule].append(pd.DataFrame(constant | {"rule": rule, "what": what} | flat))
+        first += batch.num_graphs
+    return pd.concat(chain.from_iterable(tables.values()), ignore_index=True)
 
 
 def channel_means(
     model: nn.Module, graphs: Sequence[Data], names: Iterable[str]
 ) -> dict[str, Float[Tensor, " D"]]:
-    """The signed mean of each channel over all edges, in evaluation mode.
-
-    ``names`` stand for submodules that return [E, D]. Raises ``ValueError`` without an edge.
-    """
+    """Signed means over all edges of what submodules return, in evaluation mode."""
     rows, sums = 0, {}
     for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict):
         rows += batch.num_edges
@@ -100,17 +139,11 @@ def channel_means(
     return {name: total / rows for name, total in sums.items()}
 
 
-def summarise_interventions(
-    table: pd.DataFrame, *, resamples: int = 2000, seed: int = 0
-) -> pd.DataFrame:
+def summarise_interventions(table: pd.DataFrame, *, resamples: int = 2000) -> pd.DataFrame:
     """Means over graphs of what ``intervene`` found, with 95 % bootstrap intervals.
 
-    Graphs are drawn with replacement, each with all its targets, before and after together.
-
-    Args:
-        table: as ``intervene`` returns it; several may be joined, if layers or thresholds differ.
-        resamples: number of bootstrap samples.
-        seed: of the bootstrap.
+    Graphs are drawn with replacement, each with all its targets, before and after together. Tables
+    of ``intervene`` may be joined, if layers or thresholds differ.
 
     Returns:
         A row per layers, threshold, rule and what is changed. Columns are ``graphs``; ``changed``
@@ -137,71 +170,10 @@ def summarise_interventions(
         row |= dict(sums[["loss_before", "loss_after"]].sum() / sums["labelled"].sum())
         for name, number in (("loss_change", "labelled"), ("shift", "predictions")):
             pairs = sums[name].to_numpy(), sums[number].to_numpy()
-            mean = pooled_mean(*pairs, resamples=resamples, seed=seed)
+            mean = pooled_mean(*pairs, resamples=resamples)
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean, strict=True))
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-@torch.no_grad()
-def _one_rule(
-    model: nn.Module,
-    graphs: Sequence[Data],
-    means: Mapping[str, Float[Tensor, " D"]],
-    rule: str,
-    threshold: float,
-    loss: str,
-    seed: int,
-) -> pd.DataFrame:
-    """The rows of one rule."""
-    # Drawn on the CPU, so that a seed means the same on every device.
-    generator = torch.Generator().manual_seed(seed)
-    tables, first = [], 0
-    for batch, seen in hooks.scan(model, batches(graphs, 128), "", forward=predict):
-        before, target = seen[""], targets(batch)
-        graph_of_edge = batch.batch[batch.edge_index[0]]
-        edges = graph_of_edge.bincount(minlength=batch.num_graphs)
-        massive: dict[str, tuple[Tensor, Tensor]] = {}  # how many of each edge, and their factors
-        for what in CHANGED:
-            changed = torch.zeros_like(graph_of_edge)
-
-            def change(name, score, what=what, batch=batch, massive=massive, changed=changed):
-                if score.dim() != 2 or len(score) != batch.num_edges:
-                    raise ValueError(
-                        f"{name}: expected a row of channels per edge, [{batch.num_edges}, D], got "
-                        f"{list(score.shape)}; name the score of a layer"
-                    )
-                ratio = activation_ratio(score)
-                chosen, factor = is_massive(ratio, threshold), threshold / ratio
-                if what == "massive":
-                    massive[name] = chosen.sum(dim=1), factor[chosen]
-                else:
-                    size = score.abs()
-                    if what == "random":
-                        size = torch.rand(score.shape, generator=generator).to(score)
-                    number, factors = massive[name]
-                    chosen = _largest(size.masked_fill(chosen, -1), number)
-                    factor = torch.ones_like(score).masked_scatter(chosen, factors)
-                changed += chosen.sum(dim=1)
-                new = {"channel mean": means[name].to(score), "zero": 0, "clip": score * factor}
-                return torch.where(chosen, new[rule], score)
-
-            edits = {name: partial(change, name) for name in means}
-            with hooks.evaluating(model), hooks.edit(model, edits):
-                after = predict(model, batch)
-            columns = {
-                "graph": torch.arange(batch.num_graphs).unsqueeze(1) + first,
-                "target": torch.arange(target.size(1)),
-                "activations": (edges * sum(map(len, means.values()))).unsqueeze(1),
-                "changed": scatter(changed, graph_of_edge, dim_size=len(edges)).unsqueeze(1),
-                **{"before": before, "after": after},
-                "loss_before": each_loss(before, target, loss),
-                "loss_after": each_loss(after, target, loss),
-            }
-            flat = {k: v.cpu().expand(target.shape).flatten().numpy() for k, v in columns.items()}
-            tables.append(pd.DataFrame({"rule": rule, "what": what, **flat}))
-        first += batch.num_graphs
-    return pd.concat(tables, ignore_index=True)
 
 
 def _largest(size: Float[Tensor, "E D"], number: Int[Tensor, " E"]) -> Bool[Tensor, "E D"]:

@@ -23,24 +23,20 @@ from torch_geometric.utils import add_self_loops, remove_self_loops, scatter
 
 from mapkg.lipschitz_norm import directed
 
-EXACT_SIZE = 4096
-"""Up to so many entries the Jacobian is written out, and its norm is exact."""
-
 ALPHA = {"linear": 1.0, "quadratic": math.sqrt(2)}
 """The constant of the theorem's conditions. The quadratic one is what our proof needs."""
 
 
 def local_constant(
-    function: Callable[..., Tensor], *inputs: Tensor, exact_size: int = EXACT_SIZE
+    function: Callable[..., Tensor], *inputs: Tensor, exact_size: int = 4096
 ) -> float:
     """The largest singular value of a function's Jacobian with respect to all its inputs.
 
     Args:
         function: differentiable twice over by ``torch.func``, from tensors to a tensor.
         *inputs: the point, tensors of one floating type.
-        exact_size: Jacobians of at most so many entries are written out; the norm of larger
-            ones is found by Lanczos iterations (``scipy.sparse.linalg.svds``), to a relative
-            1e-6, from products with vectors alone.
+        exact_size: the norm of Jacobians with more entries is found by Lanczos iterations
+            (``scipy.sparse.linalg.svds``), to a relative 1e-6, from products with vectors alone.
 
     Raises ``ValueError`` if there is no input, or a value or a derivative is not finite.
     """
@@ -168,10 +164,8 @@ def tied_keys(
 ) -> Float[Tensor, "keys d"]:
     r"""The worst case for attention, two keys far apart that tie, and all others far below.
 
-    With u a random unit vector orthogonal to the direction q of the query, the keys are
-    s (q + u), s (q - u), and -s q.
-
-    ``keys`` is their number, 2 or more; ``generator`` draws u, torch's global one if None.
+    With u a random unit vector orthogonal to the direction q of the query, drawn by ``generator``
+    or else torch's global one, these 2 keys or more are s (q + u), s (q - u), and -s q.
     """
     if keys < 2 or len(query) < 2 or not query.any():
         raise ValueError(

@@ -40,9 +40,7 @@ class LipschitzNorm(nn.Module):
         \sqrt{\max_{j' \in N(i')} \lVert z_{j'}^{k'} \rVert^2 + \lVert z_j^k \rVert^2},
         \qquad i' = \lfloor i / H \rfloor, \; k' = i \bmod H
 
-    It differs from the paper's: the second term is the source's norm; with more than one head the
-    maximum is that of another node and head; the norm of the attention vectors is over all heads
-    (in mode ``"published-si"`` per head); and f is 4.
+    The norm of the attention vectors is over all heads there, in mode ``"published-si"`` per head.
 
     Args:
         mode: one of ``MODES``.
@@ -51,8 +49,7 @@ class LipschitzNorm(nn.Module):
     Source: LipschitzNorm paper, linear scores; published code ``normalizations/lipschitznorm.py``.
     """
 
-    published_scale = 4.0
-    """The factor of the published code; its origin is not known."""
+    published_scale = 4.0  # its origin is not known
 
     def __init__(self, mode: str = "paper", *, scale: float | None = None) -> None:
         super().__init__()
@@ -71,21 +68,18 @@ class LipschitzNorm(nn.Module):
     ) -> Float[Tensor, "E H"]:
         """The divisor of every edge and head.
 
-        Args:
-            z: features of the nodes after their projection.
-            att: both attention vectors of each head, joined, 2C channels.
-            edge_index: source and target of each edge, self-loops included.
+        ``z`` are projected features of nodes, ``att`` both attention vectors of each head, joined,
+        2C channels; ``edge_index`` has the self-loops.
         """
         source, target = edge_index
         z, att = _wide(z), _wide(att)
+        norm = att.norm() if self.mode == "published" else att.norm(dim=-1)
         size = z.square().sum(dim=-1)  # [N, H]
         of_source = size.index_select(0, source)
         largest = scatter(of_source, target, dim=0, dim_size=len(z), reduce="max")  # [N, H]
         if self.mode == "paper":
-            norm = att.norm(dim=-1)
             inner = (largest + size).index_select(0, target)
         else:
-            norm = att.norm() if self.mode == "published" else att.norm(dim=-1)
             inner = largest.view(-1, 1).index_select(0, target) + of_source
         return self.scale * norm * _root(inner) + EPS
 
@@ -104,9 +98,7 @@ class QuadraticLipschitzNorm(LipschitzNorm):
 
     The modes ``"published"`` and ``"published-si"`` are alike here: u is the Frobenius norm of the
     queries of all edges of the batch, one for each edge into a node, and the score has been
-    divided by the root of the channels of a head before.
-
-    Arguments as for ``LipschitzNorm``; a scale of None means 1 in all modes.
+    divided by the root of the channels of a head before. A scale of None means 1 in all modes.
 
     Source: LipschitzNorm paper, quadratic scores; published code
     ``normalizations/quadratic_lipschitznorm.py``. differs: maxima of keys and values are over the
@@ -121,8 +113,9 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         key: Float[Tensor, "E H C"],
         value: Float[Tensor, "E H C"],
         target: Int[Tensor, " E"],
-    ) -> Float[Tensor, "E H"]:
-        """The divisor of every edge and head, from its query, key and value."""
+    ) -> Float[Tensor, "E H 1"]:
+        """What the score q . k / sqrt(C) of every edge and head is multiplied by."""
+        temperature = math.sqrt(query.size(-1)) if self.mode == "paper" else 1.0
         # [E, H] each; the gradient of square() takes a slow power.
         query, key, value = ((x * x).sum(dim=-1) for x in map(_wide, (query, key, value)))
         u = _root(query if self.mode == "paper" else query.sum(dim=0, keepdim=True))
@@ -130,18 +123,8 @@ class QuadraticLipschitzNorm(LipschitzNorm):
             _root(scatter(x, target, dim=0, reduce="max")).index_select(0, target)
             for x in (key, value)
         )
-        return self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
-
-    def factor(
-        self,
-        query: Float[Tensor, "E H C"],
-        key: Float[Tensor, "E H C"],
-        value: Float[Tensor, "E H C"],
-        target: Int[Tensor, " E"],
-    ) -> Float[Tensor, "E H 1"]:
-        """What the score q . k / sqrt(C) of every edge and head is multiplied by."""
-        temperature = math.sqrt(query.size(-1)) if self.mode == "paper" else 1.0
-        return (temperature / self(query, key, value, target)).unsqueeze(-1)
+        divisor = self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
+        return (temperature / divisor).unsqueeze(-1)
 
 
 def lipschitz_normalise(
@@ -149,25 +132,29 @@ def lipschitz_normalise(
 ) -> nn.Module:
     """Divide the scores of the attention layers in a model, in place.
 
-    The layers are those of PyG, unchanged: PyG's own hooks divide what they compute inside. Their
-    weights, names and ``state_dict`` stay what they are; a copy of the model is normalised too.
-    ``torch.compile`` and ``torch.export`` pass over these hooks: their first call raises.
+    PyG's own hooks divide what its layers compute inside; weights, names and ``state_dict`` stay
+    what they are, and a copy of the model is normalised too. ``torch.compile`` and ``torch.export``
+    pass over these hooks: their first call raises.
 
     Args:
         model: with layers ``GATConv`` or ``TransformerConv`` of PyG without edge features, or
             ``EdgeAttention`` without an Explicit Bias Term, whose key is gated by the edge.
-            A warning names the layers with attention of another kind, which stay as they are.
+            A warning names the layers with other attention, which stay as they are.
         mode, scale: as for ``LipschitzNorm`` and ``QuadraticLipschitzNorm``.
 
-    Raises:
-        ValueError: if there is no such layer, or one that cannot be normalised or is already.
-        TypeError: if it is no model, or a part of it is compiled.
+    Raises ``ValueError`` if there is no such layer, or one that cannot be normalised or is already;
+    ``TypeError`` if it is no model, or a part of it is compiled.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    _refuse_compiled(model)
     chosen, others = {}, []
     for name, layer in model.named_modules():
+        is_compiled = getattr(layer, "_compiled_call_impl", None) or hasattr(layer, "_orig_mod")
+        if is_compiled or isinstance(layer, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name or type(model).__name__} is compiled, and compiled code passes over hooks: "
+                "expected the module as it was before (._orig_mod of what torch.compile gave)"
+            )
         kind = next((kind for kind in _KINDS if isinstance(layer, kind)), None)
         if kind is not None:
             chosen[name or "the layer"] = layer, _KINDS[kind]
@@ -179,8 +166,6 @@ def lipschitz_normalise(
             f"{type(model).__name__} without any"
         )
     for name, (layer, _) in chosen.items():  # before the first is changed
-        if getattr(layer, "score_norm", None) is not None:
-            raise ValueError(f"{name}: its scores are normalised already")
         if reason := _refusal(layer):
             raise ValueError(f"{name}: {type(layer).__name__} {reason}")
     if others:
@@ -191,18 +176,10 @@ def lipschitz_normalise(
     return model
 
 
-def _refuse_compiled(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        is_compiled = getattr(module, "_compiled_call_impl", None) or hasattr(module, "_orig_mod")
-        if is_compiled or isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(
-                f"{name or type(model).__name__} is compiled, and compiled code passes over hooks: "
-                "expected the module as it was before (._orig_mod of what torch.compile gave)"
-            )
-
-
 def _refusal(layer: nn.Module) -> str | None:
     """Why the scores of a layer cannot be normalised."""
+    if getattr(layer, "score_norm", None) is not None:
+        return "has scores that are normalised already"
     if isinstance(layer, EdgeAttention):
         if type(layer) is not EdgeAttention:
             return "attends over pairs of nodes that are no edges"
@@ -231,21 +208,18 @@ _PASS: ContextVar[dict[str, Any]] = ContextVar("pass")
 
 
 class _Normalised(nn.Module):
-    """Divides the scores of the layer whose submodule it is.
-
-    Bound methods are registered as hooks, so that a deep copy of the layer has hooks of its own.
-    """
+    """Divides the scores of the layer whose submodule it is; as hooks are bound, so does a copy."""
 
     norm_type: type[LipschitzNorm] = QuadraticLipschitzNorm
+    stage: str | None = None  # of PyG's message passing, whose arguments are divided
 
     def __init__(self, layer: nn.Module, mode: str, scale: float | None) -> None:
         super().__init__()
         self.norm = self.norm_type(mode, scale=scale)
-        self.register(layer)
-
-    def register(self, layer: nn.Module) -> None:
-        layer.register_forward_pre_hook(self._begin, with_kwargs=True)
-        layer.register_forward_hook(self._end)
+        if self.stage is not None:  # else the layer calls it
+            layer.register_forward_pre_hook(self._begin, with_kwargs=True)
+            getattr(layer, f"register_{self.stage}_forward_pre_hook")(self._divide)
+            layer.register_forward_hook(self._end)
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise TypeError(
@@ -265,10 +239,7 @@ class _Normalised(nn.Module):
 
 class _OfGAT(_Normalised):
     norm_type = LipschitzNorm
-
-    def register(self, layer: GATConv) -> None:
-        super().register(layer)
-        layer.register_edge_update_forward_pre_hook(self._divide)
+    stage = "edge_update"
 
     def _begin(self, layer: GATConv, inputs: tuple, named: dict[str, Any]) -> None:
         x = inputs[0] if inputs else named.get("x")
@@ -303,36 +274,29 @@ class _OfGAT(_Normalised):
             edge_index = torch.stack([torch.arange(len(source)).to(target), target])
             alpha = ((score / divisor).to(left.dtype), torch.zeros_like(right))
             return edge_index, size, arguments | {"alpha": alpha}
-        for name in ("alpha_j", "alpha_i"):
-            divided = (arguments[name] / divisor).to(arguments[name].dtype)
-            arguments = arguments | {name: divided}
-        return edge_index, size, arguments
+        terms = {name: arguments[name] for name in ("alpha_j", "alpha_i")}
+        divided = {name: (term / divisor).to(term.dtype) for name, term in terms.items()}
+        return edge_index, size, arguments | divided
 
 
 def _keep_projected(_linear: nn.Module, _inputs: tuple, z: Tensor) -> None:
-    state = _PASS.get({})
-    if "watch" in state:
+    if "watch" in (state := _PASS.get({})):
         state.pop("watch").remove()
         state["z"] = z
 
 
 class _OfTransformer(_Normalised):
-    def register(self, layer: TransformerConv) -> None:
-        super().register(layer)
-        layer.register_message_forward_pre_hook(self._divide)
+    stage = "message"
 
     def _divide(self, _layer: TransformerConv, inputs: tuple) -> tuple:
         (arguments,) = inputs
         _PASS.get()["divided"] = True
         query, key, value = (arguments[name] for name in ("query_i", "key_j", "value_j"))
-        factor = self.norm.factor(query, key, value, arguments["index"])
+        factor = self.norm(query, key, value, arguments["index"])
         return (arguments | {"query_i": (query * factor).to(query.dtype)},)
 
 
 class _OfEdgeAttention(_Normalised):
-    def register(self, layer: EdgeAttention) -> None:
-        """Nothing: the layer calls it."""
-
     def forward(
         self,
         layer: EdgeAttention,
@@ -353,7 +317,7 @@ class _OfEdgeAttention(_Normalised):
             for rows, ends in zip((query, key, value), edge_index[[1, 0, 0]], strict=True)
         )
         key = key if edge is None else key * layer.split_heads(edge)
-        factor = self.norm.factor(query, key, value, edge_index[1])
+        factor = self.norm(query, key, value, edge_index[1])
         return (layer.split_heads(score) * factor).flatten(1).to(dtype)
 
 

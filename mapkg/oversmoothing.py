@@ -1,8 +1,7 @@
 r"""How alike features become on their way forward, and errors on their way back.
 
-A layer that averages over neighbors draws the features of all nodes together, and the errors that
-training sends back through it, too. Features X are [N, D], one row per node, and the errors
-:math:`B = \partial L / \partial H` of what a layer returns have the shape of H.
+Features X are [N, D], one row per node, and the errors :math:`B = \partial L / \partial H` of what
+a layer returns have the shape of H.
 
 Source: backward-oversmoothing paper.
 """
@@ -31,14 +30,22 @@ def relative_spread(
 
     .. math:: r(X) = \frac{\lVert X - u u^\top X \rVert_F}{\lVert X \rVert_F}
 
-    with the unit vector u along ``direction``; for the constant direction
-    :math:`u u^\top X` has the mean of all rows in every row. It does not depend on the scale of X.
-
-    It is 0 if all rows are alike (in the ratio of ``direction``, see ``limits``; None means a
-    constant), and 0 for a matrix of zeros.
+    with the unit vector u along ``direction``; None means a constant, where :math:`u u^\top X` has
+    the mean of all rows in every row. It is 0 if all rows are alike (in the ratio of
+    ``direction``, see ``limits``), and for a matrix of zeros.
     """
     size = torch.linalg.matrix_norm(x)
-    return 0.0 if size == 0 else (torch.linalg.matrix_norm(_apart(x, direction)) / size).item()
+    if direction is None:
+        apart = x - x.mean(dim=0)
+    elif direction.shape == x.shape[:1]:
+        unit = (direction / direction.norm()).to(x)
+        apart = x - unit[:, None] * (unit @ x)
+    else:
+        raise ValueError(
+            f"direction: expected one value for each of {len(x)} nodes, got shape "
+            f"{tuple(direction.shape)}"
+        )
+    return 0.0 if size == 0 else (torch.linalg.matrix_norm(apart) / size).item()
 
 
 def spread(x: Float[Tensor, "N D"]) -> float:
@@ -47,7 +54,7 @@ def spread(x: Float[Tensor, "N D"]) -> float:
     .. math:: E(X) = \Bigl(\frac{1}{2 N^2} \sum_{ij} \lVert x_i - x_j \rVert^2\Bigr)^{1/2}
         = \frac{1}{\sqrt N} \lVert X - 1 \bar x^\top \rVert_F
     """
-    return (torch.linalg.matrix_norm(_apart(x, None)) / len(x) ** 0.5).item()
+    return (torch.linalg.matrix_norm(x - x.mean(dim=0)) / len(x) ** 0.5).item()
 
 
 def rank_one_distance(x: Float[Tensor, "N D"]) -> float:
@@ -56,32 +63,20 @@ def rank_one_distance(x: Float[Tensor, "N D"]) -> float:
     .. math:: \Bigl(1 - \frac{\sigma_1^2}{\sum_k \sigma_k^2}\Bigr)^{1/2}
 
     The ``relative_spread`` from the best direction, for attention, whose limit direction depends
-    on its input. It says less, for example always 0 with one channel.
+    on its input. With one channel it is always 0.
     """
     values = torch.linalg.svdvals(x).square()
     total = values.sum()
     return 0.0 if total == 0 else (values[1:].sum() / total).sqrt().item()
 
 
-def _apart(x: Tensor, direction: Tensor | None) -> Tensor:
-    if direction is None:
-        return x - x.mean(dim=0)
-    if direction.shape != x.shape[:1]:
-        raise ValueError(
-            f"direction: expected one value for each of {len(x)} nodes, got shape "
-            f"{tuple(direction.shape)}"
-        )
-    unit = (direction / direction.norm()).to(x)
-    return x - unit[:, None] * (unit @ x)
-
-
 @dataclass(frozen=True)
 class Limits:
     """Where repeated averaging over neighbors leads.
 
-    Columns of ``features`` are drawn to the right eigenvector of the largest eigenvalue, those of
-    ``errors`` to the left one. Differences shrink by ``contraction`` in each layer of linear
-    averaging, the second largest modulus of an eigenvalue over the largest.
+    Columns of features are drawn to the right eigenvector of the largest eigenvalue, those of
+    errors to the left one. In each layer of linear averaging differences shrink by ``contraction``,
+    the second largest modulus of an eigenvalue over the largest.
     """
 
     features: Float[Tensor, " N"]
@@ -123,14 +118,12 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
 def uniform_attention_limits(edge_index: Int[Tensor, "2 E"], num_nodes: int) -> Limits:
     r"""Where attention leads that weighs a node and its neighbors alike.
 
-    Softmax does so once features are alike. It then averages with :math:`P = D^{-1} (A + I)`:
-    features become constant, and errors gather in proportion to :math:`D`. As ``limits`` of P, but
-    sparse, for graphs of thousands of nodes (3 or more). Self-loops do not count. Raises
-    ``ValueError`` if an edge has one direction only, or the graph is not connected.
+    As ``limits`` of :math:`P = D^{-1} (A + I)`, but sparse, for graphs of 3 to thousands of nodes:
+    features become constant, and errors gather in proportion to :math:`D`. Self-loops do not count.
+    Raises ``ValueError`` if an edge has one direction only, or the graph is not connected.
     """
-    adjacency = to_scipy_sparse_matrix(
-        remove_self_loops(edge_index)[0], num_nodes=num_nodes
-    ).tocsr()
+    edge_index, _ = remove_self_loops(edge_index)
+    adjacency = to_scipy_sparse_matrix(edge_index, num_nodes=num_nodes).tocsr()
     if (adjacency != adjacency.T).nnz > 0:
         raise ValueError("edge_index: expected both directions of each edge; make it undirected")
     parts, _ = connected_components(adjacency)
@@ -151,12 +144,9 @@ def smoothing_by_layer(
     features: str | Iterable[str],
     errors: str | Iterable[str] | None = None,
     *,
-    direction: Float[Tensor, " nodes"] | None = None,
     errors_direction: Float[Tensor, " nodes"] | None = None,
 ) -> pd.DataFrame:
-    """Smoothness of features and errors in every layer of any network.
-
-    Nothing in the model is changed, and no gradient is left behind in its parameters.
+    """Smoothness of features and errors in every layer of any network, which stays as it is.
 
     Args:
         model: any module; PyG's layers or others.
@@ -165,14 +155,13 @@ def smoothing_by_layer(
             layer, in the model's order, for example ``"convs.*"``; what is inside a submodule
             that matches does not count.
         errors: of those at whose outputs the errors are taken; None means the same.
-        direction, errors_direction: of ``relative_spread``; None means a constant.
+        errors_direction: of ``relative_spread`` of errors.
 
     Returns:
         A row per layer, ``layer`` from 0. ``features`` and ``errors`` are the relative spreads,
         ``features_spread`` the absolute one, ``features_rank_one`` and ``errors_rank_one`` the
-        distances from rank one, and ``error`` is the Frobenius norm of errors.
-        If there are fewer layers with features than with errors, as where the last has no
-        activation, the others are NaN.
+        distances from rank one, and ``error`` is the Frobenius norm of errors. NaN where there are
+        fewer layers with features than with errors, as where the last has no activation.
 
     Raises ``KeyError`` if a name matches nothing, and ``ValueError`` if a layer is run more than
     once, or the loss does not depend on it.
@@ -192,14 +181,13 @@ def smoothing_by_layer(
         value = loss()
     if missing := [name for name in every if name not in seen]:
         raise ValueError(f"{missing[0]}: expected the loss to run it, it did not run")
-    outputs = [seen[name] for name in of_errors]
-    gradients = torch.autograd.grad(value, outputs, allow_unused=True)
+    gradients = torch.autograd.grad(value, [seen[n] for n in of_errors], allow_unused=True)
     for name, gradient in zip(of_errors, gradients, strict=True):
         if gradient is None:
             raise ValueError(f"{name}: expected a loss that depends on its output")
     forward = [seen[name].detach() for name in of_features]
     columns = {
-        "features": [relative_spread(x, direction) for x in forward],
+        "features": [relative_spread(x) for x in forward],
         "features_spread": [spread(x) for x in forward],
         "features_rank_one": [rank_one_distance(x) for x in forward],
         "errors": [relative_spread(b, errors_direction) for b in gradients],

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from mapkg.attribution import THRESHOLDS, Edges, attribute, heat_map
+from mapkg.attribution import THRESHOLDS, attribute, heat_map
 from mapkg.evaluation import best_constant, each_loss, losses, pooled_mean, predictions
 from mapkg.models.config import Config
 from studies import checkpoint
@@ -146,8 +146,8 @@ def _shares(
     columns = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
     parts = []
     for by, (labels, names) in labelled.items():
-        edges = Edges.of(graphs, labels, names)
-        table = attribute(edges, massive, resamples=resamples, permutations=resamples)
+        drawn = dict(resamples=resamples, permutations=resamples)
+        table = attribute(graphs, labels, names, massive, **drawn)
         named = columns.loc[table.pop("column")].reset_index(drop=True)
         parts.append(pd.concat([named, table], axis=1).assign(by=by))
     return pd.concat(parts, ignore_index=True)

@@ -2,24 +2,21 @@
 
 Each method gives one number per directed edge, the larger the more important:
 
-- *ratio*: the largest activation ratio of the edge in one layer, the claim of the paper. Knows
-  neither the layers after it nor the prediction.
+- *ratio*: the largest activation ratio of the edge in one layer, the claim of the paper.
 - *gradient x input* and *integrated gradients* (Captum) on the one-hot row of the edge's type,
-  summed over its columns. Their baseline, a row of zeros, is an edge that still counts in the
-  softmax and brings its source's value: they weigh what the type says, not that there is a bond.
+  summed over its columns, from a baseline of zeros: an edge of no type that still counts in the
+  softmax and brings its source's value.
 - *edge mask*: Captum's integrated gradients on a factor on the messages of each edge, the same in
-  all layers. A masked edge keeps its place in the attention's denominator; GT's edge stream, no
-  message, goes on as if unmasked.
+  all layers. Neither the attention's denominator nor GT's edge stream is masked.
 - *GNNExplainer* (PyG): a mask on messages, learned so that the prediction stays as it is while
   few edges are kept. One seed is a noisy estimate.
-- *AttentionExplainer* (PyG): the attention weight, its mean over layers and heads (PyG's default
-  is the largest). Knows neither the values nor the prediction.
+- *AttentionExplainer* (PyG): the mean attention weight over layers and heads.
 - *random*: uniform numbers, the control.
 
 Deletion curves ask what none of them does, the prediction without the bond. If an importance is
 faithful, the prediction changes early when the most important bonds go first (*descending*) and
-late when they go last (*ascending*); a random order lies between. Atoms stay. Such graphs are no
-molecules: a change is also how strange the graph has become.
+late when they go last (*ascending*). Atoms stay: such graphs are no molecules, and a change is
+also how strange the graph has become.
 
 Source: Sundararajan et al. 2017 (integrated gradients), Shrikumar et al. 2016 (gradient x
 input), Ying et al. 2019 (GNNExplainer), Samek et al. 2017 and Petsiuk et al. 2018 (curves);
@@ -59,6 +56,7 @@ from mapkg.rows import default_names, edge_rows, with_loops_of_layers
 from studies import checkpoint, tables
 from studies.data import Splits, bond_of_edge
 from studies.edge_kinds import type_frequency
+from studies.published import known
 
 CONTROL = "random"
 """The method that the others are compared with, the mean of five draws."""
@@ -78,27 +76,25 @@ def edge_importance(
     batch_size: int = 32,
     progress: bool = True,
 ) -> list[Float[Tensor, " _"]]:
-    """How important each directed edge is to a prediction for its graph, in evaluation mode.
+    """Magnitudes of the importance of each directed edge to a prediction, a tensor per graph.
 
-    A tensor per graph, a magnitude per edge, NaN where a ratio is undefined. ``method`` is one of
-    ``METHODS``; the ratio is that of the ``layer``-th of ``names``, which are those of ``report``,
-    also by default; ``target`` says which prediction is explained; ``seed`` is that of ``"random"``
-    and ``"GNNExplainer"``. The model is called by the names of its parameters and stays as it is.
-    Where its layers replace self-loops, a loop of the graph stands for that of its node.
+    The ratio, NaN where undefined, is that of the ``layer``-th of ``names``, by default those of
+    ``report``. Where layers replace self-loops, a loop of the graph stands for that of its node.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    method_of = known("method", method, METHODS)
     if getattr(model, "edge_factor", None) is not None:
         raise ValueError("expected attention over the data's edges, got full-graph attention")
-    method_of = METHODS[method]
     if method == "ratio":
-        method_of = partial(_ratio, name=_layer(model, names, layer))
+        resolved = list(hooks.resolve(model, default_names(model) if names is None else names))
+        if layer not in range(len(resolved)):
+            raise ValueError(
+                f"layer: expected 0 to {len(resolved) - 1}, for {', '.join(resolved)}; got {layer}"
+            )
+        method_of = partial(_ratio, name=resolved[layer])
     # On a copy: PyG's explainers leave attributes behind, and gradients in weights.
     network = deepcopy(model).eval().requires_grad_(False)
     if masked := sum(getattr(m, "_edge_mask", None) is not None for m in network.modules()):
-        warn(
-            f"an explainer left its edge mask in {masked} layers; it is ignored here", stacklevel=2
-        )
+        warn(f"an explainer left its edge mask in {masked} layers, ignored here", stacklevel=2)
         clear_masks(network)
     size, parts = 1 if method == "GNNExplainer" else batch_size, []
     look = dict(total=-(-len(graphs) // size), file=sys.stderr, delay=1, disable=not progress)
@@ -132,24 +128,13 @@ class OneTarget(nn.Module):
         return predicted.reshape(len(predicted), -1)[:, self.target]
 
 
-def _layer(model: nn.Module, names: str | Sequence[str] | None, layer: int) -> str:
-    resolved = list(hooks.resolve(model, default_names(model) if names is None else names))
-    if layer not in range(len(resolved)):
-        raise ValueError(
-            f"layer: expected 0 to {len(resolved) - 1}, for {', '.join(resolved)}; got {layer}"
-        )
-    return resolved[layer]
-
-
 def _ratio(network: OneTarget, name: str) -> Float[Tensor, " E"]:
     (module,) = hooks.resolve(network.model, name).values()
     ((_, seen),) = hooks.scan(network.model, [network.batch], name, forward=predict)
     return activation_ratio(edge_rows(name, module, seen[name], network.batch)).amax(dim=-1)
 
 
-def _of_types(
-    network: OneTarget, method: Callable[..., Any], **settings: Any
-) -> Float[Tensor, " E"]:
+def _of_types(network: OneTarget, method: type, **settings: Any) -> Float[Tensor, " E"]:
     """A Captum method on the one-hot rows of edge types, summed over the columns."""
     embedding = getattr(network.model, "edge_embedding", None)
     types = network.batch.edge_attr
@@ -172,31 +157,24 @@ def _of_types(
     return method(prediction).attribute(rows, **settings)[0].sum(dim=1).to(rows.dtype)
 
 
-def _explained(algorithm: Callable[[], Any]) -> Callable[..., Tensor]:
+def _explained(network: OneTarget, algorithm: type, *settings: Any, **options: Any) -> Tensor:
     """The edge mask that an algorithm of PyG finds."""
-
-    def method(network: OneTarget) -> Float[Tensor, " E"]:
-        settings = dict(mode="regression", task_level="graph", return_type="raw")
-        about = dict(explanation_type="model", model_config=settings, edge_mask_type="object")
-        x = network.batch.x.reshape(network.batch.num_nodes, -1)  # GNNExplainer unpacks two axes
-        return Explainer(network, algorithm(), **about)(x, network.batch.edge_index).edge_mask
-
-    return method
+    about = dict(mode="regression", task_level="graph", return_type="raw")
+    about = dict(explanation_type="model", model_config=about, edge_mask_type="object")
+    x = network.batch.x.reshape(network.batch.num_nodes, -1)  # GNNExplainer unpacks two axes
+    explainer = Explainer(network, algorithm(*settings, **options), **about)
+    return explainer(x, network.batch.edge_index).edge_mask
 
 
-METHODS: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
-    {
-        "ratio": _ratio,
-        "gradient x input": partial(_of_types, method=InputXGradient),
-        "integrated gradients": partial(
-            _of_types, method=IntegratedGradients, internal_batch_size=1
-        ),
-        "edge mask": _explained(lambda: CaptumExplainer(IntegratedGradients)),
-        "GNNExplainer": _explained(GNNExplainer),
-        "AttentionExplainer": _explained(lambda: AttentionExplainer(reduce="mean")),
-        "random": lambda network: torch.rand(network.batch.num_edges),
-    }
-)
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "ratio": _ratio,
+    "gradient x input": partial(_of_types, method=InputXGradient),
+    "integrated gradients": partial(_of_types, method=IntegratedGradients, internal_batch_size=1),
+    "edge mask": lambda network: _explained(network, CaptumExplainer, IntegratedGradients),
+    "GNNExplainer": partial(_explained, algorithm=GNNExplainer),
+    "AttentionExplainer": partial(_explained, algorithm=AttentionExplainer, reduce="mean"),
+    "random": lambda network: torch.rand(network.batch.num_edges),
+}
 """The methods by name, functions of a ``OneTarget``; the ratio wants the name of its layer, too."""
 
 
@@ -208,10 +186,7 @@ def bond_importance(graph: Data, importance: Shaped[Tensor, " edges"]) -> Shaped
 def rank_correlation(
     a: Sequence[Float[Tensor, " _"]], b: Sequence[Float[Tensor, " _"]], graphs: Sequence[Data]
 ) -> Float[np.ndarray, " graphs"]:
-    """Spearman's rank correlation of two importances of edges over the bonds of each graph.
-
-    NaN where a side is the same for all bonds or has a NaN, and with fewer than two bonds.
-    """
+    """Spearman's correlation over the bonds of each graph; NaN where a side does not order them."""
     correlation = np.full(len(graphs), np.nan)
     for index, (graph, *sides) in enumerate(zip(graphs, a, b, strict=True)):
         ranked = [bond_importance(graph, side) for side in sides]
@@ -228,13 +203,11 @@ def curve(
     order: str = "descending",
     fractions: Sequence[float] = FRACTIONS,
 ) -> pd.DataFrame:
-    """What a network predicts while bonds, each with both directions, are removed in an order.
+    """Predictions while fractions of bonds, halves to the even number, are removed in an order.
 
-    A bond has the larger ``importance`` of its directions. Fractions of a graph's bonds are
-    rounded, a half to the even number; equally important bonds go in an order drawn at random.
-
-    A row per ``graph`` and ``fraction``: ``bonds`` of the whole graph, how many are ``removed``,
-    ``prediction``, its ``change`` from that of the whole graph, and ``absolute_error``.
+    Equally important bonds go in an order drawn at random. A row per ``graph`` and ``fraction``:
+    ``bonds`` of the whole graph, how many are ``removed``, ``prediction``, its ``change`` from that
+    of the whole graph, and ``absolute_error``.
     """
     rng, rows, left = np.random.default_rng(0), [], []
     for index, (graph, of_graph) in enumerate(zip(graphs, importance, strict=True)):
@@ -259,9 +232,9 @@ def curve(
 
 
 def compare(curves_by_method: Mapping[str, pd.DataFrame], *, resamples: int) -> pd.DataFrame:
-    """Mean areas under the curves of changes, and how far each is from that of ``CONTROL``.
+    """Mean areas under the curves of changes and differences to ``CONTROL``, over graphs.
 
-    By the trapezium rule. Several curves of a graph, as of random orders, are averaged first.
+    Several curves of a graph, as of random orders, are averaged first.
     """
     areas = {}
     for method, curves in curves_by_method.items():
@@ -295,26 +268,23 @@ def explain(
     resamples: int = 2000,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """Compare the ratio with established attributions of edges, on one trained network.
+    """Compare the ratio with other attributions of edges, ``others`` among them, on one network.
 
-    ``methods`` must have the ratio and the control; ``others`` are further importances by name.
-    Tables are ``correlation``, per method the mean over molecules of Spearman's rank correlation
-    with the ratio over the bonds, and of how many of the ``graphs`` it is ``defined``; ``curves``,
-    the means of ``curve`` per order, method and fraction; and ``areas``, of ``compare``, per order.
+    ``methods`` must have the ratio and the control. ``correlation`` has means over molecules of
+    ``rank_correlation`` with the ratio, and of how many of the ``graphs`` it is ``defined``;
+    ``curves`` means of ``curve`` per order, method and fraction; ``areas`` is of ``compare``.
     """
-    scores = {
-        method: edge_importance(model, graphs, method, layer=layer, progress=progress)
+    named = {
+        method: [edge_importance(model, graphs, method, layer=layer, progress=progress)]
         for method in methods
         if method != CONTROL
-    } | dict(others)
-    controls = [edge_importance(model, graphs, CONTROL, seed=draw) for draw in range(5)]
+    } | {method: [values] for method, values in others.items()}
+    named[CONTROL] = [edge_importance(model, graphs, CONTROL, seed=draw) for draw in range(5)]
     correlation, curves, areas = [], [], []
-    for method, values in {**scores, CONTROL: controls[0]}.items():
-        if method != "ratio":
-            of_graphs = rank_correlation(scores["ratio"], values, graphs)
-            about = {"defined": np.isfinite(of_graphs).sum(), "graphs": len(graphs)}
-            correlation.append({"method": method} | _mean("mean", of_graphs, resamples) | about)
-    named = {method: [values] for method, values in scores.items()} | {CONTROL: controls}
+    for method in [method for method in named if method != "ratio"]:
+        of_graphs = rank_correlation(named["ratio"][0], named[method][0], graphs)
+        about = {"defined": np.isfinite(of_graphs).sum(), "graphs": len(graphs)}
+        correlation.append({"method": method} | _mean("mean", of_graphs, resamples) | about)
     for order in tqdm(("descending", "ascending"), "curves", file=sys.stderr, disable=not progress):
         drawn = {
             method: pd.concat([curve(model, graphs, draw, order=order) for draw in draws])
@@ -325,10 +295,9 @@ def explain(
         for method, of_method in drawn.items():
             of_graphs = of_method.groupby(["fraction", "graph"]).mean()
             for fraction, at in of_graphs.groupby("fraction"):
-                row = {"fraction": fraction}
-                for name in ("change", "absolute_error"):
-                    row |= _mean(name, at[name], resamples)
-                curves.append(row | {"method": method, **where})
+                means = (_mean(n, at[n], resamples) for n in ("change", "absolute_error"))
+                about = {"method": method, **where}
+                curves.append({"fraction": fraction} | next(means) | next(means) | about)
     named_ends = {"mean_low": "low", "mean_high": "high"}
     made = {"correlation": pd.DataFrame(correlation).rename(columns=named_ends)}
     return made | {"curves": pd.DataFrame(curves), "areas": pd.concat(areas, ignore_index=True)}
@@ -342,11 +311,7 @@ def explain_run(
     resamples: int = 2000,  # of bootstraps
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """The tables of ``explain`` of a finished run, and ``interventions`` on its scores.
-
-    Interventions take the mean of a channel over 2,000 training graphs. Besides the methods there
-    is ``frequency``, of ``type_frequency``.
-    """
+    """The tables of ``explain`` of a run, with ``type_frequency``, and ``interventions``."""
     model, information = checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     explained = splits.test[:graphs]
     others = {"frequency": type_frequency(splits.train, explained)}

@@ -22,14 +22,10 @@ from studies.summary import ActivationSummary
 
 
 def looked_at(architecture: str) -> str:
-    """Name or pattern of what is recorded of an architecture to look for massive activations.
-
-    The score of every layer; of PyG's layers, the score before the softmax where a layer shows one
-    (gatv2, transformer), else what attention sends along an edge (gat) or gives a node (gps).
-    """
+    """Pattern of what is looked at of an architecture: scores, messages (gat) or nodes (gps)."""
     if architecture not in standard.ARCHITECTURES:
         return SCORES
-    names = standard.recorded_names(architecture)
+    names = standard.RECORDED[architecture]
     return names[-1] if architecture == "gps" else names[0]
 
 
@@ -56,12 +52,8 @@ def summarise(
 ) -> dict[str, ActivationSummary]:
     """Summaries of what submodules return for the edges of graphs, in evaluation mode.
 
-    Args:
-        model, graphs, batch_size: as for ``mapkg.evaluation.predictions``.
-        names: of submodules with a row per edge, or any of ``standard.recorded_names``. Of
-            full-graph attention, the edges of the data count.
-        heads: of scores, for the share of saturated sums; None leaves that out.
-        predicted: gets predictions and targets of each batch.
+    With ``heads`` the share of saturated sums is among them; ``predicted`` gets predictions and
+    targets of each batch.
     """
     modules = hooks.resolve(model, names)
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
@@ -85,39 +77,26 @@ def summarise(
     return summaries
 
 
-def edge_maxima(
-    model: nn.Module,
-    graphs: Sequence[Data],
-    *,
-    names: str | Sequence[str] | None = None,
-    batch_size: int = 128,
-) -> Float[Tensor, "layers E"]:
+def edge_maxima(model: nn.Module, graphs: Sequence[Data]) -> Float[Tensor, "layers E"]:
     """The largest activation ratio of every edge in every layer, NaN where a row has none."""
-    names = default_names(model) if names is None else names
-    modules = hooks.resolve(model, names)
+    modules = hooks.resolve(model, names := default_names(model))
     maxima = [
         torch.stack(
             [activation_ratio(edge_rows(n, modules[n], x, batch)).amax(-1) for n, x in seen.items()]
         )
-        for batch, seen in hooks.scan(model, batches(graphs, batch_size), names, forward=predict)
+        for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict)
     ]
     return torch.cat(maxima, dim=1)
 
 
 def bond_ratios(
-    model: nn.Module,
-    graphs: Sequence[Data],
-    *,
-    heads: int,
-    names: str | Sequence[str] | None = None,
+    model: nn.Module, graphs: Sequence[Data], *, heads: int
 ) -> list[Float[Tensor, "layers heads bonds"]]:
-    """The largest activation ratio of every bond of molecules in every layer and head.
+    """The largest ratio of either direction of every bond, over the median of all heads.
 
-    Of its two directions the larger one, over the median of the whole row, of all heads; bonds in
-    the order of ``directions``, as those of ``to_molecule``.
+    Bonds are in the order of ``directions``, as those of ``to_molecule``.
     """
-    names, found = default_names(model) if names is None else names, []
-    modules = hooks.resolve(model, names)
+    modules, found = hooks.resolve(model, names := default_names(model)), []
     for batch, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
         by_layer = []
         for name, output in seen.items():
@@ -134,11 +113,10 @@ def observe_states(
     *,
     device: str | torch.device = "cpu",
 ) -> dict[str, pd.DataFrame]:
-    """Tables of the scores of one network on the test split, with several weights.
+    """Tables of ``Emergence``, without origin, of one network's test scores with several weights.
 
-    ``summary``, ``graph_maxima`` and ``histogram`` as of ``Emergence``, without their origin. The
-    state ``base_calibrated`` first gets BatchNorm statistics of the training split, the mean over
-    batches of the size used in training; tracked tables are made so.
+    The state ``base_calibrated`` first gets BatchNorm statistics of the training split, the mean
+    over batches of the size used in training; tracked tables are made so.
     """
     model = build(config).to(device)
     tables: dict[str, list[pd.DataFrame]] = {"summary": [], "graph_maxima": [], "histogram": []}

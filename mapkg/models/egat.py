@@ -1,7 +1,6 @@
 """EGAT, the paper's comparison: additive attention that carries a vector along each edge.
 
-Notation as in ``edge_attention``: edges j -> i, D channels, H heads of d = D / H channels,
-heads concatenated head-major.
+Notation as in ``edge_attention``.
 """
 
 import torch
@@ -27,13 +26,11 @@ class EdgeGATAttention(MessagePassing):
         \alpha_{ji}^k &= \exp \ell_{ji}^k \big/ \textstyle\sum_{j'} \exp \ell_{j'i}^k \\
         h'_i{}^k &= \textstyle\sum_j \alpha_{ji}^k (W_n h_j)^k
 
-    The map F gives H numbers for each head's vector, and all of them are summed: as published,
-    the heads share the one scoring vector :math:`\sum_m F_m`, and b cancels in the softmax.
-    Nodes without incoming edges get 0.
+    As published, the heads share the one scoring vector :math:`\sum_m F_m`, and b cancels in the
+    softmax. Nodes without incoming edges get 0.
 
-    Identity submodules make the tensors visible to hooks: ``score`` ([E, D], f', which the
-    published code logs as the edge activation), ``attention_weight`` ([E, H], alpha) and
-    ``attended`` ([N, D], h').
+    Hooks see the identity submodules ``score`` ([E, D], f', which the published code logs as the
+    edge activation), ``attention_weight`` ([E, H], alpha) and ``attended`` ([N, D], h').
 
     Args:
         hidden_channels: D.
@@ -53,9 +50,7 @@ class EdgeGATAttention(MessagePassing):
         self.logit = nn.Linear(head_channels(hidden_channels, heads), heads, bias=use_bias)
         for linear in (self.value, self.edge, self.logit):
             nn.init.xavier_normal_(linear.weight, gain=nn.init.calculate_gain("relu"))
-        self.score = nn.Identity()
-        self.attention_weight = nn.Identity()
-        self.attended = nn.Identity()
+        self.score, self.attention_weight, self.attended = (nn.Identity() for _ in range(3))
 
     def forward(self, x: Nodes, edge_index: EdgeIndex, edge_attr: Edges) -> tuple[Nodes, Edges]:
         """Attend over the incoming edges; return the attended values and f'."""
@@ -75,10 +70,7 @@ class EdgeGATAttention(MessagePassing):
 
 
 class EdgeGATLayer(nn.Module):
-    """An EGAT layer: the attention alone, as published; f' are the next layer's edge features.
-
-    Arguments and source as for ``EdgeGATAttention``.
-    """
+    """The attention alone, as published; f' are the next layer's edge features."""
 
     def __init__(self, hidden_channels: int, heads: int, *, use_bias: bool = False) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Whole networks: embeddings, layers, readout over the nodes of a graph or none, head."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch_geometric.nn import global_add_pool, global_max_pool, global_mean_poo
 
 from mapkg.models import edge_attention as own
 from mapkg.models import pyg_layers as standard
-from mapkg.models.config import READOUTS, Config
+from mapkg.models.config import Config
 from mapkg.models.edge_attention import EdgeIndex, Edges, Nodes
 from mapkg.models.egat import EdgeGATLayer
 
@@ -20,16 +20,13 @@ SCORES = "layers.*.score"
 CLAMPED = ("gt", "graphit", "san")
 """Architectures that sum the score of a head and clamp the sum."""
 
-_READOUTS: dict[str, Callable] = dict(
-    zip(READOUTS, (global_mean_pool, global_add_pool, global_max_pool), strict=True)
-)
+_READOUTS = {"mean": global_mean_pool, "sum": global_add_pool, "max": global_max_pool}
 
 
 class TypeEmbedding(nn.Module):
     """An embedding of type ids that also takes one-hot rows, into which gradients can flow.
 
-    Ids are one per row, as [rows] or, as PyG has them, [rows, 1]; or several, [rows, columns],
-    whose embeddings are summed: ``num_types`` is then a tuple, with one number per column.
+    Of several ids per row the embeddings are summed: ``num_types`` has then one number per column.
 
     Source: one column as in the massive-activations paper's code for ZINC, standard normal;
     several as in the encoders of Open Graph Benchmark, Glorot-uniform, which it uses for TOX21.
@@ -70,8 +67,8 @@ class GraphNetwork(nn.Module):
     """Embeddings, a stack of layers, a readout over nodes, and an MLP head.
 
     Args:
-        layers: modules called as ``layer(x, edge_index, edge_attr) -> (x, edge_attr)``. A layer
-            whose attribute ``needs_batch`` is True is also given ``batch``.
+        layers: modules called as ``layer(x, edge_index, edge_attr) -> (x, edge_attr)``, those whose
+            attribute ``needs_batch`` is True also with ``batch``.
         num_node_types, num_edge_types: rows of the embedding tables; a tuple if a node or an edge
             has several ids.
         hidden_channels: D; the head maps D -> D/2 -> D/4 -> out_channels.
@@ -104,10 +101,11 @@ class GraphNetwork(nn.Module):
         width, half, quarter = hidden_channels, hidden_channels // 2, hidden_channels // 4
         self.readout, self.recompute_edges = readout, recompute_edges
         self.node_embedding = TypeEmbedding(num_node_types, width)
-        if edge_channels is None:
-            self.edge_embedding: nn.Module = TypeEmbedding(num_edge_types, width)
-        else:
-            self.edge_embedding = nn.Linear(edge_channels, width)
+        is_typed = edge_channels is None
+        edges = (
+            TypeEmbedding(num_edge_types, width) if is_typed else nn.Linear(edge_channels, width)
+        )
+        self.edge_embedding = edges
         self.layers = nn.ModuleList(layers)
         self.head = nn.Sequential(
             *(nn.Linear(width, half), nn.ReLU()),
@@ -126,12 +124,11 @@ class GraphNetwork(nn.Module):
         """Predict the targets of each graph, or of each node.
 
         Args:
-            x: node type ids, shape [N] or [N, columns], or float one-hot rows, shape
-                [N, num_node_types].
-            edge_index: source and target of each edge, shape [2, E].
-            edge_attr: edge type ids, shape [E] or [E, columns], or float one-hot rows, or
-                float features, shape [E, edge_channels].
-            batch: graph of each node, shape [N]; None means one graph.
+            x: node type ids, [N] or [N, columns], or float one-hot rows [N, num_node_types].
+            edge_index: source and target of each edge.
+            edge_attr: edge type ids, [E] or [E, columns], or float one-hot rows, or float
+                features [E, edge_channels].
+            batch: graph of each node; None means one graph.
             batch_size: number of graphs; None means as many as ``batch`` names.
         """
         x, edge_attr = self.node_embedding(x), self.edge_embedding(edge_attr)
@@ -174,8 +171,7 @@ ARCHITECTURES = (*LAYERS, *OTHERS, *standard.ARCHITECTURES)
 def build(config: Config) -> GraphNetwork:
     """The untrained network that a configuration describes; seed torch before to fix its weights.
 
-    Raises ``ValueError`` if the architecture is unknown or has no such part, or if the size of an
-    embedding table is left open.
+    Raises ``ValueError`` if an architecture is unknown or has no such part, or a size is left open.
     """
     for name in ("full_graph", "gamma", "laplacian_encoding", "laplacian_sign_flips"):
         if (value := getattr(config, name)) is not None and value is not False:
@@ -189,9 +185,8 @@ def build(config: Config) -> GraphNetwork:
 
 def network_sizes(config: Config) -> dict[str, Any]:
     """The arguments of a ``GraphNetwork`` other than its layers."""
-    required = ("num_node_types", *(("num_edge_types",) if config.edge_channels is None else ()))
-    for name in required:
-        if getattr(config, name) is None:
+    for name, other in (("num_node_types", None), ("num_edge_types", config.edge_channels)):
+        if getattr(config, name) is None and other is None:
             raise ValueError(
                 f"{name} is not stated for this configuration; set it to the data set's number "
                 f"of types with config.replace({name}=...)"

@@ -1,8 +1,7 @@
 """Attention layers of PyG, unchanged, as layers of a ``GraphNetwork``; hooks look into them.
 
-Notation as in ``edge_attention``: N nodes, E edges j -> i, D channels in H heads of d = D / H.
-What ``mapkg.hooks`` can see of each (first column: the architecture; name after ``layers.*.``),
-and the rows that ``recorded_rows`` makes of it for the detector::
+Notation as in ``edge_attention``. What ``mapkg.hooks`` can see of each architecture (name after
+``layers.*.``), and the rows that ``recorded_rows`` makes of it for the detector::
 
                  name                     recorded                           rows
     gat          conv:message             alpha_ji W h_j, [E, H, d]          [E, D]
@@ -16,10 +15,9 @@ and the rows that ``recorded_rows`` makes of it for the detector::
     gps          conv.conv:message        relu(h_j + e_ji), [E, D]           [E, D]
     gps          conv.attn                dense attention, padded, and None  [N, D]
 
-A vector score is the logit of the softmax before the sum over the channels of a head, as our
-``score`` is: Q_i * (K_j + W_e e_ji) / sqrt(d) for the transformer, and
-a * LeakyReLU(W_r h_i + W_l h_j + W_e e_ji) for gatv2. GATConv sums its channels before any hook
-of PyG can see them.
+A vector score is the logit of the softmax before the sum over the channels of a head:
+Q_i * (K_j + W_e e_ji) / sqrt(d) for the transformer, a * LeakyReLU(W_r h_i + W_l h_j + W_e e_ji)
+for gatv2. GATConv sums its channels before any hook of PyG can see them.
 """
 
 import math
@@ -37,14 +35,19 @@ from mapkg.models.edge_attention import EdgeIndex, Edges, Nodes
 
 _CONVOLUTIONS = {"gat": GATConv, "gatv2": GATv2Conv, "transformer": TransformerConv}
 
-_RECORDED = {
+RECORDED = {
     "gat": ("layers.*.conv:message",),
     "gatv2": ("layers.*.conv:edge_update_inputs", "layers.*.conv:message"),
     "transformer": ("layers.*.conv:message_inputs", "layers.*.conv:message"),
     "gps": ("layers.*.conv.conv:message_inputs", "layers.*.conv.attn"),
 }
+"""What to record of a network of ``standard_layer`` to look for massive activations.
 
-ARCHITECTURES = tuple(_RECORDED)
+Not attention weights, which are no channels of a hidden state, nor the messages of gps, of whose
+channels a ReLU zeroes about half, but what the ReLU is applied to.
+"""
+
+ARCHITECTURES = tuple(RECORDED)
 """What ``standard_layer`` builds."""
 
 
@@ -64,13 +67,9 @@ class ConvolutionLayer(nn.Module):
 
 
 class GPSLayer(nn.Module):
-    """A GPSConv of a GINEConv and multihead attention between all nodes of a graph.
-
-    It brings its own norms and residuals; edge features pass through.
-    """
+    """A GPSConv, with its own norms and residuals, of a GINEConv and attention of all nodes."""
 
     needs_batch = True
-    """A network passes ``batch`` to layers that say so."""
 
     def __init__(self, hidden_channels: int, heads: int, *, dropout: float = 0.0) -> None:
         super().__init__()
@@ -90,35 +89,26 @@ def standard_layer(
 ) -> ConvolutionLayer | GPSLayer:
     """One layer of a PyG architecture, one of ``ARCHITECTURES``.
 
-    Convolutions keep PyG's defaults, but no self-loops are added, so that each recorded row is an
-    edge of the data; the residual brings a node its own features.
+    No self-loops are added, so that each recorded row is an edge of the data.
     """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")
     width = head_channels(hidden_channels, heads)
-    if _known(architecture) == "gps":
+    if architecture == "gps":
         return GPSLayer(hidden_channels, heads, dropout=dropout)
     options = {} if architecture == "transformer" else {"add_self_loops": False}
-    options |= {"edge_dim": hidden_channels}
-    conv = _CONVOLUTIONS[architecture](hidden_channels, width, heads, **options)
+    kind = _CONVOLUTIONS[architecture]
+    conv = kind(hidden_channels, width, heads, edge_dim=hidden_channels, **options)
     return ConvolutionLayer(conv, hidden_channels, dropout=dropout)
-
-
-def recorded_names(architecture: str) -> tuple[str, ...]:
-    """What to record of a network of ``standard_layer`` to look for massive activations.
-
-    Not attention weights, which are no channels of a hidden state, nor the messages of gps, of
-    whose channels a ReLU zeroes about half, but what the ReLU is applied to.
-    """
-    return _RECORDED[_known(architecture)]
 
 
 def recorded_rows(
     module: nn.Module, output: Any, batch: Int[Tensor, " N"] | None = None
 ) -> Float[Tensor, "rows channels"]:
-    """What was recorded of a module at one of ``recorded_names``, a row per edge.
+    """What was recorded of a module at one of ``RECORDED``, a row per edge.
 
-    Dense attention has a row per node, padding left out; ``batch``, the graph of each node, is
-    needed there for several graphs. Raises ``ValueError`` if padding reaches the other rows, and
-    ``TypeError`` if the module has no such rows.
+    Dense attention has a row per node, padding left out by ``batch``, the graph of each node.
+    Raises ``ValueError`` if padding reaches the other rows, and ``TypeError`` if there are none.
     """
     if isinstance(module, nn.MultiheadAttention | PerformerAttention):
         dense = output if isinstance(output, Tensor) else output[0]
@@ -132,40 +122,25 @@ def recorded_rows(
             )
         return dense[is_node]
     if isinstance(output, dict):
-        if isinstance(module, GINEConv):
-            edge_attr = output["edge_attr"]
-            return output["x_j"] + (edge_attr if module.lin is None else module.lin(edge_attr))
-        return vector_score(module, output)
+        return _rows_of_arguments(module, output)
     if isinstance(output, Tensor):
         return output.flatten(start_dim=1)
     raise TypeError(f"expected a tensor or a dict of arguments, got {type(output).__name__}")
 
 
-def vector_score(conv: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, "E D"]:
-    """The score of each edge before the sum over the channels of a head, head-major.
-
-    ``inputs`` are the arguments of a TransformerConv's ``message`` or a GATv2Conv's
-    ``edge_update``, as recorded at ``conv:message_inputs`` or ``conv:edge_update_inputs``.
-    """
-    if isinstance(conv, TransformerConv):
-        scale = math.sqrt(conv.out_channels)
-        score = inputs["query_i"] * (inputs["key_j"] + _edge_term(conv, inputs)) / scale
-    elif isinstance(conv, GATv2Conv):
-        total = inputs["x_i"] + inputs["x_j"] + _edge_term(conv, inputs)
-        score = nn.functional.leaky_relu(total, conv.negative_slope) * conv.att
-    else:
+def _rows_of_arguments(conv: nn.Module, inputs: dict[str, Any]) -> Float[Tensor, "E D"]:
+    """The vector score of each edge, head-major; of a GINEConv what its ReLU is applied to."""
+    edge_attr = inputs.get("edge_attr")
+    if isinstance(conv, GINEConv):
+        return inputs["x_j"] + (edge_attr if conv.lin is None else conv.lin(edge_attr))
+    if not isinstance(conv, TransformerConv | GATv2Conv):
         raise TypeError(f"expected a TransformerConv or GATv2Conv, got {type(conv).__name__}")
+    edge: Tensor | float = 0.0
+    if conv.lin_edge is not None and edge_attr is not None:
+        edge = conv.lin_edge(edge_attr).unflatten(-1, (conv.heads, conv.out_channels))
+    if isinstance(conv, TransformerConv):
+        score = inputs["query_i"] * (inputs["key_j"] + edge) / math.sqrt(conv.out_channels)
+    else:
+        total = inputs["x_i"] + inputs["x_j"] + edge
+        score = nn.functional.leaky_relu(total, conv.negative_slope) * conv.att
     return score.flatten(start_dim=1)
-
-
-def _edge_term(conv: TransformerConv | GATv2Conv, inputs: dict[str, Any]) -> Tensor | float:
-    """W_e e_ji, shape [E, H, d]; 0 for a convolution without edge features."""
-    if conv.lin_edge is None or inputs["edge_attr"] is None:
-        return 0.0
-    return conv.lin_edge(inputs["edge_attr"]).unflatten(-1, (conv.heads, conv.out_channels))
-
-
-def _known(architecture: str) -> str:
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")
-    return architecture

@@ -1,15 +1,11 @@
-"""Read checkpoints of the published repositories: their parameter names, our modules::
+"""Read checkpoints of the published repositories: their parameter names, our modules.
 
-    layer = load_layer(state_dict, kind="gt", heads=8)
-    network = load_network(state_dict, kind="gt", heads=8)
-
-Depth, width, normalization, biases, the Explicit Bias Term, full-graph attention and the encoders
-of Open Graph Benchmark are recognised from the names. What weights do not show are arguments:
-``heads``, ``residual``, ``readout``, and ``project``, which is False for a network whose published
-configuration has ``"O_linear": false``: its weights have the maps O, its forward pass skips them.
+What weights do not show are arguments: ``heads``, ``residual``, ``readout``, and ``project``, which
+is False for a network whose published configuration has ``"O_linear": false``.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -18,14 +14,10 @@ from torch import Tensor, nn
 
 from mapkg.models.edge_attention import GraphTransformerLayer, NodeStreamLayer, ResidualBlock
 from mapkg.models.network import GraphNetwork
-from studies.extras import FullGraphNetwork
-from studies.extras.full_graph import DiffusionKernel, FakeEdgeShare, FullGraphLayer
+from studies.extras import DiffusionKernel, FakeEdgeShare, FullGraphLayer, FullGraphNetwork
 
 KINDS = {"gt": "mean", "graphit": "sum", "san": "sum"}
-"""Layer kinds that can be read, and the readout of their published networks on molecules.
-
-``"gt"`` is the GraphTransformer with an edge stream.
-"""
+"""Layer kinds that can be read, and the readout of their published networks on molecules."""
 
 StateDict = Mapping[str, Tensor]
 Layer = GraphTransformerLayer | NodeStreamLayer
@@ -67,11 +59,7 @@ def load_network(
     project: bool = True,
     gamma: float | None = None,
 ) -> GraphNetwork:
-    """A published network, as ``load_layer`` reads its layers.
-
-    None for ``readout`` is the one of the published runs. ``gamma`` is needed for a full-graph
-    ``"san"`` whose weights have no learned one.
-    """
+    """A published network in evaluation mode; full-graph SAN needs a ``gamma`` unless learned."""
     state_dict, sizes = _joined_tables(_checked(state_dict, kind))
     numbers = sorted({int(found[1]) for found in map(_LAYER.match, state_dict) if found})
     if not numbers or numbers != list(range(len(numbers))):
@@ -155,18 +143,14 @@ def _checked(state_dict: StateDict, kind: str) -> StateDict:
 
 def _some(names: Iterable[str]) -> str:
     names = list(map(str, names))
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
 
 
 def _joined_tables(state_dict: StateDict) -> tuple[StateDict, dict[str, tuple[int, ...]]]:
     """The tables of an encoder of Open Graph Benchmark as one table, and their sizes."""
-    joined: dict[str, Tensor] = {}
-    tables: dict[str, dict[int, Tensor]] = {}
-    for name, value in state_dict.items():
-        if match := _TABLES.fullmatch(name):
-            tables.setdefault(match[1], {})[int(match[2])] = value
-        else:
-            joined[name] = value
+    joined, tables = dict(state_dict), defaultdict(dict)
+    for match in filter(None, map(_TABLES.fullmatch, state_dict)):
+        tables[match[1]][int(match[2])] = joined.pop(match[0])
     parts = {name: [of[number] for number in sorted(of)] for name, of in tables.items()}
     joined |= {f"{name}.weight": torch.cat(of) for name, of in parts.items()}
     return joined, {name: tuple(map(len, of)) for name, of in parts.items()}
@@ -192,9 +176,8 @@ def _empty_layer(
     state_dict: StateDict, kind: str, attention: str, heads: int, residual: bool
 ) -> Layer:
     _require([f"{attention}.Q.weight"], state_dict)
-    is_full = f"{attention}.Q_2.weight" in state_dict
-    layer_type: type[Layer] = FullGraphLayer if is_full else NodeStreamLayer
-    layer_type = GraphTransformerLayer if kind == "gt" else layer_type
+    sparse = GraphTransformerLayer if kind == "gt" else NodeStreamLayer
+    layer_type = FullGraphLayer if f"{attention}.Q_2.weight" in state_dict else sparse
     norms = ("batch_norm", "layer_norm")
     return layer_type(
         len(state_dict[f"{attention}.Q.weight"]),

@@ -1,7 +1,6 @@
 """A small interactive viewer of molecules and their ratios, in a page without network."""
 
 import html
-import io
 import json
 import re
 from collections import defaultdict
@@ -13,11 +12,11 @@ from importlib.resources import files
 from xml.etree import ElementTree
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from rdkit import Chem
+from rdkit.Chem import Draw
 from rdkit.Chem.Draw import rdMolDraw2D
 from torch import Tensor
 
@@ -30,15 +29,12 @@ THRESHOLDS = (
 """Thresholds about evenly apart on a logarithmic axis, those of the papers among them."""
 
 LEVELS = 64
-# The light part of a perceptually uniform map: the dark lines of a bond are legible on all of
-# it, and small ratios are nearly as pale as the paper.
+# The light part of a perceptually uniform map, where the dark lines of a bond are legible.
 COLORS = tuple(map(to_hex, matplotlib.colormaps["inferno_r"](np.linspace(0.02, 0.58, LEVELS))))
 """The colors of ratios, from small to large."""
 
 NO_RATIO = "#c4c7cc"
 """The color of a bond without a ratio."""
-
-LABEL = "largest activation ratio of the bond"
 
 WIDTH, HEIGHT = 240, 180  # of a drawn molecule
 BAR_START, BAR_WIDTH, BAR_TOP, BAR_HEIGHT = 30, 232, 20, 12
@@ -47,7 +43,7 @@ _BAND = "#FF00FF"  # tells the bands of bonds from RDKit's other shapes, which a
 
 @dataclass(frozen=True)
 class Scale:
-    """Colors for ratios from ``low`` to ``high``, in equal steps on a logarithmic axis."""
+    """Colors for ratios in equal steps on a logarithmic axis."""
 
     low: float
     high: float
@@ -76,12 +72,8 @@ def viewer(
 ) -> str:
     """One molecule at a time, with choices of molecule, layer, head and threshold, as HTML.
 
-    A bond has the color of its largest ratio in the layer, of all heads or the chosen one; the
-    scale is the same for all choices. On paper and without scripts the page shows all molecules
-    instead, in layer 0 with all heads. Several viewers may stand on a page.
-
-    ``ratios`` has an array [layers, heads, bonds] per molecule: the largest ratio within the head
-    of either edge of the bond, NaN for none. The page has them cut to three significant digits, as
+    On paper and without scripts all molecules are shown instead, in layer 0 with all heads.
+    ``ratios`` are those of ``bond_ratios``, NaN for none. The page has them cut to three digits, as
     ``THRESHOLDS`` have, so that a ratio reaches a threshold exactly if its first three digits do.
     """
     if not 0 < len(molecules) == len(ratios) == len(captions):
@@ -134,23 +126,21 @@ def _three_digits(ratios: np.ndarray) -> np.ndarray:
 
 
 def _packed(ratios: np.ndarray) -> list | str:
-    """[layers, heads] texts with three characters per bond, half of what numbers would take.
+    """[layers, heads] texts with three characters per bond, ``---`` for no ratio.
 
-    They are a number n to base 36 for (100 + n mod 900) times ten to the (n // 900 - 12), which
-    reaches from 1e-10 to beyond what single precision holds; ``---`` is no ratio.
+    To base 36 they are a number n for (100 + n mod 900) times ten to the (n // 900 - 12).
     """
     if ratios.ndim > 1:
         return [_packed(part) for part in ratios]
-    codes = []
-    for ratio in ratios.clip(1e-10, 9.99e40).tolist():
-        exact = Decimal(repr(ratio))
+    text = ""
+    for exact in map(Decimal, map(repr, ratios.clip(1e-10, 9.99e40).tolist())):
         if exact.is_nan():
-            codes.append("---")
-            continue
-        exponent = exact.adjusted() - 2
-        n = 900 * (exponent + 12) + int(exact.scaleb(-exponent)) - 100
-        codes.append(np.base_repr(n, 36).zfill(3))
-    return "".join(codes)
+            text += "---"
+        else:
+            exponent = exact.adjusted() - 2
+            n = 900 * (exponent + 12) + int(exact.scaleb(-exponent)) - 100
+            text += np.base_repr(n, 36).zfill(3)
+    return text
 
 
 def _choice_of_molecule(captions: Sequence[str]) -> str:
@@ -194,47 +184,37 @@ def figures(
     scale: Scale,
     threshold: float,
 ) -> str:
-    """A ``figure`` per molecule, in a grid, each bond's band a ``path[data-bond]``.
+    """A ``figure`` per molecule, each bond's band a ``path[data-bond]`` of a ratio, NaN for none.
 
-    ``ratios`` has a number per bond in RDKit's order, which is that of ``studies.data.directions``,
-    NaN for none. Bonds at or above the threshold are outlined, bonds without a ratio are
-    gray with a dashed outline. Molecules are drawn kekulized, without stereochemistry, dark on
-    light also where the page is dark, so that a color looks the same everywhere.
+    Bonds at or above the threshold are outlined, bonds without a ratio gray with a dashed outline.
+    Molecules are drawn kekulized, without stereochemistry, on light also where the page is dark.
     """
-    drawn = zip(molecules, range(len(molecules)), ratios, captions, strict=True)
-    figures = "\n".join(_figure(*each, scale, threshold) for each in drawn)
-    return f'<div class="mapkg-molecules">\n{figures}\n</div>'
-
-
-def _figure(
-    molecule: Chem.Mol | None,
-    index: int,
-    ratio: np.ndarray,
-    caption: str,
-    scale: Scale,
-    threshold: float,
-) -> str:
-    bands, ink = _draw(molecule, index)
-    if len(ratio) != len(bands):
-        raise ValueError(
-            f"molecule {index} ({caption}) has {len(bands)} bonds, got {len(ratio)} values; "
-            "expected one per bond, the larger of its two edges"
+    shown = []
+    for index, (molecule, ratio, caption) in enumerate(
+        zip(molecules, ratios, captions, strict=True)
+    ):
+        bands, ink = _draw(molecule, index)
+        if len(ratio) != len(bands):
+            raise ValueError(
+                f"molecule {index} ({caption}) has {len(bands)} bonds, got {len(ratio)} values; "
+                "expected one per bond, the larger of its two edges"
+            )
+        outlined = ratio >= threshold
+        looks = np.select([np.isnan(ratio), outlined], [' class="none"', ' class="outlined"'], "")
+        # Outlined bonds last, so that no neighbor covers their outlines.
+        paths = "".join(
+            f'<path data-bond="{i}"{looks[i]} fill="{scale.color(ratio[i])}" d="{bands[i]}"/>'
+            for i in np.argsort(outlined, kind="stable")
         )
-    outlined = ratio >= threshold
-    looks = np.select([np.isnan(ratio), outlined], [' class="none"', ' class="outlined"'], "")
-    # Outlined bonds last, so that no neighbor covers their outlines.
-    paths = "".join(
-        f'<path data-bond="{i}"{looks[i]} fill="{scale.color(ratio[i])}" d="{bands[i]}"/>'
-        for i in np.argsort(outlined, kind="stable")
-    )
-    name = html.escape(caption)
-    count = f"{outlined.sum()} of {len(ratio)} bonds ≥ {_number(threshold)}"
-    return f"""\
+        name = html.escape(caption)
+        count = f"{outlined.sum()} of {len(ratio)} bonds ≥ {_number(threshold)}"
+        shown.append(f"""\
 <figure><svg role="img" aria-label="{name}" viewBox="0 0 {WIDTH} {HEIGHT}">\
 <title>{name}</title><desc>{count}</desc>
 <g class="bands">{paths}</g>
 {ink}</svg>
-<figcaption>{name}<small>{count}</small></figcaption></figure>"""
+<figcaption>{name}<small>{count}</small></figcaption></figure>""")
+    return '<div class="mapkg-molecules">\n' + "\n".join(shown) + "\n</div>"
 
 
 def _draw(molecule: Chem.Mol | None, index: int) -> tuple[list[str], str]:
@@ -247,12 +227,9 @@ def _draw(molecule: Chem.Mol | None, index: int) -> tuple[list[str], str]:
     canvas = rdMolDraw2D.MolDraw2DSVG(WIDTH, HEIGHT, -1, -1, True)  # letters as text, not paths
     options = canvas.drawOptions()
     options.useBWAtomPalette()
-    options.clearBackground = False
     options.fixedBondLength = 28  # at most, so that small molecules are not drawn huge
-    options.highlightBondWidthMultiplier = 16
-    options.minFontSize = 9
-    options.padding = 0.07
-    options.prepareMolsBeforeDrawing = False
+    options.clearBackground = options.prepareMolsBeforeDrawing = False
+    options.highlightBondWidthMultiplier, options.minFontSize, options.padding = 16, 9, 0.07
     try:
         molecule = Chem.Mol(molecule)
         Chem.SanitizeMol(molecule)
@@ -293,6 +270,7 @@ def _read_svg(svg: str, bonds: int) -> tuple[list[str], str]:
 
 def _color_bar(scale: Scale, threshold: float, has_gaps: bool) -> str:
     """A color bar with decades and the threshold, as SVG; ``has_gaps`` explains ``NO_RATIO``."""
+    label = "largest activation ratio of the bond"
     step, bottom = BAR_WIDTH / LEVELS, BAR_TOP + BAR_HEIGHT
     # Each step is drawn as far as the end, the next one on top: no gaps between them.
     steps = "".join(
@@ -315,9 +293,9 @@ def _color_bar(scale: Scale, threshold: float, has_gaps: bool) -> str:
         f'<text class="start" x="{BAR_START + 20}" y="{bottom + 52}">no ratio</text>'
     )
     return f"""\
-<svg class="mapkg-bar" role="img" aria-label="color bar: {LABEL}" \
+<svg class="mapkg-bar" role="img" aria-label="color bar: {label}" \
 viewBox="0 0 {BAR_WIDTH + 2 * BAR_START} {bottom + (58 if has_gaps else 38)}">
-{steps}{ticks}<text x="{BAR_START + BAR_WIDTH / 2:g}" y="{bottom + 33}">{LABEL}</text>
+{steps}{ticks}<text x="{BAR_START + BAR_WIDTH / 2:g}" y="{bottom + 33}">{label}</text>
 <g class="threshold" transform="translate({BAR_START + BAR_WIDTH * place:.1f})">\
 <path class="line" d="M0 {BAR_TOP - 4}V{bottom}"/>\
 <text y="{BAR_TOP - 8}" style="text-anchor:{anchor}">outlined from {_number(threshold)}</text>\
@@ -343,15 +321,10 @@ def draw_molecule(
     for key, notes, parts in noted:
         for note, part in zip(notes or (), parts, strict=notes is not None):
             part.SetProp(key, note)
-    canvas = rdMolDraw2D.MolDraw2DCairo(900, 600)
-    options = canvas.drawOptions()
+    options = rdMolDraw2D.MolDrawOptions()
     options.annotationFontScale = 0.7
     if atom_notes is not None:
         options.useBWAtomPalette()
-    options.prepareMolsBeforeDrawing = False
-    rdMolDraw2D.PrepareMolForDrawing(drawn, kekulize=True)
-    canvas.DrawMolecule(drawn)
-    canvas.FinishDrawing()
-    ax.imshow(plt.imread(io.BytesIO(canvas.GetDrawingText())))
+    ax.imshow(Draw.MolToImage(drawn, (900, 600), options=options))
     ax.set_axis_off()
     return ax
