@@ -26,6 +26,7 @@ from studies.published import CONFIGS, known
 from studies.results import refuse_twice
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
+    "emergence": {"graph_maxima": 4},
     "remedy": {"epochs": 4},
     "gradients": {"heat": 3, "largest": 3},
     "smoothing": {"deep": 4, "training": 4},

@@ -71,6 +71,7 @@ def of_run(
 ) -> dict[str, pd.DataFrame]:
     """The tables of a finished run."""
     made = {name: getattr(read_emergence(folder), name) for name in TABLES}
+    made["graph_maxima"] = made["graph_maxima"].drop(columns="graph")  # a row's place says it
     there = made["summary"]["state"].unique().tolist()
     if unknown := sorted({*states} - {*there}):
         raise ValueError(f"no state {', '.join(unknown)} in {folder}; there are {', '.join(there)}")
