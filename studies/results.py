@@ -216,12 +216,7 @@ def by_measure(runs: Emergence) -> pd.DataFrame:
     tables have no other. ``spread`` is that of ln r over all entries, beyond the spread of this
     layer in every untrained network of the run.
     """
-    keys = ["run", "seed", "layer"]
-    x = np.log(10) * runs.histogram["low"]  # bins are equally wide, so their edge will do
-    weight = runs.histogram["count"]
-    parts = runs.histogram[[*keys, "state"]].assign(n=weight, x=weight * x, xx=weight * x * x)
-    sums = parts.groupby([*keys, "state"]).sum()
-    spread = np.sqrt(sums["xx"] / sums["n"] - (sums["x"] / sums["n"]) ** 2).unstack()
+    keys, spread = ["run", "seed", "layer"], spreads(runs.histogram)
     untrained = spread.filter(like="base").max(axis=1).groupby(["run", "layer"]).max()
     best = runs.summary[runs.summary["state"] == "best"].set_index(keys)
     of_layer = [untrained[run, layer] for run, _, layer in best.index]
@@ -232,6 +227,14 @@ def by_measure(runs: Emergence) -> pd.DataFrame:
         "spread": spread["best"].reindex(best.index) > of_layer,
     }
     return pd.DataFrame(passes).reset_index()
+
+
+def spreads(histogram: pd.DataFrame) -> pd.DataFrame:
+    """The standard deviation of ln r over all entries, by run, seed and layer, and by state."""
+    x = np.log(10) * histogram["low"]  # bins are equally wide, so their edge will do
+    keys, n = ["run", "seed", "layer", "state"], histogram["count"]
+    sums = histogram[keys].assign(n=n, x=n * x, xx=n * x * x).groupby(keys).sum()
+    return np.sqrt(sums["xx"] / sums["n"] - (sums["x"] / sums["n"]) ** 2).unstack()
 
 
 def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd.DataFrame:
