@@ -38,6 +38,7 @@ STUDIES = {
     "attack": ("robustness:attack_run", "The most harmful noise on embeddings (12)", GRAPHS),
     "laws": ("results:laws", "Fit laws to the tables of emergence (06)", ()),
     "untrained": ("commands:untrained", "Ratios of untrained networks (05, 06)", GRAPHS),
+    "nulls": ("commands:nulls", "All measures of untrained networks (05)", GRAPHS),
     "gradients": ("gradient_explosion:gradients", "Gradients of every layer (21)", NODES),
     "depth": ("depth:depth", "Accuracy by number of layers (22)", NODES),
     "missing": ("depth:missing", "Accuracy with hidden node features (24)", NODES),

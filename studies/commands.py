@@ -25,8 +25,11 @@ from studies.emergence import (
 from studies.files import check_output
 from studies.published import CONFIGS, known
 from studies.results import refuse_twice
+from studies.untrained import measured
 
 DIGITS: Mapping[str, Mapping[str, int]] = {
+    "emergence": {"graph_maxima": 4},
+    "nulls": {"networks": 4},
     "remedy": {"epochs": 4},
     "gradients": {"heat": 3, "largest": 3},
     "smoothing": {"deep": 4, "training": 4},
@@ -82,6 +85,21 @@ def untrained(
     settings, splits, where = _network(config, dataset, set, limit, device)
     seeds = range(first_seed, first_seed + networks)
     return without_training(settings, splits, seeds, name=config, device=where)
+
+
+def nulls(
+    *,
+    config: str,  # a network of studies/published.toml, for example GT-ZINC
+    dataset: str,  # a data set, for example moses
+    networks: int = 200,  # how many, with seeds one after the other
+    first_seed: int = 1000,  # of initial weights; other ones than those of trained networks
+    graphs: int = 128,  # the first of the test split, which are looked at
+    set: Sequence[str] = (),  # values of the network to change, for example heads=4
+) -> dict[str, pd.DataFrame]:
+    """``untrained.measured`` of a configuration and a data set by name."""
+    settings, splits, _ = _network(config, dataset, set, None, "cpu")
+    seeds = range(first_seed, first_seed + networks)
+    return {"networks": measured(settings, splits, seeds, graphs=graphs, name=config)}
 
 
 def data(

@@ -10,7 +10,6 @@ import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
-from scipy import stats
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import scatter
@@ -28,6 +27,7 @@ from studies.laws import compare_laws
 from studies.observation import summarise_scores
 from studies.published import grid
 from studies.results import MODELS, Emergence, read_emergence, read_network
+from studies.statistics import with_interval
 from studies.summary import ActivationSummary
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
@@ -310,7 +310,8 @@ def remedy_table(remedies: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFr
     keys = ["label", "run"]
     networks = by_network(remedies, metric)
     networks["max_abs"] = networks["max_abs"].map("{:.3g}".format).astype(float)  # 1,100, not 1,099
-    table = networks.groupby(keys, sort=False)[f"test_{metric}"].agg(_mean_and_interval)
+    by_arm = networks.groupby(keys, sort=False)[f"test_{metric}"]
+    table = by_arm.agg(with_interval, form="{:.3f}")
     table = table.to_frame(f"test {metric}").rename_axis(["network", "arm"])
     for title, name, form in (
         ("edges", "edges_with", ".1%"),
@@ -325,11 +326,6 @@ def remedy_table(remedies: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFr
     table["KS gamma"] = best["ks_own"].median().map("{:.3f}".format)
     table["KS base"] = best["ks_two_sample"].median().map("{:.2f}".format)
     return table
-
-
-def _mean_and_interval(values: pd.Series) -> str:
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
 def arms(

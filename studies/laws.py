@@ -200,6 +200,35 @@ def compare_laws(
     return pd.DataFrame(rows)
 
 
+TAIL = 0.01
+"""Share of the largest ratios whose decay gives the tail index."""
+
+
+def tails(histogram: pd.DataFrame) -> pd.DataFrame:
+    """Does a layer have a heavier tail, or a bump of its own? A row per run, seed, layer, state.
+
+    ``spread`` is that of ln r; ``tail`` the tail index, Hill's mean of ln r beyond the largest
+    ``TAIL``. ``rise`` is by which factor bins of a tenth of a decade, in order from the fullest one
+    up, grow again after they were least, if they hold 1e-5 of the values: 1 without a bump.
+    """
+    rows, keys = {}, ["run", "seed", "layer", "state"]
+    width = (NEG_LOG_RATIO_BINS[1] - NEG_LOG_RATIO_BINS[0]) / NEG_LOG_RATIO_BINS[2]
+    table = histogram.assign(decades=-histogram["low"] - width / 2).sort_values("decades")
+    for group, part in table.groupby(keys, sort=False):
+        n, decades = part["count"].to_numpy(), part["decades"].to_numpy()
+        x, total = np.log(10) * decades, n.sum()
+        spread = np.sqrt(n @ (x - n @ x / total) ** 2 / total)
+        beyond = n[::-1].cumsum()[::-1] <= TAIL * total
+        tail = n[beyond] @ (x[beyond] - x[beyond][0]) / n[beyond].sum()
+        coarse = pd.Series(n).groupby(np.floor(10 * decades).astype(int)).sum()
+        coarse = coarse.reindex(range(coarse.idxmax(), coarse.index[-1] + 1), fill_value=0)
+        growth = coarse / coarse.cummin().clip(lower=1)
+        rows[group] = (spread, tail, growth[coarse >= 1e-5 * total].max())
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=["spread", "tail", "rise"])
+    found.index = pd.MultiIndex.from_tuples(found.index, names=keys)
+    return found.reset_index()
+
+
 def distribution_grid(histogram: pd.DataFrame) -> Figure:
     """Figure B of the massive-activations paper: all layers of one network, and gamma laws.
 

@@ -86,9 +86,19 @@ class Schedule:
 
 
 @cache
+def _workflow() -> dict[str, Any]:
+    return yaml.safe_load(GRID.read_text(encoding="utf-8"))
+
+
+def margin(of: str) -> float:
+    """The factor within which an ``"error"`` or a ``"ratio"`` counts as equal."""
+    return _workflow()["margins"][of]
+
+
+@cache
 def grid() -> dict[str, dict[str, Any]]:
     """Every run of the grid and every study of many trainings, by name."""
-    read = yaml.safe_load(GRID.read_text(encoding="utf-8"))
+    read = _workflow()
     runs = {name: read["defaults"] | run for name, run in read["runs"].items()}
     return runs | {name: {"titles": {}} | study for name, study in read["studies"].items()}
 

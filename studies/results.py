@@ -63,6 +63,7 @@ def of_run(
 ) -> dict[str, pd.DataFrame]:
     """The tables of a finished run."""
     made = {name: getattr(read_emergence(folder), name) for name in TABLES}
+    made["graph_maxima"] = made["graph_maxima"].drop(columns="graph")  # a row's place says it
     there = made["summary"]["state"].unique().tolist()
     if unknown := sorted({*states} - {*there}):
         raise ValueError(f"no state {', '.join(unknown)} in {folder}; there are {', '.join(there)}")
@@ -176,13 +177,8 @@ def by_measure(runs: Emergence) -> pd.DataFrame:
     Sun's rule with the typical row median in place of the layer's, which no table has; ``spread``,
     of ln r over all entries, is beyond that of this layer in every untrained network of the run.
     """
-    keys = ["run", "seed", "layer"]
+    keys, spread = ["run", "seed", "layer"], spreads(runs.histogram)
     best = runs.summary[runs.summary["state"] == "best"].set_index(keys)
-    x = np.log(10) * runs.histogram["low"]  # bins are equally wide, so their edge will do
-    weight = runs.histogram["count"]
-    parts = runs.histogram[[*keys, "state"]].assign(n=weight, x=weight * x, xx=weight * x * x)
-    sums = parts.groupby([*keys, "state"]).sum()
-    spread = np.sqrt(sums["xx"] / sums["n"] - (sums["x"] / sums["n"]) ** 2).unstack()
     untrained = spread.filter(like="base").max(axis=1).groupby(["run", "layer"]).transform("max")
     least = (MASSIVE_RATIO * best["row_median_q50"]).clip(lower=100)
     passes = {
@@ -191,6 +187,14 @@ def by_measure(runs: Emergence) -> pd.DataFrame:
         "spread": (spread["best"] > untrained).reindex(best.index),
     }
     return pd.DataFrame(passes).reset_index()
+
+
+def spreads(histogram: pd.DataFrame) -> pd.DataFrame:
+    """The standard deviation of ln r over all entries, by run, seed and layer, and by state."""
+    x = np.log(10) * histogram["low"]  # bins are equally wide, so their edge will do
+    keys, n = ["run", "seed", "layer", "state"], histogram["count"]
+    sums = histogram[keys].assign(n=n, x=n * x, xx=n * x * x).groupby(keys).sum()
+    return np.sqrt(sums["xx"] / sums["n"] - (sums["x"] / sums["n"]) ** 2).unstack()
 
 
 def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd.DataFrame:

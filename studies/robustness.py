@@ -1,12 +1,14 @@
 """Attacks on finished runs, and what they come to."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from scipy import stats
 from torch import nn
 from torch_geometric.data import Data
@@ -19,6 +21,7 @@ from studies.data import Splits
 from studies.explicit_bias import ARMS, COUNTED
 from studies.published import known, titles
 from studies.results import read_network
+from studies.statistics import with_interval
 
 ASCENT = Ascent(lr=0.1, passes=40)
 """How noise is optimised here, with fewer passes than the published 1000, and longer steps."""
@@ -98,18 +101,24 @@ def attack_network(
     return pd.concat(parts, ignore_index=True)
 
 
+def drawn(graphs: Sequence[Data], number: int, seed: int) -> list[Data]:
+    """So many of the graphs, at random: the first ones of a sorted split are not like the rest."""
+    order = torch.randperm(len(graphs), generator=torch.Generator().manual_seed(seed))
+    return [graphs[i] for i in order[:number].tolist()]
+
+
 def attack_run(
     folder: Path | str,
     splits: Splits,
     *,
-    graphs: int = 64,  # validation graphs, the first ones
+    graphs: int = 64,  # validation graphs, drawn by the seed of the run
     kinds: Sequence[str] = USUAL,  # of noise; published takes many passes
     places: bool = False,  # also noise where massive activations are, and controls
     **settings: Any,
 ) -> pd.DataFrame:
     """Attacks on the best weights of a finished run, ``settings`` as of ``attack_network``."""
     model, config, origin = read_network(folder, splits)
-    chosen, settings = list(splits.val[:graphs]), settings | {"kinds": kinds}
+    chosen, settings = drawn(splits.val, graphs, origin["seed"]), settings | {"kinds": kinds}
     table = attack_network(model, config, chosen, places=PLACES if places else (), **settings)
     return table.assign(graphs=len(chosen), **origin)
 
@@ -137,14 +146,7 @@ def damage_table(
 ) -> pd.DataFrame:
     """Geometric means of columns over seeds with 95 % t intervals of the logarithms, as text."""
 
-    def text(values: pd.Series) -> str:
-        if len(values) == 1:
-            return form.format(values.iloc[0])
-        logs = np.log(values)
-        mean, error = logs.mean(), stats.sem(logs)
-        low, high = stats.t.interval(0.95, len(logs) - 1, mean, error) if error else (mean, mean)
-        return f"{form} [{form}, {form}]".format(*np.exp([mean, low, high]))
-
+    text = partial(with_interval, form=form, logarithmic=True)
     return damages.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
 
 

@@ -5,7 +5,7 @@ the difference of logarithms. Seeds, not edges, are the observations: the edges 
 (source type, bond, target type) are one observation where a layer sees nothing else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -64,6 +64,34 @@ def with_holm(tests: pd.DataFrame) -> pd.DataFrame:
     order = tests["p"].sort_values(kind="stable")
     steps = order * np.arange(len(order), 0, -1)
     return tests.assign(holm=steps.cummax().clip(upper=1))
+
+
+def contrasts(
+    table: pd.DataFrame, pairs: Mapping[str, tuple], value: str, margin: float
+) -> pd.DataFrame:
+    """By which factor a value differs between networks of the same seed, and what that shows.
+
+    ``pairs`` are two pairs of label and run by title, the second over the first. ``p`` is of
+    Student's paired test, ``holm`` corrects it for all pairs, ``flips`` is exact, and ``alike`` is
+    of the equivalence within the margin, a factor. What neither shows is ``open``.
+    """
+    logs, rows = np.log(table.set_index(["label", "run", "seed"])[value]).sort_index(), {}
+    for title, (one, other) in pairs.items():
+        change = (logs[other] - logs[one]).dropna()
+        ends = zip(("factor", "low", "high"), np.exp(t_interval(change)), strict=True)
+        rows[title] = dict(ends) | {"seeds": len(change), "flips": sign_flips(change)}
+        rows[title]["alike"] = equivalence(change, np.log(margin))["p"]
+        rows[title]["p"] = stats.ttest_1samp(change, 0).pvalue
+    tests = with_holm(pd.DataFrame(rows).T.astype({"seeds": int}))
+    found = [tests["alike"] < 0.05, tests["holm"] < 0.05]
+    return tests.assign(verdict=np.select(found, ["within the margin", "differs"], "open"))
+
+
+def with_interval(values: pd.Series, form: str, *, logarithmic: bool = False) -> str:
+    """Mean and Student's interval as text, of logarithms the geometric mean; a value if alone."""
+    ends = t_interval(np.log(values) if logarithmic else values)[: 1 if len(values) == 1 else 3]
+    first, *interval = (form.format(np.exp(end) if logarithmic else end) for end in ends)
+    return f"{first} [{', '.join(interval)}]" if interval else first
 
 
 def hierarchical_bootstrap(

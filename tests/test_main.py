@@ -253,7 +253,9 @@ def test_tables_of_runs_are_joined_in_their_order_and_laws_are_fitted_to_them(
         expected = pd.concat([getattr(part, name) for part in parts], ignore_index=True)
         if name in ("graph_maxima", "histogram"):
             expected = expected[expected["state"].isin(["base", "best"])].reset_index(drop=True)
-        pd.testing.assert_frame_equal(getattr(found, name).drop(columns="run"), expected)
+        joined = getattr(found, name).drop(columns="run")
+        rtol = 5.1e-4 if name == "graph_maxima" else 0  # of four digits
+        pd.testing.assert_frame_equal(joined, expected[list(joined)], rtol=rtol)
     before = contents(tmp_path)
     assert main([*words, "--states", "base", "best"]) == 0
     assert contents(tmp_path) == before

@@ -14,7 +14,7 @@ from studies.__main__ import main
 from studies.bond_changes import count_neighbors
 from studies.emergence import emergence
 from studies.published import CONFIGS
-from studies.robustness import PLACES, USUAL, attack_network, damage, damage_table
+from studies.robustness import PLACES, USUAL, attack_network, damage, damage_table, drawn
 
 SMALL = dict(hidden_channels=16, heads=4, num_layers=2)
 SHORT = dict(ascent=Ascent(lr=0.1, passes=3), restarts=[5], progress=False)
@@ -75,8 +75,15 @@ def test_a_finished_run_is_attacked_on_its_changed_data(molecules, tmp_path, mon
     table = pd.read_csv(path)
     assert table[["graphs", "seed", "epochs"]].drop_duplicates().values.tolist() == [[3, 4, 1]]
     model, _ = checkpoint.load(tmp_path / "best")
-    clean = evaluate(model.eval(), changed.val[:3])
+    clean = evaluate(model.eval(), drawn(changed.val, 3, 4))
     assert table[table["noise"] == "none"]["loss"].unique() == pytest.approx([clean], rel=1e-5)
+
+
+def test_attacked_molecules_are_drawn_by_seed_without_repetition():
+    one, same, other = (drawn(range(100), 64, seed) for seed in (0, 0, 1))
+    assert one == same != other
+    assert len({*one}) == 64 and not {*one} <= {*range(64)}
+    assert sorted(drawn(range(5), 64, 0)) == [*range(5)]
 
 
 def rows(seed, losses, restart=0):

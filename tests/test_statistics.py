@@ -9,6 +9,7 @@ import pytest
 from conftest import REPOSITORY
 from scipy import stats
 
+from studies import published
 from studies import statistics as study
 
 CHANGE = pd.Series([0.3, 0.5, 0.1, 0.4, 0.2])  # mean 0.3, standard error 0.0707
@@ -53,6 +54,31 @@ def test_equivalence_is_two_one_sided_tests_and_an_interval_within_the_margin():
 def test_holm_multiplies_by_what_is_left():
     tests = pd.DataFrame({"p": [0.04, 0.01, 0.5, 0.03]}, index=list("abcd"))
     np.testing.assert_allclose(study.with_holm(tests)["holm"], [0.09, 0.04, 0.5, 0.09])
+
+
+def test_contrasts_are_of_the_same_seed_and_say_what_they_show():
+    logs = {"a": [0, 1, 2, 3, 4], "alike": [0.01, 1, 2, 2.99, 4], "more": [2.1, 3, 4, 5, 5.9]}
+    logs["wide"] = [1, 0, 4, 3, 3]
+    rows = [("x", run, i, np.exp(v)) for run, each in logs.items() for i, v in enumerate(each)]
+    table = pd.DataFrame(rows, columns=["label", "run", "seed", "value"])
+    pairs = {run: (("x", "a"), ("x", run)) for run in list(logs)[1:]}
+    found = study.contrasts(table.sample(frac=1, random_state=0), pairs, "value", 1.25)
+    assert found["verdict"].tolist() == ["within the margin", "differs", "open"]
+    change = np.array([2.1, 2, 2, 2, 1.9])
+    low, high = np.exp(stats.ttest_1samp(change, 0).confidence_interval(0.95))
+    row = found.loc["more"]
+    assert row[["factor", "low", "high"]].tolist() == pytest.approx([np.exp(2), low, high])
+    assert (row["seeds"], row["flips"]) == (5, 2 / 32)
+    assert row["holm"] == pytest.approx(3 * stats.ttest_1samp(change, 0).pvalue)
+    assert published.margin("error") == 1.1 and published.margin("ratio") == 1.25
+
+
+def test_a_mean_is_written_with_its_interval_and_a_single_value_without():
+    low, high = stats.ttest_1samp(CHANGE, 0).confidence_interval(0.95)
+    assert study.with_interval(CHANGE, "{:.3f}") == f"0.300 [{low:.3f}, {high:.3f}]"
+    text = study.with_interval(np.exp(CHANGE), "{:.2f}", logarithmic=True)
+    assert text == f"{np.exp(0.3):.2f} [{np.exp(low):.2f}, {np.exp(high):.2f}]"
+    assert study.with_interval(CHANGE[:1], "{:g}") == "0.3"
 
 
 def test_a_bootstrap_by_levels_weighs_units_alike_and_is_scipys_where_there_is_one_level():

@@ -1,0 +1,136 @@
+"""Trained networks among two hundred untrained ones, by every measure."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from mapkg import hooks
+from mapkg.all_measures import SUN_MAGNITUDE, row_measures
+from mapkg.evaluation import batches, calibrate_batch_norm, predict
+from mapkg.measures import LOG_EPS, MASSIVE_RATIO
+from mapkg.models.config import Config
+from mapkg.models.network import SCORES
+from studies.data import Splits
+from studies.emergence import fit_to_data
+from studies.extras import build
+from studies.figures import legend_once, panels
+from studies.files import commit, versions
+from studies.results import Emergence, spreads
+from studies.train import seed_all
+
+MEASURES = {
+    "row": "row ratio",
+    "layer": "layer ratio",
+    "sun": "Sun's rule",
+    "spread": "spread",
+    "isolation": "isolation",
+    "largest": "largest |s|",
+}
+"""Measures of a network, each its maximum over layers. For the layer's median stands the typical
+median of a row. Sun's rule is met where the lesser of |s| / 100 and layer ratio / 1000 is above 1.
+Isolation is the median over rows of largest over second largest. ``row_spread``, beside the spread
+of ln r over all entries, is the mean of the spreads of rows."""
+
+
+def measured(
+    config: Config,
+    splits: Splits,
+    seeds: Sequence[int],
+    *,
+    graphs: int = 128,
+    name: str = "custom",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """``MEASURES`` of untrained networks on the first test graphs, a row per seed.
+
+    BatchNorm has the statistics of as many training graphs.
+    """
+    config = fit_to_data(config, splits.description)
+    test, rows = list(batches(splits.test[:graphs], graphs)), []
+    for seed in tqdm(seeds, name, file=sys.stderr, disable=not progress):
+        seed_all(seed)
+        model = calibrate_batch_norm(build(config).eval(), splits.train[:graphs])
+        ((_, seen),) = hooks.scan(model, test, SCORES, forward=predict)
+        layers = pd.DataFrame([_of_layer(score) for score in seen.values()])
+        rows.append({"seed": seed, **layers.max()})
+    origin = {"config": name, "dataset": splits.description.title, "graphs": graphs}
+    return pd.DataFrame(rows).assign(**origin, versions=versions(), commit=commit())
+
+
+def _of_layer(score: Tensor) -> dict[str, float]:
+    rows = row_measures(score)
+    largest, median = rows["largest"].max().item(), rows["median"].median().item()
+    ratio = score.abs() / rows["median"].unsqueeze(-1)
+    return {
+        "row": rows["ratio"].max().item(),
+        "layer": largest / median,
+        "sun": min(largest / SUN_MAGNITUDE, largest / median / MASSIVE_RATIO),
+        "spread": ratio.add(LOG_EPS).log().std().item(),
+        "row_spread": rows["spread"].mean().item(),
+        "isolation": rows["max_over_second"].median().item(),
+        "largest": largest,
+    }
+
+
+def of_trained(runs: Emergence, graphs: int = 128) -> pd.DataFrame:
+    """``MEASURES`` but isolation of trained networks, from their tables, a row per run and seed.
+
+    The row ratio is of the first test graphs, as that of ``measured``; of |s|, and so of the layer
+    ratio and Sun's rule, the tables hold the largest of the whole test split alone.
+    """
+    keys = ["run", "seed", "layer"]
+    best, maxima = (t[t["state"] == "best"] for t in (runs.summary, runs.graph_maxima))
+    maxima = maxima.groupby(keys).head(graphs).groupby(keys)["max_ratio"].max()
+    return by_network(best, row=maxima, spread=spreads(runs.histogram)["best"])
+
+
+def by_network(layers: pd.DataFrame, **more: pd.Series) -> pd.DataFrame:
+    """Maxima over layers of ``more``, and of what follows from |s| and the typical median."""
+    layers = layers.set_index(["run", "seed", "layer"])
+    largest, layer = layers["max_abs"], layers["max_abs"] / layers["row_median_q50"]
+    sun = np.minimum(largest / SUN_MAGNITUDE, layer / MASSIVE_RATIO)
+    table = pd.DataFrame({"largest": largest, "layer": layer, "sun": sun, **more})
+    return table.groupby(["run", "seed"]).max().reset_index()
+
+
+def among(trained: pd.DataFrame, null: pd.DataFrame) -> pd.DataFrame:
+    """Each trained network's place among the untrained ones of its run, by every measure of both.
+
+    ``p`` is the p-value by rank, combined over layers since each measure is a maximum over layers.
+    ``above`` is the share of untrained networks below; its mean is the area under the ROC curve.
+    """
+    rows = []
+    for (run, seed), network in trained.groupby(["run", "seed"]):
+        others = null[null["run"] == run]
+        for name in [name for name in MEASURES if name in trained and name in others]:
+            value, chance = network[name].item(), others[name].to_numpy()
+            above = (chance < value).mean() + (chance == value).mean() / 2
+            p = (1 + (chance >= value).sum()) / (1 + len(chance))
+            rows.append((run, seed, MEASURES[name], value, above, p))
+    return pd.DataFrame(rows, columns=["run", "seed", "measure", "value", "above", "p"])
+
+
+def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
+    """ROC curves of every measure, a panel for each title.
+
+    Across is the share of untrained networks that are taken for trained ones, up the share of
+    trained ones that are found by the same bar; the bar is a run's own.
+    """
+    figure, axes = panels(len(places), 2, (3.6, 2.8), sharey=True)
+    for ax, (title, place) in zip(axes, places.items(), strict=True):
+        for measure, of_measure in place.groupby("measure", sort=False):
+            p = np.sort(of_measure["p"])
+            across, up = [p.min() / 2, *p, 1], [0, *np.arange(1, len(p) + 1) / len(p), 1]
+            look = dict(where="post", color=f"C{list(MEASURES.values()).index(measure)}")
+            ax.step(across, up, **look, label=measure)
+        ax.plot(np.geomspace(p.min() / 2, 1), np.geomspace(p.min() / 2, 1), "k:", lw=1)
+        ax.set(xscale="log", title=title, ylim=(-0.02, 1.02))
+    figure.supxlabel("untrained networks above the bar, share", fontsize="medium")
+    figure.supylabel("trained networks above it, share", fontsize="medium")
+    legend_once(figure, loc="outside right center")
+    return figure
