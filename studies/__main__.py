@@ -46,6 +46,7 @@ STUDIES = {
         "What makes scores massive, arm by arm (14)",
         ("molecules",),
     ),
+    "kinds": ("crossed_types:crossed", "Frequency crossed with meaning (10)", ("molecules",)),
     "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (23)", ("trees",)),
 }
 """Where each command and study is, what it does, and the kinds of data it takes. The tables in
@@ -64,7 +65,7 @@ examples:
 """
 SHORT = {"output": ["-o"], "parameter": ["-p"]}
 RANGES = {
-    **dict.fromkeys(("seed", "seeds", "first_seed"), (0, 10**9)),
+    **dict.fromkeys(("seed", "seeds", "first_seed", "squares"), (0, 10**8)),
     **dict.fromkeys(("layers", "depths", "heads"), (1, 1000)),
     **dict.fromkeys(("dropout", "attention_dropout"), (0, 1)),
     **{"epochs": (0, 10**5), "threads": (1, 1024), "networks": (1, 10**4), "lr": (0, 100)},

@@ -4,7 +4,6 @@ Each change gives new splits and leaves its argument as it is; an edge type is d
 bond, both directions alike, from the seed. ``CHANGES`` has them by name, as the command line does.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -17,22 +16,29 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 from torch_geometric.data import Data
-from tqdm import tqdm
 
-from mapkg.models.config import Config
 from studies.data import ATOM_TYPES, Description, Splits, bond_of_edge, directions
 from studies.data.sets import SPLITS
-from studies.edge_kinds import GLOBAL, distinct_edges, first_layer_table
-from studies.emergence import fit_to_data
-from studies.extras import build
+from studies.edge_kinds import GLOBAL
 from studies.published import titles
-from studies.train import fit, seed_all
 
 EXPERIMENTS = titles("changes")
 """Retrained networks on data with changed types, from names of files to titles."""
 
 SHARES = (0.70, 0.25, 0.05)
 """Shares of the three types where the target is made to depend on one of them."""
+
+
+NODE_TYPES = 6
+"""How many are drawn where frequency is crossed with meaning."""
+
+ROLES = {
+    "frequent, informative": (0.45, 1),
+    "frequent, uninformative": (0.45, 0),
+    "rare, informative": (0.05, 1),
+    "rare, uninformative": (0.05, 0),
+}
+"""The share of bonds of the edge types 1 to 4 there, and whether the target depends on them."""
 
 
 def shuffle_types(splits: Splits, seed: int) -> Splits:
@@ -114,11 +120,39 @@ def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
         excess = (graph.edge_type == informative).float() - SHARES[informative - 1]
         return (excess * heteroatom[graph.x[graph.edge_index[0]]]).sum()
 
-    scale = torch.stack([raw(graph) for graph in changed.train]).std()
-    for graph in _every(changed):
-        graph.y = (raw(graph) / scale).reshape(1, 1)
     target = "edges of the informative type from heteroatoms, less the expected number"
-    return replace(changed, description=replace(changed.description, target=target))
+    return _with_target(changed, raw, target)
+
+
+def cross_types(splits: Splits, seed: int) -> Splits:
+    r"""Edge types and node types drawn at random, and a target that depends on two of four types.
+
+    Node types are drawn uniformly, so that every edge type has all 36 kinds (source, type,
+    target), each as often as the others; ``ROLES`` says how frequent a type is and whether
+    :math:`a_t` is 1 or 0 in the target, whose standard deviation over the training split is 1:
+
+    .. math:: y \propto \sum_{j \to i} a_{t_{ji}} h_j , \qquad h_j = (-1)^{x_j} .
+
+    Each edge of an informative type says as much; those of the others say nothing.
+    """
+    shares, informative = torch.tensor([*ROLES.values()]).unbind(dim=1)
+
+    def draw(types: Tensor, generator: Generator) -> Tensor:
+        return 1 + shares.multinomial(len(types), replacement=True, generator=generator)
+
+    names = dict(enumerate(ROLES, start=1))
+    changed = _retyped(splits, seed, draw, "frequency crossed with meaning", names)
+    generator = Generator().manual_seed(seed)
+    for graph in _every(changed):
+        graph.x = torch.randint(NODE_TYPES, (graph.num_nodes,), generator=generator)
+
+    def raw(graph: Data) -> Float[Tensor, ""]:
+        sign = 1 - 2 * (graph.x[graph.edge_index[0]] % 2)
+        return (informative[graph.edge_type - 1] * sign).sum()
+
+    changed = _with_target(changed, raw, "edges of informative types, by the sign of the source")
+    about = replace(changed.description, num_node_types=NODE_TYPES)
+    return replace(changed, description=about)
 
 
 def join_global_node(
@@ -230,6 +264,14 @@ def _changed(
     return Splits(made[:train], made[train:val], made[val:], about)
 
 
+def _with_target(splits: Splits, raw: Callable[[Data], Tensor], target: str) -> Splits:
+    """Give graphs a target, divided by its standard deviation over the training split."""
+    scale = torch.stack([raw(graph) for graph in splits.train]).std()
+    for graph in _every(splits):
+        graph.y = (raw(graph) / scale).reshape(1, 1)
+    return replace(splits, description=replace(splits.description, target=target))
+
+
 def _every(splits: Splits) -> list[Data]:
     return [*splits.train, *splits.val, *splits.test]
 
@@ -253,39 +295,6 @@ def type_shares(data: Mapping[str, Splits]) -> pd.DataFrame:
         shares = shares.reindex([*splits.description.edge_types], fill_value=0.0)
         rows[title] = shares.map("{:.2%}".format).rename("type {}".format)
     return pd.DataFrame(rows).T.fillna("")
-
-
-def retrain(
-    config: Config,
-    splits: Splits,
-    changes: Mapping[str, Change],
-    seeds: Sequence[int],
-    *,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Train a network on data with changed types, and read its first layer.
-
-    A row per title of ``changes`` (``run``), seed, state (``base``, ``best``) and edge type.
-    """
-    parts = []
-    pairs = [(title, seed) for title in changes for seed in seeds]
-    for title, seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
-        changed = changes[title](splits, seed)
-        about = changed.description
-        sizes = {"num_node_types": about.num_node_types, "num_edge_types": about.num_edge_types}
-        sized = fit_to_data(config.replace(**sizes), about)
-        triples = distinct_edges(changed.train), distinct_edges(changed.test)
-        seed_all(seed)
-        model = build(sized)
-        base = {name: value.clone() for name, value in model.state_dict().items()}
-        run = fit(model, changed, sized, seed=seed, progress=False)
-        named = {"run": title, "seed": seed, "val_loss": run.history["val_loss"].min()}
-        for state, weights in (("base", base), ("best", run.best_weights)):
-            model.load_state_dict(weights)
-            start = base["edge_embedding.weight"]
-            table = first_layer_table(model, *triples, about.edge_types, start)
-            parts.append(table.assign(state=state, **named))
-    return pd.concat(parts, ignore_index=True)
 
 
 def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
