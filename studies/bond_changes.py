@@ -53,8 +53,7 @@ def shuffle_types(splits: Splits, seed: int) -> Splits:
 def uniform_types(splits: Splits, seed: int) -> Splits:
     """The same graphs, each bond with one of the data set's types, all equally likely.
 
-    Source: massive-activations paper, its "random edges" ablation. differs: its code draws once
-    for each direction of a bond, without a seed.
+    Source: massive-activations paper, its "random edges"; it draws for each direction of a bond.
     """
     ids = torch.tensor(sorted(splits.description.edge_types))
 
@@ -65,10 +64,7 @@ def uniform_types(splits: Splits, seed: int) -> Splits:
 
 
 def split_types(splits: Splits, seed: int) -> Splits:
-    """The same graphs, each type divided at random into so many that all are equally frequent.
-
-    A type that is n times as frequent as the rarest one becomes n types, n rounded.
-    """
+    """The same graphs, each type divided at random into so many that all are equally frequent."""
     about = _whole_graphs(splits)
     types = torch.cat([graph.edge_type for graph in splits.train]).tolist()
     counts = {i: types.count(i) for i in about.edge_types}
@@ -156,15 +152,15 @@ def cross_types(splits: Splits, seed: int) -> Splits:
 
 
 def join_global_node(
-    splits: Splits, seed: int = 0, *, edge_types: tuple[int, int] = (4, 5)
+    splits: Splits,
+    seed: int = 0,
+    *,
+    edge_types: tuple[int, int] = (4, 5),  # from an atom to the node, and back; one id or two
 ) -> Splits:
-    """The same graphs, each with one more node that has an edge from and to every atom.
+    """The same graphs, each with one more node, its last, joined to every atom both ways.
 
-    The node is the last of its graph, of an atom type of its own. ``edge_types`` are the ids of
-    edges from an atom to it, and from it to an atom; one id may stand for both.
-
-    Source: massive-activations paper, its edge ablation. Our reading: the code that adds the node
-    is not published, so its atom type, and that the readout counts it, are our choice.
+    Source: massive-activations paper, its edge ablation. The code that adds the node is not
+    published: its atom type, and that the readout counts it, are our choice.
     """
     about = _whole_graphs(splits)
 
@@ -186,11 +182,7 @@ def join_global_node(
 
 
 def count_neighbors(splits: Splits, seed: int = 0) -> Splits:
-    """The same graphs, with node types that also say how many neighbors a node has.
-
-    The new id is the old one plus the number of old ids times the number of neighbors. A mean
-    over neighbors, whatever its weights, cannot tell how many they are; here each node is told.
-    """
+    """The same graphs; node types also say the number of neighbors, which no mean can tell."""
     about = _whole_graphs(splits)
 
     numbers = [graph.edge_index[1].bincount(minlength=graph.num_nodes) for graph in _every(splits)]
@@ -286,30 +278,13 @@ def _whole_graphs(splits: Splits) -> Description:
     return about
 
 
-def type_shares(data: Mapping[str, Splits]) -> pd.DataFrame:
-    """Share of the training edges of each type as text, a row per title."""
-    rows = {}
-    for title, splits in data.items():
-        ids = pd.Series(torch.cat([graph.edge_type for graph in splits.train]).numpy())
-        shares = ids.value_counts(normalize=True)
-        shares = shares.reindex([*splits.description.edge_types], fill_value=0.0)
-        rows[title] = shares.map("{:.2%}".format).rename("type {}".format)
-    return pd.DataFrame(rows).T.fillna("")
-
-
 def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
-    """Means over the states ``epoch_...`` from epoch ``since`` on, per run, label and seed.
-
-    Geometric means of ``max_ratio`` and ``gate_median``, the mean of ``measured``; ``epochs``,
-    how many they are, and in how many an edge is massive, ``epochs_with``.
-    """
+    """Means over kept epochs from ``since`` on, of ratios geometric ones; ``epochs_with`` an MA."""
     late = first_layer[first_layer["state"].str.startswith("epoch_")].query("epoch >= @since")
     logarithmic = ["max_ratio", "gate_median"]
     late = late.assign(**np.log(late[logarithmic]), epochs_with=late["measured"] > 0, epochs=1)
-    how = dict.fromkeys([*logarithmic, "measured"], "mean") | {
-        "epochs": "sum",
-        "epochs_with": "sum",
-    }
+    how = dict.fromkeys([*logarithmic, "measured"], "mean")
+    how |= dict.fromkeys(["epochs", "epochs_with"], "sum")
     means = late.groupby(["run", "label", "seed"], sort=False).agg(how)
     means[logarithmic] = np.exp(means[logarithmic])
     return means.reset_index()
@@ -318,10 +293,7 @@ def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
 def types_through_training(
     first_layer: pd.DataFrame, values: Mapping[str, str], *, logarithmic: Sequence[str]
 ) -> sns.FacetGrid:
-    """Lines of each seed and edge type over epochs: a column of panels per run, a row per value.
-
-    ``values`` are columns with the labels of their axes; ``logarithmic`` names some of them.
-    """
+    """Lines of each seed and edge type: a column of panels per run, a row per value and label."""
     long = first_layer.melt(["run", "label", "seed", "epoch"], [*values], var_name="quantity")
     lines = dict(x="epoch", y="value", hue="label", units="seed", estimator=None, marker=".")
     panels = dict(col="run", row="quantity", height=2.2, aspect=1.25, palette="colorblind")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,7 @@ from studies.edge_kinds import (
     Labels,
     distinct_edges,
     edge_labels,
-    first_layer,
     first_layer_table,
-    mean_by_type,
     score_parts,
 )
 from studies.extras import build
@@ -98,12 +97,7 @@ def tables_of(
     properties: Sequence[str],
     resamples: int,
 ) -> dict[str, pd.DataFrame]:
-    """Tables of several states of one network, the untrained one first; see data/README.md.
-
-    A state is its name, the network, and what its checkpoint says of it. The untrained one is
-    looked at by the first property only. ``first_layer`` is empty where edges have more than one
-    type id.
-    """
+    """Tables of states (name, network, what its checkpoint says), the untrained one first."""
     about = splits.description
     labelled = {by: edge_labels(splits.test, by, about) for by in properties}
     first = {properties[0]: labelled[properties[0]]}
@@ -218,15 +212,6 @@ def _heat_table(
     return pd.DataFrame({"layer": layer, **columns})
 
 
-def predicted_heat(
-    model: nn.Module, train: Sequence[Data], names: Mapping[int, str], *, threshold: float
-) -> pd.DataFrame:
-    """The heat map of the first layer as weights and training frequencies predict it."""
-    triples = distinct_edges(train)
-    shares = mean_by_type(first_layer(model, triples)["ratio"] > threshold, triples, names)
-    return _heat_table(shares[None, None], [float(threshold)], [*names.values()])
-
-
 def heat_maps(
     heat: pd.DataFrame,
     edges: Mapping[str, int],
@@ -236,13 +221,9 @@ def heat_maps(
     layer: int = 0,
     threshold: float = 1000.0,
 ) -> Figure:
-    """Percentage of edges that are massive in each channel, a panel for each type of edge.
+    """Percentage of massive edges in each channel, a panel for each type that ``edges`` counts.
 
-    ``edges`` counts the edges of each type, in the order of the panels; ``heads`` are the rows of
-    a panel and ``channels`` (of a head) its columns.
-
-    Source: massive-activations paper, its bond-type heat map. differs: the labels of its two
-    axes are swapped.
+    Source: massive-activations paper, its bond-type heat map; its axes' labels are swapped.
     """
     chosen = heat.query("layer == @layer and threshold == @threshold")
     wide = chosen.pivot(index="label", columns="channel", values="percent")
@@ -265,11 +246,11 @@ def heat_maps(
 
 
 def published_heat() -> pd.DataFrame:
-    """The published heat map as ``heat_maps`` takes it, with the ``low`` and ``high`` of each cell.
+    """The published heat map as ``heat_maps`` takes it, or an empty table; see ``WITHOUT``.
 
     GraphiT on ZINC, layer 0, ratio above 4000: read off the colors of the authors' figure
-    (LorenzoBini4/GNN-MAs, commit 3d3f1007, plot/heatmap.ipynb), one of 256 each. The numbers are
-    not ours to pass on: without them under ``MAPKG_DATA`` the table is empty.
+    (LorenzoBini4/GNN-MAs, commit 3d3f1007, plot/heatmap.ipynb), one of 256 each, so that a cell
+    is between ``low`` and ``high``.
     """
     path = Path(os.environ.get("MAPKG_DATA", "")) / "published/graphit_zinc_layer0_heat_4000.csv"
     columns = ["layer", "threshold", "label", "channel", "percent", "low", "high"]
@@ -282,6 +263,20 @@ def published_heat() -> pd.DataFrame:
     return cells.rename(columns={"mid": "percent"}).assign(channel=channel, **place)[columns]
 
 
+WITHOUT = (
+    "skipped: the published numbers are not ours to pass on, and MAPKG_DATA names no folder with "
+    "published/graphit_zinc_layer0_heat_4000.csv"
+)
+"""Why there is no published heat map."""
+
+
+def sums_of_kinds(counts: Mapping[str, int]) -> pd.Series:
+    """All percentages that edges of these kinds can add up to if a kind is massive or not."""
+    some = (kinds for n in range(len(counts) + 1) for kinds in combinations(counts, n))
+    sums = {" + ".join(kinds) or "none": sum(counts[kind] for kind in kinds) for kinds in some}
+    return 100 * pd.Series(sums).sort_values() / sum(counts.values())
+
+
 def by_label(
     rows: pd.DataFrame,
     *,
@@ -292,10 +287,7 @@ def by_label(
     line: float | None = None,
     axis: str = "share of edges with an MA",
 ) -> sns.FacetGrid:
-    """A dot for each seed and label, a panel for each run; ``line`` is drawn across.
-
-    A dot has an interval if there are columns ``VALUE_low`` and ``VALUE_high``.
-    """
+    """A dot for each seed and label, with its interval if there is one, a panel for each run."""
     # The median of a value and the ends of its interval is the value.
     three = [name for name in (value, f"{value}_low", f"{value}_high") if name in rows]
     long = rows.melt([panel, "label", "seed"], three)
@@ -319,12 +311,12 @@ def by_label(
 
 
 def measured_and_predicted(logs: pd.DataFrame, *, measured: str, predicted: str) -> sns.FacetGrid:
-    """Columns ``measured`` against ``predicted``, whose axes are called so, a panel per label."""
+    """Columns ``measured`` against ``predicted``, a panel per label with its typical residual."""
     look = dict(s=18, alpha=0.7, linewidth=0, height=3.0)
     grid = sns.relplot(logs, x="predicted", y="measured", col="label", **look)
     both = logs[["predicted", "measured"]]
     for label, ax in grid.axes_dict.items():
-        points = both[logs["label"] == label]
+        residual = both[logs["label"] == label].diff(axis=1)["measured"]
         ax.axline((both.min().min(),) * 2, slope=1, color="black", lw=0.8, ls=":")
-        ax.set_title(f"{label}, correlation {points.corr().iloc[0, 1]:.4f}")
+        ax.set_title(f"{label}, residual {residual.pow(2).mean() ** 0.5:.3f}")
     return grid.set_axis_labels(predicted, measured)
