@@ -65,10 +65,11 @@ examples:
 """
 SHORT = {"output": ["-o"], "parameter": ["-p"]}
 RANGES = {
-    **dict.fromkeys(("seed", "seeds", "first_seed", "squares"), (0, 10**8)),
+    **dict.fromkeys(("seed", "seeds", "first_seed"), (0, 10**9)),
     **dict.fromkeys(("layers", "depths", "heads"), (1, 1000)),
     **dict.fromkeys(("dropout", "attention_dropout"), (0, 1)),
     **{"epochs": (0, 10**5), "threads": (1, 1024), "networks": (1, 10**4), "lr": (0, 100)},
+    "squares": (0, 10**8),
 }
 """What numbers may be, by the name of their option; all others count something, or weigh it."""
 

@@ -7,13 +7,14 @@ bond, both directions alike, from the seed. ``CHANGES`` has them by name, as the
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from types import MappingProxyType
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Generator, Tensor
 from torch_geometric.data import Data
 
@@ -21,6 +22,8 @@ from studies.data import ATOM_TYPES, Description, Splits, bond_of_edge, directio
 from studies.data.sets import SPLITS
 from studies.edge_kinds import GLOBAL
 from studies.published import titles
+from studies.results import contrasts
+from studies.statistics import with_holm
 
 EXPERIMENTS = titles("changes")
 """Retrained networks on data with changed types, from names of files to titles."""
@@ -92,14 +95,10 @@ def split_types(splits: Splits, seed: int) -> Splits:
 def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
     r"""Bond types drawn at random, and a target that depends on one of them.
 
-    Every bond has type 1, 2 or 3 with the probabilities ``SHARES``, whatever its atoms. With
-    :math:`h_j = 1` for a source j that is not carbon, the target is
+    Every bond has type 1, 2 or 3 with the probabilities ``SHARES``. With :math:`h_j = 1` for a
+    source j that is not carbon, the target is that of edges of type t, less what is expected:
 
-    .. math:: y \propto \sum_{j \to i} \bigl([t_{ji} = t] - p_t\bigr)\, h_j ,
-
-    the number of edges of the informative type t that start at a heteroatom, less what is
-    expected of the molecule; over the training split its standard deviation is 1. The other two
-    types can change places without a change of the target.
+    .. math:: y \propto \sum_{j \to i} \bigl([t_{ji} = t] - p_t\bigr)\, h_j .
     """
     names = {i: f"type {i} ({share:.0%})" for i, share in enumerate(SHARES, start=1)}
     names[informative] += ", informative"
@@ -123,13 +122,10 @@ def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
 def cross_types(splits: Splits, seed: int) -> Splits:
     r"""Edge types and node types drawn at random, and a target that depends on two of four types.
 
-    Node types are drawn uniformly, so that every edge type has all 36 kinds (source, type,
-    target), each as often as the others; ``ROLES`` says how frequent a type is and whether
-    :math:`a_t` is 1 or 0 in the target, whose standard deviation over the training split is 1:
+    Every edge type has all 36 kinds (source, type, target), equally often. ``ROLES`` says how
+    frequent a type is and whether :math:`a_t` is 1 or 0 in the target:
 
     .. math:: y \propto \sum_{j \to i} a_{t_{ji}} h_j , \qquad h_j = (-1)^{x_j} .
-
-    Each edge of an informative type says as much; those of the others say nothing.
     """
     shares, informative = torch.tensor([*ROLES.values()]).unbind(dim=1)
 
@@ -185,14 +181,14 @@ def count_neighbors(splits: Splits, seed: int = 0) -> Splits:
     """The same graphs; node types also say the number of neighbors, which no mean can tell."""
     about = _whole_graphs(splits)
 
-    numbers = [graph.edge_index[1].bincount(minlength=graph.num_nodes) for graph in _every(splits)]
-    of_graph = iter(numbers)
+    def neighbors(graph: Data) -> Tensor:
+        return graph.edge_index[1].bincount(minlength=graph.num_nodes)
 
     def counted(graph: Data) -> dict[str, Tensor]:
-        x = graph.x + about.num_node_types * next(of_graph)
+        x = graph.x + about.num_node_types * neighbors(graph)
         return {"x": x, "edge_type": graph.edge_type.clone()}
 
-    most = max((int(number.max()) for number in numbers), default=0)
+    most = max((int(neighbors(graph).max()) for graph in _every(splits)), default=0)
     what = "node types with the number of neighbours"  # as checkpoints and tables have it
     number = about.num_node_types * (most + 1)
     return _changed(splits, counted, what, about.edge_types, num_node_types=number)
@@ -201,27 +197,24 @@ def count_neighbors(splits: Splits, seed: int = 0) -> Splits:
 Change = Callable[[Splits, int], Splits]
 """Called with splits and a seed; gives the changed splits."""
 
-CHANGES: Mapping[str, Change] = MappingProxyType(
-    {
-        "shuffled-types": shuffle_types,
-        "uniform-types": uniform_types,
-        "split-types": split_types,
-        "frequent-informative": lambda splits, seed: type_target(splits, seed, informative=1),
-        "rare-informative": lambda splits, seed: type_target(splits, seed, informative=3),
-        "global-node": join_global_node,
-        "global-node-triple": lambda splits, seed: join_global_node(splits, edge_types=(3, 3)),
-        "neighbour-count": count_neighbors,
-    }
-)
+CHANGES: Mapping[str, Change] = {
+    "shuffled-types": shuffle_types,
+    "uniform-types": uniform_types,
+    "split-types": split_types,
+    "frequent-informative": partial(type_target, informative=1),
+    "rare-informative": partial(type_target, informative=3),
+    "global-node": join_global_node,
+    "global-node-triple": partial(join_global_node, edge_types=(3, 3)),
+    "neighbour-count": count_neighbors,
+}
 """The changes by name; ``global-node-triple`` uses the id of triple bonds again."""
 
 
+Draw = Callable[[Int[Tensor, " bonds"], Generator], Int[Tensor, " bonds"]]
+
+
 def _retyped(
-    splits: Splits,
-    seed: int,
-    draw: Callable[[Int[Tensor, " bonds"], Generator], Int[Tensor, " bonds"]],
-    what: str,
-    names: Mapping[int, str] | None = None,
+    splits: Splits, seed: int, draw: Draw, what: str, names: Mapping[int, str] | None = None
 ) -> Splits:
     """New types for the bonds of each split, all bonds of a split at once."""
     about = _whole_graphs(splits)
@@ -239,16 +232,15 @@ def _retyped(
 
 def _changed(
     splits: Splits,
-    change: Callable[[Data], Mapping[str, Tensor]],
+    change: Callable[[Data], dict],
     what: str,
     names: Mapping[int, str],
     **sizes: int,
 ) -> Splits:
     """Copies of all graphs with what ``change`` gives, and a description that says so."""
-    made = []
-    for graph in _every(splits):
-        values = change(graph)
-        made.append(copy(graph).update({**values, "edge_attr": values["edge_type"]}))
+    made = [copy(graph).update(change(graph)) for graph in _every(splits)]
+    for graph in made:
+        graph.edge_attr = graph.edge_type
     train, val = len(splits.train), len(splits.train) + len(splits.val)
     about, sizes = splits.description, sizes | {"num_edge_types": max(*names, 0) + 1}
     title, deviations = f"{about.title}, {what}", (*about.deviations, f"Changed: {what}.")
@@ -288,6 +280,15 @@ def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
     means = late.groupby(["run", "label", "seed"], sort=False).agg(how)
     means[logarithmic] = np.exp(means[logarithmic])
     return means.reset_index()
+
+
+def factors(
+    late: pd.DataFrame, pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]]
+) -> pd.DataFrame:
+    """``results.contrasts`` of largest ratios, with p of Student's t test and Holm's correction."""
+    logs = np.log(late.pivot(index="seed", columns=["run", "label"], values="max_ratio"))
+    p = {title: stats.ttest_1samp(logs[b] - logs[a], 0).pvalue for title, (a, b) in pairs.items()}
+    return with_holm(contrasts(late, pairs).assign(p=pd.Series(p)))
 
 
 def types_through_training(

@@ -53,12 +53,8 @@ def bond_types(
 ) -> dict[str, pd.DataFrame]:
     """The tables of a finished run, see ``tables_of``, on the test split it was trained for."""
     checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
-    names = [
-        "base",
-        "best",
-        *sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors")),
-    ]
-    shown = tqdm(names, "states", file=sys.stderr, disable=not progress)
+    kept = sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors"))
+    shown = tqdm(["base", "best", *kept], "states", file=sys.stderr, disable=not progress)
     states = ((name, *checkpoint.load(Path(folder) / name)) for name in shown)
     return tables_of(states, splits, by, resamples)
 
@@ -158,16 +154,8 @@ def _losses(model: nn.Module, splits: Splits, kind: str, resamples: int) -> pd.D
     return pd.DataFrame([row])
 
 
-# Tables to read, and figures.
-
-
 def edge_counts(shares: pd.DataFrame) -> dict[str, int]:
     """Number of edges of each label, in the order of ``shares``, a table of one property."""
-    if shares.empty:
-        raise ValueError(
-            "expected rows of a table of shares, got none; there are tables of the thresholds "
-            + ", ".join(f"{threshold:g}" for threshold in THRESHOLDS)
-        )
     return shares.groupby("label", sort=False)["edges"].first().to_dict()
 
 
@@ -177,27 +165,7 @@ def share_table(
     """A value as text with its interval, ``VALUE_low`` to ``VALUE_high``; labels down."""
     form, three = "{:.3f} [{:.3f}, {:.3f}]", shares[[value, f"{value}_low", f"{value}_high"]]
     texts = ["none" if np.isnan(row[0]) else form.format(*row) for row in three.to_numpy()]
-    wide = shares.assign(text=texts).pivot(index="label", columns=list(columns), values="text")
-    wide = wide.reindex(index=shares["label"].unique())
-    order = shares[list(columns)].drop_duplicates().itertuples(index=False, name=None)
-    return wide[[row if len(row) > 1 else row[0] for row in order]]
-
-
-def range_table(
-    table: pd.DataFrame,
-    values: Mapping[str, str],
-    *,
-    rows: Sequence[str] = ("run", "label"),
-    digits: int = 3,
-) -> pd.DataFrame:
-    """Least and greatest of each value over seeds, as text; ``values`` gives the headings."""
-
-    def text(group: pd.Series) -> str:
-        ends = (group.min(), group.max())
-        texts = [f"{end:,.0f}" if abs(end) >= 1000 else f"{end:.{digits}g}" for end in ends]
-        return " to ".join(dict.fromkeys(texts))
-
-    return table.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
+    return shares.assign(text=texts).pivot(index="label", columns=list(columns), values="text")
 
 
 def _heat_table(
@@ -246,7 +214,7 @@ def heat_maps(
 
 
 def published_heat() -> pd.DataFrame:
-    """The published heat map as ``heat_maps`` takes it, or an empty table; see ``WITHOUT``.
+    """The published heat map as ``heat_maps`` takes it, empty without its numbers.
 
     GraphiT on ZINC, layer 0, ratio above 4000: read off the colors of the authors' figure
     (LorenzoBini4/GNN-MAs, commit 3d3f1007, plot/heatmap.ipynb), one of 256 each, so that a cell
@@ -263,13 +231,6 @@ def published_heat() -> pd.DataFrame:
     return cells.rename(columns={"mid": "percent"}).assign(channel=channel, **place)[columns]
 
 
-WITHOUT = (
-    "skipped: the published numbers are not ours to pass on, and MAPKG_DATA names no folder with "
-    "published/graphit_zinc_layer0_heat_4000.csv"
-)
-"""Why there is no published heat map."""
-
-
 def sums_of_kinds(counts: Mapping[str, int]) -> pd.Series:
     """All percentages that edges of these kinds can add up to if a kind is massive or not."""
     some = (kinds for n in range(len(counts) + 1) for kinds in combinations(counts, n))
@@ -283,12 +244,10 @@ def by_label(
     value: str = "share",
     panel: str = "run",
     columns: int = 3,
-    log: bool = False,
     line: float | None = None,
     axis: str = "share of edges with an MA",
 ) -> sns.FacetGrid:
     """A dot for each seed and label, with its interval if there is one, a panel for each run."""
-    # The median of a value and the ends of its interval is the value.
     three = [name for name in (value, f"{value}_low", f"{value}_high") if name in rows]
     long = rows.melt([panel, "label", "seed"], three)
     seeds = sorted(rows["seed"].unique())
@@ -296,11 +255,12 @@ def by_label(
     look = dict(col_wrap=min(columns, rows[panel].nunique()), aspect=max(1.1, 0.12 * most))
     grid = sns.FacetGrid(long, col=panel, height=3, sharex=False, **look)
     dots = dict(hue="seed", hue_order=seeds, palette="colorblind", markersize=4, linestyle="none")
+    # The median of a value and the ends of its interval is the value.
     dots |= dict(estimator="median", errorbar=("pi", 100), err_kws=dict(linewidth=1.2))
-    dots |= dict(dodge=0.4 if len(seeds) > 1 else False, log_scale=(False, log))
+    dots |= dict(dodge=0.4 if len(seeds) > 1 else False)
     grid.map_dataframe(sns.pointplot, "label", "value", **dots)
     grid.set_titles("{col_name}").set_axis_labels("", axis)
-    grid.tick_params(axis="x", rotation=30 if most < 10 else 90)
+    grid.tick_params(axis="x", rotation=30 if most < 7 else 90)
     if value == "share":
         grid.set(ylim=(-0.03, 1.03))
     if line is not None:

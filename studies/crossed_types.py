@@ -27,10 +27,11 @@ from studies.tables import Result, Study, run_study
 from studies.train import fit
 
 KINDS = pd.DataFrame(
-    [*product(range(1, 5), range(NODE_TYPES), range(NODE_TYPES))],
-    columns=["edge", "source", "target"],
+    product(range(1, 5), range(NODE_TYPES), range(NODE_TYPES)), columns=["edge", "source", "target"]
 )
 """All that the first layer can tell apart, 36 kinds of each edge type."""
+
+PAIRS = [f"{source}-{target}" for source, target in product(range(NODE_TYPES), repeat=2)]
 
 CONTRASTS = {
     "frequent over rare": (1, 1, -1, -1),
@@ -49,12 +50,11 @@ PREDICTED = pd.DataFrame(
     ],
     columns=["if massive activations follow", *CONTRASTS, "rows"],
 )
-"""Written before any run of these seeds. "none": within the margin of the grid, by two one-sided
-t tests over squares; else "above" or "below" if the exact test of sign flips has p < 0.05 after
-Holm's correction over both measures; else open. The last column: whether rows differ, p < 0.05.
-The row ratio decides; the spread is a second measure. One square of another seed had been seen at
-24 epochs, to choose sizes and length: logarithms of the ratio 0.5 larger for frequent types than
-for rare ones, and 0.05 to 0.1 larger for informative ones than for others."""
+"""Written before any run of these seeds. None means within the margin of the grid by two one-sided
+t tests over squares; else it is above or below if the exact test of sign flips has p < 0.05 after
+Holm's correction over both measures, else open. In the last column rows differ if p < 0.05. The
+row ratio decides. One square of another seed had been seen at 24 epochs, to choose sizes:
+log ratios 0.5 larger for frequent types than for rare ones, 0.05 to 0.1 for informative ones."""
 
 
 def untrained(config: Config, square: int, rotation: int) -> nn.Module:
@@ -69,11 +69,10 @@ def untrained(config: Config, square: int, rotation: int) -> nn.Module:
 def measured(network: nn.Module) -> pd.DataFrame:
     """The logarithm of the row ratio and the spread in the first layer; a column per kind."""
     found = row_measures(first_layer(network, KINDS)["score"].double())
-    values = {"ratio": found["ratio"].log().round(decimals=2), "spread": found["spread"]}
-    values["spread"] = values["spread"].round(decimals=1)  # a size of tables that can be tracked
-    rows = {name: value.view(len(ROLES), -1) for name, value in values.items()}
-    pairs = [f"{source}-{target}" for source, target in product(range(NODE_TYPES), repeat=2)]
-    table = pd.concat({n: pd.DataFrame(r.numpy(), range(1, 5), pairs) for n, r in rows.items()})
+    # Rounded to a size that can be tracked.
+    values = found["ratio"].log().round(decimals=2), found["spread"].round(decimals=1)
+    index = pd.MultiIndex.from_product([["ratio", "spread"], range(1, 5)])
+    table = pd.DataFrame(torch.cat(values).view(8, -1).numpy(), index, PAIRS)
     return table.rename_axis(["measure", "edge"]).reset_index()
 
 
@@ -96,8 +95,8 @@ def crossed(
     ids = dict(num_node_types=NODE_TYPES, num_edge_types=len(ROLES) + 1)
     schedule = dict(lr=lr, lr_patience=epochs, max_epochs=epochs)
     config = CONFIGS["SAN-ZINC"].replace(**sizes, **ids, **schedule)
-    few = splits.train[:graphs], splits.val[: graphs // 32], splits.test[: graphs // 32]
-    few = Splits(*few, splits.description)
+    few = [split[: graphs // 32] for split in (splits.val, splits.test)]
+    few = Splits(splits.train[:graphs], *few, splits.description)
 
     def train(square: int) -> Result:
         data = cross_types(few, square)
@@ -112,11 +111,10 @@ def crossed(
         for rotation, seed in enumerate(seeds):
             network.load_state_dict(run.last_weights[seed])
             found.append(measured(network).assign(rotation=rotation))
-        targets = torch.cat([graph.y for graph in data.val])
-        last = run.history.groupby("seed")["val_loss"].last()
         values = before.groupby("measure").mean().add_prefix("untrained_").to_dict()
+        last = run.history.groupby("seed")["val_loss"].last()
         values |= {"val_loss": last.mean(), "worst_loss": last.max()}
-        values["zero_loss"] = targets.abs().mean().item()
+        values["zero_loss"] = torch.cat([graph.y for graph in data.val]).abs().mean().item()
         return values, pd.concat(found)
 
     about = {"dataset": splits.description.title, **sizes, "graphs": graphs, "epochs": epochs}
@@ -132,11 +130,7 @@ def by_kind(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_contrast(curves: pd.DataFrame, margins: Mapping[str, float]) -> pd.DataFrame:
-    """Contrasts of the trained networks by both measures: intervals, tests, verdicts.
-
-    Of the row ratio the change is one of natural logarithms. Squares are the observations of the
-    tests; the interval is of the bootstrap over squares, their networks and kinds.
-    """
+    """Contrasts by both measures: the bootstrap over squares, networks and kinds, and tests."""
     kinds, rows = by_kind(curves), []
     for measure, margin in margins.items():
         by_type = kinds[measure].unstack("edge")
@@ -148,14 +142,13 @@ def by_contrast(curves: pd.DataFrame, margins: Mapping[str, float]) -> pd.DataFr
             found = dict(zip(("change", "low", "high"), interval, strict=True))
             found |= {"p": sign_flips(of_square), "within": same}
             rows.append({"measure": measure, "contrast": name, **found})
-    return with_holm(pd.DataFrame(rows))
+    table = with_holm(pd.DataFrame(rows))
+    side = np.where(table["holm"] < 0.05, np.where(table["change"] > 0, "above", "below"), "open")
+    return table.assign(found=np.where(table["within"], "none", side))
 
 
 def rows_and_types(curves: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Latin squares: what of the variance within networks is due to types, and what to rows.
-
-    Each has a share, which is 3 of 12 by chance, and F and p over all squares.
-    """
+    """Shares of types and rows in the variance within networks of Latin squares, with F and p."""
     place = ["square", "rotation"]
     table = by_kind(curves)[measure].groupby([*place, "edge"]).mean().reset_index()
     table["row"] = (table["edge"] - 1 - table["rotation"]) % 4  # see ``untrained``

@@ -1,13 +1,8 @@
 r"""What edges can be told apart by: properties of bonds, and what the first layer sees of them.
 
-Before the first layer no message has been passed, so without positional encodings the score of
-an edge is a function of the types of its source, its target and itself, its *kind*:
-
-.. math:: s_{ji} = \frac{K(x_j) \odot Q(x_i)}{\sqrt d} \odot E(t_{ji}) .
-
-A data set of molecules has about a hundred kinds. Their ratios are read off the weights, no
-molecule needed; how often each occurs then gives every share of massive edges and every heat map
-of the layer, exactly.
+Without positional encodings the first score of an edge is a function of the types of its source,
+its target and itself, its *kind*: :math:`K(x_j) \odot Q(x_i) \odot E(t_{ji}) / \sqrt d`. Ratios of
+kinds are read off the weights; how often each occurs gives all shares and heat maps of the layer.
 """
 
 from collections import Counter
@@ -27,6 +22,7 @@ from mapkg import hooks
 from mapkg.evaluation import batches, predict
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, row_median
 from studies.data import ATOM_TYPES, Description, to_molecule
+from studies.published import known
 
 GLOBAL = ("atom to global", "global to atom")
 """Edges to and from a node that is joined to all atoms."""
@@ -43,9 +39,7 @@ Labels = tuple[list[Int[Tensor, " E"]], tuple[str, ...]]
 
 def edge_labels(graphs: Sequence[Data], by: str, description: Description) -> Labels:
     """The label of each edge by one of ``PROPERTIES``; rings and conjugation need ``smiles``."""
-    if by not in PROPERTIES:
-        raise ValueError(f"by: expected one of {', '.join(PROPERTIES)}, got {by!r}")
-    return PROPERTIES[by](graphs, description)
+    return known("by", by, PROPERTIES)(graphs, description)
 
 
 def _by_type(graphs: Sequence[Data], description: Description) -> Labels:

@@ -18,7 +18,6 @@ from studies.bond_types import (
     examine_bond_types,
     heat_maps,
     published_heat,
-    range_table,
     share_table,
     sums_of_kinds,
 )
@@ -152,11 +151,7 @@ def test_tables_and_figures_show_intervals_ranges_and_counts():
     table = share_table(ROWS)
     assert list(table.columns) == [("A", 0), ("A", 1), ("B", 0)]
     assert table[("A", 0)].to_dict() == {"x": "0.500 [0.400, 0.600]", "y": "none"}
-    ranges = range_table(ROWS.assign(size=ROWS["share"] * 1e4), {"share": "s", "size": "n"})
-    assert ranges.loc[("A", "x")].tolist() == ["0.25 to 0.5", "2,500 to 5,000"]
-    assert ranges.loc[("B", "x"), "s"] == "1" and edge_counts(ROWS) == {"x": 3, "y": 1}
-    with pytest.raises(ValueError, match="thresholds 1000, 3000, 4000"):
-        edge_counts(ROWS.iloc[:0])
+    assert edge_counts(ROWS) == {"x": 3, "y": 1}
     for run, ax in by_label(ROWS.dropna(), line=0.5).axes_dict.items():
         rows = ROWS.dropna().query(f"run == '{run}'")
         shown = np.concatenate([line.get_ydata() for line in ax.lines])

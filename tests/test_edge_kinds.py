@@ -162,7 +162,7 @@ def test_what_has_no_label_is_refused():
     del nameless.smiles
     reordered, other = (graph.clone().update({"smiles": s}) for s in ("C(O)C", "CCN"))
     for words, of_graph, by, about in (
-        ("one of type, role, atom pair, ring, conjugation, got 'x'", graph, "x", ABOUT),
+        ("by x: expected one of type, role, atom pair, ring, conj", graph, "x", ABOUT),
         ("the type 4, but MOSES sample names only 1, 2, 3", joined.train[0], "type", ABOUT),
         (r"expected nodes that are atoms, .* PROTEINS", graph, "atom pair", protein),
         ("expected nodes that are atoms", joined.train[0], "ring", joined.description),
