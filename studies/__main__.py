@@ -45,6 +45,7 @@ STUDIES = {
     "smoothing": ("deep:smoothing", "Oversmoothing, forward and backward (25)", NODES),
     "mechanism": ("mechanism:mechanism", "What makes scores massive, arm by arm (14)", MOLECULES),
     "topology": ("topology:topology", "Ratios by curvature of the edge (16)", MOLECULES),
+    "kinds": ("crossed_types:crossed", "Frequency crossed with meaning (10)", MOLECULES),
     "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (23)", ("trees",)),
 }
 """Where each command and study is, what it does, and the kinds of data it takes. The tables in
@@ -67,6 +68,7 @@ RANGES = {
     **dict.fromkeys(("layers", "depths", "heads"), (1, 1000)),
     **dict.fromkeys(("dropout", "attention_dropout"), (0, 1)),
     **{"epochs": (0, 10**5), "threads": (1, 1024), "networks": (1, 10**4), "lr": (0, 100)},
+    "squares": (0, 10**8),
 }
 """What numbers may be, by the name of their option; all others count something, or weigh it."""
 

@@ -4,35 +4,44 @@ Each change gives new splits and leaves its argument as it is; an edge type is d
 bond, both directions alike, from the seed. ``CHANGES`` has them by name, as the command line does.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from types import MappingProxyType
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Generator, Tensor
 from torch_geometric.data import Data
-from tqdm import tqdm
 
-from mapkg.models.config import Config
 from studies.data import ATOM_TYPES, Description, Splits, bond_of_edge, directions
 from studies.data.sets import SPLITS
-from studies.edge_kinds import GLOBAL, distinct_edges, first_layer_table
-from studies.emergence import fit_to_data
-from studies.extras import build
+from studies.edge_kinds import GLOBAL
 from studies.published import titles
-from studies.train import fit, seed_all
+from studies.results import contrasts
+from studies.statistics import with_holm
 
 EXPERIMENTS = titles("changes")
 """Retrained networks on data with changed types, from names of files to titles."""
 
 SHARES = (0.70, 0.25, 0.05)
 """Shares of the three types where the target is made to depend on one of them."""
+
+
+NODE_TYPES = 6
+"""How many are drawn where frequency is crossed with meaning."""
+
+ROLES = {
+    "frequent, informative": (0.45, 1),
+    "frequent, uninformative": (0.45, 0),
+    "rare, informative": (0.05, 1),
+    "rare, uninformative": (0.05, 0),
+}
+"""The share of bonds of the edge types 1 to 4 there, and whether the target depends on them."""
 
 
 def shuffle_types(splits: Splits, seed: int) -> Splits:
@@ -47,8 +56,7 @@ def shuffle_types(splits: Splits, seed: int) -> Splits:
 def uniform_types(splits: Splits, seed: int) -> Splits:
     """The same graphs, each bond with one of the data set's types, all equally likely.
 
-    Source: massive-activations paper, its "random edges" ablation. differs: its code draws once
-    for each direction of a bond, without a seed.
+    Source: massive-activations paper, its "random edges"; it draws for each direction of a bond.
     """
     ids = torch.tensor(sorted(splits.description.edge_types))
 
@@ -59,10 +67,7 @@ def uniform_types(splits: Splits, seed: int) -> Splits:
 
 
 def split_types(splits: Splits, seed: int) -> Splits:
-    """The same graphs, each type divided at random into so many that all are equally frequent.
-
-    A type that is n times as frequent as the rarest one becomes n types, n rounded.
-    """
+    """The same graphs, each type divided at random into so many that all are equally frequent."""
     about = _whole_graphs(splits)
     types = torch.cat([graph.edge_type for graph in splits.train]).tolist()
     counts = {i: types.count(i) for i in about.edge_types}
@@ -90,14 +95,10 @@ def split_types(splits: Splits, seed: int) -> Splits:
 def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
     r"""Bond types drawn at random, and a target that depends on one of them.
 
-    Every bond has type 1, 2 or 3 with the probabilities ``SHARES``, whatever its atoms. With
-    :math:`h_j = 1` for a source j that is not carbon, the target is
+    Every bond has type 1, 2 or 3 with the probabilities ``SHARES``. With :math:`h_j = 1` for a
+    source j that is not carbon, the target is that of edges of type t, less what is expected:
 
-    .. math:: y \propto \sum_{j \to i} \bigl([t_{ji} = t] - p_t\bigr)\, h_j ,
-
-    the number of edges of the informative type t that start at a heteroatom, less what is
-    expected of the molecule; over the training split its standard deviation is 1. The other two
-    types can change places without a change of the target.
+    .. math:: y \propto \sum_{j \to i} \bigl([t_{ji} = t] - p_t\bigr)\, h_j .
     """
     names = {i: f"type {i} ({share:.0%})" for i, share in enumerate(SHARES, start=1)}
     names[informative] += ", informative"
@@ -114,23 +115,48 @@ def type_target(splits: Splits, seed: int, *, informative: int) -> Splits:
         excess = (graph.edge_type == informative).float() - SHARES[informative - 1]
         return (excess * heteroatom[graph.x[graph.edge_index[0]]]).sum()
 
-    scale = torch.stack([raw(graph) for graph in changed.train]).std()
-    for graph in _every(changed):
-        graph.y = (raw(graph) / scale).reshape(1, 1)
     target = "edges of the informative type from heteroatoms, less the expected number"
-    return replace(changed, description=replace(changed.description, target=target))
+    return _with_target(changed, raw, target)
+
+
+def cross_types(splits: Splits, seed: int) -> Splits:
+    r"""Edge types and node types drawn at random, and a target that depends on two of four types.
+
+    Every edge type has all 36 kinds (source, type, target), equally often. ``ROLES`` says how
+    frequent a type is and whether :math:`a_t` is 1 or 0 in the target:
+
+    .. math:: y \propto \sum_{j \to i} a_{t_{ji}} h_j , \qquad h_j = (-1)^{x_j} .
+    """
+    shares, informative = torch.tensor([*ROLES.values()]).unbind(dim=1)
+
+    def draw(types: Tensor, generator: Generator) -> Tensor:
+        return 1 + shares.multinomial(len(types), replacement=True, generator=generator)
+
+    names = dict(enumerate(ROLES, start=1))
+    changed = _retyped(splits, seed, draw, "frequency crossed with meaning", names)
+    generator = Generator().manual_seed(seed)
+    for graph in _every(changed):
+        graph.x = torch.randint(NODE_TYPES, (graph.num_nodes,), generator=generator)
+
+    def raw(graph: Data) -> Float[Tensor, ""]:
+        sign = 1 - 2 * (graph.x[graph.edge_index[0]] % 2)
+        return (informative[graph.edge_type - 1] * sign).sum()
+
+    changed = _with_target(changed, raw, "edges of informative types, by the sign of the source")
+    about = replace(changed.description, num_node_types=NODE_TYPES)
+    return replace(changed, description=about)
 
 
 def join_global_node(
-    splits: Splits, seed: int = 0, *, edge_types: tuple[int, int] = (4, 5)
+    splits: Splits,
+    seed: int = 0,
+    *,
+    edge_types: tuple[int, int] = (4, 5),  # from an atom to the node, and back; one id or two
 ) -> Splits:
-    """The same graphs, each with one more node that has an edge from and to every atom.
+    """The same graphs, each with one more node, its last, joined to every atom both ways.
 
-    The node is the last of its graph, of an atom type of its own. ``edge_types`` are the ids of
-    edges from an atom to it, and from it to an atom; one id may stand for both.
-
-    Source: massive-activations paper, its edge ablation. Our reading: the code that adds the node
-    is not published, so its atom type, and that the readout counts it, are our choice.
+    Source: massive-activations paper, its edge ablation. The code that adds the node is not
+    published: its atom type, and that the readout counts it, are our choice.
     """
     about = _whole_graphs(splits)
 
@@ -152,21 +178,17 @@ def join_global_node(
 
 
 def count_neighbors(splits: Splits, seed: int = 0) -> Splits:
-    """The same graphs, with node types that also say how many neighbors a node has.
-
-    The new id is the old one plus the number of old ids times the number of neighbors. A mean
-    over neighbors, whatever its weights, cannot tell how many they are; here each node is told.
-    """
+    """The same graphs; node types also say the number of neighbors, which no mean can tell."""
     about = _whole_graphs(splits)
 
-    numbers = [graph.edge_index[1].bincount(minlength=graph.num_nodes) for graph in _every(splits)]
-    of_graph = iter(numbers)
+    def neighbors(graph: Data) -> Tensor:
+        return graph.edge_index[1].bincount(minlength=graph.num_nodes)
 
     def counted(graph: Data) -> dict[str, Tensor]:
-        x = graph.x + about.num_node_types * next(of_graph)
+        x = graph.x + about.num_node_types * neighbors(graph)
         return {"x": x, "edge_type": graph.edge_type.clone()}
 
-    most = max((int(number.max()) for number in numbers), default=0)
+    most = max((int(neighbors(graph).max()) for graph in _every(splits)), default=0)
     what = "node types with the number of neighbours"  # as checkpoints and tables have it
     number = about.num_node_types * (most + 1)
     return _changed(splits, counted, what, about.edge_types, num_node_types=number)
@@ -175,27 +197,24 @@ def count_neighbors(splits: Splits, seed: int = 0) -> Splits:
 Change = Callable[[Splits, int], Splits]
 """Called with splits and a seed; gives the changed splits."""
 
-CHANGES: Mapping[str, Change] = MappingProxyType(
-    {
-        "shuffled-types": shuffle_types,
-        "uniform-types": uniform_types,
-        "split-types": split_types,
-        "frequent-informative": lambda splits, seed: type_target(splits, seed, informative=1),
-        "rare-informative": lambda splits, seed: type_target(splits, seed, informative=3),
-        "global-node": join_global_node,
-        "global-node-triple": lambda splits, seed: join_global_node(splits, edge_types=(3, 3)),
-        "neighbour-count": count_neighbors,
-    }
-)
+CHANGES: Mapping[str, Change] = {
+    "shuffled-types": shuffle_types,
+    "uniform-types": uniform_types,
+    "split-types": split_types,
+    "frequent-informative": partial(type_target, informative=1),
+    "rare-informative": partial(type_target, informative=3),
+    "global-node": join_global_node,
+    "global-node-triple": partial(join_global_node, edge_types=(3, 3)),
+    "neighbour-count": count_neighbors,
+}
 """The changes by name; ``global-node-triple`` uses the id of triple bonds again."""
 
 
+Draw = Callable[[Int[Tensor, " bonds"], Generator], Int[Tensor, " bonds"]]
+
+
 def _retyped(
-    splits: Splits,
-    seed: int,
-    draw: Callable[[Int[Tensor, " bonds"], Generator], Int[Tensor, " bonds"]],
-    what: str,
-    names: Mapping[int, str] | None = None,
+    splits: Splits, seed: int, draw: Draw, what: str, names: Mapping[int, str] | None = None
 ) -> Splits:
     """New types for the bonds of each split, all bonds of a split at once."""
     about = _whole_graphs(splits)
@@ -213,21 +232,28 @@ def _retyped(
 
 def _changed(
     splits: Splits,
-    change: Callable[[Data], Mapping[str, Tensor]],
+    change: Callable[[Data], dict],
     what: str,
     names: Mapping[int, str],
     **sizes: int,
 ) -> Splits:
     """Copies of all graphs with what ``change`` gives, and a description that says so."""
-    made = []
-    for graph in _every(splits):
-        values = change(graph)
-        made.append(copy(graph).update({**values, "edge_attr": values["edge_type"]}))
+    made = [copy(graph).update(change(graph)) for graph in _every(splits)]
+    for graph in made:
+        graph.edge_attr = graph.edge_type
     train, val = len(splits.train), len(splits.train) + len(splits.val)
     about, sizes = splits.description, sizes | {"num_edge_types": max(*names, 0) + 1}
     title, deviations = f"{about.title}, {what}", (*about.deviations, f"Changed: {what}.")
     about = replace(about, title=title, edge_types=names, deviations=deviations, **sizes)
     return Splits(made[:train], made[train:val], made[val:], about)
+
+
+def _with_target(splits: Splits, raw: Callable[[Data], Tensor], target: str) -> Splits:
+    """Give graphs a target, divided by its standard deviation over the training split."""
+    scale = torch.stack([raw(graph) for graph in splits.train]).std()
+    for graph in _every(splits):
+        graph.y = (raw(graph) / scale).reshape(1, 1)
+    return replace(splits, description=replace(splits.description, target=target))
 
 
 def _every(splits: Splits) -> list[Data]:
@@ -244,75 +270,31 @@ def _whole_graphs(splits: Splits) -> Description:
     return about
 
 
-def type_shares(data: Mapping[str, Splits]) -> pd.DataFrame:
-    """Share of the training edges of each type as text, a row per title."""
-    rows = {}
-    for title, splits in data.items():
-        ids = pd.Series(torch.cat([graph.edge_type for graph in splits.train]).numpy())
-        shares = ids.value_counts(normalize=True)
-        shares = shares.reindex([*splits.description.edge_types], fill_value=0.0)
-        rows[title] = shares.map("{:.2%}".format).rename("type {}".format)
-    return pd.DataFrame(rows).T.fillna("")
-
-
-def retrain(
-    config: Config,
-    splits: Splits,
-    changes: Mapping[str, Change],
-    seeds: Sequence[int],
-    *,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Train a network on data with changed types, and read its first layer.
-
-    A row per title of ``changes`` (``run``), seed, state (``base``, ``best``) and edge type.
-    """
-    parts = []
-    pairs = [(title, seed) for title in changes for seed in seeds]
-    for title, seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
-        changed = changes[title](splits, seed)
-        about = changed.description
-        sizes = {"num_node_types": about.num_node_types, "num_edge_types": about.num_edge_types}
-        sized = fit_to_data(config.replace(**sizes), about)
-        triples = distinct_edges(changed.train), distinct_edges(changed.test)
-        seed_all(seed)
-        model = build(sized)
-        base = {name: value.clone() for name, value in model.state_dict().items()}
-        run = fit(model, changed, sized, seed=seed, progress=False)
-        named = {"run": title, "seed": seed, "val_loss": run.history["val_loss"].min()}
-        for state, weights in (("base", base), ("best", run.best_weights)):
-            model.load_state_dict(weights)
-            start = base["edge_embedding.weight"]
-            table = first_layer_table(model, *triples, about.edge_types, start)
-            parts.append(table.assign(state=state, **named))
-    return pd.concat(parts, ignore_index=True)
-
-
 def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
-    """Means over the states ``epoch_...`` from epoch ``since`` on, per run, label and seed.
-
-    Geometric means of ``max_ratio`` and ``gate_median``, the mean of ``measured``; ``epochs``,
-    how many they are, and in how many an edge is massive, ``epochs_with``.
-    """
+    """Means over kept epochs from ``since`` on, of ratios geometric ones; ``epochs_with`` an MA."""
     late = first_layer[first_layer["state"].str.startswith("epoch_")].query("epoch >= @since")
     logarithmic = ["max_ratio", "gate_median"]
     late = late.assign(**np.log(late[logarithmic]), epochs_with=late["measured"] > 0, epochs=1)
-    how = dict.fromkeys([*logarithmic, "measured"], "mean") | {
-        "epochs": "sum",
-        "epochs_with": "sum",
-    }
+    how = dict.fromkeys([*logarithmic, "measured"], "mean")
+    how |= dict.fromkeys(["epochs", "epochs_with"], "sum")
     means = late.groupby(["run", "label", "seed"], sort=False).agg(how)
     means[logarithmic] = np.exp(means[logarithmic])
     return means.reset_index()
 
 
+def factors(
+    late: pd.DataFrame, pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]]
+) -> pd.DataFrame:
+    """``results.contrasts`` of largest ratios, with p of Student's t test and Holm's correction."""
+    logs = np.log(late.pivot(index="seed", columns=["run", "label"], values="max_ratio"))
+    p = {title: stats.ttest_1samp(logs[b] - logs[a], 0).pvalue for title, (a, b) in pairs.items()}
+    return with_holm(contrasts(late, pairs).assign(p=pd.Series(p)))
+
+
 def types_through_training(
     first_layer: pd.DataFrame, values: Mapping[str, str], *, logarithmic: Sequence[str]
 ) -> sns.FacetGrid:
-    """Lines of each seed and edge type over epochs: a column of panels per run, a row per value.
-
-    ``values`` are columns with the labels of their axes; ``logarithmic`` names some of them.
-    """
+    """Lines of each seed and edge type: a column of panels per run, a row per value and label."""
     long = first_layer.melt(["run", "label", "seed", "epoch"], [*values], var_name="quantity")
     lines = dict(x="epoch", y="value", hue="label", units="seed", estimator=None, marker=".")
     panels = dict(col="run", row="quantity", height=2.2, aspect=1.25, palette="colorblind")

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,7 @@ from studies.edge_kinds import (
     Labels,
     distinct_edges,
     edge_labels,
-    first_layer,
     first_layer_table,
-    mean_by_type,
     score_parts,
 )
 from studies.extras import build
@@ -54,12 +53,8 @@ def bond_types(
 ) -> dict[str, pd.DataFrame]:
     """The tables of a finished run, see ``tables_of``, on the test split it was trained for."""
     checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
-    names = [
-        "base",
-        "best",
-        *sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors")),
-    ]
-    shown = tqdm(names, "states", file=sys.stderr, disable=not progress)
+    kept = sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors"))
+    shown = tqdm(["base", "best", *kept], "states", file=sys.stderr, disable=not progress)
     states = ((name, *checkpoint.load(Path(folder) / name)) for name in shown)
     return tables_of(states, splits, by, resamples)
 
@@ -98,12 +93,7 @@ def tables_of(
     properties: Sequence[str],
     resamples: int,
 ) -> dict[str, pd.DataFrame]:
-    """Tables of several states of one network, the untrained one first; see data/README.md.
-
-    A state is its name, the network, and what its checkpoint says of it. The untrained one is
-    looked at by the first property only. ``first_layer`` is empty where edges have more than one
-    type id.
-    """
+    """Tables of states (name, network, what its checkpoint says), the untrained one first."""
     about = splits.description
     labelled = {by: edge_labels(splits.test, by, about) for by in properties}
     first = {properties[0]: labelled[properties[0]]}
@@ -164,16 +154,8 @@ def _losses(model: nn.Module, splits: Splits, kind: str, resamples: int) -> pd.D
     return pd.DataFrame([row])
 
 
-# Tables to read, and figures.
-
-
 def edge_counts(shares: pd.DataFrame) -> dict[str, int]:
     """Number of edges of each label, in the order of ``shares``, a table of one property."""
-    if shares.empty:
-        raise ValueError(
-            "expected rows of a table of shares, got none; there are tables of the thresholds "
-            + ", ".join(f"{threshold:g}" for threshold in THRESHOLDS)
-        )
     return shares.groupby("label", sort=False)["edges"].first().to_dict()
 
 
@@ -183,27 +165,7 @@ def share_table(
     """A value as text with its interval, ``VALUE_low`` to ``VALUE_high``; labels down."""
     form, three = "{:.3f} [{:.3f}, {:.3f}]", shares[[value, f"{value}_low", f"{value}_high"]]
     texts = ["none" if np.isnan(row[0]) else form.format(*row) for row in three.to_numpy()]
-    wide = shares.assign(text=texts).pivot(index="label", columns=list(columns), values="text")
-    wide = wide.reindex(index=shares["label"].unique())
-    order = shares[list(columns)].drop_duplicates().itertuples(index=False, name=None)
-    return wide[[row if len(row) > 1 else row[0] for row in order]]
-
-
-def range_table(
-    table: pd.DataFrame,
-    values: Mapping[str, str],
-    *,
-    rows: Sequence[str] = ("run", "label"),
-    digits: int = 3,
-) -> pd.DataFrame:
-    """Least and greatest of each value over seeds, as text; ``values`` gives the headings."""
-
-    def text(group: pd.Series) -> str:
-        ends = (group.min(), group.max())
-        texts = [f"{end:,.0f}" if abs(end) >= 1000 else f"{end:.{digits}g}" for end in ends]
-        return " to ".join(dict.fromkeys(texts))
-
-    return table.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
+    return shares.assign(text=texts).pivot(index="label", columns=list(columns), values="text")
 
 
 def _heat_table(
@@ -218,15 +180,6 @@ def _heat_table(
     return pd.DataFrame({"layer": layer, **columns})
 
 
-def predicted_heat(
-    model: nn.Module, train: Sequence[Data], names: Mapping[int, str], *, threshold: float
-) -> pd.DataFrame:
-    """The heat map of the first layer as weights and training frequencies predict it."""
-    triples = distinct_edges(train)
-    shares = mean_by_type(first_layer(model, triples)["ratio"] > threshold, triples, names)
-    return _heat_table(shares[None, None], [float(threshold)], [*names.values()])
-
-
 def heat_maps(
     heat: pd.DataFrame,
     edges: Mapping[str, int],
@@ -236,13 +189,9 @@ def heat_maps(
     layer: int = 0,
     threshold: float = 1000.0,
 ) -> Figure:
-    """Percentage of edges that are massive in each channel, a panel for each type of edge.
+    """Percentage of massive edges in each channel, a panel for each type that ``edges`` counts.
 
-    ``edges`` counts the edges of each type, in the order of the panels; ``heads`` are the rows of
-    a panel and ``channels`` (of a head) its columns.
-
-    Source: massive-activations paper, its bond-type heat map. differs: the labels of its two
-    axes are swapped.
+    Source: massive-activations paper, its bond-type heat map; its axes' labels are swapped.
     """
     chosen = heat.query("layer == @layer and threshold == @threshold")
     wide = chosen.pivot(index="label", columns="channel", values="percent")
@@ -265,11 +214,11 @@ def heat_maps(
 
 
 def published_heat() -> pd.DataFrame:
-    """The published heat map as ``heat_maps`` takes it, with the ``low`` and ``high`` of each cell.
+    """The published heat map as ``heat_maps`` takes it, empty without its numbers.
 
     GraphiT on ZINC, layer 0, ratio above 4000: read off the colors of the authors' figure
-    (LorenzoBini4/GNN-MAs, commit 3d3f1007, plot/heatmap.ipynb), one of 256 each. The numbers are
-    not ours to pass on: without them under ``MAPKG_DATA`` the table is empty.
+    (LorenzoBini4/GNN-MAs, commit 3d3f1007, plot/heatmap.ipynb), one of 256 each, so that a cell
+    is between ``low`` and ``high``.
     """
     path = Path(os.environ.get("MAPKG_DATA", "")) / "published/graphit_zinc_layer0_heat_4000.csv"
     columns = ["layer", "threshold", "label", "channel", "percent", "low", "high"]
@@ -282,21 +231,23 @@ def published_heat() -> pd.DataFrame:
     return cells.rename(columns={"mid": "percent"}).assign(channel=channel, **place)[columns]
 
 
+def sums_of_kinds(counts: Mapping[str, int]) -> pd.Series:
+    """All percentages that edges of these kinds can add up to if a kind is massive or not."""
+    some = (kinds for n in range(len(counts) + 1) for kinds in combinations(counts, n))
+    sums = {" + ".join(kinds) or "none": sum(counts[kind] for kind in kinds) for kinds in some}
+    return 100 * pd.Series(sums).sort_values() / sum(counts.values())
+
+
 def by_label(
     rows: pd.DataFrame,
     *,
     value: str = "share",
     panel: str = "run",
     columns: int = 3,
-    log: bool = False,
     line: float | None = None,
     axis: str = "share of edges with an MA",
 ) -> sns.FacetGrid:
-    """A dot for each seed and label, a panel for each run; ``line`` is drawn across.
-
-    A dot has an interval if there are columns ``VALUE_low`` and ``VALUE_high``.
-    """
-    # The median of a value and the ends of its interval is the value.
+    """A dot for each seed and label, with its interval if there is one, a panel for each run."""
     three = [name for name in (value, f"{value}_low", f"{value}_high") if name in rows]
     long = rows.melt([panel, "label", "seed"], three)
     seeds = sorted(rows["seed"].unique())
@@ -304,11 +255,12 @@ def by_label(
     look = dict(col_wrap=min(columns, rows[panel].nunique()), aspect=max(1.1, 0.12 * most))
     grid = sns.FacetGrid(long, col=panel, height=3, sharex=False, **look)
     dots = dict(hue="seed", hue_order=seeds, palette="colorblind", markersize=4, linestyle="none")
+    # The median of a value and the ends of its interval is the value.
     dots |= dict(estimator="median", errorbar=("pi", 100), err_kws=dict(linewidth=1.2))
-    dots |= dict(dodge=0.4 if len(seeds) > 1 else False, log_scale=(False, log))
+    dots |= dict(dodge=0.4 if len(seeds) > 1 else False)
     grid.map_dataframe(sns.pointplot, "label", "value", **dots)
     grid.set_titles("{col_name}").set_axis_labels("", axis)
-    grid.tick_params(axis="x", rotation=30 if most < 10 else 90)
+    grid.tick_params(axis="x", rotation=30 if most < 7 else 90)
     if value == "share":
         grid.set(ylim=(-0.03, 1.03))
     if line is not None:
@@ -319,12 +271,12 @@ def by_label(
 
 
 def measured_and_predicted(logs: pd.DataFrame, *, measured: str, predicted: str) -> sns.FacetGrid:
-    """Columns ``measured`` against ``predicted``, whose axes are called so, a panel per label."""
+    """Columns ``measured`` against ``predicted``, a panel per label with its typical residual."""
     look = dict(s=18, alpha=0.7, linewidth=0, height=3.0)
     grid = sns.relplot(logs, x="predicted", y="measured", col="label", **look)
     both = logs[["predicted", "measured"]]
     for label, ax in grid.axes_dict.items():
-        points = both[logs["label"] == label]
+        residual = both[logs["label"] == label].diff(axis=1)["measured"]
         ax.axline((both.min().min(),) * 2, slope=1, color="black", lw=0.8, ls=":")
-        ax.set_title(f"{label}, correlation {points.corr().iloc[0, 1]:.4f}")
+        ax.set_title(f"{label}, residual {residual.pow(2).mean() ** 0.5:.3f}")
     return grid.set_axis_labels(predicted, measured)

@@ -1,13 +1,8 @@
 r"""What edges can be told apart by: properties of bonds, and what the first layer sees of them.
 
-Before the first layer no message has been passed, so without positional encodings the score of
-an edge is a function of the types of its source, its target and itself, its *kind*:
-
-.. math:: s_{ji} = \frac{K(x_j) \odot Q(x_i)}{\sqrt d} \odot E(t_{ji}) .
-
-A data set of molecules has about a hundred kinds. Their ratios are read off the weights, no
-molecule needed; how often each occurs then gives every share of massive edges and every heat map
-of the layer, exactly.
+Without positional encodings the first score of an edge is a function of the types of its source,
+its target and itself, its *kind*: :math:`K(x_j) \odot Q(x_i) \odot E(t_{ji}) / \sqrt d`. Ratios of
+kinds are read off the weights; how often each occurs gives all shares and heat maps of the layer.
 """
 
 from collections import Counter
@@ -27,6 +22,7 @@ from mapkg import hooks
 from mapkg.evaluation import batches, predict
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, row_median
 from studies.data import ATOM_TYPES, Description, to_molecule
+from studies.published import known
 
 GLOBAL = ("atom to global", "global to atom")
 """Edges to and from a node that is joined to all atoms."""
@@ -42,16 +38,8 @@ Labels = tuple[list[Int[Tensor, " E"]], tuple[str, ...]]
 
 
 def edge_labels(graphs: Sequence[Data], by: str, description: Description) -> Labels:
-    """Which label each directed edge of the graphs of one data set has.
-
-    ``by`` is ``"type"``, the edge types that the description names; ``"role"``, the same, but edges
-    of a global node are apart from bonds that share their type; ``"atom pair"``, the two elements
-    in either order, the most frequent first, and "other" for those of less than 1 % of the edges;
-    ``"ring"``, the smallest ring of the bond; or ``"conjugation"``. The last two need ``smiles``.
-    """
-    if by not in PROPERTIES:
-        raise ValueError(f"by: expected one of {', '.join(PROPERTIES)}, got {by!r}")
-    return PROPERTIES[by](graphs, description)
+    """The label of each edge by one of ``PROPERTIES``; rings and conjugation need ``smiles``."""
+    return known("by", by, PROPERTIES)(graphs, description)
 
 
 def _by_type(graphs: Sequence[Data], description: Description) -> Labels:
@@ -171,11 +159,12 @@ def edges(graphs: Sequence[Data]) -> pd.DataFrame:
     """The types of each edge's ends and of itself: columns ``source``, ``target``, ``edge``."""
     for graph in graphs:
         for key in ("x", "edge_attr"):
-            ids = graph[key]
-            if ids.is_floating_point() or ids.numel() != ids.size(0):
+            ids = graph.get(key)
+            if ids is None or ids.is_floating_point() or ids.numel() != ids.size(0):
+                found = "none" if ids is None else f"shape {list(ids.shape)} of {ids.dtype}"
                 raise ValueError(
-                    f"{key}: expected one type id per row, got shape {list(ids.shape)} of "
-                    f"{ids.dtype}; the first layer is a table of types only then"
+                    f"{key}: expected one type id per row, got {found}; only then has an edge a "
+                    "kind (source type, edge type, target type)"
                 )
     ends = torch.cat([graph.x.flatten()[graph.edge_index] for graph in graphs], dim=1)
     types = torch.cat([graph.edge_attr.flatten() for graph in graphs])
@@ -195,11 +184,7 @@ def type_frequency(train: Sequence[Data], graphs: Sequence[Data]) -> list[Float[
 
 
 def first_layer(model: nn.Module, triples: pd.DataFrame) -> dict[str, Float[Tensor, "triples D"]]:
-    r"""What the first layer of GT, GraphiT or SAN makes of kinds of edges, from its weights alone.
-
-    The ``score`` of each kind, its ``ratio``, the ``gate`` :math:`E` and the ``match``
-    :math:`K Q / \sqrt d`, the score without the gate.
-    """
+    r"""Score, ratio, gate E and match :math:`K Q / \sqrt d` of kinds of edges, from the weights."""
     if getattr(model, "encoding", None) is not None or getattr(model, "edge_factor", None):
         raise ValueError(
             "expected a network without positional encodings and without full-graph attention: "
@@ -241,8 +226,7 @@ def separable_log_ratio(
         \overline{\log r}_{t,c} \approx \log|E_{t,c}| + p_c - m_t , \qquad
         p_c = \overline{\log|K Q / \sqrt d|_c} \text{ over all edges}
 
-    with m_t the mean log median of a row. If atoms at the ends of a bond did not depend on its
-    type, this would be exact.
+    with m_t the mean log median of a row; exact if a bond's atoms did not depend on its type.
     """
     match, gate = (layer[name].double().abs().log10() for name in ("match", "gate"))
     profile = mean_by_type(match, triples.assign(edge=0), [0])
@@ -258,16 +242,10 @@ def first_layer_table(
     names: Mapping[int, str],  # of edge types by id
     start: Float[Tensor, "types D"],  # the edge embedding before training
 ) -> pd.DataFrame:
-    """What the first layer's weights say of each edge type, and what is measured.
+    """What the first layer's weights say of each edge type, and what is measured on ``test``.
 
-    A row per edge type. Columns are ``gate_median`` and ``gate_max``, of ``|E|`` over channels;
-    ``median`` and ``max_ratio``, geometric means over test edges of the row's median and largest
-    ratio; ``moved``, how far the embedding is from its start, relative to it; ``triples`` of the
-    test split, of which ``massive_triples`` are massive; ``measured``, the share of massive test
-    edges; ``predicted``, the same from the weights and how often each triple occurs in the
-    training split; ``common_pairs``, the same if atoms at the ends of a bond did not depend on
-    its type; ``heat_error``, the largest difference of the measured and predicted heat map; and
-    ``correlation`` over channels of measured mean log ratios and ``separable_log_ratio``.
+    ``predicted`` is the share of massive edges from weights and the training split's frequencies,
+    ``common_pairs`` the same if atoms at the ends of a bond did not depend on its type.
     """
     pairs = train.groupby(["source", "target"])["count"].sum().reset_index()
     crossed = pairs.merge(pd.DataFrame({"edge": [*names]}), how="cross")
@@ -308,11 +286,9 @@ def first_layer_table(
 
 
 def massive_kinds(first_layer: pd.DataFrame) -> pd.DataFrame:
-    """How many kinds of edges of each type are massive, and how likely by chance so few.
+    """How many kinds of each type are massive, of networks with any, and ``p_fewer``.
 
-    A row per ``run``, ``seed`` and label, but none for a network without a massive kind: its
-    ``kinds``, of which ``massive``, and ``p_fewer``, the hypergeometric probability of no more
-    than these if the massive kinds were drawn from all.
+    That is the hypergeometric probability of no more if the massive kinds were drawn from all.
     """
     columns = {"triples": "kinds", "massive_triples": "massive"}
     table = first_layer[["run", "seed", "label", *columns]].rename(columns=columns)
@@ -324,10 +300,7 @@ def massive_kinds(first_layer: pd.DataFrame) -> pd.DataFrame:
 def log_ratios(
     model: nn.Module, train: Sequence[Data], test: Sequence[Data], names: Mapping[int, str]
 ) -> pd.DataFrame:
-    """Mean log10 ratio of each type and channel, measured on ``test`` and predicted from ``train``.
-
-    Edge types of ``names`` without an edge on either side are left out.
-    """
+    """Mean log10 ratio of each type and channel, on ``test`` and as ``train`` predicts it."""
     seen, known = distinct_edges(test), distinct_edges(train)
     ratio = first_layer(model, seen)["ratio"].double()
     logs = {
@@ -338,26 +311,17 @@ def log_ratios(
     return pd.DataFrame(columns).rename_axis(["label", "channel"]).dropna().reset_index()
 
 
-COLUMNS = ["match", "gate", "score", "median", "maximum", "max_ratio"]
-"""What ``score_parts`` gives."""
-
-
 def score_parts(
     model: nn.Module,
     graphs: Sequence[Data],
     labels: Sequence[Int[Tensor, " _"]],  # one per edge of each graph
     names: Sequence[str],  # of labels
 ) -> pd.DataFrame:
-    r"""Means of the parts of a score, for each layer and label, in evaluation mode.
-
-    A row per layer and label. Columns are ``edges``, of which ``usable`` have a ratio; ``match``,
-    ``gate`` and ``score``, the means over edges and channels of :math:`|K Q / \sqrt d|`, of
-    :math:`|E|` and of :math:`|s|`; and, over usable edges, the geometric means of the ``median``
-    and of the ``maximum`` of a row's magnitudes, and of their quotient, ``max_ratio``.
-    """
+    """Means of the magnitude of match, gate and score, and geometric means of what is of rows."""
     attentions = hooks.resolve(model, "layers.*.attention")
     attentions = {name: each for name, each in attentions.items() if hasattr(each, "score")}
-    parts = ("query", "key", "edge", "score")
+    parts, columns = ("query", "key", "edge", "score"), ["match", "gate", "score"]
+    columns += ["median", "maximum", "max_ratio"]
     recorded = [f"{name}.{part}" for name in attentions for part in parts]
     label, start, rows = torch.cat(list(labels)), 0, []
     for batch, seen in hooks.scan(model, batches(graphs, 128), recorded, forward=predict):
@@ -371,11 +335,11 @@ def score_parts(
             ratio = activation_ratio(score).amax(dim=1)
             logs = torch.stack([row_median(score), score.abs().amax(dim=1), ratio]).log10()
             values = torch.stack([*means, *logs.where(ratio.isfinite(), torch.nan)], dim=1)
-            table = pd.DataFrame(values.numpy(), columns=COLUMNS)
+            table = pd.DataFrame(values.numpy(), columns=columns)
             rows.append(table.assign(layer=layer, label=of_batch.numpy()))
     groups = pd.concat(rows).groupby(["layer", "label"])
     means = groups.mean()
-    means[COLUMNS[3:]] = 10 ** means[COLUMNS[3:]]
+    means[columns[3:]] = 10 ** means[columns[3:]]
     counts = pd.DataFrame({"edges": groups.size(), "usable": groups["max_ratio"].count()})
     levels = range(len(attentions)), range(len(names))
     every = pd.MultiIndex.from_product(levels, names=["layer", "label"])

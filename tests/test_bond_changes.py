@@ -1,4 +1,4 @@
-"""Data with changed edge types, small networks retrained on them, and their late means."""
+"""Data with changed edge types, and late means of networks trained on them."""
 
 from dataclasses import replace
 
@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import few_molecules
 from scipy.stats import chisquare
 
 from studies.__main__ import USAGE_ERROR, main
 from studies.bond_changes import (
     CHANGES,
+    NODE_TYPES,
+    ROLES,
     SHARES,
+    cross_types,
     late_means,
-    retrain,
-    type_shares,
     types_through_training,
 )
 from studies.data import (
@@ -26,6 +26,7 @@ from studies.data import (
     load,
     molecule_graph,
 )
+from studies.edge_kinds import distinct_edges
 from studies.emergence import emergence
 from studies.published import CONFIGS
 from studies.results import read_emergence
@@ -147,6 +148,29 @@ def test_the_target_is_the_excess_of_informative_edges_from_heteroatoms(splits, 
     assert all(is_drawn_by(new[old == kind], SHARES) for kind in (1, 2, 3))
 
 
+def test_frequency_is_crossed_with_meaning_in_every_kind(splits):
+    changed = cross_types(splits, 0)
+    assert is_drawn_by(of_bonds(changed.train), [share for share, _ in ROLES.values()])
+    kinds = distinct_edges(every(changed))
+    assert len(kinds) == 4 * NODE_TYPES**2  # every type meets every pair of node types
+    for _, of_type in kinds.groupby("edge"):
+        assert of_type["count"].max() < 4 * of_type["count"].min()
+    by_loop = [
+        sum(
+            (-1) ** int(graph.x[source])
+            for source, kind in zip(graph.edge_index[0], graph.edge_type.tolist(), strict=True)
+            if kind in (1, 3)
+        )
+        for graph in every(changed)
+    ]
+    expected = np.array(by_loop) / np.std(by_loop[: len(splits.train)], ddof=1)
+    found = torch.cat([graph.y for graph in every(changed)]).flatten()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert abs(found.mean()) < 0.1 and changed.description.num_node_types == NODE_TYPES
+    assert not torch.equal(splits.train[0].x, changed.train[0].x), "the argument stays as it is"
+    assert torch.equal(types(every(changed)), types(every(cross_types(splits, 0))))
+
+
 def test_acetonitrile_with_a_global_node_and_with_its_neighbors_counted_by_hand():
     changed = CHANGES["global-node"](of("CC#N"), 0)
     graph = changed.test[0]
@@ -184,25 +208,6 @@ def test_the_seed_of_a_run_of_the_command_line_is_that_of_the_draw(cache, tmp_pa
         run = emergence(config, CHANGES["uniform-types"](few, seed), seed=5, progress=False)
         is_same = run.history["val_loss"].item() == pytest.approx(found, rel=1e-5)
         assert is_same == (seed == 5)
-
-
-def test_retraining_gives_every_change_seed_and_state(cache):
-    splits = few_molecules(48, 16, 24)
-    tiny = CONFIGS["SAN-ZINC"].replace(**SIZES, batch_size=16, max_epochs=1)
-    changes = {"as it is": lambda splits, seed: splits, "shuffled": CHANGES["shuffled-types"]}
-    found = retrain(tiny, splits, changes, [0, 1], progress=False)
-    assert (found.groupby(["run", "seed", "state"])["label"].size() == [3] * 8).all()
-    base = found.query("state == 'base'").set_index(["run", "seed", "label"])
-    # The same seed starts from the same weights, whatever the data.
-    gates = base["gate_median"]
-    pd.testing.assert_series_equal(gates["as it is"], gates["shuffled"])
-    assert base["moved"].max() == 0 < found.groupby(["run", "seed"])["moved"].max().min()
-
-
-def test_shares_of_types_are_of_the_training_edges():
-    table = type_shares({"a": of("CC#N"), "b": CHANGES["global-node"](of("CC#N"), 0)})
-    assert table.loc["a"].to_list() == ["50.00%", "0.00%", "50.00%", "", ""]
-    assert table.loc["b"].to_list() == ["20.00%", "0.00%", "20.00%", "30.00%", "30.00%"]
 
 
 def test_late_means_are_geometric_and_leave_early_epochs_and_other_states_out():

@@ -1,7 +1,5 @@
 """What massive activations sit on: tables of runs, and figures."""
 
-from itertools import combinations
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,18 +7,19 @@ import torch
 from conftest import NOT_BUNDLED, few_molecules
 
 from mapkg.evaluation import score
-from studies import checkpoint
+from studies import checkpoint, tables
 from studies.__main__ import main
 from studies.bond_changes import join_global_node, shuffle_types
 from studies.bond_types import (
+    ON_ZINC,
     bond_types,
     by_label,
     edge_counts,
     examine_bond_types,
     heat_maps,
     published_heat,
-    range_table,
     share_table,
+    sums_of_kinds,
 )
 from studies.data import BUNDLED, directions, molecule_graph
 from studies.edge_kinds import distinct_edges
@@ -106,6 +105,20 @@ def test_bonds_of_acetamide_have_their_ratios_in_any_order_of_edges(order):
     np.testing.assert_allclose(*(each["prediction"] for each in by_ratio), rtol=1e-4)
 
 
+KINDS = {"C≡N": 55, "N≡C": 55, "C≡C": 18}
+"""Directed triple bonds of the test split of ZINC, by kind."""
+
+
+def test_shares_of_three_kinds_of_triple_bonds_can_be_six_numbers():
+    sums = sums_of_kinds(KINDS).round(1)
+    assert sums["none"] == 0 and sums["C≡C"] == 14.1 and sums["N≡C"] == 43.0
+    assert sums["C≡N + C≡C"] == 57.0 and sums["C≡N + N≡C"] == 85.9 and len(sums) == 8
+    assert sorted(set(sums)) == [0, 14.1, 43.0, 57.0, 85.9, 100]
+    heat = tables.read(BUNDLED / "results", "bonds", ON_ZINC, "heat")
+    ours = heat.query("layer == 0 and label == 'triple'")["percent"]
+    assert set(ours.round(1)) == {14.1, 43.0}
+
+
 def test_cells_of_the_published_map_are_sums_over_three_kinds_of_triple_bonds(monkeypatch):
     monkeypatch.setenv("MAPKG_DATA", str(NOT_BUNDLED))
     path = NOT_BUNDLED / "zinc" / "zinc12k_official.csv.gz"
@@ -115,7 +128,7 @@ def test_cells_of_the_published_map_are_sums_over_three_kinds_of_triple_bonds(mo
     graphs = [molecule_graph(smiles, 0.0) for smiles in rows["smiles"] if "#" in smiles]
     kinds = distinct_edges(graphs).query("edge == 3")["count"].to_list()
     assert sorted(kinds) == [18, 55, 55]
-    sums = {100 * sum(some) / 128 for n in (1, 2, 3) for some in combinations(kinds, n)}
+    sums = sums_of_kinds(KINDS).unique()
     for cell in published_heat().query("label == 'triple'").itertuples():
         assert sum(cell.low <= each <= cell.high for each in sums) == 1
     assert len(published_heat()) == 14 + 12 + 7
@@ -138,11 +151,7 @@ def test_tables_and_figures_show_intervals_ranges_and_counts():
     table = share_table(ROWS)
     assert list(table.columns) == [("A", 0), ("A", 1), ("B", 0)]
     assert table[("A", 0)].to_dict() == {"x": "0.500 [0.400, 0.600]", "y": "none"}
-    ranges = range_table(ROWS.assign(size=ROWS["share"] * 1e4), {"share": "s", "size": "n"})
-    assert ranges.loc[("A", "x")].tolist() == ["0.25 to 0.5", "2,500 to 5,000"]
-    assert ranges.loc[("B", "x"), "s"] == "1" and edge_counts(ROWS) == {"x": 3, "y": 1}
-    with pytest.raises(ValueError, match="thresholds 1000, 3000, 4000"):
-        edge_counts(ROWS.iloc[:0])
+    assert edge_counts(ROWS) == {"x": 3, "y": 1}
     for run, ax in by_label(ROWS.dropna(), line=0.5).axes_dict.items():
         rows = ROWS.dropna().query(f"run == '{run}'")
         shown = np.concatenate([line.get_ydata() for line in ax.lines])

@@ -17,12 +17,10 @@ from torch_geometric.utils import from_smiles
 from mapkg.hooks import record
 from studies import checkpoint
 from studies.bond_changes import join_global_node, shuffle_types
-from studies.bond_types import predicted_heat
 from studies.data import BUNDLED, DESCRIPTIONS, Splits, molecule_graph
 from studies.data.graph_classification import PAIR_TYPES
 from studies.data.molecules import benchmark_graph
 from studies.edge_kinds import (
-    COLUMNS,
     CONJUGATION,
     PROPERTIES,
     RINGS,
@@ -164,7 +162,7 @@ def test_what_has_no_label_is_refused():
     del nameless.smiles
     reordered, other = (graph.clone().update({"smiles": s}) for s in ("C(O)C", "CCN"))
     for words, of_graph, by, about in (
-        ("one of type, role, atom pair, ring, conjugation, got 'x'", graph, "x", ABOUT),
+        ("by x: expected one of type, role, atom pair, ring, conj", graph, "x", ABOUT),
         ("the type 4, but MOSES sample names only 1, 2, 3", joined.train[0], "type", ABOUT),
         (r"expected nodes that are atoms, .* PROTEINS", graph, "atom pair", protein),
         ("expected nodes that are atoms", joined.train[0], "ring", joined.description),
@@ -225,17 +223,17 @@ def test_scores_from_weights_are_those_of_the_network_and_of_the_equation(name, 
 
 
 def test_predictions_from_the_weights_are_the_shares_and_ratios_of_the_molecules(splits):
-    model, graphs, names = network(), splits.test, splits.description.edge_types
+    model, graphs = network(), splits.test
     with torch.no_grad(), record(model, "layers.0.attention.score") as seen:
         for graph in graphs:
             model(graph.x, graph.edge_index, graph.edge_attr)
     sizes = torch.cat(seen["layers.0.attention.score"]).abs().double()
     ratios = sizes / sizes.sort(dim=1).values[:, 7:8]
     double = ratios[torch.cat([graph.edge_type for graph in graphs]) == 2]
-    table = predicted_heat(model, graphs, names, threshold=3.0).query("label == 'double'")
-    expected = 100 * (double > 3).double().mean(dim=0)
-    np.testing.assert_allclose(table["percent"], expected[table["channel"].to_list()])
-    assert len(table) == (expected > 0).sum() > 3
+    kinds = distinct_edges(graphs)
+    (share,) = mean_by_type(first_layer(model, kinds)["ratio"] > 3, kinds, [2])
+    torch.testing.assert_close(share, (double > 3).double().mean(dim=0))
+    assert share.count_nonzero() > 3
     logs = log_ratios(model, graphs, graphs, {2: "double", 9: "absent"})
     assert {*logs["label"]} == {"double"}
     measured = logs["measured"]
@@ -273,8 +271,12 @@ def test_the_separable_prediction_is_exact_if_and_only_if_atoms_do_not_depend_on
 
 
 def test_what_is_no_table_of_types_is_refused(splits):
-    with pytest.raises(ValueError, match=r"edge_attr: expected one type id per row, got shape"):
-        distinct_edges([Data(x=torch.zeros(2, dtype=torch.long), edge_attr=torch.rand(1, 8))])
+    x = torch.zeros(2, dtype=torch.long)
+    for words, values in (("shape", {"edge_attr": torch.rand(1, 8)}), ("none", {})):
+        with pytest.raises(
+            ValueError, match=f"edge_attr: expected one type id per row, got {words}"
+        ):
+            distinct_edges([Data(x=x, **values)])
     triples = distinct_edges(splits.test)
     with pytest.raises(ValueError, match="the first layer sees more than the types"):
         first_layer(network("SAN", full_graph=True), triples)
@@ -296,7 +298,7 @@ def test_parts_of_a_score_are_means_over_the_edges_of_a_label(splits):
     graphs, names, model = splits.test[:6], ("none", "single", "double", "triple"), network()
     labels = [graph.edge_attr for graph in graphs]
     found = score_parts(model, graphs, labels, names).set_index(["layer", "label"])
-    rows = []
+    rows, columns = [], ["match", "gate", "score", "median", "maximum", "max_ratio"]
     for graph in graphs:
         with torch.no_grad(), record(model, "layers.*.attention.*") as seen:
             model(graph.x, graph.edge_index, graph.edge_attr)
@@ -309,8 +311,8 @@ def test_parts_of_a_score_are_means_over_the_edges_of_a_label(splits):
             means = (key[source] * query[target]).mean() / 2, gate[edge].mean(), sizes.mean()
             logs = np.log10([sizes[7], sizes[-1], sizes[-1] / sizes[7]])
             rows.append([names[graph.edge_attr[edge]], *map(float, means), *logs])
-    expected = pd.DataFrame(rows, columns=["label", *COLUMNS]).groupby("label").mean()
-    expected[COLUMNS[3:]] = 10 ** expected[COLUMNS[3:]]
-    np.testing.assert_allclose(found.loc[1].loc[expected.index, COLUMNS], expected, rtol=1e-4)
+    expected = pd.DataFrame(rows, columns=["label", *columns]).groupby("label").mean()
+    expected[columns[3:]] = 10 ** expected[columns[3:]]
+    np.testing.assert_allclose(found.loc[1].loc[expected.index, columns], expected, rtol=1e-4)
     assert found.loc[(0, "none"), ["edges", "usable"]].tolist() == [0, 0]
-    assert np.isnan(found.loc[(0, "none"), COLUMNS].astype(float)).all()
+    assert np.isnan(found.loc[(0, "none"), columns].astype(float)).all()
