@@ -1,5 +1,6 @@
 """Why gradients of deep attention explode: local Lipschitz constants, and gradients in training."""
 
+import copy
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -235,7 +236,7 @@ def dose(
     rates: Sequence[float] = (0.0, 0.2, 0.4, 0.6),  # of each kind of dropout, in [0, 1)
     layers: int = 25,  # of every network
     seeds: Sequence[int] = (0, 1, 2, 3, 4),  # of weights and dropout, a training for each
-    epochs: int = 60,  # of each training, at a constant rate
+    epochs: int = 40,  # of each training, at a constant rate
     hidden: int = 16,  # channels of a head
     heads: int = 4,  # of attention
     prefix: Path | str | None = None,
@@ -274,6 +275,61 @@ def _peaks(
     curve["peak"] = curve["peak"].cummax()
     row = {"peak": curve["peak"].iloc[-1], "last_loss": loss, "last_epoch": step}
     return row, curve[(curve["epoch"] % 10 == 0) | (curve["epoch"] == step)]
+
+
+def amplification(
+    splits: Splits,
+    *,
+    layers: int = 25,  # of every network
+    seeds: Sequence[int] = (0, 1),  # of weights and dropout
+    steps: Sequence[int] = (1, 8, 16, 24),  # of training, where constants are measured
+    hidden: int = 16,  # channels of a head
+    heads: int = 4,  # of attention
+    progress: bool = True,
+) -> dict[str, pd.DataFrame]:
+    """Local constants of all layers along training, with the published dropouts and without.
+
+    A network that is trained with dropout is measured with masks, as a training step has them, and
+    without. Source: ours; constants are those of the LipschitzNorm paper.
+    """
+    parts, rates = [], {"dropout": PUBLISHED_DROPOUTS, "no dropout": (0.0, 0.0)}
+    pairs = list(product(rates.items(), seeds))
+    for (name, both), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
+        settings = dict(dropout=both[0], attention_dropout=both[1])
+        variant = Variant(hidden_channels=hidden, heads=heads, **settings)
+        network = variant.build(layers, splits, seed)
+        for step, _ in descend(network, splits, max(steps), seed):
+            for masks in (True, False) if step in steps else ():
+                if masks or any(both):
+                    table = _constants_by_layer(copy.deepcopy(network).train(masks), splits)
+                    about = dict(training=name, masks=masks and any(both), seed=seed, step=step)
+                    parts.append(table.assign(**about))
+    origin = dict(dataset=splits.description.title, versions=versions(), commit=commit())
+    return {"": pd.concat(parts, ignore_index=True).assign(**origin)}
+
+
+def _constants_by_layer(network: DeepNetwork, splits: Splits) -> pd.DataFrame:
+    """The local constant of each layer, with dropout and activation, and gradients there."""
+    graph, rows = splits.train.graph, []
+    x = network.embed(graph.x)
+    for number, layer in enumerate(network.layers):
+        is_last = number + 1 == len(network.layers)
+
+        def apply(x: Tensor, number: int = number, layer: nn.Module = layer, is_last=is_last):
+            with torch.random.fork_rng():
+                torch.manual_seed(number)  # the same masks at every call
+                new = layer(network.dropout(x), graph.edge_index)
+            return new if is_last else network.activation(new)
+
+        weight = torch.linalg.matrix_norm(layer.lin.weight.detach(), ord=2).item()
+        constant = local_constant(apply, x, exact_size=0)
+        rows.append({"constant": constant, "weight": weight, "largest": x.norm(dim=1).max().item()})
+        x = apply(x)
+    network.zero_grad()
+    nodes = splits.train.nodes
+    nn.functional.cross_entropy(network.head(x)[nodes], graph.y[nodes]).backward()
+    gradients = [row for row in gradient_norms(network) if row["kind"] == "weights"]
+    return pd.DataFrame(rows).assign(**pd.DataFrame(gradients)[["layer", "norm"]])
 
 
 def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
