@@ -8,6 +8,7 @@ from itertools import pairwise, product
 from typing import Any
 
 import matplotlib.pyplot as plt
+import networkx as nx
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mapkg.oversmoothing import smoothing_by_layer
-from studies.data.networks import RegularTask, regular_task
+from studies.data.networks import RegularTask, regular_task, task_on
 from studies.figures import layer_colors, over_seeds, whole_ticks
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "linear": nn.Identity}
@@ -26,7 +27,7 @@ GAINS = {"relu": math.sqrt(2), "tanh": 1.0, "linear": 1.0}
 """Gains of orthogonal weights that keep the size of features, by activation."""
 
 Settings = Mapping[str, Any]
-"""Keyword arguments of a ``VanillaNetwork``, for example ``{"activation": "tanh"}``."""
+"""Keyword arguments of a ``VanillaNetwork``, and the ``family`` of its graph, if not regular."""
 
 
 class VanillaNetwork(nn.Module):
@@ -93,8 +94,33 @@ def squared_loss(prediction: Tensor, task: RegularTask) -> Float[Tensor, ""]:
     return 0.5 * (prediction - task.y).square().mean()
 
 
+def irregular_task(num_nodes: int = 200, degree: int = 20, *, seed: int = 0) -> RegularTask:
+    """As ``regular_task``, on a connected random graph of that average degree.
+
+    Metropolis weights, 1 / (1 + the larger degree) for an edge, keep P symmetric and doubly
+    stochastic. Source: ours.
+    """
+    graph = nx.gnp_random_graph(num_nodes, degree / (num_nodes - 1), seed=seed)
+    if not nx.is_connected(graph):
+        raise ValueError(f"the graph of seed {seed} is not connected; take another seed")
+    adjacency = torch.from_numpy(nx.to_numpy_array(graph))
+    degrees = adjacency.sum(dim=0)
+    operator = adjacency / (1 + torch.maximum(degrees, degrees[:, None]))
+    operator += torch.diag(1 - operator.sum(dim=0))
+    return task_on(operator, seed=seed)
+
+
+FAMILIES = {"regular": regular_task, "irregular": irregular_task}
+"""Graphs on which features that are all alike stay so."""
+
+
 def smoothing(
-    *, num_layers: int, seeds: Sequence[int], degree: int = 20, **settings: Any
+    *,
+    num_layers: int,
+    seeds: Sequence[int],
+    degree: int = 20,
+    family: str = "regular",
+    **settings: Any,
 ) -> pd.DataFrame:
     """K1 and K2: smoothness of features and errors by layer, at initialization.
 
@@ -103,7 +129,7 @@ def smoothing(
     """
     parts = []
     for seed in seeds:
-        task = regular_task(degree=degree, seed=seed)
+        task = FAMILIES[family](degree=degree, seed=seed)
         network = VanillaNetwork(task, num_layers, seed, **settings)
         loss = partial(lambda n, t: squared_loss(n(t.x), t), network, task)
         table = smoothing_by_layer(network, loss, "activations.*", "layers.*")
@@ -112,8 +138,11 @@ def smoothing(
 
 
 def shrinkage(table: pd.DataFrame, first: int = 5) -> pd.Series:
-    """By how much the spread of features shrinks from layer to layer, a fit for each seed."""
-    rows = table[(table["layer"] >= first) & (table["features"] > 0)].groupby("seed")
+    """By how much the spread of features shrinks from layer to layer, a fit for each seed.
+
+    What is below 1e-12 is rounding.
+    """
+    rows = table[(table["layer"] >= first) & (table["features"] > 1e-12)].groupby("seed")
     fits = {seed: np.polyfit(of["layer"], np.log(of["features"]), 1) for seed, of in rows}
     return np.exp(pd.DataFrame(fits).loc[0])
 
@@ -186,9 +215,10 @@ def _networks(
     cases = list(product(variants.items(), depths, seeds))
     bar = tqdm(cases, "networks", file=sys.stderr, disable=not progress)
     for (name, settings), depth, seed in bar:
-        task = regular_task(seed=seed)
+        task = FAMILIES[settings.get("family", "regular")](seed=seed)
+        own = {key: value for key, value in settings.items() if key != "family"}
         about = {"variant": name, "num_layers": depth, "seed": seed}
-        yield about, task, VanillaNetwork(task, depth, seed, **settings)
+        yield about, task, VanillaNetwork(task, depth, seed, **own)
 
 
 def last_layer_study(
