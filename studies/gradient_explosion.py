@@ -305,7 +305,7 @@ def amplification(
                     about = dict(training=name, masks=masks and any(both), seed=seed, step=step)
                     parts.append(table.assign(**about))
     origin = dict(dataset=splits.description.title, versions=versions(), commit=commit())
-    return {"": pd.concat(parts, ignore_index=True).assign(**origin)}
+    return {"constants": pd.concat(parts, ignore_index=True).assign(**origin)}
 
 
 def _constants_by_layer(network: DeepNetwork, splits: Splits) -> pd.DataFrame:

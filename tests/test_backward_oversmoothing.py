@@ -30,7 +30,7 @@ def test_metropolis_weights_average_an_irregular_graph():
     degrees = (p > 0).sum(dim=0) - 1
     assert degrees.unique().numel() > 10 and len((regular > 0).sum(dim=0).unique()) == 1
     i, j = ((p > 0) & ~torch.eye(200, dtype=torch.bool)).nonzero()[7]
-    assert p[i, j] == 1 / (1 + max(degrees[i], degrees[j]))
+    assert p[i, j] == 1 / (1 + max(degrees[i], degrees[j]).item())
 
 
 def test_limit_errors_of_a_network_written_out():
