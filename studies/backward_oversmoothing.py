@@ -7,14 +7,12 @@ from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
-import matplotlib.pyplot as plt
 import networkx as nx
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -145,20 +143,6 @@ def shrinkage(table: pd.DataFrame, first: int = 5) -> pd.Series:
     rows = table[(table["layer"] >= first) & (table["features"] > 1e-12)].groupby("seed")
     fits = {seed: np.polyfit(of["layer"], np.log(of["features"]), 1) for seed, of in rows}
     return np.exp(pd.DataFrame(fits).loc[0])
-
-
-def layer_matrices(
-    layers: Sequence[int], *, num_layers: int, seed: int, **settings: Any
-) -> dict[str, dict[int, Float[Tensor, "N D"]]]:
-    """``features`` and ``errors`` of all nodes in some layers, divided by their largest entry."""
-    task = regular_task(seed=seed)
-    states, output = VanillaNetwork(task, num_layers, seed, **settings).trace(task.x)
-    hidden, features = zip(*states, strict=True)
-    matrices = {
-        "features": [x.detach() for x in features],
-        "errors": torch.autograd.grad(squared_loss(output, task), hidden),
-    }
-    return {n: {k: of[k] / of[k].abs().max() for k in layers} for n, of in matrices.items()}
 
 
 def linear_limit_errors(network: VanillaNetwork, task: RegularTask) -> list[float]:
@@ -306,20 +290,6 @@ def spread_by_layer(spreads: Mapping[str, pd.DataFrame]) -> sns.FacetGrid:
     )
     whole_ticks(grid)
     return grid
-
-
-def collapse(matrices: Mapping[str, Mapping[int, Tensor]], *, nodes: int = 40) -> Figure:
-    """Matrices of ``layer_matrices`` as pictures; once all nodes are alike they are striped."""
-    rows, columns = len(matrices), len(next(iter(matrices.values())))
-    size = dict(figsize=(0.8 + 1.35 * columns, 0.5 + 1.35 * rows))
-    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **size)
-    look = dict(cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="none")
-    for row, (kind, by_layer) in zip(axes, matrices.items(), strict=True):
-        for ax, (layer, matrix) in zip(row, by_layer.items(), strict=True):
-            ax.imshow(matrix[:nodes].numpy(), **look)
-            ax.set(xticks=[], yticks=[], title=f"layer {layer}" if ax in axes[0] else "")
-        row[0].set_ylabel(kind)
-    return figure
 
 
 def losses_in_training(table: pd.DataFrame) -> sns.FacetGrid:

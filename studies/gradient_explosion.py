@@ -3,7 +3,7 @@
 import copy
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from operator import itemgetter
@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from torch import Tensor, nn
+from torch.func import jvp, vjp
 from tqdm import tqdm
 
 from mapkg.lipschitz import (
@@ -37,7 +39,6 @@ from studies.files import commit, versions
 from studies.published import Schedule
 from studies.tables import Result, Study, run_study
 from studies.tasks import NodeTask
-from studies.train import fit
 
 
 def constants_against_scale(
@@ -123,12 +124,6 @@ GRADIENTS: dict[str, dict[str, Any]] = {
 }
 """The networks whose gradients are compared, by title."""
 
-DROPOUTS = {
-    "no norm, dropout of features": {"attention_dropout": 0.0},
-    "no norm, dropout of attention": {"dropout": 0.0},
-}
-"""Those with one kind of dropout; those above have both or none."""
-
 
 def gradient_evolution(
     splits: Splits,
@@ -143,17 +138,16 @@ def gradient_evolution(
 
     Source: LipschitzNorm paper, gradient evolution of a 25-layer GAT.
     """
-    parts = []
+    rows = []
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
         network = variant.build(num_layers, splits, seed)
-        settings = dict(seed=seed, observe=gradient_norms, progress=False)
-        training = fit(network, NodeTask(splits, evaluate=False), schedule, **settings)
-        losses = training.history[["epoch", "train_loss"]]
         about = {"variant": name, "seed": seed, "num_layers": num_layers}
         about |= {"dataset": splits.description.title}
-        parts.append(training.observations.merge(losses, on="epoch").assign(**about))
-    return pd.concat(parts, ignore_index=True)
+        for step, loss in descend(network, splits, schedule, seed):
+            about["train_loss"] = loss
+            rows += [row | about for row in gradient_norms(network, step)]
+    return pd.DataFrame(rows)
 
 
 def gradients(
@@ -164,12 +158,10 @@ def gradients(
     epochs: int = 60,  # of each training, at a constant rate
     hidden: int = 16,  # channels of a head
     heads: int = 4,  # of attention
-    dropouts: bool = False,  # compare kinds of dropout, and not norms
 ) -> dict[str, pd.DataFrame]:
     """What is tracked: ``heat``, all layers of the first seed, and ``largest`` over layers."""
     sizes = dict(hidden_channels=hidden, heads=heads)
-    compared = DROPOUTS if dropouts else GRADIENTS
-    variants = {title: Variant(**values, **sizes) for title, values in compared.items()}
+    variants = {title: Variant(**values, **sizes) for title, values in GRADIENTS.items()}
     schedule = Schedule(epochs=epochs, lr_patience=None)
     whole = gradient_evolution(splits, variants, num_layers=layers, seeds=seeds, schedule=schedule)
     is_heat = (whole["seed"] == seeds[0]) & (whole["kind"] == "weights")
@@ -194,6 +186,7 @@ ARMS: dict[str, dict[str, Any]] = {
 PUBLISHED_DROPOUTS = (0.6, 0.3)
 """Of features and of attention weights."""
 
+F32 = torch.finfo(torch.float32).max
 EXPLODES, ORDINARY = 1e3, 1e2
 """A cell explodes if the largest gradient passes the first in four of five seeds, and is ordinary
 if it passes the second in none. Written before ``dose`` was run, when of seed 0 three steps of the
@@ -206,20 +199,19 @@ balanced start, whose weights are larger, and residual connections."""
 
 
 def descend(
-    network: DeepNetwork, splits: Splits, steps: int, seed: int, *, clip: float = math.inf
+    network: DeepNetwork, splits: Splits, schedule: Schedule, seed: int, clip: float = math.inf
 ) -> Iterator[tuple[int, float]]:
     """Train as ``fit`` does at a constant rate; after each backward pass yields step and loss.
 
-    Gradients are clipped before the step, and after they can be read. A loss that is not finite is
-    the last.
+    Gradients are clipped after they can be read. A loss that is not finite is the last.
     """
-    task, schedule = NodeTask(splits, evaluate=False), Schedule()
+    task = NodeTask(splits, evaluate=False)
     optimizer = torch.optim.Adam(
         network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for step in range(1, steps + 1):
+        for step in range(1, schedule.epochs + 1):
             loss = next(task.steps(network.train(), schedule))[0]
             optimizer.zero_grad()
             loss.backward()
@@ -256,18 +248,17 @@ def dose(
         about = {"arm": arm, **settings, "hidden_channels": hidden, "heads": heads}
         about |= {"num_layers": layers, "seed": seed, "epochs": epochs}
         about |= {"dataset": splits.description.title}
-        train = partial(_peaks, variant, splits, layers, seed, epochs, clip)
-        trainings.append((about, train))
+        trainings.append((about, partial(_peaks, variant, splits, layers, seed, epochs, clip)))
     labels = ("arm", "dropout", "attention_dropout", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
 def _peaks(
-    variant: Variant, splits: Splits, num_layers: int, seed: int, steps: int, clip: float
+    variant: Variant, splits: Splits, num_layers: int, seed: int, epochs: int, clip: float
 ) -> Result:
     """The largest gradient of any layer so far, every tenth step and at the end."""
     network, rows = variant.build(num_layers, splits, seed), []
-    for step, loss in descend(network, splits, steps, seed, clip=clip):
+    for step, loss in descend(network, splits, Schedule(epochs=epochs), seed, clip):
         norms = [row["norm"] for row in gradient_norms(network) if row["kind"] == "weights"]
         norm = max(norms) if np.isfinite(norms).all() else math.inf
         rows.append({"epoch": step, "peak": norm, "loss": loss})
@@ -282,7 +273,7 @@ def amplification(
     *,
     layers: int = 25,  # of every network
     seeds: Sequence[int] = (0, 1),  # of weights and dropout
-    steps: Sequence[int] = (1, 8, 16, 24),  # of training, where constants are measured
+    steps: Sequence[int] = (1, 8, 16),  # of training, where constants are measured
     hidden: int = 16,  # channels of a head
     heads: int = 4,  # of attention
     progress: bool = True,
@@ -298,7 +289,7 @@ def amplification(
         settings = dict(dropout=both[0], attention_dropout=both[1])
         variant = Variant(hidden_channels=hidden, heads=heads, **settings)
         network = variant.build(layers, splits, seed)
-        for step, _ in descend(network, splits, max(steps), seed):
+        for step, _ in descend(network, splits, Schedule(epochs=max(steps)), seed):
             for masks in (True, False) if step in steps else ():
                 if masks or any(both):
                     table = _constants_by_layer(copy.deepcopy(network).train(masks), splits)
@@ -321,9 +312,9 @@ def _constants_by_layer(network: DeepNetwork, splits: Splits) -> pd.DataFrame:
                 new = layer(network.dropout(x), graph.edge_index)
             return new if is_last else network.activation(new)
 
-        weight = torch.linalg.matrix_norm(layer.lin.weight.detach(), ord=2).item()
-        constant = local_constant(apply, x, exact_size=0)
-        rows.append({"constant": constant, "weight": weight, "largest": x.norm(dim=1).max().item()})
+        row = {"constant": _power_iteration(apply, x.detach())}
+        row["weight"] = torch.linalg.matrix_norm(layer.lin.weight.detach(), ord=2).item()
+        rows.append(row | {"largest": x.norm(dim=1).max().item()})
         x = apply(x)
     network.zero_grad()
     nodes = splits.train.nodes
@@ -343,6 +334,45 @@ def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
     counts = (~np.isfinite(peaks)).groupby(keys, sort=False).agg(["sum", "count"])
     overflowed = counts["sum"].astype(str) + "/" + counts["count"].astype(str)
     return pd.concat([*parts, overflowed.rename("overflowed")], axis="columns")
+
+
+def _power_iteration(function: Callable[[Tensor], Tensor], x: Tensor, steps: int = 15) -> float:
+    """The local constant from below, in single precision, where Lanczos iterations may not end."""
+    _, pull = vjp(function, x)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    for _ in range(steps):
+        change = jvp(function, (x,), (direction / direction.norm(),))[1]
+        (direction,) = pull(change)
+    return change.norm().item()
+
+
+def dose_surface(runs: pd.DataFrame) -> Axes:
+    """Medians of the largest gradient by both rates, and how many seeds explode or overflow."""
+    plain = runs[(runs["arm"] == "no remedy") & (runs["attention_dropout"] != 0.3)]
+    cells = plain.groupby(["dropout", "attention_dropout"])["peak"]
+    median, count = cells.median().unstack(), cells.size().unstack()
+    explode, overflow = (cells.agg(lambda p, a=a: (p > a).sum()).unstack() for a in (EXPLODES, F32))
+    text = median.map("{:.0e}".format) + "\n" + explode.astype(str) + "/" + count.astype(str)
+    text += overflow.map(lambda number: f", {number} overflow" if number else "")
+    powers = np.log10(median.clip(upper=F32))
+    look = dict(cmap="magma", annot=text, fmt="", annot_kws={"size": 8})
+    ax = sns.heatmap(powers, **look, cbar_kws={"label": "largest gradient, power of ten"})
+    ax.set(xlabel="dropout of attention weights", ylabel="dropout of features")
+    return ax
+
+
+def amplification_table(constants: pd.DataFrame) -> pd.DataFrame:
+    """Per network and step powers of ten of products over layers, and of the first gradient."""
+    powers = constants.assign(
+        **{name: np.log10(constants[name]) for name in ("constant", "weight", "norm")}
+    )
+    networks = powers.groupby(["training", "masks", "step", "seed"], sort=False)
+    return networks.agg(
+        constants=("constant", "sum"),
+        weights=("weight", "sum"),
+        largest=("largest", "max"),
+        gradient=("norm", "first"),
+    )
 
 
 def gradient_heat(gradients: pd.DataFrame) -> sns.FacetGrid:

