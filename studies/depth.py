@@ -77,8 +77,8 @@ def norm_and_scale(text: str, among: Collection[str]) -> dict[str, Any]:
     """What NORM or NORM=SCALE, or the name of a rival, stands for."""
     norm, is_scaled, scale = text.partition("=")
     known("--norms", norm, dict.fromkeys(among))
-    if text in RIVALS:
-        return dict(RIVALS[text])
+    if norm in RIVALS:
+        return dict(RIVALS[norm])
     try:
         return {"norm": norm, "scale": float(scale) if is_scaled else None}
     except ValueError:

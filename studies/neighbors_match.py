@@ -370,19 +370,6 @@ def tree_example(pairs: Int[Tensor, "nodes 2"], ax: Axes) -> Axes:
     return ax
 
 
-def tree_accuracy(runs: pd.DataFrame) -> sns.FacetGrid:
-    """Training accuracy by depth, means over seeds, beside the published ones and chance."""
-    depths = set(runs["depth"])
-    chance = runs.assign(variant="chance", best=0.5 ** runs["depth"])
-    grid = over_seeds(
-        pd.concat([runs, published_runs(depths), chance], ignore_index=True),
-        **dict(x="depth", y="best", color="variant", panel="network", estimator="mean"),
-        labels={"depth": "depth of the tree", "best": "accuracy"},
-        size=(2.4, 2.8),
-    )
-    return grid.set(xticks=sorted(depths), ylim=(0, 1.05))
-
-
 def tree_curves(curves: pd.DataFrame, *, panel: str = "network", **look: Any) -> sns.FacetGrid:
     """Training accuracy by passes, to those of the published runs; a line ends with any seed."""
     keys = [panel, "variant"]

@@ -96,7 +96,7 @@ def test_gradients_are_those_of_fit_and_constants_are_those_of_its_layers(papers
     expected = training.observations.merge(losses, on="epoch")
     table = gradient_evolution(papers, {"": variant}, **how, progress=False)
     pd.testing.assert_frame_equal(table[[*expected]], expected)
-    settings = dict(layers=2, seeds=[1], steps=[1], hidden=4, heads=2, progress=False)
+    settings = dict(layers=2, seeds=[1], steps=[1], hidden=4, heads=2)
     table = amplification(papers, **settings)["constants"].set_index("training")
     plain = replace(variant, dropout=0.0, attention_dropout=0.0).build(2, papers, 1)
     x, edges = plain.embed(papers.train.graph.x).detach(), papers.train.graph.edge_index
