@@ -7,18 +7,17 @@ from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
-import matplotlib.pyplot as plt
+import networkx as nx
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mapkg.oversmoothing import smoothing_by_layer
-from studies.data.networks import RegularTask, regular_task
+from studies.data.networks import RegularTask, regular_task, task_on
 from studies.figures import layer_colors, over_seeds, whole_ticks
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "linear": nn.Identity}
@@ -26,7 +25,7 @@ GAINS = {"relu": math.sqrt(2), "tanh": 1.0, "linear": 1.0}
 """Gains of orthogonal weights that keep the size of features, by activation."""
 
 Settings = Mapping[str, Any]
-"""Keyword arguments of a ``VanillaNetwork``, for example ``{"activation": "tanh"}``."""
+"""Keyword arguments of a ``VanillaNetwork``, and the ``family`` of its graph, if not regular."""
 
 
 class VanillaNetwork(nn.Module):
@@ -93,8 +92,33 @@ def squared_loss(prediction: Tensor, task: RegularTask) -> Float[Tensor, ""]:
     return 0.5 * (prediction - task.y).square().mean()
 
 
+def irregular_task(num_nodes: int = 200, degree: int = 20, *, seed: int = 0) -> RegularTask:
+    """As ``regular_task``, on a connected random graph of that average degree.
+
+    Metropolis weights, 1 / (1 + the larger degree) for an edge, keep P symmetric and doubly
+    stochastic. Source: ours.
+    """
+    graph = nx.gnp_random_graph(num_nodes, degree / (num_nodes - 1), seed=seed)
+    if not nx.is_connected(graph):
+        raise ValueError(f"the graph of seed {seed} is not connected; take another seed")
+    adjacency = torch.from_numpy(nx.to_numpy_array(graph))
+    degrees = adjacency.sum(dim=0)
+    operator = adjacency / (1 + torch.maximum(degrees, degrees[:, None]))
+    operator += torch.diag(1 - operator.sum(dim=0))
+    return task_on(operator, seed=seed)
+
+
+FAMILIES = {"regular": regular_task, "irregular": irregular_task}
+"""Graphs on which features that are all alike stay so."""
+
+
 def smoothing(
-    *, num_layers: int, seeds: Sequence[int], degree: int = 20, **settings: Any
+    *,
+    num_layers: int,
+    seeds: Sequence[int],
+    degree: int = 20,
+    family: str = "regular",
+    **settings: Any,
 ) -> pd.DataFrame:
     """K1 and K2: smoothness of features and errors by layer, at initialization.
 
@@ -103,7 +127,7 @@ def smoothing(
     """
     parts = []
     for seed in seeds:
-        task = regular_task(degree=degree, seed=seed)
+        task = FAMILIES[family](degree=degree, seed=seed)
         network = VanillaNetwork(task, num_layers, seed, **settings)
         loss = partial(lambda n, t: squared_loss(n(t.x), t), network, task)
         table = smoothing_by_layer(network, loss, "activations.*", "layers.*")
@@ -112,24 +136,13 @@ def smoothing(
 
 
 def shrinkage(table: pd.DataFrame, first: int = 5) -> pd.Series:
-    """By how much the spread of features shrinks from layer to layer, a fit for each seed."""
-    rows = table[(table["layer"] >= first) & (table["features"] > 0)].groupby("seed")
+    """By how much the spread of features shrinks from layer to layer, a fit for each seed.
+
+    What is below 1e-12 is rounding.
+    """
+    rows = table[(table["layer"] >= first) & (table["features"] > 1e-12)].groupby("seed")
     fits = {seed: np.polyfit(of["layer"], np.log(of["features"]), 1) for seed, of in rows}
     return np.exp(pd.DataFrame(fits).loc[0])
-
-
-def layer_matrices(
-    layers: Sequence[int], *, num_layers: int, seed: int, **settings: Any
-) -> dict[str, dict[int, Float[Tensor, "N D"]]]:
-    """``features`` and ``errors`` of all nodes in some layers, divided by their largest entry."""
-    task = regular_task(seed=seed)
-    states, output = VanillaNetwork(task, num_layers, seed, **settings).trace(task.x)
-    hidden, features = zip(*states, strict=True)
-    matrices = {
-        "features": [x.detach() for x in features],
-        "errors": torch.autograd.grad(squared_loss(output, task), hidden),
-    }
-    return {n: {k: of[k] / of[k].abs().max() for k in layers} for n, of in matrices.items()}
 
 
 def linear_limit_errors(network: VanillaNetwork, task: RegularTask) -> list[float]:
@@ -186,9 +199,10 @@ def _networks(
     cases = list(product(variants.items(), depths, seeds))
     bar = tqdm(cases, "networks", file=sys.stderr, disable=not progress)
     for (name, settings), depth, seed in bar:
-        task = regular_task(seed=seed)
+        task = FAMILIES[settings.get("family", "regular")](seed=seed)
+        own = {key: value for key, value in settings.items() if key != "family"}
         about = {"variant": name, "num_layers": depth, "seed": seed}
-        yield about, task, VanillaNetwork(task, depth, seed, **settings)
+        yield about, task, VanillaNetwork(task, depth, seed, **own)
 
 
 def last_layer_study(
@@ -276,20 +290,6 @@ def spread_by_layer(spreads: Mapping[str, pd.DataFrame]) -> sns.FacetGrid:
     )
     whole_ticks(grid)
     return grid
-
-
-def collapse(matrices: Mapping[str, Mapping[int, Tensor]], *, nodes: int = 40) -> Figure:
-    """Matrices of ``layer_matrices`` as pictures; once all nodes are alike they are striped."""
-    rows, columns = len(matrices), len(next(iter(matrices.values())))
-    size = dict(figsize=(0.8 + 1.35 * columns, 0.5 + 1.35 * rows))
-    figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", **size)
-    look = dict(cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="none")
-    for row, (kind, by_layer) in zip(axes, matrices.items(), strict=True):
-        for ax, (layer, matrix) in zip(row, by_layer.items(), strict=True):
-            ax.imshow(matrix[:nodes].numpy(), **look)
-            ax.set(xticks=[], yticks=[], title=f"layer {layer}" if ax in axes[0] else "")
-        row[0].set_ylabel(kind)
-    return figure
 
 
 def losses_in_training(table: pd.DataFrame) -> sns.FacetGrid:

@@ -4,11 +4,12 @@ The skeleton is that of the LipschitzNorm paper's code: a linear map, L times dr
 PyG and an activation (but for the last), and a linear map to the classes.
 """
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import pandas as pd
@@ -48,6 +49,12 @@ LIPSCHITZ_NORMS = {
 NORMS = (*FEATURE_NORMS, *LIPSCHITZ_NORMS)
 """What ``norm`` of ``DeepNetwork`` may be. The published code takes any other name for none."""
 
+RIVALS = {"residual": {"residual": True}, "balanced": {"balanced": True}}
+"""Remedies that are no norms, by name: what each sets of a ``Variant``."""
+
+REMEDY_NAMES = (*NORMS, *RIVALS)
+"""What networks are compared by."""
+
 LAYERS = {
     "gat": GATConv,
     "gt": TransformerConv,
@@ -73,6 +80,7 @@ class Variant:
     dropout: float | None = None  # of features, if not 0.6 for GAT and else 0.5, as published
     attention_dropout: float = 0.3
     residual: bool = False  # each layer but the first, which changes the width, is added
+    balanced: bool = False  # initial weights of GAT, see ``balance``
 
     def __post_init__(self) -> None:
         known("architecture", self.architecture, LAYERS)
@@ -80,6 +88,11 @@ class Variant:
         for name in ("heads", "hidden_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name}: expected a rate in [0, 1), got {getattr(self, name)}")
+        if self.balanced and self.architecture != "gat":
+            raise ValueError(f"balanced: expected architecture 'gat', got {self.architecture!r}")
         if self.norm in LIPSCHITZ_NORMS and self.architecture not in ("gat", "gt"):
             raise ValueError(
                 f"norm: {self.norm!r} divides attention scores, which {self.architecture!r} does "
@@ -126,6 +139,8 @@ class DeepNetwork(nn.Module):
         self.is_norm_first, self.residual = norm == "layer", variant.residual
         if norm in LIPSCHITZ_NORMS:
             lipschitz_normalise(self, LIPSCHITZ_NORMS[norm], scale=variant.scale)
+        if variant.balanced:
+            balance(self)
 
     def forward(
         self, x: Float[Tensor, "N words"], edge_index: Int[Tensor, "2 E"]
@@ -142,6 +157,32 @@ class DeepNetwork(nn.Module):
                 new = norm(new)
             x = x + new if self.residual and x.shape == new.shape else new
         return self.head(x)
+
+
+@torch.no_grad()
+def balance(network: DeepNetwork) -> None:
+    r"""Rescale the weights of a GAT, in place, so that no hidden unit is out of balance.
+
+    Gradient flow of positively homogeneous layers keeps, for every hidden unit i,
+
+    .. math:: \lVert W^{(l)}_{i \cdot} \rVert^2 - \lVert a^{(l)}_i \rVert^2
+        - \lVert W^{(l + 1)}_{\cdot i} \rVert^2 .
+
+    It is zero after this: attention vectors are zero, rows of the first layer have the squared
+    norm 2, and the columns of each later matrix the norms of the rows before it.
+
+    Source: Mustafa, Bojchevski and Burkholz 2023, public code ``balLtoRconst``. differs: weights
+    are drawn uniformly; ELU is not homogeneous; there are biases, and a linear map before the
+    first layer, whose rows take the norms of that layer's columns.
+    """
+    matrices = [*(layer.lin.weight for layer in network.layers), network.head.weight]
+    matrices[0].mul_(math.sqrt(2) / matrices[0].norm(dim=1, keepdim=True))
+    for before, after in pairwise(matrices):
+        after.mul_(before.norm(dim=1) / after.norm(dim=0))
+    embed, columns = network.embed.weight, matrices[0].norm(dim=0)
+    embed.mul_((columns / embed.norm(dim=1))[:, None])
+    for layer in network.layers:
+        layer.att_src.zero_(), layer.att_dst.zero_()
 
 
 PARAMETERS = {
@@ -235,7 +276,7 @@ def deep_smoothing(
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
         network = variant.build(num_layers, splits, seed).to(graph.x.dtype)
-        for state in ("untrained", "trained"):
+        for state in ("untrained", "trained") if epochs else ("untrained",):
             if state == "trained":
                 fit(network, task, schedule, seed=seed, progress=False)
             network.eval()
@@ -256,12 +297,15 @@ def smoothing(
     splits: Splits,
     *,
     layers: Sequence[int] = (2, 16),  # of attention networks
-    epochs: int = 200,  # of attention networks
+    epochs: int = 200,  # of attention networks; 0 for untrained ones alone
     depths: Sequence[int] = (1, 2, 4, 8, 16, 32),  # layers of vanilla networks on regular graphs
     steps: int = 1000,  # of vanilla networks
     seeds: Sequence[int] = (0, 1, 2),  # of both, a training for each
 ) -> dict[str, pd.DataFrame]:
-    """``deep`` attention on a graph and on regular ones, and ``training`` of vanilla networks."""
+    """``deep`` attention on a graph and on regular ones, and ``training`` of vanilla networks.
+
+    ``summary`` is the ``smoothing_table`` of ``deep``.
+    """
     cases = [(splits, seeds), *((regular_splits(seed=seed), [seed]) for seed in seeds)]
     deep = [
         deep_smoothing(case, num_layers=num_layers, seeds=of_case, epochs=epochs)
@@ -282,7 +326,9 @@ def smoothing(
     ]
     training = pd.concat(trained, ignore_index=True)
     training = training.assign(versions=versions(), commit=commit())
-    return {"deep": pd.concat(deep, ignore_index=True), "training": training}
+    deep = pd.concat(deep, ignore_index=True)
+    summary = smoothing_table(deep).assign(versions=versions(), commit=commit())
+    return {"deep": deep, "training": training, "summary": summary}
 
 
 def smoothing_table(smoothness: pd.DataFrame) -> pd.DataFrame:

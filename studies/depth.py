@@ -13,7 +13,7 @@ import seaborn as sns
 
 from studies import tables
 from studies.data import Splits
-from studies.deep import LAYERS, NORMS, Variant
+from studies.deep import LAYERS, REMEDY_NAMES, RIVALS, Variant
 from studies.figures import layer_colors, over_seeds, whole_ticks
 from studies.published import Schedule, known, titles
 from studies.tables import Result, Study, run_study
@@ -29,15 +29,17 @@ TITLES = {
     "layer": "LayerNorm",
     "pair": "PairNorm",
     "pair-si": "PairNorm-SI",
+    "residual": "residual",
+    "balanced": "balanced start",
 }
-"""Of norms, in tables and figures."""
+"""Of norms and their rivals, in tables and figures."""
 
 
 def depth(
     splits: Splits,
     *,
     architecture: str,  # gat, gt, gcn or ggnn
-    norms: Sequence[str],  # names of studies.deep.NORMS; lipschitz=4 sets the scale, too
+    norms: Sequence[str],  # names of studies.deep.REMEDY_NAMES; lipschitz=4 sets the scale, too
     layers: Sequence[int] = (1, 2, 5, 10, 15, 20, 25, 30),  # numbers of layers
     seeds: Sequence[int] = (0, 1, 2),  # of weights and dropout, a training for each
     constant_rate: bool = False,  # a learning rate that does not fall
@@ -58,7 +60,7 @@ def depth(
     known("--architecture", architecture, LAYERS)
     rates = dict(dropout=dropout, attention_dropout=attention_dropout)
     sizes = dict(architecture=architecture, hidden_channels=hidden, heads=heads, **rates)
-    variants = [Variant(**norm_and_scale(norm, NORMS), **sizes) for norm in norms]
+    variants = [Variant(**norm_and_scale(norm, REMEDY_NAMES), **sizes) for norm in norms]
     schedule = Schedule(epochs=epochs, lr=lr, weight_decay=weight_decay)
     schedule = replace(schedule, lr_patience=None) if constant_rate else schedule
     trainings = []
@@ -72,9 +74,11 @@ def depth(
 
 
 def norm_and_scale(text: str, among: Collection[str]) -> dict[str, Any]:
-    """What NORM or NORM=SCALE stands for."""
+    """What NORM or NORM=SCALE, or the name of a rival, stands for."""
     norm, is_scaled, scale = text.partition("=")
     known("--norms", norm, dict.fromkeys(among))
+    if norm in RIVALS:
+        return dict(RIVALS[norm])
     try:
         return {"norm": norm, "scale": float(scale) if is_scaled else None}
     except ValueError:
@@ -117,6 +121,8 @@ def read_depth(folder: Path | str, table: str = "runs", group: str = "depth") ->
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """The table with ``variant``, the title of the norm and, if it is set, the scale."""
     norm, scale = table["norm"].map(TITLES), table["scale"].astype(float)
+    for rival in RIVALS.keys() & {*table}:
+        norm = norm.mask(table[rival].eq(True), TITLES[rival])
     scaled = norm + ", f = " + scale.map("{:g}".format)
     return table.assign(variant=norm.where(scale.isna(), scaled))
 
@@ -155,8 +161,10 @@ MODELS = {
     "GAT": Variant(architecture="gat"),
     "GAT-Pn": Variant(architecture="gat", norm="pair"),
     "GAT-Lip": Variant(architecture="gat", norm="lipschitz"),
+    "GAT, residual": Variant(residual=True),
+    "GAT, balanced": Variant(balanced=True),
 }
-"""The networks of the table of missing features, by their names in it."""
+"""The networks of the table of missing features, by their names in it, and two rivals."""
 
 CHOICES = {"validation": ("val_best", "test_best"), "test": ("test_last", "test_last")}
 """What the number of layers is chosen by, and what is reported. ``validation``, the mean of the

@@ -1,17 +1,23 @@
 """Why gradients of deep attention explode: local Lipschitz constants, and gradients in training."""
 
+import copy
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import product
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import jvp, vjp
 from tqdm import tqdm
 
 from mapkg.lipschitz import (
@@ -27,12 +33,12 @@ from mapkg.lipschitz import (
 )
 from studies import tables
 from studies.data import Splits
-from studies.deep import Variant, gradient_norms
-from studies.figures import over_seeds, whole_ticks
+from studies.deep import DeepNetwork, Variant, gradient_norms
+from studies.figures import whole_ticks
 from studies.files import commit, versions
 from studies.published import Schedule
+from studies.tables import Result, Study, run_study
 from studies.tasks import NodeTask
-from studies.train import fit
 
 
 def constants_against_scale(
@@ -138,17 +144,16 @@ def gradient_evolution(
 
     Source: LipschitzNorm paper, gradient evolution of a 25-layer GAT.
     """
-    parts = []
+    rows = []
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
         network = variant.build(num_layers, splits, seed)
-        settings = dict(seed=seed, observe=gradient_norms, progress=False)
-        training = fit(network, NodeTask(splits, evaluate=False), schedule, **settings)
-        losses = training.history[["epoch", "train_loss"]]
         about = {"variant": name, "seed": seed, "num_layers": num_layers}
         about |= {"dataset": splits.description.title}
-        parts.append(training.observations.merge(losses, on="epoch").assign(**about))
-    return pd.concat(parts, ignore_index=True)
+        for step, loss in descend(network, splits, schedule, seed):
+            about["train_loss"] = loss
+            rows += [row | about for row in gradient_norms(network, step)]
+    return pd.DataFrame(rows)
 
 
 def gradients(
@@ -178,6 +183,151 @@ def gradients(
     return {name: table.assign(**about) for name, table in parts.items()}
 
 
+ARMS: dict[str, dict[str, Any]] = {
+    "no remedy": {},
+    "clipping": {"clip": 1.0},
+    "balanced": {"balanced": True},
+    "residual": {"residual": True},
+}
+"""At the published dropouts: nothing, gradients clipped to a norm of all of 1, and two rivals."""
+
+PUBLISHED_DROPOUTS = (0.6, 0.3)
+"""Of features and of attention weights."""
+
+F32 = torch.finfo(torch.float32).max
+EXPLODES, ORDINARY = 1e3, 1e2
+"""A cell explodes if gradients pass the first in four fifths of the seeds, and is ordinary if none
+passes the second. Predicted before the run, when three steps of seed 0 had been seen of the arms
+and of (0.6, 0.6), and longer runs of (0, 0), (0.6, 0) and (0.6, 0.3): (a) attention dropout alone
+is ordinary; (b) feature dropout of 0.6 alone explodes; (c) medians grow with feature dropout at
+every rate of the other; (d) at (0.6, 0.6) gradients are in every seed ten times what the kinds give
+apart, multiplied; (e) clipping does not prevent it, since Adam divides by the size of gradients;
+(f) neither do the balanced start, whose weights are larger, and residual connections."""
+
+
+def descend(
+    network: DeepNetwork, splits: Splits, schedule: Schedule, seed: int, clip: float = math.inf
+) -> Iterator[tuple[int, float]]:
+    """Train as ``fit`` does at a constant rate; after each backward pass yields step and loss.
+
+    Gradients are clipped after they can be read. A loss that is not finite is the last.
+    """
+    task = NodeTask(splits, evaluate=False)
+    optimizer = torch.optim.Adam(
+        network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for step in range(1, schedule.epochs + 1):
+            loss = next(task.steps(network.train(), schedule))[0]
+            optimizer.zero_grad()
+            loss.backward()
+            yield step, loss.item()
+            if not loss.isfinite():
+                return
+            nn.utils.clip_grad_norm_(network.parameters(), clip)
+            optimizer.step()
+
+
+def dose(
+    splits: Splits,
+    *,
+    rates: Sequence[float] = (0.0, 0.2, 0.4, 0.6),  # of each kind of dropout, in [0, 1)
+    layers: int = 25,  # of every network
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),  # of weights and dropout, a training for each
+    epochs: int = 40,  # of each training, at a constant rate
+    hidden: int = 16,  # channels of a head
+    heads: int = 4,  # of attention
+    prefix: Path | str | None = None,
+    progress: bool = True,
+) -> Study:
+    """Train GATs at all pairs of dropout rates, and with remedies; ``curves`` has the peaks.
+
+    Source: ours.
+    """
+    cases = [("no remedy", *both) for both in product(rates, rates)]
+    cases += [(arm, *PUBLISHED_DROPOUTS) for arm in ARMS]
+    trainings = []
+    for seed, (arm, *both) in product(seeds, cases):
+        settings = dict(zip(("dropout", "attention_dropout"), both, strict=True)) | ARMS[arm]
+        clip = settings.pop("clip", math.inf)
+        variant = Variant(hidden_channels=hidden, heads=heads, **settings)
+        about = {"arm": arm, **settings, "hidden_channels": hidden, "heads": heads}
+        about |= {"num_layers": layers, "seed": seed, "epochs": epochs}
+        about |= {"dataset": splits.description.title}
+        trainings.append((about, partial(_peaks, variant, splits, layers, seed, epochs, clip)))
+    labels = ("arm", "dropout", "attention_dropout", "seed")
+    return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
+
+
+def _peaks(
+    variant: Variant, splits: Splits, num_layers: int, seed: int, epochs: int, clip: float
+) -> Result:
+    """The largest gradient of any layer so far, every tenth step and at the end."""
+    network, rows = variant.build(num_layers, splits, seed), []
+    for step, loss in descend(network, splits, Schedule(epochs=epochs), seed, clip):
+        norms = [row["norm"] for row in gradient_norms(network) if row["kind"] == "weights"]
+        norm = max(norms) if np.isfinite(norms).all() else math.inf
+        rows.append({"epoch": step, "peak": norm, "loss": loss})
+    curve = pd.DataFrame(rows)
+    curve["peak"] = curve["peak"].cummax()
+    row = {"peak": curve["peak"].iloc[-1], "last_loss": loss, "last_epoch": step}
+    return row, curve[(curve["epoch"] % 10 == 0) | (curve["epoch"] == step)]
+
+
+def amplification(
+    splits: Splits,
+    *,
+    layers: int = 25,  # of every network
+    seeds: Sequence[int] = (0, 1),  # of weights and dropout
+    steps: Sequence[int] = (1, 8, 16),  # of training, where constants are measured
+    hidden: int = 16,  # channels of a head
+    heads: int = 4,  # of attention
+) -> dict[str, pd.DataFrame]:
+    """Local constants of all layers along training, with the published dropouts and without.
+
+    A network that is trained with dropout is measured with masks, as a training step has them, and
+    without. Source: ours; constants are those of the LipschitzNorm paper.
+    """
+    parts, rates = [], {"dropout": PUBLISHED_DROPOUTS, "no dropout": (0.0, 0.0)}
+    for (name, both), seed in product(rates.items(), seeds):
+        settings = dict(dropout=both[0], attention_dropout=both[1])
+        variant = Variant(hidden_channels=hidden, heads=heads, **settings)
+        network = variant.build(layers, splits, seed)
+        for step, _ in descend(network, splits, Schedule(epochs=max(steps)), seed):
+            for masks in (True, False) if step in steps else ():
+                if masks or any(both):
+                    table = _constants_by_layer(copy.deepcopy(network).train(masks), splits)
+                    about = dict(training=name, masks=masks and any(both), seed=seed, step=step)
+                    parts.append(table.assign(**about))
+    origin = dict(dataset=splits.description.title, versions=versions(), commit=commit())
+    return {"constants": pd.concat(parts, ignore_index=True).assign(**origin)}
+
+
+def _constants_by_layer(network: DeepNetwork, splits: Splits) -> pd.DataFrame:
+    """The local constant of each layer, with dropout and activation, and gradients there."""
+    graph, rows = splits.train.graph, []
+    x = network.embed(graph.x)
+    for number, layer in enumerate(network.layers):
+        is_last = number + 1 == len(network.layers)
+
+        def apply(x: Tensor, number: int = number, layer: nn.Module = layer, is_last=is_last):
+            with torch.random.fork_rng():
+                torch.manual_seed(number)  # the same masks at every call
+                new = layer(network.dropout(x), graph.edge_index)
+            return new if is_last else network.activation(new)
+
+        row = {"constant": _power_iteration(apply, x.detach())}
+        row["weight"] = torch.linalg.matrix_norm(layer.lin.weight.detach(), ord=2).item()
+        rows.append(row | {"largest": x.norm(dim=1).max().item()})
+        x = apply(x)
+    network.zero_grad()
+    nodes = splits.train.nodes
+    nn.functional.cross_entropy(network.head(x)[nodes], graph.y[nodes]).backward()
+    gradients = [row for row in gradient_norms(network) if row["kind"] == "weights"]
+    return pd.DataFrame(rows).assign(**pd.DataFrame(gradients)[["layer", "norm"]])
+
+
 def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
     """The largest gradient of whole trainings, the last loss, and how many seeds overflowed."""
     keys = ["heads", "variant"]
@@ -189,6 +339,47 @@ def gradient_table(largest: pd.DataFrame) -> pd.DataFrame:
     counts = (~np.isfinite(peaks)).groupby(keys, sort=False).agg(["sum", "count"])
     overflowed = counts["sum"].astype(str) + "/" + counts["count"].astype(str)
     return pd.concat([*parts, overflowed.rename("overflowed")], axis="columns")
+
+
+def _power_iteration(function: Callable[[Tensor], Tensor], x: Tensor, steps: int = 15) -> float:
+    """The local constant from below, in single precision, where Lanczos iterations may not end."""
+    _, pull = vjp(function, x)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    for _ in range(steps):
+        change = jvp(function, (x,), (direction / direction.norm(),))[1]
+        (direction,) = pull(change)
+    return change.norm().item()
+
+
+def dose_surface(runs: pd.DataFrame) -> Axes:
+    """Medians of the largest gradient by both rates, and how many seeds explode or overflow."""
+    plain = runs[(runs["arm"] == "no remedy") & (runs["attention_dropout"] != 0.3)]
+    cells = plain.groupby(["dropout", "attention_dropout"])["peak"]
+    median, count = cells.median().unstack(), cells.size().unstack()
+    explode, overflow = (cells.agg(lambda p, a=a: (p > a).sum()).unstack() for a in (EXPLODES, F32))
+    text = median.map("{:.0e}".format) + "\n" + explode.astype(str) + "/" + count.astype(str)
+    text += overflow.map(lambda number: f", {number} overflow" if number else "")
+    powers = np.log10(median.clip(upper=F32))
+    look = dict(cmap="magma", annot=text, fmt="", annot_kws={"size": 8})
+    ax = sns.heatmap(powers, **look, cbar_kws={"label": "largest gradient, power of ten"})
+    ax.set(xlabel="dropout of attention weights", ylabel="dropout of features")
+    return ax
+
+
+def amplification_table(constants: pd.DataFrame) -> pd.DataFrame:
+    """Powers of ten: products over layers of constants and of weights, and the first gradient."""
+    powers = constants.assign(**np.log10(constants[["constant", "weight", "norm", "largest"]]))
+    by_network = powers.groupby(["training", "masks", "step", "seed"], sort=False)
+    columns = dict(constants=("constant", "sum"), weights=("weight", "sum"))
+    return by_network.agg(**columns, largest=("largest", "max"), gradient=("norm", "first"))
+
+
+def dose_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """The arms at the published dropouts: the largest gradient and the last loss, over seeds."""
+    arms = runs[runs["attention_dropout"] == PUBLISHED_DROPOUTS[1]]
+    shown = {"peak": "largest gradient", "last_loss": "last loss"}
+    parts = [tables.over_seeds(arms, name, rows=["arm"]) for name in shown]
+    return pd.concat(parts, axis="columns").rename(columns=shown)
 
 
 def gradient_heat(gradients: pd.DataFrame) -> sns.FacetGrid:
@@ -205,17 +396,4 @@ def gradient_heat(gradients: pd.DataFrame) -> sns.FacetGrid:
     whole_ticks(grid, "xy", 5)
     grid.set_titles("{col_name}").set_axis_labels("step", "layer")
     grid.figure.colorbar(mesh, ax=list(grid.axes.flat), label="norm of the gradient")
-    return grid
-
-
-def largest_gradients(gradients: pd.DataFrame, **look: Any) -> sns.FacetGrid:
-    """The largest gradient norm of any layer by step; a line ends where one is not finite."""
-    keys = ["variant", "epoch", *([look["panel"]] if "panel" in look else [])]
-    rows = gradients[gradients["kind"] == "weights"]
-    rows = rows.groupby([*keys, "seed"], sort=False)["norm"].max(skipna=False).reset_index()
-    is_finite = np.isfinite(rows["norm"]).groupby([rows[key] for key in keys]).transform("all")
-    labels = {"epoch": "step", "norm": "largest gradient norm of any layer"}
-    settings = dict(x="epoch", y="norm", color="variant", log="y", labels=labels, marker=None)
-    grid = over_seeds(rows[is_finite], **settings, **look)
-    whole_ticks(grid)
     return grid

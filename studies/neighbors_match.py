@@ -205,6 +205,9 @@ PUBLISHED = {
 """Training accuracies for depths from 2 on that the README of the published code gives; those of
 GIN end at depth 6. GCN, GIN and GAT have LayerNorm there, GGNN has none."""
 
+PUBLISHED_PASSES = 50_000
+"""After so many at the latest the published trainings end."""
+
 COMPARED = ("none", "layer", "pair", "lipschitz=1", "lipschitz=4", "lipschitz-layer=1")
 """Norms that are compared, with the scale f of those that divide scores, which GAT alone has."""
 
@@ -273,6 +276,52 @@ def trees(
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
+@torch.no_grad()
+def probe(network: TreeNetwork) -> dict[str, float]:
+    """Whether what a parent of two leaves sends after the first layer tells left from right.
+
+    For all pairs of its leaves' values: ``left`` and ``right``, the accuracy of a linear map (ridge
+    regression) on the pair that it was not fitted to; ``swap``, how far exchanging two values moves
+    what is sent, over the distance of any two pairs, medians.
+    """
+    leaves = 2**network.depth
+    values = torch.cartesian_prod(*[torch.arange(leaves)] * 2)
+    pairs = torch.zeros(leaves**2, 2 * leaves - 1, 2, dtype=torch.long)
+    pairs[:, -leaves:, 0] = 1 + torch.arange(leaves)
+    pairs[:, -leaves : 2 - leaves or None, 1] = 1 + values
+    sent = network._layer(0, network._embed(pairs), network._reaching(0))[:, leaves // 2 - 1]
+    sent = (sent - sent.mean(dim=0)).double()
+    kernel = 1 + sent @ sent.t() / sent.var(dim=0).sum()
+    hat = kernel @ torch.linalg.inv(kernel + 1e-3 * torch.eye(len(kernel)))
+    found = {}
+    for side, value in zip(("left", "right"), values.t(), strict=True):
+        wanted = nn.functional.one_hot(value).double()
+        without = hat @ wanted - hat.diag()[:, None] * wanted  # each row up to a positive factor
+        found[side] = (without.argmax(dim=1) == value).double().mean().item()
+    table = sent.view(leaves, leaves, -1)
+    swaps = (table - table.transpose(0, 1)).norm(dim=-1)[~torch.eye(leaves, dtype=torch.bool)]
+    return found | {"swap": (swaps.median() / nn.functional.pdist(sent).median()).item()}
+
+
+def probes(
+    splits: Splits, norms: Sequence[str], *, seeds: Sequence[int], passes: int, batch_size: int
+) -> pd.DataFrame:
+    """``probe`` of GATs before and after training at a rate of 0.004, and what they learned."""
+    rows, task = [], TreeTask(splits, "grouped")
+    depth = (splits.train.pairs.size(1) + 1).bit_length() - 2
+    schedule = replace(TREES, batch_size=batch_size, lr=0.004, epochs=passes)
+    for settings, seed in product(variants(["gat"], norms), seeds):
+        network = untrained(depth, seed, **settings)
+        before = probe(network)
+        history = fit(network, task, schedule, seed=seed, progress=False).history
+        about = {**settings, "seed": seed, "accuracy": history["train_accuracy"].max()}
+        rows += [
+            {**about, "state": state, **found}
+            for state, found in (("untrained", before), ("trained", probe(network)))
+        ]
+    return titled(pd.DataFrame(rows))
+
+
 def read_trees(folder: Path | str, table: str = "runs") -> pd.DataFrame:
     """``runs`` or ``curves`` of all tracked depths as one table."""
     return titled(tables.read(folder, "", tuple(titles("trees")), table))
@@ -321,28 +370,16 @@ def tree_example(pairs: Int[Tensor, "nodes 2"], ax: Axes) -> Axes:
     return ax
 
 
-def tree_accuracy(runs: pd.DataFrame) -> sns.FacetGrid:
-    """Training accuracy by depth, means over seeds, beside the published ones and chance."""
-    depths = set(runs["depth"])
-    chance = runs.assign(variant="chance", best=0.5 ** runs["depth"])
-    grid = over_seeds(
-        pd.concat([runs, published_runs(depths), chance], ignore_index=True),
-        **dict(x="depth", y="best", color="variant", panel="network", estimator="mean"),
-        labels={"depth": "depth of the tree", "best": "accuracy"},
-        size=(2.4, 2.8),
-    )
-    return grid.set(xticks=sorted(depths), ylim=(0, 1.05))
-
-
-def tree_curves(curves: pd.DataFrame, **look: Any) -> sns.FacetGrid:
-    """Training accuracy by passes; a line ends where the first seed's training ends."""
-    keys = ["network", "variant"]
+def tree_curves(curves: pd.DataFrame, *, panel: str = "network", **look: Any) -> sns.FacetGrid:
+    """Training accuracy by passes, to those of the published runs; a line ends with any seed."""
+    keys = [panel, "variant"]
     last = curves.groupby([*keys, "seed"])["passes"].transform("max")
     last = last.groupby([curves[key] for key in keys]).transform("min")
     grid = over_seeds(
         curves[curves["passes"] <= last],
-        **dict(x="passes", y="train_accuracy", color="variant", panel="network", marker=None),
+        **dict(x="passes", y="train_accuracy", color="variant", panel=panel, marker=None),
         labels={"passes": "passes over the examples", "train_accuracy": "training accuracy"},
-        **look,
+        **dict(log="x", **look),
     )
-    return grid.set(ylim=(0, 1.05))
+    grid.refline(x=PUBLISHED_PASSES, color="black", lw=0.8, ls=":")
+    return grid.set(ylim=(0, 1.05), xlim=(None, 1.4 * PUBLISHED_PASSES))

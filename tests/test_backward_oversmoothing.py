@@ -3,14 +3,12 @@
 import pytest
 import torch
 
-from mapkg.oversmoothing import relative_spread
 from studies.backward_oversmoothing import (
+    FAMILIES,
     VanillaNetwork,
     full_training,
     hidden_gradient,
-    layer_matrices,
     linear_limit_errors,
-    smoothing,
     squared_loss,
     train_last_layer,
 )
@@ -20,6 +18,16 @@ from studies.data.networks import regular_task
 @pytest.fixture
 def task():
     return regular_task(30, 4, channels=3, seed=0)
+
+
+def test_metropolis_weights_average_an_irregular_graph():
+    p, regular = (FAMILIES[name](seed=0).operator for name in ("irregular", "regular"))
+    torch.testing.assert_close(p.sum(dim=1), torch.ones(200, dtype=torch.float64))
+    assert torch.equal(p, p.t()) and (p >= 0).all()
+    degrees = (p > 0).sum(dim=0) - 1
+    assert degrees.unique().numel() > 10 and len((regular > 0).sum(dim=0).unique()) == 1
+    i, j = ((p > 0) & ~torch.eye(200, dtype=torch.bool)).nonzero()[7]
+    assert p[i, j] == 1 / (1 + max(degrees[i], degrees[j]).item())
 
 
 def test_limit_errors_of_a_network_written_out():
@@ -60,7 +68,7 @@ def test_the_hidden_gradient_is_that_of_all_weights_but_the_last(task):
 
 
 def test_training_all_layers_is_measured_before_each_step(task, monkeypatch):
-    monkeypatch.setattr("studies.backward_oversmoothing.regular_task", lambda seed: task)
+    monkeypatch.setitem(FAMILIES, "regular", lambda seed: task)
     variants = {"MLP": dict(hidden_channels=5, is_graph=False)}
     table = full_training(variants, depths=[3], seeds=[0], steps=12, progress=False)
     assert table["step"].tolist() == [0, 10, 12]
@@ -72,12 +80,3 @@ def test_training_all_layers_is_measured_before_each_step(task, monkeypatch):
         descent.step()
     assert table["loss"].iloc[2] == pytest.approx(squared_loss(network(task.x), task).item())
     assert table["gradient"].iloc[2] == pytest.approx(hidden_gradient(network, task))
-
-
-def test_matrices_to_be_looked_at_are_those_that_are_measured():
-    matrices = layer_matrices([0, 12], num_layers=20, seed=1)
-    table = smoothing(num_layers=20, seeds=[1]).set_index("layer")
-    for kind, of_layer in matrices.items():
-        for layer, matrix in of_layer.items():
-            assert matrix.shape == (200, 64) and matrix.abs().max() == 1
-            assert relative_spread(matrix) == pytest.approx(table.loc[layer, kind], rel=1e-6)

@@ -74,6 +74,23 @@ def test_a_normalization_of_scores_is_in_every_layer(norm, scale):
             assert (found.mode, found.scale) == (LIPSCHITZ_NORMS[norm], expected)
 
 
+def test_gradient_flow_conserves_what_a_balanced_start_sets_to_zero():
+    model = network(balanced=True)
+    weights = [*(layer.lin.weight for layer in model.layers), model.head.weight]
+    assert torch.allclose(weights[0].norm(dim=1), torch.full((8,), 2**0.5).double())
+    for before, after in zip([model.embed.weight, *weights], weights, strict=False):
+        assert torch.allclose(before.norm(dim=1), after.norm(dim=0))
+    assert not any(layer.att_src.any() or layer.att_dst.any() for layer in model.layers)
+    for layer in model.layers:  # the law holds at any weights, for homogeneous activations
+        nn.init.normal_(layer.att_src), nn.init.normal_(layer.att_dst)
+    model.activation = torch.relu
+    nn.functional.cross_entropy(model(*graph()), torch.arange(9) % 3).backward()
+    moves = [weight * weight.grad for weight in weights]
+    for layer, own, after in zip(model.layers[:-1], moves, moves[1:], strict=False):
+        attention = sum((a * a.grad).flatten() for a in (layer.att_src, layer.att_dst))
+        torch.testing.assert_close(own.sum(dim=1) - attention, after.sum(dim=0))
+
+
 WEIGHTS = {
     "gat": ("lin.weight", "att_src att_dst"),
     "gt": (
@@ -107,6 +124,8 @@ def test_gradient_norms_are_those_of_autograd(architecture, norm):
         (dict(architecture="gin"), r"architecture gin: .* gat, gt, gcn, ggnn"),
         (dict(architecture="gcn", norm="lipschitz"), r"divides attention scores, which 'gcn' "),
         (dict(architecture="ggnn", norm="lipschitz-published"), "which 'ggnn' does not have"),
+        (dict(architecture="gt", balanced=True), "balanced: expected architecture 'gat', got 'gt'"),
+        (dict(attention_dropout=1.0), r"attention_dropout: expected a rate in \[0, 1\), got 1.0"),
         (dict(layers=0), "num_layers: expected 1 or more, got 0"),
         (dict(heads=0), "heads: expected 1 or more, got 0"),
     ],

@@ -1,23 +1,34 @@
 """Studies of deep networks: rows of trainings, commands, tables; constants of attention."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import not_bundled
+from torch import nn
 
+from mapkg.lipschitz import local_constant
 from studies.__main__ import main
 from studies.data import load
-from studies.deep import Variant
+from studies.deep import Variant, gradient_norms
 from studies.depth import beside_published, best_layers, depth, missing
-from studies.gradient_explosion import constants_against_scale, gradient_table
+from studies.gradient_explosion import (
+    amplification,
+    constants_against_scale,
+    gradient_evolution,
+    gradient_table,
+)
 from studies.published import Schedule
-from studies.tasks import hide_features
+from studies.tasks import NodeTask, hide_features
 from studies.train import fit
 
 SMALL = dict(hidden=8, heads=2, progress=False)
 COMMANDS = {
     "gradients --layers 3 --seeds 5 6 --epochs 2": dict(heat=9 * 2 * 3, largest=9 * 2 * 2 * 2),
     "gradients --layers 3 --seeds 5 --epochs 1 --dropouts": dict(heat=2 * 3, largest=2 * 2),
+    "dose --rates 0 0.5 --layers 3 --seeds 5 --epochs 2": dict(runs=4 + 4, curves=4 + 4),
+    "amplification --layers 2 --seeds 5 --steps 1 3": dict(constants=2 * 2 + 2 * 2 * 2),
     "depth --architecture gt --norms none lipschitz=4 --layers 1 2 --epochs 2": dict(
         runs=2 * 2 * 3
     ),
@@ -40,7 +51,7 @@ def command(papers, tmp_path, monkeypatch, cache):
     def run(text):
         study, *options = text.split()
         prefix, data = tmp_path / study, "trees-2" if study == "trees" else "papers"
-        if study in ("gradients", "depth", "missing"):
+        if study not in ("smoothing", "trees"):
             options += ["--hidden", "4", "--heads", "2"]
         return main(["study", study, "--dataset", data, "-o", str(prefix), *options]), prefix
 
@@ -65,12 +76,34 @@ def test_a_study_writes_its_tables_and_trains_nothing_twice(command, text):
     ("text", "error"),
     [
         ("depth --architecture gat --norms lipschitz=much", "expected NORM or NORM=SCALE"),
+        ("depth --architecture gt --norms balanced", "balanced: expected architecture 'gat', got"),
+        ("dose --rates 0 1", "dropout: expected a rate in [0, 1), got 1"),
         ("trees --architectures mlp", "--architectures mlp: expected one of gcn, gin,"),
     ],
 )
 def test_what_is_unknown_is_refused_before_training(command, capsys, text, error):
     assert command(text)[0] == 2
     assert error in capsys.readouterr().err
+
+
+def test_gradients_are_those_of_fit_and_constants_are_those_of_its_layers(papers):
+    variant = Variant(hidden_channels=4, heads=2)
+    how = dict(num_layers=3, seeds=[1], schedule=Schedule(epochs=4, lr_patience=None))
+    same = variant.build(3, papers, 1)
+    task = NodeTask(papers, evaluate=False)
+    training = fit(same, task, how["schedule"], seed=1, observe=gradient_norms, progress=False)
+    losses = training.history[["epoch", "train_loss"]]
+    expected = training.observations.merge(losses, on="epoch")
+    table = gradient_evolution(papers, {"": variant}, **how, progress=False)
+    pd.testing.assert_frame_equal(table[[*expected]], expected)
+    settings = dict(layers=2, seeds=[1], steps=[1], hidden=4, heads=2)
+    table = amplification(papers, **settings)["constants"].set_index("training")
+    plain = replace(variant, dropout=0.0, attention_dropout=0.0).build(2, papers, 1)
+    x, edges = plain.embed(papers.train.graph.x).detach(), papers.train.graph.edge_index
+    first = [lambda x: nn.functional.elu(plain.layers[0](x, edges)), x]
+    second = [lambda x: plain.layers[1](x, edges), first[0](x)]
+    constants = [local_constant(*layer, exact_size=10**8) for layer in (first, second)]
+    assert table.loc["no dropout", "constant"].tolist() == pytest.approx(constants, rel=0.02)
 
 
 def test_a_row_is_what_the_training_gave(papers):

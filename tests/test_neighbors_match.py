@@ -18,6 +18,7 @@ from studies.neighbors_match import (
     ASKED_COLOR,
     LAYERS,
     TreeNetwork,
+    probe,
     titled,
     tree_example,
     tree_table,
@@ -138,3 +139,14 @@ def test_an_example_shows_keys_values_and_the_way_to_the_root():
     answer = 3 + leaves.index(f"{pairs[0, 0]}, {data.y[7]}")
     assert np.flatnonzero(is_asked).tolist() == [0, (answer - 1) // 2, answer]
     plt.close("all")
+
+
+def test_a_probe_tells_left_from_right_unless_attention_is_a_mean():
+    for depth in (2, 3):
+        plain, bounded, mean = (
+            probe(untrained(depth, 1, architecture="gat", norm=norm, scale=scale))
+            for norm, scale in (("none", None), ("lipschitz", 4.0), ("lipschitz", 1e6))
+        )
+        assert min(plain["left"], plain["right"], bounded["left"], bounded["right"]) > 0.8
+        assert mean["swap"] < 1e-4 < bounded["swap"] < plain["swap"] / 4
+        assert max(mean["left"], mean["right"]) <= 0.5  # of two values that it cannot tell apart

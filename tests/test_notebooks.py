@@ -55,8 +55,8 @@ TINY = {
         DEEP, layers=[1, 3], norms=["layer", "lipschitz-published"], architecture="gt", seeds=[1, 2]
     ),
     "23_trees": dict(
-        dict(depth=3, passes=2, norms=["pair", "lipschitz"], scale=2.0, batch_size=1024),
-        **dict(seeds=[1], scales=[2.0], shown_depth=3, example=0),
+        dict(depth=3, passes=2, norms=["pair"], batch_size=1024),
+        **dict(seeds=[1], scales=[2.0], example=0),
     ),
     "24_missing_features": dict(
         dict(DEEP, rates=[0.25], models=["GGNN", "GAT-Pn"], layers=[1], seeds=[1, 2]),

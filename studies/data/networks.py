@@ -177,9 +177,9 @@ def _draw_words(generator: np.random.Generator, classes: np.ndarray, words: int)
 
 @dataclass(frozen=True, eq=False)
 class RegularTask:
-    """Regression on the nodes of one regular graph, in double precision."""
+    """Regression on the nodes of one graph, in double precision."""
 
-    operator: Float[Tensor, "N N"]  # P = (A + I) / (degree + 1), symmetric, doubly stochastic
+    operator: Float[Tensor, "N N"]  # P, symmetric and doubly stochastic
     x: Float[Tensor, "N D"]  # standard normal plus 0.5
     y: Float[Tensor, "N 1"]  # 0.3 plus tanh of a standardized projection of P x
 
@@ -194,6 +194,8 @@ def regular_task(
 ) -> RegularTask:
     """A connected random regular graph with features and a target that one layer can learn.
 
+    P = (A + I) / (degree + 1).
+
     Source: ours, after the backward-oversmoothing paper, whose settings are not known to us.
     """
     graph = nx.random_regular_graph(degree, num_nodes, seed=seed)
@@ -201,7 +203,12 @@ def regular_task(
         raise ValueError(f"the graph of seed {seed} is not connected; take another seed")
     adjacency = to_dense_adj(from_networkx(graph).edge_index, max_num_nodes=num_nodes)[0].double()
     operator = (adjacency + torch.eye(num_nodes, dtype=torch.float64)) / (degree + 1)
-    generator = torch.Generator().manual_seed(seed)
+    return task_on(operator, channels=channels, seed=seed)
+
+
+def task_on(operator: Float[Tensor, "N N"], *, channels: int = 16, seed: int = 0) -> RegularTask:
+    """Features and a target for a symmetric, doubly stochastic P."""
+    generator, num_nodes = torch.Generator().manual_seed(seed), len(operator)
     x = torch.randn(num_nodes, channels, generator=generator, dtype=torch.float64) + 0.5
     weights = torch.randn(channels, 1, generator=generator, dtype=torch.float64)
     seen = operator @ x @ weights
