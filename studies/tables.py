@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 from tqdm import tqdm
 
 from studies.files import alone, commit, versions, write_atomically
@@ -124,6 +125,13 @@ def _shown(values: pd.Series, statistic: str, form: str) -> str:
     if statistic == "range":
         return least if least == greatest else f"{least} to {greatest}"
     return f"{values.median():{form}} [{least}, {greatest}]"
+
+
+def styled(table: pd.DataFrame, form: Any = None) -> Styler:
+    """A table as pages show it; ``form`` is a number's format, or a format for each column."""
+    look = table.style.format(form, precision=2, thousands=",", na_rep="–", escape="html")
+    # The theme leaves other tables on a light ground in the dark.
+    return look.set_table_attributes('class="dataframe"')
 
 
 @dataclass
