@@ -12,19 +12,22 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import distribution
 from pathlib import Path
 
+import claims
 import yaml
 from filelock import FileLock
+from PIL import Image
 from tqdm import tqdm
 
-from studies.files import write_atomically
+from studies.files import versions, write_atomically
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "_build"
@@ -167,15 +170,22 @@ def _contents(path: Path) -> bytes:
 def stage(pages: list[Path]) -> None:
     """Lay out what Jupyter Book reads: pages, executed notebooks, configuration, statics."""
     shutil.rmtree(STAGE, ignore_errors=True)
+    every = claims.read(EXECUTED)
     for page in pages:
-        target = STAGE / page.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        name = page.relative_to(ROOT)
+        of_page = every.get(name.as_posix())
+        (STAGE / name).parent.mkdir(parents=True, exist_ok=True)
         if page.suffix == ".ipynb":
-            target.write_text(published((EXECUTED / page.name).read_text()))
+            text = published((EXECUTED / page.name).read_text(), of_page)
         else:
-            shutil.copy(page, target)
-    with (STAGE / "book" / "api.md").open("a") as page:
-        page.writelines(api())
+            text = page.read_text()
+            text = claims.with_box(text, of_page) if of_page else text
+        (STAGE / name).write_text(text)
+    for name, more in {"api": api(), "status": status(pages), "intro": ()}.items():
+        page = STAGE / "book" / f"{name}.md"
+        page.write_text(page.read_text().replace("<!-- verdicts -->", claims.tables(every)))
+        with page.open("a") as file:
+            file.writelines(more)
     for name in ("_config.yml", "_toc.yml", *BESIDE_PAGES):
         shutil.copy(ROOT / name, STAGE / name)
     # Pages load MathJax from the site itself: the site must work without a network.
@@ -201,12 +211,25 @@ def api() -> Iterator[str]:
         yield f"| `{name}` | {purpose} |\n"
 
 
-def published(text: str) -> str:
-    """An executed notebook without what belongs to the machine it ran on.
+def status(pages: Iterable[Path]) -> Iterator[str]:
+    """The page of versions and run times after its introduction."""
+    yield f"\n{versions()}\n\n| page | run on | seconds |\n|---|---|---|\n"
+    for page in pages:
+        if page.suffix == ".ipynb":
+            ran = json.loads((EXECUTED / page.name).read_text())["metadata"]["papermill"]
+            link = f"[](../notebooks/{page.name})"
+            yield f"| {link} | {ran['end_time'][:10]} | {ran['duration']:.0f} |\n"
+
+
+def published(text: str, of_page: list[dict[str, str]] | None) -> str:
+    """An executed notebook with its box, without what belongs to the machine it ran on.
 
     That is papermill's record of paths and times, and stderr: progress bars and warnings.
     """
     book = json.loads(text)
+    if of_page:
+        first = book["cells"][0]
+        first["source"] = claims.with_box("".join(first["source"]), of_page)
     for part in (book, *book["cells"]):
         part["metadata"].pop("papermill", None)
     for cell in book["cells"]:
@@ -225,10 +248,21 @@ def render() -> int:
     if status != 0:
         print(log.read_text(), file=sys.stderr)
         return status
+    for page in output.glob("html/*/*.html"):
+        text = page.read_text()
+        page.write_text(re.sub(r'<img [^>]*src="([^"]+)"', partial(sized, page), text))
     shutil.rmtree(HTML, ignore_errors=True)
     shutil.move(output / "html", HTML)
     shutil.rmtree(output)
     return 0
+
+
+def sized(page: Path, tag: re.Match[str]) -> str:
+    """The beginning of an image's tag with its size, so that nothing moves as it comes, late."""
+    if not tag[1].endswith(".png"):
+        return tag[0]
+    width, height = Image.open(page.parent / tag[1]).size
+    return f'{tag[0]} width="{width}" height="{height}" loading="lazy"'
 
 
 if __name__ == "__main__":

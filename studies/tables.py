@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 from tqdm import tqdm
 
 from studies.files import alone, commit, versions, write_atomically
@@ -91,6 +92,13 @@ def span(values: pd.Series, form: str) -> str:
     """The least and the greatest value, or the only one."""
     least, greatest = f"{values.min():{form}}", f"{values.max():{form}}"
     return least if least == greatest else f"{least} to {greatest}"
+
+
+def styled(table: pd.DataFrame, form: Any = None) -> Styler:
+    """A table as pages show it; ``form`` is a number's format, or a format for each column."""
+    look = table.style.format(form, precision=2, thousands=",", na_rep="–", escape="html")
+    # The theme leaves other tables on a light ground in the dark.
+    return look.set_table_attributes('class="dataframe"')
 
 
 @dataclass

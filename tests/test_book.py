@@ -1,19 +1,24 @@
 """How the book runs notebooks and checks what it ran; its site, opened in a real browser."""
 
 import functools
+import re
 import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from statistics import median
 from textwrap import dedent
 from urllib.parse import unquote, urldefrag, urljoin
 
 import nbformat
 import pytest
+import yaml
 from conftest import REPOSITORY
 
 HTML = REPOSITORY / "_build" / "html"
+TO_DO = ["05", "06", "08", "09", "10", "11", "12", "13", "21", "22", "23", "24", "25"]
+"""Pages whose content is being rewritten, which get the order of a page after that."""
 BUILD = [sys.executable, str(REPOSITORY / "book" / "build.py")]
 THEME_NOISE = ("Got invalid theme mode",)  # the theme's own script, before it picks one
 
@@ -230,6 +235,8 @@ def test_every_page_renders_its_maths_and_figures_without_an_error(site, page):
         assert page.locator("[data-mjx-error], mjx-merror").count() == 0, path.name
         formulas += page.locator("mjx-container svg").count()
         images = page.locator("main img")
+        images.evaluate_all("all => all.map(image => image.loading = 'eager')")
+        images.evaluate_all("all => Promise.allSettled(all.map(image => image.decode()))")
         broken = images.evaluate_all(
             "all => all.filter(i => !(i.complete && i.naturalWidth)).map(i => i.src)"
         )
@@ -243,6 +250,92 @@ def test_every_page_renders_its_maths_and_figures_without_an_error(site, page):
     page.goto(address + "search.html?q=GraphTransformer")
     # Results come in one by one, so the page is waited for, not the first result.
     page.locator('#search-results li a[href*="04_emergence"]').first.wait_for()
+
+
+READ = """() => {
+    const article = document.querySelector("article"), text = e => e.innerText.trim()
+    const all = selector => [...article.querySelectorAll(selector)]
+    const top = e => e.getBoundingClientRect().top + scrollY
+    const prose = all("p, li, figcaption").filter(e => !e.closest("table, .toctree-wrapper, nav"))
+    const figures = all("img").filter(e => !e.closest("p"))
+    const column = article.getBoundingClientRect().right + 1
+    const scrolls = e => e !== article && (getComputedStyle(e).overflowX !== "visible"
+        || scrolls(e.parentElement))
+    const caption = e => e.closest("figure")?.querySelector("figcaption")?.innerText
+    return {
+        boxes: all(".admonition.claims").map(e => [...e.querySelectorAll(".sd-badge")].map(text)),
+        before: top(all("h2")[0]),
+        first: Math.min(...figures.map(top)),
+        captions: figures.map(e => [e.alt, caption(e)]),
+        printed: all("div.output pre").map(text).filter(t => /\\S {2,}\\S/.test(t)),
+        code: all("div.cell_input pre").filter(e => e.checkVisibility()).map(text),
+        wide: all("*").filter(e => e.checkVisibility() && e.getBoundingClientRect().right > column
+            && !scrolls(e.parentElement)).map(e => e.outerHTML.slice(0, 80)),
+        prose: prose.filter(e => !e.querySelector("p, li")).map(e => {
+            const copy = e.cloneNode(true)
+            copy.querySelectorAll(".math, code").forEach(m => m.replaceWith("x"))
+            return copy.textContent.replace(/\\s+/g, " ").trim()
+        }),
+    }
+}"""
+
+AVOIDED = re.compile(
+    "of ours|not to be seen|what two cores allow|a rate that dies|gives it nothing|by far"
+    "|a likely reason",
+    re.IGNORECASE,
+)
+
+
+@pytest.fixture(scope="module")
+def read(site, page):
+    """What a reader finds on each page that has its order, on a laptop; and on a phone."""
+    (page, address), found = page, {}
+    for path in sorted(site.glob("notebooks/*.html")):
+        if path.name[:2] not in TO_DO:
+            page.set_viewport_size({"width": 1400, "height": 850})
+            page.goto(address + path.relative_to(site).as_posix())
+            found[path.stem] = page.evaluate(READ)
+            page.set_viewport_size({"width": 420, "height": 850})
+            found[path.stem]["wide"] += page.evaluate(READ)["wide"]
+    assert len(found) + len(TO_DO) == len([*site.glob("notebooks/*.html")])
+    return found
+
+
+def test_a_page_has_one_box_with_the_verdicts_of_the_claims_and_all_are_on_the_front_page(
+    site, read
+):
+    front = (site / "book" / "intro.html").read_text()
+    every = yaml.safe_load((REPOSITORY / "book" / "claims.yaml").read_text())
+    assert front.count("sd-badge") == sum(map(len, every.values()))
+    for name, shown in read.items():
+        claims = every[f"notebooks/{name}.ipynb"]
+        assert shown["boxes"] == [[claim["verdict"] for claim in claims]], name
+        assert front.count(f'href="../notebooks/{name}.html"') >= len(claims), name
+        assert all("{" in claim["found"] for claim in claims), f"{name}: a number that was typed"
+
+
+def test_a_figure_is_on_the_first_screen_and_each_has_a_caption_and_a_text_instead(read):
+    for name, shown in read.items():
+        assert shown["first"] < min(shown["before"], 850), name
+        assert all(alt and caption for alt, caption in shown["captions"]), name
+
+
+def test_no_table_is_printed_no_visible_cell_is_long_and_nothing_is_wider_than_the_column(read):
+    for name, shown in read.items():
+        assert shown["printed"] == [], name
+        assert all(len(cell.splitlines()) <= 10 for cell in shown["code"]), name
+        assert shown["wide"] == [], name
+
+
+def test_pages_are_short_and_so_are_their_sentences(read):
+    for name, shown in read.items():
+        text = " ".join(shown["prose"])
+        sentences = [s for part in shown["prose"] for s in re.split(r"(?<=[.?!:;])\s+", part)]
+        lengths = [len(sentence.split()) for sentence in sentences]
+        long = [s for s in sentences if len(s.split()) > 30]
+        assert long == [], name
+        assert median(lengths) <= 20 and len(text.split()) <= 1500, name
+        assert AVOIDED.findall(text) == [], name
 
 
 def test_the_site_names_no_path_of_the_machine_that_built_it(site):
