@@ -146,12 +146,10 @@ PERMUTED = {name: name.removesuffix("_permuted") for name in titles("permuted")}
 
 
 def how_unlikely(summary: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
-    """The largest ratio of each trained layer, beside what no training and chance give.
+    """The largest ratio of each trained layer among untrained ones with calibrated BatchNorm.
 
-    ``p_untrained`` is by rank among untrained networks with calibrated BatchNorm, never below
-    1 / (1 + networks). Products of three independent normals exceed ``chance_threshold`` anywhere
-    in as many rows with probability 0.05, and the ratio with ``p_chance``; both are too high where
-    only few types of edges differ, as in a first layer.
+    Beside it the one that products of three independent normals exceed in as many rows with
+    probability 0.05; too high where only few types of edges differ, as in a first layer.
     """
     rows = summary[summary["state"] == "best"].reset_index(drop=True)
     null = untrained[untrained["state"] == "base_calibrated"].groupby(["run", "layer"])["max_ratio"]
