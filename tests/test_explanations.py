@@ -235,10 +235,10 @@ def test_what_cannot_be_explained_is_said(graphs):
             edge_importance(*call, **options)
     with pytest.raises(ValueError, match=r"one width, got .*convs.1:message': 5}: name those"):
         heat_map(Pooled(GAT(3, 4, 2, 5)), [graph], [torch.zeros(3, dtype=torch.long)], 1)
-    expected = edge_importance(model, [graph], mask)
+    expected = edge_importance(model, [graph], "ratio")
     set_masks(model, torch.zeros(3), graph.edge_index)
     with pytest.warns(UserWarning, match="left its edge mask in 1 layers, ignored"):
-        torch.testing.assert_close(edge_importance(model, [graph], mask), expected)
+        torch.testing.assert_close(edge_importance(model, [graph], "ratio"), expected)
 
 
 # Bonds and their order.
