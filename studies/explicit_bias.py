@@ -316,12 +316,14 @@ def massive_layers(epochs: pd.DataFrame) -> pd.DataFrame:
     return by_epoch.groupby(keys, sort=False).mean().unstack("seed")
 
 
-def against_arms(networks: pd.DataFrame, value: str, of: str) -> pd.DataFrame:
-    """``statistics.contrasts`` of ``CONTRASTS`` with both arms, by the margin of the grid."""
+def against_arms(
+    networks: pd.DataFrame, value: str, of: str, among: Mapping[str, tuple] = CONTRASTS
+) -> pd.DataFrame:
+    """``statistics.contrasts`` where there are both arms, by the margin of the grid."""
     pairs = {
         f"{label}, {title}": ((label, one), (label, other))
         for label, runs in networks.groupby("label", sort=False)["run"]
-        for title, (one, other) in CONTRASTS.items()
+        for title, (one, other) in among.items()
         if {one, other} <= {*runs} and (label, title) != ("GT", "published term")
     }
     columns = ["factor", "low", "high", "holm", "alike", "verdict"]
