@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
 from mapkg import hooks
+from mapkg.all_measures import SUN_MAGNITUDE
 from mapkg.evaluation import batches, predict, predictions
 from mapkg.measures import MASSIVE_RATIO
 from mapkg.models import EdgeAttention, GraphNetwork, build
@@ -25,9 +26,9 @@ from studies.data import Splits
 from studies.figures import THRESHOLD_LOOK, over_seeds, whole_ticks
 from studies.laws import compare_laws
 from studies.observation import summarise_scores
-from studies.published import grid
+from studies.published import grid, margin
 from studies.results import MODELS, Emergence, read_emergence, read_network
-from studies.statistics import with_interval
+from studies.statistics import contrasts, with_interval
 from studies.summary import ActivationSummary
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
@@ -201,6 +202,15 @@ ARMS = {
 }
 """The readings that are trained, from names of files to titles."""
 
+CONTRASTS = {
+    "biases": (ARMS["none"], ARMS["bias"]),
+    "term": (ARMS["none"], ARMS["term"]),
+    "term beside biases": (ARMS["bias"], ARMS["intended"]),
+    "published term": (ARMS["bias"], ARMS["published"]),
+    "sink": (ARMS["none"], ARMS["sink"]),
+}
+"""What is compared with what, networks of the same seed; GT's published term is the intended."""
+
 OTHERS = {
     "layernorm": "LayerNorm for BatchNorm",
     "decay": "weight decay 0.0001",
@@ -272,8 +282,7 @@ def later_epochs(epochs: pd.DataFrame, *, keys: Sequence[str] = ()) -> pd.DataFr
     ratio of any layer, of ``edges_with`` a massive activation in the layer that has most, and of
     whether any layer has one, ``epochs_with``.
     """
-    half = epochs.groupby(["label", "run", "seed"])["epoch"].transform("max") / 2
-    late = epochs[epochs["epoch"] > half]
+    late = _later(epochs)
     by = ["label", "run", "seed", *keys]
     logs = late.assign(**{name: np.log(late[name]) for name in LOGARITHMIC})
     means = logs.groupby(by, sort=False)[list(SCORES)].mean()
@@ -285,6 +294,41 @@ def later_epochs(epochs: pd.DataFrame, *, keys: Sequence[str] = ()) -> pd.DataFr
     logarithmic = [*LOGARITHMIC, "largest"]
     means[logarithmic] = np.exp(means[logarithmic])
     return means.reset_index()
+
+
+def _later(epochs: pd.DataFrame) -> pd.DataFrame:
+    half = epochs.groupby(["label", "run", "seed"])["epoch"].transform("max") / 2
+    return epochs[epochs["epoch"] > half]
+
+
+def massive_layers(epochs: pd.DataFrame) -> pd.DataFrame:
+    """How many layers an epoch are massive by each measure, in the second half of training.
+
+    A row per architecture and arm, a column per measure and seed. For the median of the layer, in
+    Sun's rule, stands the typical median of a row.
+    """
+    late = _later(epochs)
+    sun = (late["max_abs"] > SUN_MAGNITUDE) & (
+        late["max_abs"] > MASSIVE_RATIO * late["row_median_q50"]
+    )
+    late = late.assign(**{"row ratio": late["max_ratio"] > MASSIVE_RATIO, "Sun's rule": sun})
+    keys, measures = ["label", "run", "seed"], ["row ratio", "Sun's rule"]
+    by_epoch = late.groupby([*keys, "epoch"], sort=False)[measures].sum()
+    return by_epoch.groupby(keys, sort=False).mean().unstack("seed")
+
+
+def against_arms(
+    networks: pd.DataFrame, value: str, of: str, among: Mapping[str, tuple] = CONTRASTS
+) -> pd.DataFrame:
+    """``statistics.contrasts`` where there are both arms, by the margin of the grid."""
+    pairs = {
+        f"{label}, {title}": ((label, one), (label, other))
+        for label, runs in networks.groupby("label", sort=False)["run"]
+        for title, (one, other) in among.items()
+        if {one, other} <= {*runs} and (label, title) != ("GT", "published term")
+    }
+    columns = ["factor", "low", "high", "holm", "alike", "verdict"]
+    return contrasts(networks, pairs, value, margin(of))[columns]
 
 
 def by_network(remedies: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFrame:

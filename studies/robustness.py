@@ -56,6 +56,15 @@ def _attacks(group: str) -> dict[str, tuple[str, str]]:
     return {name: (title, arms[name.split("_")[-1]]) for name, title in titles(group).items()}
 
 
+CONTRASTS = {
+    "published term, biases": (ARMS["none"], ARMS["published"]),
+    "intended term, biases": (ARMS["none"], ARMS["intended"]),
+    "intended term": (ARMS["bias"], ARMS["intended"]),
+    "sink": (ARMS["none"], ARMS["sink"]),
+}
+"""What is compared under noise, networks of the same seed."""
+
+
 ATTACKED, MORE, TOLD, PLACED = map(_attacks, ("attacks", "further seeds", "counted", "places"))
 """Tracked attacks everywhere, on further seeds, on networks that are told numbers of neighbors, and
 on ``PLACES``, too; from names of files to network and arm. GT's published term is the intended one.

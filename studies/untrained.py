@@ -21,6 +21,7 @@ from studies.extras import build
 from studies.figures import legend_once, panels
 from studies.files import commit, versions
 from studies.results import Emergence, spreads
+from studies.statistics import hierarchical_bootstrap
 from studies.summary import LOG_EPS
 from studies.train import seed_all
 
@@ -36,6 +37,9 @@ MEASURES = {
 median of a row. Sun's rule is met where the lesser of |s| / 100 and layer ratio / 1000 is above 1.
 Isolation is the median over rows of largest over second largest. ``row_spread``, beside the spread
 of ln r over all entries, is the mean of the spreads of rows."""
+
+BARS = {"row": MASSIVE_RATIO, "layer": MASSIVE_RATIO, "sun": 1.0}
+"""Above which a network is massive, of the measures that have such a bar."""
 
 
 def measured(
@@ -114,6 +118,32 @@ def among(trained: pd.DataFrame, null: pd.DataFrame) -> pd.DataFrame:
             p = (1 + (chance >= value).sum()) / (1 + len(chance))
             rows.append((run, seed, MEASURES[name], value, above, p))
     return pd.DataFrame(rows, columns=["run", "seed", "measure", "value", "above", "p"])
+
+
+def of_converged(table: pd.DataFrame) -> pd.DataFrame:
+    """``MEASURES`` of GT on ZINC at the end of its schedule; ``spread`` is the mean of rows."""
+    last = table[table["state"] == "last"].assign(run="gt_zinc")
+    names = dict(row="max_ratio", spread="spread_mean", isolation="max_over_second_q50")
+    by_layer = last.set_index(["run", "seed", "layer"])
+    return by_network(last, **{name: by_layer[column] for name, column in names.items()})
+
+
+def areas(places: pd.DataFrame, trained: pd.DataFrame, null: pd.DataFrame) -> pd.DataFrame:
+    """Areas under the ROC curves, with intervals over pairs and seeds, and what passes ``BARS``.
+
+    ``beyond`` counts trained networks above all untrained ones of their run.
+    """
+    rows = {}
+    for name, title in MEASURES.items():
+        if len(part := places[places["measure"] == title]):
+            ends = hierarchical_bootstrap(part, "above", ["run", "seed"])
+            row = dict(zip(("area", "low", "high"), ends, strict=True))
+            row |= {"networks": len(part), "beyond": int((part["above"] == 1).sum())}
+            if name in BARS:
+                passed = {"trained": trained[name], "untrained": null[name]}
+                row |= {key: (value > BARS[name]).mean() for key, value in passed.items()}
+            rows[title] = row
+    return pd.DataFrame(rows).T
 
 
 def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
