@@ -35,7 +35,9 @@ TINY = {
     "09_do_they_attribute": dict(
         test_graphs=3, methods=["gradient x input"], edited_graphs=8, resamples=10
     ),
-    "10_ablations": dict(SMALL, val_graphs=20, seeds=[3], num_layers=1),
+    "10_ablations": dict(
+        squares=[3], epochs=1, graphs=32, hidden_channels=8, heads=2, num_layers=1
+    ),
     "11_explicit_bias": dict(graphs=2, network_seed=1, term_seed=1, scale=0.5, threshold=500.0),
     "12_robustness": dict(
         graphs=2, sigmas=[0.05], kinds=["shared"], restarts=[1], passes=1, lr=0.05, threshold=500.0
