@@ -276,7 +276,7 @@ def deep_smoothing(
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
         network = variant.build(num_layers, splits, seed).to(graph.x.dtype)
-        for state in ("untrained", "trained") if epochs else ("untrained",):
+        for state in ("untrained", "trained"):
             if state == "trained":
                 fit(network, task, schedule, seed=seed, progress=False)
             network.eval()
@@ -297,15 +297,12 @@ def smoothing(
     splits: Splits,
     *,
     layers: Sequence[int] = (2, 16),  # of attention networks
-    epochs: int = 200,  # of attention networks; 0 for untrained ones alone
+    epochs: int = 200,  # of attention networks
     depths: Sequence[int] = (1, 2, 4, 8, 16, 32),  # layers of vanilla networks on regular graphs
     steps: int = 1000,  # of vanilla networks
     seeds: Sequence[int] = (0, 1, 2),  # of both, a training for each
 ) -> dict[str, pd.DataFrame]:
-    """``deep`` attention on a graph and on regular ones, and ``training`` of vanilla networks.
-
-    ``summary`` is the ``smoothing_table`` of ``deep``.
-    """
+    """``deep`` attention on a graph and on regular ones, and ``training`` of vanilla networks."""
     cases = [(splits, seeds), *((regular_splits(seed=seed), [seed]) for seed in seeds)]
     deep = [
         deep_smoothing(case, num_layers=num_layers, seeds=of_case, epochs=epochs)
@@ -326,9 +323,7 @@ def smoothing(
     ]
     training = pd.concat(trained, ignore_index=True)
     training = training.assign(versions=versions(), commit=commit())
-    deep = pd.concat(deep, ignore_index=True)
-    summary = smoothing_table(deep).assign(versions=versions(), commit=commit())
-    return {"deep": deep, "training": training, "summary": summary}
+    return {"deep": pd.concat(deep, ignore_index=True), "training": training}
 
 
 def smoothing_table(smoothness: pd.DataFrame) -> pd.DataFrame:

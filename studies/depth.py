@@ -69,7 +69,7 @@ def depth(
         about |= {"dataset": splits.description.title, **schedule.columns(*COLUMNS)}
         training = partial(_train, variant, splits, num_layers, seed, schedule, 5)
         trainings.append((about, training))
-    labels = ("architecture", "norm", "scale", "num_layers", "seed")
+    labels = ("architecture", "norm", "scale", *RIVALS, "num_layers", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
 
 
