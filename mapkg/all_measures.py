@@ -193,8 +193,7 @@ class AllMeasures:
         networks: how many are stacked.
         heads: number of heads, for ``share_saturated``; None if the rows are no scores.
         threshold: the row or layer ratio above which an activation is massive.
-        over: what the median of the layer ratio is taken over, one of ``UNITS``; None leaves
-            out the layer ratio and Sun's rule, which take most of the time.
+        over: what the median of the layer ratio is taken over, one of ``UNITS``.
         clamp: where the summed score of a head is clamped.
         device: where rows come from.
     """
@@ -206,11 +205,11 @@ class AllMeasures:
         *,
         heads: int | None = None,
         threshold: float = MASSIVE_RATIO,
-        over: str | None = "data",
+        over: str = "data",
         clamp: float = 5.0,
         device: str | torch.device = "cpu",
     ) -> None:
-        if over not in (None, *UNITS):
+        if over not in UNITS:
             raise ValueError(f"over: expected one of {', '.join(UNITS)}, got {over!r}")
         self.channels, self.heads, self.clamp = channels, heads, clamp
         self.threshold, self.over = threshold, over
@@ -253,42 +252,39 @@ class AllMeasures:
         with_log = usable & (least > 0)
         of_rows = _measures_of_sorted(ascending)
         massive = usable & (of_rows["ratio"] > self.threshold)
+        self._bin("magnitude", ascending, finite.unsqueeze(-1))
         for name in _HISTOGRAMS[1:]:
             self._bin(name, of_rows[name], usable)
         spread = of_rows["spread"].where(with_log, 0).double()
         self._spreads += torch.stack([spread.sum(dim=1), spread.square().sum(dim=1)])
 
-        maxima = {
-            "max_abs": largest.where(finite, 0),
-            "max_ratio": of_rows["ratio"].where(usable, 0),
-        }
+        graph = graph.where(finite, graphs)
+        of_graph = _graph_medians(ascending, graph, graphs).gather(1, graph)
+        sun = finite & (largest > SUN_MAGNITUDE) & (largest > MASSIVE_RATIO * of_graph)
+        unit = of_graph
+        if self.over == "batch":
+            whole = (~finite).long()
+            unit = _graph_medians(ascending, whole, 1).gather(1, whole)
+        layer_ratio = largest.double() / unit
+        maxima = (largest.where(finite, 0), of_rows["ratio"].where(usable, 0))
+        maxima += (layer_ratio.where(finite & (unit > 0), 0),)
+        for seen, values in zip(self._maxima, maxima, strict=True):
+            seen.copy_(torch.maximum(seen, values.double().amax(dim=1)))
         counted = {
             "rows": torch.ones_like(finite) if mask is None else mask,
             "nonfinite_rows": ~finite if mask is None else mask & ~finite,
             "zero_medians": finite & ~usable,
             "rows_with_zero": usable & ~with_log,
             "rows_with_massive": massive,
+            "layer_massive": finite & (unit > 0) & (layer_ratio > self.threshold),
+            "sun_edges": sun,
+            "sun_molecules": _any_of(graph, sun, graphs),
+            "molecules": _any_of(graph, finite, graphs),
         }
-        if self.over is not None:
-            self._bin("magnitude", ascending, finite.unsqueeze(-1))
-            graph = graph.where(finite, graphs)
-            of_graph = unit = _graph_medians(ascending, graph, graphs).gather(1, graph)
-            if self.over == "batch":
-                whole = (~finite).long()
-                unit = _graph_medians(ascending, whole, 1).gather(1, whole)
-            sun = finite & (largest > SUN_MAGNITUDE) & (largest > MASSIVE_RATIO * of_graph)
-            ratio = (largest.double() / unit).where(finite & (unit > 0), 0)
-            maxima["max_layer_ratio"] = ratio
-            counted |= {"layer_massive": ratio > self.threshold, "sun_edges": sun}
-            counted["sun_molecules"] = _any_of(graph, sun, graphs)
-            counted["molecules"] = _any_of(graph, finite, graphs)
         if self.heads is not None:
             sums = x.unflatten(-1, (self.heads, -1)).sum(dim=-1)
             counted["saturated"] = (sums.abs() > self.clamp) & finite.unsqueeze(-1)
             counted["head_sums"] = finite.unsqueeze(-1).expand_as(sums)
-        for name, values in maxima.items():
-            seen = self._maxima[_MAXIMA.index(name)]
-            seen.copy_(torch.maximum(seen, values.double().amax(dim=1)))
         for name, which in counted.items():
             self._counts[_COUNTS.index(name)] += which.flatten(1).sum(dim=1)
 

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from mapkg import hooks
 from mapkg.all_measures import COLUMNS, UNITS, AllMeasures
-from mapkg.measures import MASSIVE_RATIO, MEASURES, activation_ratio, is_massive
+from mapkg.measures import MASSIVE_RATIO, MEASURES, ActivationSummary
 from mapkg.nulls import MAX_CHANNELS, ProductNull, Values, p_value
 from mapkg.rows import Rows, as_rows, default_names, graphs_of_rows, off_floor, row_codes
 
@@ -42,7 +41,7 @@ class Report:
             it. By the row ratio: ``max_ratio``, the largest, ``rows_with_massive``,
             ``massive_channels``, how many channels have a massive activation, and
             ``top_channels``, pairs (channel, rows in which it is massive). ``max_abs``, the largest
-            magnitude of finite rows. By the ``measure``: ``value`` (the largest row or layer
+            magnitude of rows with a ratio. By the ``measure``: ``value`` (the largest row or layer
             ratio; the share of rows that Sun's rule names; the root of the mean variance of
             ``ln |x|`` in rows; the median over rows of largest over second largest);
             ``share_rows_with_massive``, NaN without a threshold; ``chance_level``, what the null
@@ -219,10 +218,12 @@ def report(
     return Report(pd.DataFrame(table), type(model).__name__, threshold, source)
 
 
-def _layers(model, loader, *, names, forward, progress, **settings: Any) -> list["_Layer"]:
+def _layers(
+    model, loader, *, names, forward, progress, threshold: float, **settings: Any
+) -> list["_Layer"]:
     """What was looked at, in the model's order."""
     layers = {
-        name: _Layer(name, module, **settings)
+        name: _Layer(name, module, ActivationSummary(threshold=threshold), **settings)
         for name, module in hooks.resolve(model, names).items()
     }
     if not layers:
@@ -246,15 +247,13 @@ class _Layer:
 
     name: str
     module: nn.Module
+    summary: ActivationSummary
     measures: list[str]
-    threshold: float
     over: str
     rows: Rows | None
     axes: list[str] = field(default_factory=list)
     distinct: set[int] = field(default_factory=set)
-    summary: AllMeasures | None = None  # of two channels or more
-    massive_by_channel: Tensor | None = None
-    num_rows: int = 0
+    others: AllMeasures | None = None
     runs: float = 0.0
     floored: int = 0
 
@@ -264,36 +263,27 @@ class _Layer:
         if axes not in self.axes:
             self.axes.append(axes)
         x, floored = off_floor(x)
-        if self.massive_by_channel is None:
-            self.massive_by_channel = torch.zeros(x.size(1), dtype=torch.long, device=x.device)
-            if x.size(1) > 1:
-                settings = dict(threshold=self.threshold, device=x.device)
-                settings["over"] = self.over if {"layer", "sun"} & {*self.measures} else None
-                self.summary = AllMeasures(x.size(1), **settings)
-        if x.size(1) != len(self.massive_by_channel):
-            raise ValueError(
-                f"{self.name!r}: expected {len(self.massive_by_channel)} channels as before, got "
-                f"{x.size(1)}; name a module of one width"
-            )
+        try:
+            self.summary.update(x)
+        except ValueError as error:  # another width than before
+            raise ValueError(f"{self.name!r}: {error}; name a module of one width") from error
         self.runs += 1
-        self.num_rows += len(x)
         self.floored += floored
         if len(self.distinct) <= MAX_DISTINCT:
             self.distinct.update(row_codes(x[x.isfinite().all(dim=1)]))
-        if self.summary is not None:
-            massive = is_massive(activation_ratio(x), self.threshold)
-            self.massive_by_channel += massive.sum(dim=0)
+        if self.measures != ["row"] and x.size(1) > 1:
+            if self.others is None:
+                settings = dict(threshold=self.summary.threshold, over=self.over, device=x.device)
+                self.others = AllMeasures(x.size(1), **settings)
             graph, graphs = graphs_of_rows(batch, x)
-            self.summary.update(x.unsqueeze(0), graph.unsqueeze(0), graphs)
+            self.others.update(x.unsqueeze(0), graph.unsqueeze(0), graphs)
 
     def statistics(self) -> dict[str, Any]:
         """All that was found, and by the name of each measure its value, NaN without one."""
-        counts = ("zero_medians", "nonfinite_rows", "rows_with_massive")
-        found = dict.fromkeys((*COLUMNS, "spread_rms"), math.nan) | dict.fromkeys(counts, 0)
-        if self.summary is not None:
-            found |= {name: value.item() for name, value in self.summary.statistics().items()}
-        found |= {name: int(found[name]) for name in counts} | {"rows": self.num_rows}
-        found["channels"] = 0 if self.massive_by_channel is None else len(self.massive_by_channel)
+        found = dict.fromkeys((*COLUMNS, "spread_rms"), math.nan)
+        if self.others is not None:
+            found |= {name: value.item() for name, value in self.others.statistics().items()}
+        found |= {"max_abs_of_all": found["max_abs"], **self.summary.statistics()}
         found["share_sun"] = found["sun_edges"] / (found["rows"] or math.nan)
         sources = ("max_ratio", "max_layer_ratio", "share_sun", "spread_rms", "max_over_second_q50")
         finite = (found[name] if math.isfinite(found[name]) else math.nan for name in sources)
@@ -301,7 +291,7 @@ class _Layer:
 
     def row(self, measure: str, source: str, draws: Values | None, top: int) -> dict[str, Any]:
         """The layer in the table."""
-        found, by_channel = self.statistics(), self.massive_by_channel
+        found, by_channel = self.statistics(), self.summary.massive_by_channel
         usable = found["rows"] - found["zero_medians"] - found["nonfinite_rows"]
         counts = [] if by_channel is None else by_channel.tolist()
         massive = sorted(((c, n) for c, n in enumerate(counts) if n), key=lambda pair: -pair[1])
@@ -360,7 +350,7 @@ def _verdict(row: Mapping[str, Any], layer: _Layer, found: Mapping[str, Any], so
     words = {
         "row": f"up to {large} x the median",
         "layer": f"up to {large} x the median of the {layer.over}",
-        "sun": f"|x| up to {found['max_abs']:,.3g}",
+        "sun": f"|x| up to {found['max_abs_of_all']:,.3g}",
         "spread": f"{value:.3g}",
         "isolation": f"largest / second {value:.3g}",
     }[measure]

@@ -17,7 +17,7 @@ from torch_geometric.utils import scatter
 from mapkg import hooks
 from mapkg.all_measures import SUN_MAGNITUDE
 from mapkg.evaluation import batches, predict, predictions
-from mapkg.measures import MASSIVE_RATIO
+from mapkg.measures import MASSIVE_RATIO, ActivationSummary
 from mapkg.models import EdgeAttention, GraphNetwork, build
 from mapkg.models.config import Config
 from mapkg.models.edge_attention import SCORE_CLAMP
@@ -29,7 +29,6 @@ from studies.observation import summarise_scores
 from studies.published import grid, margin
 from studies.results import MODELS, Emergence, read_emergence, read_network
 from studies.statistics import contrasts, with_interval
-from studies.summary import ActivationSummary
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
 """What ``readings`` compares; the last is a sink whose coefficient is minus infinity."""

@@ -20,9 +20,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy import optimize, stats
 
-from mapkg.measures import MASSIVE_RATIO
+from mapkg.measures import MASSIVE_RATIO, NEG_LOG_RATIO_BINS, StreamingHistogram
 from studies.figures import STATE_COLORS, THRESHOLD_LOOK, panels
-from studies.summary import NEG_LOG_RATIO_BINS, StreamingHistogram
 
 _LEAST = 1e-3  # skewness or inverse shape; there a law is its limit
 _BAD = 1e300  # loss of a law that excludes values; finite, because the optimizer subtracts
@@ -258,7 +257,7 @@ def distribution_grid(histogram: pd.DataFrame) -> Figure:
 
 def _filled(histogram: StreamingHistogram) -> tuple[np.ndarray, np.ndarray]:
     """Edges and counts from the first filled bin to the last."""
-    if outside := histogram.outside:
+    if outside := histogram.num_below + histogram.num_above:
         raise ValueError(f"{outside} values lie outside the bins: count them in wider ones")
     edges, counts = histogram.edges.numpy(), histogram.counts.numpy()
     filled = np.flatnonzero(counts)

@@ -11,14 +11,13 @@ from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.evaluation import Graphs, batches, calibrate_batch_norm, measure, predict, targets
-from mapkg.measures import activation_ratio
+from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
 from mapkg.rows import default_names, edge_rows
 from studies.data import Splits, directions
 from studies.extras import build
-from studies.summary import ActivationSummary
 
 
 def looked_at(architecture: str) -> str:

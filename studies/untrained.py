@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mapkg import hooks
 from mapkg.all_measures import SUN_MAGNITUDE, row_measures
 from mapkg.evaluation import batches, calibrate_batch_norm, predict
-from mapkg.measures import MASSIVE_RATIO
+from mapkg.measures import LOG_EPS, MASSIVE_RATIO
 from mapkg.models.config import Config
 from mapkg.models.network import SCORES
 from studies.data import Splits
@@ -22,7 +22,6 @@ from studies.figures import legend_once, panels
 from studies.files import commit, versions
 from studies.results import Emergence, spreads
 from studies.statistics import hierarchical_bootstrap
-from studies.summary import LOG_EPS
 from studies.train import seed_all
 
 MEASURES = {

@@ -10,11 +10,11 @@ from torch_geometric.loader import DataLoader
 
 from mapkg.evaluation import calibrate_batch_norm, predict, targets
 from mapkg.hooks import record, resolve
+from mapkg.measures import ActivationSummary
 from mapkg.models.network import ARCHITECTURES, CLAMPED, SCORES
 from studies.extras import build
 from studies.observation import looked_at, observe_states, summarise
 from studies.published import CONFIGS
-from studies.summary import ActivationSummary
 from studies.train import seed_all
 
 D, HEADS, LAYERS = 8, 2, 2
