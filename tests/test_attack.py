@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 
 from mapkg.attack import Ascent, attack, scaled, where_massive
-from mapkg.evaluation import batches, predict, score
+from mapkg.evaluation import batches, evaluate, predict
 from mapkg.hooks import record
 from mapkg.measures import activation_ratio
 from mapkg.models import build
@@ -137,7 +137,7 @@ def test_rows_losses_and_gain(network, molecules):
     wide = found.pivot(index=["sigma", "restart"], columns="noise")
     assert wide["loss"].shape == (4, 3) and (found["loss"] == found["mae"]).all()
     losses, gain, passes = wide["loss"], wide["gain"], wide["passes"]
-    assert losses["none"].tolist() == pytest.approx(4 * [score(network, molecules)["mae"]])
+    assert losses["none"].tolist() == pytest.approx(4 * [evaluate(network, molecules)])
     assert (losses["optimised"] > losses["random"]).all()
     expected = losses["optimised"] / losses["random"] - 1
     assert gain["optimised"].tolist() == pytest.approx(expected.tolist())
