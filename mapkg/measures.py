@@ -16,7 +16,7 @@ isolation     largest over second largest beyond chance         for one large ch
 The first three need one extreme value, and find more of them in more data. Spread and isolation
 have no threshold and are compared with a null (``mapkg.nulls``). A ratio depends on what it is
 divided by: max <= sqrt(D) RMS, so a row ratio above 1000 at D = 64 needs half of the row below
-1/125 of its RMS. ``mapkg.all_measures`` streams all of them.
+1/125 of its RMS.
 
 Sources: massive-activations paper (row ratio; its code has the layer ratio as an option,
 ``batch_median``); Sun et al. 2024 (rule); He et al. 2024 (kurtosis).
@@ -30,9 +30,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mapkg.models.edge_attention import SCORE_CLAMP
+
 MASSIVE_RATIO = 1000.0
 """An activation ratio above this is massive (massive-activations paper, its figures)."""
-
 
 MEASURES = {
     "row": "the row ratio",
@@ -56,14 +57,8 @@ def row_median(x: Float[Tensor, "rows channels"]) -> Float[Tensor, " rows"]:
 def activation_ratio(x: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
     """Magnitude of each activation over the median magnitude of its row.
 
-    Args:
-        x: activations, shape [rows, channels].
-
-    Returns:
-        Ratios, shape [rows, channels]; NaN in rows that are not finite or whose median is zero.
-
-    Raises:
-        ValueError: if x is no tensor of real numbers of that shape.
+    NaN in rows that are not finite or whose median is zero; ValueError if x is no tensor of real
+    numbers of that shape.
 
     Source: massive-activations paper, Equation (1). differs: zero medians gave infinity.
     """
@@ -80,12 +75,7 @@ def activation_ratio(x: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows c
 def is_massive(
     ratio: Float[Tensor, "rows channels"], threshold: float = MASSIVE_RATIO
 ) -> Bool[Tensor, "rows channels"]:
-    """Which activations are massive: a ratio above the threshold. NaN is not massive.
-
-    Args:
-        ratio: as ``activation_ratio`` returns it, shape [rows, channels].
-        threshold: a positive number.
-    """
+    """Which activations are massive: a ratio above a positive threshold. NaN is not massive."""
     if not threshold > 0:
         raise ValueError(f"threshold: expected a ratio above 0, got {threshold!r}")
     if ratio.dtype in (torch.float16, torch.bfloat16):  # which would round the threshold, too
@@ -107,13 +97,15 @@ def ratio_parts(
     return torch.from_numpy(values.copy()).where(~largest.isnan(), torch.nan), largest
 
 
-LOG_EPS = 2.220446049250313e-16
-"""Added to a ratio before its logarithm, as in the published distribution figure."""
+_LOG_EPS = 2.220446049250313e-16  # is added to a ratio, as in the published distribution figure
 
 # 1000 bins as in the published figure, but of a fixed range, so that they can stream; it holds
 # 15.65, where the published epsilon puts an activation of exactly zero.
 NEG_LOG_RATIO_BINS = (-8.0, 17.0, 1000)
 """Range and number of the bins of -log10 ratio."""
+
+DECADES = (-40.0, 40.0, 16_000)
+"""Range and number of the bins of log10 of what a row has: 0.005 decades are 1.2 %."""
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 """Quantiles over rows that a summary reports."""
@@ -122,11 +114,7 @@ QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 class StreamingHistogram:
     """Counts of values in equal bins, filled batch by batch, and quantiles from them.
 
-    Values below or above the range are counted apart, never dropped.
-
-    Args:
-        low, high: the range.
-        bins: number of bins.
+    Values outside of the range ``low`` to ``high`` are counted apart, never dropped.
     """
 
     def __init__(self, low: float, high: float, bins: int) -> None:
@@ -140,16 +128,10 @@ class StreamingHistogram:
     def from_counts(
         cls, low: float, high: float, counts: Int[Tensor, " bins"]
     ) -> "StreamingHistogram":
-        """A histogram that was filled elsewhere, with how many values each bin holds.
-
-        Its ``min`` and ``max`` are the outer edges of its filled bins.
-        """
+        """A histogram that was filled elsewhere, with how many values each bin holds."""
         histogram = cls(low, high, len(counts))
-        histogram._counts[1:-1] = counts
-        filled = counts.nonzero().flatten()
-        if len(filled):
-            histogram.min = histogram.edges[filled[0]].item()
-            histogram.max = histogram.edges[filled[-1] + 1].item()
+        histogram.counts[:] = counts
+        histogram.min, histogram.max = low, high
         return histogram
 
     def update(self, values: Tensor) -> None:
@@ -175,29 +157,20 @@ class StreamingHistogram:
         return torch.linspace(self.low, self.high, self.bins + 1, dtype=torch.double)
 
     @property
-    def num_below(self) -> int:
-        """How many values lie below the range."""
-        return int(self._counts[0])
-
-    @property
-    def num_above(self) -> int:
-        """How many values lie above the range."""
-        return int(self._counts[-1])
+    def num_outside(self) -> int:
+        """How many values lie outside of the range."""
+        return int(self._counts[0] + self._counts[-1])
 
     def quantile(self, q: float) -> float:
-        """The centre of the bin in which the q-quantile lies; NaN if nothing was counted.
-
-        Exact to half a bin within the range; outside it, the least or greatest value seen.
-        """
+        """The center of the bin of the q-quantile; outside of the range, an extreme value seen."""
         total = int(self._counts.sum())
         if total == 0:
             return math.nan
-        rank = max(1, math.ceil(q * total))
-        index = int(torch.searchsorted(self._counts.cumsum(0), rank))
+        index = int(torch.searchsorted(self._counts.cumsum(0), max(1, math.ceil(q * total))))
         if index in (0, self.bins + 1):
-            return self.min if index == 0 else self.max
-        centre = self.low + (index - 0.5) * (self.high - self.low) / self.bins
-        return min(max(centre, self.min), self.max)
+            return self.max if index else self.min
+        center = self.low + (index - 0.5) * (self.high - self.low) / self.bins
+        return min(max(center, self.min), self.max)
 
 
 class ActivationSummary:
@@ -207,126 +180,92 @@ class ActivationSummary:
     ``graph_maxima``. Summaries of a batch of graphs and of the same graphs one by one are equal.
 
     Args:
-        heads: number of attention heads, for the share of summed scores beyond the clamp; None if
-            the activations are not scores.
+        heads: of scores, for the share of summed ones beyond the clamp.
         threshold: the ratio above which an activation is massive.
-        clamp: where the summed score of a head is clamped.
     """
 
-    def __init__(
-        self, *, heads: int | None = None, threshold: float = MASSIVE_RATIO, clamp: float = 5.0
-    ) -> None:
-        self.heads, self.threshold, self.clamp = heads, threshold, clamp
-        self.num_rows = self.num_zero_medians = self.num_nonfinite_rows = 0
-        self.num_rows_with_massive = self.num_saturated = self.num_head_sums = 0
-        self.massive_by_channel: Tensor | None = None
+    def __init__(self, *, heads: int | None = None, threshold: float = MASSIVE_RATIO) -> None:
+        self.heads, self.threshold = heads, threshold
+        self.massive_by_channel = torch.zeros(0, dtype=torch.long)
         self.graph_maxima: list[float] = []
         self.neg_log_ratio = StreamingHistogram(*NEG_LOG_RATIO_BINS)
-        # Decades of a row's quantities: 0.005 decades are 1.2 %.
-        self._row_max_ratio, self._row_max, self._row_median = (
-            StreamingHistogram(-40.0, 40.0, 16_000) for _ in range(3)
-        )
+        names = ("rows", "channels", "zero_medians", "nonfinite_rows", "rows_with_massive")
+        self._counts, self._saturated = dict.fromkeys(names, 0), [0, 0]
+        self._ratio, self._largest, self._median = (StreamingHistogram(*DECADES) for _ in range(3))
 
     def update(
         self,
         x: Float[Tensor, "rows channels"],
         graph: Int[Tensor, " rows"] | None = None,
-        num_graphs: int | None = None,
+        num_graphs: int = 1,
     ) -> None:
-        """Add activations.
-
-        Args:
-            x: activations, shape [rows, channels]; as many channels as before, a multiple of heads.
-            graph: which graph of this batch each row belongs to, shape [rows]; None means
-                that all rows are of one graph.
-            num_graphs: number of graphs in this batch; None means as many as ``graph`` names.
-        """
+        """Add a batch of as many channels as before; without ``graph``, its rows are of one."""
         num_rows, num_channels = x.shape
-        if self.massive_by_channel is None:
+        if not self._counts["channels"]:
+            self._counts["channels"] = num_channels
             self.massive_by_channel = torch.zeros(num_channels, dtype=torch.long)
-        if num_channels != len(self.massive_by_channel):
-            raise ValueError(
-                f"expected {len(self.massive_by_channel)} channels as before, got {num_channels}"
-            )
+        if num_channels != (before := self._counts["channels"]):
+            raise ValueError(f"expected {before} channels as before, got {num_channels}")
         if graph is None:
             graph = torch.zeros(num_rows, dtype=torch.long, device=x.device)
-            num_graphs = num_graphs or 1
-        elif num_graphs is None:
-            num_graphs = int(graph.max()) + 1 if num_rows else 0
 
         magnitude = x.abs()
         median, largest = (part.double() for part in ratio_parts(magnitude))
         finite = largest.isfinite()
         # A ratio may exceed what single precision holds.
-        row_max_ratio = largest / median.where(finite & (median > 0), torch.nan)
-        usable = row_max_ratio.isfinite()
-        self.num_rows += num_rows
-        self.num_nonfinite_rows += int((~finite).sum())
-        self.num_zero_medians += int((finite & ~usable).sum())
+        row_ratio = largest / median.where(finite & (median > 0), torch.nan)
+        usable = row_ratio.isfinite()
         if self.heads is not None:
-            if num_channels % self.heads:
-                raise ValueError(
-                    f"{num_channels} channels are not a multiple of {self.heads} heads"
-                )
             sums = _kept(x, finite).double().unflatten(-1, (self.heads, -1)).sum(dim=-1)
-            self.num_saturated += int((sums.abs() > self.clamp).sum())
-            self.num_head_sums += sums.numel()
+            self._saturated[0] += int((sums.abs() > SCORE_CLAMP).sum())
+            self._saturated[1] += sums.numel()
 
-        magnitude, median, largest, row_max_ratio = (
-            _kept(part, usable) for part in (magnitude, median, largest, row_max_ratio)
+        magnitude, median, largest, row_ratio = (
+            _kept(part, usable) for part in (magnitude, median, largest, row_ratio)
         )
         ratio = magnitude.double() / median.unsqueeze(-1)
-        has_massive = row_max_ratio > self.threshold
-        self.num_rows_with_massive += int(has_massive.sum())
-        massive = is_massive(ratio[has_massive], self.threshold)
-        self.massive_by_channel += massive.sum(dim=0).cpu()
-        self.neg_log_ratio.update(ratio.add_(LOG_EPS).log10_().neg_())
-        self._row_max_ratio.update(row_max_ratio.log10())
-        self._row_max.update(largest.log10())
-        self._row_median.update(median.log10())
+        has_massive = row_ratio > self.threshold
+        self.massive_by_channel += (ratio[has_massive] > self.threshold).sum(dim=0).cpu()
+        self._counts["rows"] += num_rows
+        self._counts["zero_medians"] += int((finite & ~usable).sum())
+        self._counts["nonfinite_rows"] += int((~finite).sum())
+        self._counts["rows_with_massive"] += int(has_massive.sum())
+        self.neg_log_ratio.update(ratio.add_(_LOG_EPS).log10_().neg_())
+        self._ratio.update(row_ratio.log10())
+        self._largest.update(largest.log10())
+        self._median.update(median.log10())
 
         maxima = torch.full((num_graphs,), torch.nan, dtype=torch.double, device=x.device)
-        maxima.scatter_reduce_(0, _kept(graph, usable), row_max_ratio, "amax", include_self=False)
+        maxima.scatter_reduce_(0, _kept(graph, usable), row_ratio, "amax", include_self=False)
         self.graph_maxima += maxima.tolist()
 
     def statistics(self) -> dict[str, Any]:
         """The summary as one flat row.
 
-        Rows with a zero median and rows that are not finite are counted, as ``zero_medians``
-        and ``nonfinite_rows``, and left out of what follows. Shares are NaN without a usable
-        row; quantiles are exact to 0.6 %.
-
-        Returns:
-            A dict of counts and shares (``rows_with_massive``, ``share_massive`` of activations,
-            ...); ``max_ratio`` and ``row_max_ratio_qXX``, maximum and quantiles over rows of the
-            row's largest ratio; ``max_abs``; ``row_max_abs_q50`` and ``row_median_q50``, medians
-            over rows of the row's largest and median magnitude; and ``share_saturated``, of (row,
-            head), over all finite rows, whose summed score lies outside the clamp, None without
-            heads.
+        Rows with a zero median and rows that are not finite are counted and left out of what
+        follows: counts and shares; ``max_ratio`` and ``row_max_ratio_qXX``, maximum and quantiles
+        over rows of the row's largest ratio; ``max_abs``; ``row_max_abs_q50`` and
+        ``row_median_q50``, medians over rows of the row's largest and median magnitude; and
+        ``share_saturated``, of (row, head), over all finite rows, whose summed score lies outside
+        the clamp, None without heads. Shares are NaN without a usable row; quantiles are exact to
+        0.6 %.
         """
-        channels = 0 if self.massive_by_channel is None else len(self.massive_by_channel)
-        usable = self.num_rows - self.num_zero_medians - self.num_nonfinite_rows
-        massive = self.massive_by_channel if usable else torch.zeros(channels)
-        saturated = _share(self.num_saturated, self.num_head_sums)
-        shown = channels if usable else 0
+        rows, channels, *left_out, with_massive = self._counts.values()
+        usable, massive = rows - sum(left_out), self.massive_by_channel
         return {
-            "rows": self.num_rows,
-            "channels": channels,
-            "zero_medians": self.num_zero_medians,
-            "nonfinite_rows": self.num_nonfinite_rows,
-            "rows_with_massive": self.num_rows_with_massive,
-            "share_rows_with_massive": _share(self.num_rows_with_massive, usable),
+            **self._counts,
+            "share_rows_with_massive": _share(with_massive, usable),
             "share_massive": _share(int(massive.sum()), usable * channels),
-            "share_channels_with_massive": _share(int((massive > 0).sum()), shown),
-            "max_ratio": _power(self._row_max_ratio.max),
+            "share_channels_with_massive": _share(int((massive > 0).sum()), usable and channels),
+            "max_ratio": _power(self._ratio.max),
             **{
-                f"row_max_ratio_q{round(100 * q):02d}": _power(self._row_max_ratio.quantile(q))
+                f"row_max_ratio_q{round(100 * q):02d}": _power(self._ratio.quantile(q))
                 for q in QUANTILES
             },
-            "max_abs": _power(self._row_max.max),
-            "row_max_abs_q50": _power(self._row_max.quantile(0.5)),
-            "row_median_q50": _power(self._row_median.quantile(0.5)),
-            "share_saturated": None if self.heads is None else saturated,
+            "max_abs": _power(self._largest.max),
+            "row_max_abs_q50": _power(self._largest.quantile(0.5)),
+            "row_median_q50": _power(self._median.quantile(0.5)),
+            "share_saturated": None if self.heads is None else _share(*self._saturated),
         }
 
 

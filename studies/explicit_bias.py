@@ -20,7 +20,6 @@ from mapkg.evaluation import batches, predict, predictions
 from mapkg.measures import MASSIVE_RATIO, ActivationSummary
 from mapkg.models import EdgeAttention, GraphNetwork, build
 from mapkg.models.config import Config
-from mapkg.models.edge_attention import SCORE_CLAMP
 from studies import tables
 from studies.data import Splits
 from studies.figures import THRESHOLD_LOOK, over_seeds, whole_ticks
@@ -74,7 +73,7 @@ def readings(
                     attended.sum(), weight, retain_graph=True, materialize_grads=True
                 )
                 row[f"{name}_gradient"] = gradient.abs().max().item()
-            summary = ActivationSummary(heads=attention.heads, clamp=SCORE_CLAMP)
+            summary = ActivationSummary(heads=attention.heads)
             summary.update(score.detach())
             rows.append(row | {name: summary.statistics()[name] for name in SCORES})
     return pd.DataFrame(rows)

@@ -257,7 +257,7 @@ def distribution_grid(histogram: pd.DataFrame) -> Figure:
 
 def _filled(histogram: StreamingHistogram) -> tuple[np.ndarray, np.ndarray]:
     """Edges and counts from the first filled bin to the last."""
-    if outside := histogram.num_below + histogram.num_above:
+    if outside := histogram.num_outside:
         raise ValueError(f"{outside} values lie outside the bins: count them in wider ones")
     edges, counts = histogram.edges.numpy(), histogram.counts.numpy()
     filled = np.flatnonzero(counts)
