@@ -105,7 +105,7 @@ NEG_LOG_RATIO_BINS = (-8.0, 17.0, 1000)
 """Range and number of the bins of -log10 ratio."""
 
 DECADES = (-40.0, 40.0, 16_000)
-"""Range and number of the bins of log10 of what a row has: 0.005 decades are 1.2 %."""
+"""Range and number of the bins of log10 of what a row has, of 0.005 decades or 1.2 %."""
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 """Quantiles over rows that a summary reports."""
