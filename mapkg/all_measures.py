@@ -54,6 +54,52 @@ def row_measures(
     return {name: value.where(usable, torch.nan) for name, value in of_rows.items()}
 
 
+def layer_ratio(
+    x: Float[Tensor, "rows channels"], graph: Int[Tensor, " rows"] | None = None
+) -> Float[Tensor, "rows channels"]:
+    """Magnitude of each activation over the median magnitude of its layer.
+
+    Args:
+        x: activations, shape [rows, channels].
+        graph: which graph each row is of, shape [rows]; the median is then that of all rows of
+            the graph. None takes that of all rows, of a batch or of a data set.
+
+    Returns:
+        Ratios, shape [rows, channels], exact; NaN in rows that are not finite, which count in no
+        median, and where a median is zero.
+
+    Source: massive-activations paper, option ``batch_median`` of its code.
+    """
+    magnitude, median = _with_graph_median(x, graph)
+    return magnitude / median.where(median > 0, torch.nan)
+
+
+def is_massive_by_sun(
+    x: Float[Tensor, "rows channels"], graph: Int[Tensor, " rows"] | None = None
+) -> Bool[Tensor, "rows channels"]:
+    """Which activations are above 100 and above 1000 times the median of their graph.
+
+    Arguments as for ``layer_ratio``.
+
+    Source: Sun et al. 2024, of the tensor of one sequence. differs: of one graph.
+    """
+    magnitude, median = _with_graph_median(x, graph)
+    return (magnitude > SUN_MAGNITUDE) & (magnitude > MASSIVE_RATIO * median)
+
+
+def _with_graph_median(
+    x: Float[Tensor, "rows channels"], graph: Int[Tensor, " rows"] | None
+) -> tuple[Float[Tensor, "rows channels"], Float[Tensor, "rows 1"]]:
+    """Magnitudes, and the median of its graph beside each row; NaN for rows that are not finite."""
+    ascending = sorted_magnitudes(x)
+    graph = torch.zeros_like(x[:, 0], dtype=torch.long) if graph is None else graph
+    graphs = int(graph.max()) + 1 if len(x) else 0
+    place = graph.where(ascending[:, -1].isfinite(), graphs).unsqueeze(0)
+    medians = _graph_medians(ascending.unsqueeze(0), place, graphs)
+    medians[:, -1] = torch.nan
+    return x.abs().to(ascending.dtype), medians.gather(1, place).T
+
+
 @torch.no_grad()
 def _graph_medians(
     ascending: Float[Tensor, "stack rows channels"], graph: Int[Tensor, "stack rows"], graphs: int
@@ -108,8 +154,8 @@ COLUMNS = (
 
 Rows that are not finite or have a zero median are counted and left out of the rest. Rows with a
 zero median do count where no row median is asked for: in ``max_abs``, ``layer_median``,
-``max_layer_ratio``, Sun's rule and ``share_saturated``. Rows with a zero have no ln and are left out
-of the spread. ``molecules`` are graphs with a finite row, ``sun_molecules`` and ``sun_edges`` the
+``max_layer_ratio``, Sun's rule and ``share_saturated``. Rows with a zero have no ln and are left
+out of the spread. ``molecules`` are graphs with a finite row, ``sun_molecules`` and ``sun_edges`` the
 graphs and rows that have an activation that is massive by Sun's rule.
 """
 

@@ -96,7 +96,8 @@ def ratio_parts(
     return torch.from_numpy(values.copy()).where(~largest.isnan(), torch.nan), largest
 
 
-_LOG_EPS = 2.220446049250313e-16  # is added to a ratio, as in the published distribution figure
+LOG_EPS = 2.220446049250313e-16
+"""Added to a ratio before its logarithm, as in the published distribution figure."""
 
 # 1000 bins as in the published figure, but of a fixed range, so that they can stream; it holds
 # 15.65, where the published epsilon puts an activation of exactly zero.
@@ -229,7 +230,7 @@ class ActivationSummary:
         self._counts["zero_medians"] += int((finite & ~usable).sum())
         self._counts["nonfinite_rows"] += int((~finite).sum())
         self._counts["rows_with_massive"] += int(has_massive.sum())
-        self.neg_log_ratio.update(ratio.add_(_LOG_EPS).log10_().neg_())
+        self.neg_log_ratio.update(ratio.add_(LOG_EPS).log10_().neg_())
         self._ratio.update(row_ratio.log10())
         self._largest.update(largest.log10())
         self._median.update(median.log10())

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from mapkg.all_measures import BIN, COLUMNS, AllMeasures, row_measures, sorted_magnitudes
+from mapkg.all_measures import (
+    BIN,
+    COLUMNS,
+    AllMeasures,
+    is_massive_by_sun,
+    layer_ratio,
+    row_measures,
+    sorted_magnitudes,
+)
 from mapkg.measures import QUANTILES
 
 HALF_BIN = 10 ** (BIN / 2) * (1 + 1e-6)
@@ -161,3 +169,16 @@ def test_half_precision_is_read_as_single():
 def test_a_single_channel_has_no_measure():
     with pytest.raises(ValueError, match="at least 2 channels, got 1: a single channel"):
         row_measures(torch.ones(3, 1))
+
+
+def test_the_layer_ratio_and_suns_rule_divide_by_the_median_of_a_graph():
+    x = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6000.0], [0.01, 0.01, 99.0], [9.0, 1.0, 0.01]])
+    x = torch.cat([x, torch.tensor([[math.nan, 1.0, 1.0], [0.0, 0.0, 0.0]])])
+    whole, graph = layer_ratio(x[:4]), torch.tensor([0, 0, 1, 1, 1, 2])
+    torch.testing.assert_close(whole, x[:4].abs() / 2)  # 12 magnitudes, the sixth is 2
+    of_graph = layer_ratio(x, graph)  # medians 3, 0.01 and 0
+    torch.testing.assert_close(of_graph[:4], x[:4].abs() / torch.tensor([[3.0, 3, 0.01, 0.01]]).T)
+    assert of_graph[4:].isnan().all()
+    assert is_massive_by_sun(x, graph).nonzero().tolist() == [[1, 2]]  # 99 is not above 100
+    assert is_massive_by_sun(x[1:2] * 10).nonzero().tolist() == [[0, 2]]
+    assert not is_massive_by_sun(torch.tensor([[0.2, 0.2, 199.0]])).any()
