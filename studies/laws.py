@@ -219,6 +219,7 @@ def tails(histogram: pd.DataFrame) -> pd.DataFrame:
         spread = np.sqrt(n @ (x - n @ x / total) ** 2 / total)
         beyond = n[::-1].cumsum()[::-1] <= TAIL * total
         tail = n[beyond] @ (x[beyond] - x[beyond][0]) / n[beyond].sum()
+        tail += np.log(10) * width / 2  # from the edge of its first bin, not the center
         coarse = pd.Series(n).groupby(np.floor(10 * decades).astype(int)).sum()
         coarse = coarse.reindex(range(coarse.idxmax(), coarse.index[-1] + 1), fill_value=0)
         growth = coarse / coarse.cummin().clip(lower=1)
