@@ -106,12 +106,11 @@ COLUMNS = (
 )
 """What ``AllMeasures.table`` gives.
 
-Rows that are not finite and rows whose median is zero are counted and left out of the rest. Rows
-with a zero median do count where no row median is asked for: in ``max_abs``, ``layer_median``,
-``max_layer_ratio``, Sun's rule and ``share_saturated``. Rows with a zero among their entries
-have no ln and are left out of the spread. ``molecules`` are graphs with a finite row, and
-``sun_molecules`` and ``sun_edges`` the graphs and rows with an activation that is massive by
-Sun's rule.
+Rows that are not finite or have a zero median are counted and left out of the rest. Rows with a
+zero median do count where no row median is asked for: in ``max_abs``, ``layer_median``,
+``max_layer_ratio``, Sun's rule and ``share_saturated``. Rows with a zero have no ln and no spread.
+``molecules`` are graphs with a finite row, ``sun_molecules`` and ``sun_edges`` the graphs and rows
+that have an activation that is massive by Sun's rule.
 """
 
 

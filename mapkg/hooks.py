@@ -51,12 +51,8 @@ _STANCE, _stances = threading.Lock(), []  # of the compiler, one for each open c
 def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module]:
     """The submodules that names or patterns stand for, in the model's own order.
 
-    A pattern with a stage stands for the modules that have this stage: ``"*:message"`` finds every
-    ``MessagePassing`` module of a model.
-
     Raises:
-        KeyError: if a name or pattern matches nothing; the message lists near matches, or the
-            stages there are.
+        KeyError: if a name or pattern matches nothing; lists near matches, or the stages there are.
         TypeError: if the model is no module, the names are no strings, or all that a name stands
             for is in code of ``torch.jit``, ``torch.export`` or ``torch.fx`` that does not call it.
     """
@@ -137,9 +133,9 @@ def scan(
     """Run a model over batches in evaluation mode and yield what its submodules return.
 
     Each batch is one forward pass without gradients, made when the loop asks for it, on a copy:
-    what a model writes into the batch is not in the loader's. Modes and hooks are changed during
-    a pass only, and threads make one pass at a time. In the body of the loop, and however it ends,
-    the model is as it was. The outputs of a batch are held as long as the loop holds them.
+    what a model writes into the batch is not in the loader's. In the body of the loop, and however
+    it ends, the model is as it was; threads make one pass at a time. The outputs of a batch are
+    held as long as the loop holds them.
 
     Args:
         model, names: as for ``resolve``; ``""`` is the model itself.

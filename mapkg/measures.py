@@ -57,8 +57,7 @@ def row_median(x: Float[Tensor, "rows channels"]) -> Float[Tensor, " rows"]:
 def activation_ratio(x: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows channels"]:
     """Magnitude of each activation over the median magnitude of its row.
 
-    NaN in rows that are not finite or whose median is zero; ValueError if x is no tensor of real
-    numbers of that shape.
+    NaN in rows that are not finite or whose median is zero.
 
     Source: massive-activations paper, Equation (1). differs: zero medians gave infinity.
     """
@@ -242,13 +241,11 @@ class ActivationSummary:
     def statistics(self) -> dict[str, Any]:
         """The summary as one flat row.
 
-        Rows with a zero median and rows that are not finite are counted and left out of what
-        follows: counts and shares; ``max_ratio`` and ``row_max_ratio_qXX``, maximum and quantiles
-        over rows of the row's largest ratio; ``max_abs``; ``row_max_abs_q50`` and
-        ``row_median_q50``, medians over rows of the row's largest and median magnitude; and
-        ``share_saturated``, of (row, head), over all finite rows, whose summed score lies outside
-        the clamp, None without heads. Shares are NaN without a usable row; quantiles are exact to
-        0.6 %.
+        Rows that are not finite or have a zero median are counted and left out of what follows:
+        shares, NaN without a usable row; ``max_ratio`` and ``row_max_ratio_qXX``, maximum and
+        quantiles over rows, exact to 0.6 %, of the row's largest ratio; ``max_abs``;
+        ``row_max_abs_q50`` and ``row_median_q50``, of the row's largest and median magnitude; and
+        ``share_saturated``, of (finite row, head), whose summed score lies outside the clamp.
         """
         rows, channels, *left_out, with_massive = self._counts.values()
         usable, massive = rows - sum(left_out), self.massive_by_channel

@@ -51,9 +51,7 @@ class Report:
             ``ln |x|`` in rows; the median over rows of largest over second largest);
             ``share_rows_with_massive``, NaN without a threshold; ``chance_level``, what the null
             exceeds in one case of twenty; ``p_value``, how likely it exceeds the value.
-        model: the name of the model's class.
-        threshold: the ratio above which an activation is massive.
-        null: what the p-values are relative to.
+        model, threshold, null: the model's class, and what values are compared with.
     """
 
     table: pd.DataFrame

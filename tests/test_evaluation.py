@@ -11,7 +11,7 @@ from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from mapkg import attribution, interventions
+from mapkg import interventions
 from mapkg.attack import Ascent, attack, where_massive
 from mapkg.evaluation import (
     batches,
@@ -29,7 +29,6 @@ from mapkg.models import build
 from mapkg.reporting import report
 from studies import edge_kinds, explanations
 from studies.explicit_bias import idle_term, readings
-from studies.observation import bond_ratios, edge_maxima, summarise, summarise_scores
 from studies.published import CONFIGS
 
 NAN = math.nan
@@ -188,17 +187,10 @@ def some_importance(graphs):
 BRIEF = dict(restarts=[0], ascent=Ascent(passes=1), progress=False)
 LOOKING = {
     "report": lambda m, graphs: report(m, DataLoader(graphs, 4)),
-    "summarise": summarise,
-    "summarise_scores": lambda m, graphs: summarise_scores(m, CONFIG, graphs),
-    "edge_maxima": edge_maxima,
-    "bond_ratios": lambda m, graphs: bond_ratios(m, graphs, heads=4),
-    "predictions": predictions,
     "calibrate_batch_norm": calibrate_batch_norm,
-    "heat_map": lambda m, graphs: attribution.heat_map(m, graphs, labels(graphs), 4),
     "score_parts": lambda m, graphs: edge_kinds.score_parts(m, graphs, labels(graphs), "abcd"),
     "first_layer": lambda m, gs: edge_kinds.first_layer(m, edge_kinds.distinct_edges(gs)),
     "intervene": lambda m, graphs: interventions.intervene(m, graphs, reference=graphs),
-    "channel_means": lambda m, graphs: interventions.channel_means(m, graphs, "*.score"),
     "curve": lambda m, graphs: explanations.curve(m, graphs, some_importance(graphs)),
     "edge_importance": lambda m, graphs: explanations.edge_importance(m, graphs, "ratio"),
     "attack": lambda m, graphs: attack(m, graphs, [0.1], **BRIEF),
@@ -206,7 +198,7 @@ LOOKING = {
     "idle_term": lambda m, graphs: idle_term(m, CONFIG, graphs),
     "readings": readings,
 }
-"""Calls of the functions that run a model and do not train it."""
+"""Calls that run a model in other ways than by a scan alone, and do not train it."""
 
 
 @pytest.fixture(scope="module")

@@ -481,48 +481,38 @@ def test_without_a_reducer_a_module_runs_once_in_a_pass():
 # Where hooks do not see what they seem to.
 
 
-def compiled(function):
-    """The function, which has run without hooks."""
-    function = torch.compile(function, backend="eager")
-    function(INPUT)
-    return function
-
-
-def compiled_in_place(model):
-    model[0].compile(backend="eager")
-    model[0](INPUT)
-    model.forward = compiled(model.forward)
-    return model, model
+def compiled(model):
+    """The model, which has run without hooks."""
+    model = torch.compile(model, backend="eager")
+    model(INPUT)
+    return model
 
 
 COMPILED = {
-    "returned": lambda model: [compiled(model)] * 2,
-    "in place": compiled_in_place,
-    "a function around it": lambda model: (model, compiled(lambda x: model(x))),
-    "unflattened": lambda model: [torch.export.unflatten(torch.export.export(model, (INPUT,)))] * 2,
-    "a part of a script": lambda model: [nn.Sequential(model[:2], torch.jit.script(model[2]))] * 2,
+    "compiled": compiled,
+    "unflattened": lambda model: torch.export.unflatten(torch.export.export(model, (INPUT,))),
+    "a part of a script": lambda model: nn.Sequential(model[:2], torch.jit.script(model[2])),
 }
 
 
 @pytest.mark.parametrize("way", COMPILED)
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
 def test_hooks_see_what_compiled_code_computes(way):
-    plain = sequential()
-    model, run = COMPILED[way](sequential())
+    plain, model = sequential(), COMPILED[way](sequential())
     (name,) = resolve(model, "*0" if way != "a part of a script" else "0.0")
     with torch.compiler.set_stance("fail_on_recompile"):
         first, second = record(model, name), record(model, name)
         with first as other, nullcontext(second.__enter__()) as seen:
-            assert torch.equal(run(INPUT), plain(INPUT))
-        assert torch.equal(run(INPUT), plain(INPUT))  # the first is left, the second is not
+            assert torch.equal(model(INPUT), plain(INPUT))
+        assert torch.equal(model(INPUT), plain(INPUT))  # the first is left, the second is not
         second.__exit__(None, None, None)
         with pytest.raises(RuntimeError, match="recompile"):  # again as it was asked for
             torch.compile(lambda x: x + 1, backend="eager")(INPUT)
     assert [len(other[name]), len(seen[name])] == [1, 2]
     assert all(torch.equal(x, plain[0](INPUT)) for x in seen[name])
     with edit(model, {name: torch.zeros_like}):
-        zero = run(INPUT)
-    assert torch.equal(zero[0], zero[1]) and torch.equal(run(INPUT), plain(INPUT))
+        zero = model(INPUT)
+    assert torch.equal(zero[0], zero[1]) and torch.equal(model(INPUT), plain(INPUT))
 
 
 MADE = {
