@@ -154,9 +154,9 @@ COLUMNS = (
 
 Rows that are not finite or have a zero median are counted and left out of the rest. Rows with a
 zero median do count where no row median is asked for: in ``max_abs``, ``layer_median``,
-``max_layer_ratio``, Sun's rule and ``share_saturated``. Rows with a zero have no ln and are left
-out of the spread. ``molecules`` are graphs with a finite row, ``sun_molecules`` and ``sun_edges``
-the graphs and rows that have an activation that is massive by Sun's rule.
+``max_layer_ratio``, Sun's rule and ``share_saturated``. Rows with a zero have no ln and no spread.
+``molecules`` are graphs with a finite row, ``sun_molecules`` and ``sun_edges`` the graphs and rows
+that have an activation that is massive by Sun's rule.
 """
 
 

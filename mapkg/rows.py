@@ -60,9 +60,11 @@ def as_rows(
     """
     output = output if rows is None else rows(module, output, batch)
     expected, kind = f"expected {name!r} to return", type(output).__name__
-    if is_tensor := isinstance(output, Tensor):
-        kind = f"a tensor of {output.dtype}, {output.layout}, on {output.device}"
-    is_dense = is_tensor and output.layout == torch.strided and not output.is_meta
+    is_dense = False
+    if isinstance(output, Tensor):
+        nested = "nested " if output.is_nested else ""
+        kind = f"a {nested}tensor of {output.dtype}, {output.layout}, on {output.device}"
+        is_dense = not nested and output.layout == torch.strided and not output.is_meta
     if not is_dense or not output.is_floating_point():
         raise TypeError(f"{expected} a tensor of real numbers, got {kind}; {_ADVICE}")
     if output.dim() not in (2, 3) or not output.size(-1):

@@ -475,7 +475,11 @@ BY_X = {"forward": lambda model, batch: model(batch.x)}
         (TOKENS, [torch.randn(2, 7, 8)], {"names": "linear2"}, ValueError, "does not say what a r"),
         (SQUARE, plain(1, 12), {"names": "0"} | BY_X, ValueError, r"\[6, 6, 2\], of which the bat"),
         (GCNConv(4, 4, decomposed_layers=2), plain(), {}, ValueError, "computed in 2 pieces.*set"),
-        (*returns(NESTED), TypeError, "torch.jagged, on cpu; name .*pass rows=.* if it is nested"),
+        (
+            *returns(NESTED),
+            TypeError,
+            "got a nested tensor .*pass rows=.* if it is nested",
+        ),
         (*returns(torch.ones(3)), ValueError, r"\[rows, channels\] or .* got \[3\]; name the mod"),
         (*returns(torch.ones(2, 0)), ValueError, r"got \[2, 0\]; name the module"),
         (*returns(torch.ones(2, 3).long()), TypeError, "got a tensor of torch.int64"),
