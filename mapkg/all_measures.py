@@ -141,14 +141,11 @@ _OF_ROWS = ("largest", "median", "ratio", "max_over_second", "max_over_q90", "ku
 
 COLUMNS = (
     *("rows", "zero_medians", "nonfinite_rows", "rows_with_zero"),
-    *("max_ratio", *(f"row_max_ratio_q{round(100 * q):02d}" for q in QUANTILES)),
-    *("rows_with_massive", "share_rows_with_massive"),
+    *("max_ratio", *QUANTILES, "rows_with_massive", "share_rows_with_massive"),
     *("max_abs", "row_max_abs_q50", "row_median_q50"),
     *("layer_median", "max_layer_ratio", "share_rows_with_layer_massive"),
-    *("molecules", "sun_molecules", "sun_edges"),
-    *("spread_mean", "spread_sd"),
-    *("max_over_second_q50", "max_over_q90_q50", "kurtosis_q50"),
-    "share_saturated",
+    *("molecules", "sun_molecules", "sun_edges", "spread_mean", "spread_sd"),
+    *("max_over_second_q50", "max_over_q90_q50", "kurtosis_q50", "share_saturated"),
 )
 """What ``AllMeasures.table`` gives.
 
@@ -286,10 +283,7 @@ class AllMeasures:
         return {
             **count,
             "max_ratio": ratio.where(usable > 0, torch.nan),
-            **{
-                f"row_max_ratio_q{round(100 * q):02d}": self._quantile("ratio", q)
-                for q in QUANTILES
-            },
+            **{name: self._quantile("ratio", q) for name, q in QUANTILES.items()},
             "share_rows_with_massive": count["rows_with_massive"] / usable,
             "max_abs": largest,
             "row_max_abs_q50": middle["largest"],

@@ -107,7 +107,7 @@ NEG_LOG_RATIO_BINS = (-8.0, 17.0, 1000)
 DECADES = (-40.0, 40.0, 16_000)
 """Range and number of the bins of log10 of what a row has, of 0.005 decades or 1.2 %."""
 
-QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+QUANTILES = {f"row_max_ratio_q{round(100 * q):02d}": q for q in (0.01, 0.25, 0.5, 0.75, 0.99)}
 """Quantiles over rows that a summary reports."""
 
 
@@ -256,10 +256,7 @@ class ActivationSummary:
             "share_massive": _share(int(massive.sum()), usable * channels),
             "share_channels_with_massive": _share(int((massive > 0).sum()), usable and channels),
             "max_ratio": _power(self._ratio.max),
-            **{
-                f"row_max_ratio_q{round(100 * q):02d}": _power(self._ratio.quantile(q))
-                for q in QUANTILES
-            },
+            **{name: _power(self._ratio.quantile(q)) for name, q in QUANTILES.items()},
             "max_abs": _power(self._largest.max),
             "row_max_abs_q50": _power(self._largest.quantile(0.5)),
             "row_median_q50": _power(self._median.quantile(0.5)),

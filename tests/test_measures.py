@@ -111,7 +111,7 @@ def test_counts_and_quantiles_agree_with_numpy_to_half_a_bin(total):
     np.testing.assert_array_equal(histogram.counts.numpy(), expected)
     np.testing.assert_allclose(histogram.edges.numpy(), edges, rtol=0, atol=1e-14)
     assert histogram.num_outside == total - expected.sum()
-    for q in (0.0, *QUANTILES, 1.0):
+    for q in (0.0, *QUANTILES.values(), 1.0):
         exact = np.quantile(values.numpy(), q, method="inverted_cdf")
         if -4 < exact < 5:
             assert abs(histogram.quantile(q) - exact) <= 0.025 + 1e-12
