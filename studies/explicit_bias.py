@@ -48,11 +48,9 @@ def readings(
     for layer, inputs in enumerate(_inputs(model, graphs)):
         plain = copy.deepcopy(model.layers[layer].attention).double().eval()
         generator = torch.Generator().manual_seed(seed)
-        size = plain.heads, plain.head_channels
-        vectors = {
-            name: scale * torch.randn(size, generator=generator, dtype=torch.float64)
-            for name in ("key_term", "edge_term", "value_term")
-        }
+        size, draw = (plain.heads, plain.head_channels), dict(generator=generator)
+        names = ("key_term", "edge_term", "value_term")
+        vectors = {n: scale * torch.randn(size, **draw, dtype=torch.float64) for n in names}
         (without, _), (x, (source, target), _) = plain(*inputs), inputs
         mean = scatter(plain.value(x)[source], target, dim_size=len(x), reduce="mean")
         shift, has_neighbors = vectors["value_term"].flatten(), target.unique()

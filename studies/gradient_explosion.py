@@ -189,7 +189,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "balanced": {"balanced": True},
     "residual": {"residual": True},
 }
-"""At the published dropouts: nothing, gradients clipped to a norm of all of 1, and two rivals."""
+"""At the published dropouts nothing, gradients clipped to a norm of all of 1, and two rivals."""
 
 PUBLISHED_DROPOUTS = (0.6, 0.3)
 """Of features and of attention weights."""
