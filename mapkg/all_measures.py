@@ -14,15 +14,13 @@ SUN_MAGNITUDE = 100.0
 """A massive activation after Sun et al. (2024) is larger than this, too."""
 
 
-def sorted_magnitudes(x: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Magnitudes in each row from the least to the largest, NaN last; half precision as single."""
-    return (x.float() if x.element_size() < 4 else x).abs().sort(dim=-1).values
-
-
 def row_measures(
-    ascending: Float[Tensor, "*stack rows channels"],
+    x: Float[Tensor, "*stack rows channels"],
 ) -> dict[str, Float[Tensor, "*stack rows"]]:
-    """What each row is by all measures that look at rows, from ``sorted_magnitudes``.
+    """What each row is by all measures that look at rows.
+
+    Args:
+        x: activations, shape [rows, channels], or several such.
 
     Returns:
         A dict of tensors with one number per row. ``largest`` and ``median`` magnitude (the lower
@@ -31,6 +29,16 @@ def row_measures(
         over the ceil(0.9 D)-th from below; ``kurtosis``, mean(x^4) / mean(x^2)^2. NaN where a row
         is not finite, where its median is zero, and ``spread`` where any channel is.
     """
+    return _of_rows(_sorted_magnitudes(x))
+
+
+def _sorted_magnitudes(x: Tensor) -> Tensor:
+    """Magnitudes in each row from the least to the largest, NaN last; half precision as single."""
+    return (x.float() if x.element_size() < 4 else x).abs().sort(dim=-1).values
+
+
+def _of_rows(ascending: Tensor) -> dict[str, Tensor]:
+    """``row_measures`` of magnitudes in order."""
     width = ascending.size(-1)
     if width < 2:
         raise ValueError(
@@ -91,7 +99,7 @@ def _with_graph_median(
     x: Float[Tensor, "rows channels"], graph: Int[Tensor, " rows"] | None
 ) -> tuple[Float[Tensor, "rows channels"], Float[Tensor, "rows 1"]]:
     """Magnitudes, and the median of its graph beside each row; NaN for rows that are not finite."""
-    ascending = sorted_magnitudes(x)
+    ascending = _sorted_magnitudes(x)
     graph = torch.zeros_like(x[:, 0], dtype=torch.long) if graph is None else graph
     graphs = int(graph.max()) + 1 if len(x) else 0
     place = graph.where(ascending[:, -1].isfinite(), graphs).unsqueeze(0)
@@ -208,8 +216,8 @@ class AllMeasures:
         """Add a batch of so many graphs; ``mask`` has the rows that are no padding, None all."""
         if x.size(1) == 0:
             return
-        ascending = sorted_magnitudes(x)
-        of_rows = row_measures(ascending)
+        ascending = _sorted_magnitudes(x)
+        of_rows = _of_rows(ascending)
         least, median, largest = (ascending[..., i] for i in (0, (x.size(-1) - 1) // 2, -1))
         mask = torch.ones_like(graph, dtype=torch.bool) if mask is None else mask
         finite = mask & largest.isfinite()
