@@ -298,16 +298,11 @@ def _later(epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def massive_layers(epochs: pd.DataFrame) -> pd.DataFrame:
-    """How many layers an epoch are massive by each measure, in the second half of training.
-
-    A row per architecture and arm, a column per measure and seed. For the median of the layer, in
-    Sun's rule, stands the typical median of a row.
-    """
+    """Layers an epoch that are massive in the second half; Sun's rule with typical row medians."""
     late = _later(epochs)
-    sun = (late["max_abs"] > SUN_MAGNITUDE) & (
-        late["max_abs"] > MASSIVE_RATIO * late["row_median_q50"]
-    )
-    late = late.assign(**{"row ratio": late["max_ratio"] > MASSIVE_RATIO, "Sun's rule": sun})
+    bar = (MASSIVE_RATIO * late["row_median_q50"]).clip(lower=SUN_MAGNITUDE)
+    passed = {"row ratio": late["max_ratio"] > MASSIVE_RATIO, "Sun's rule": late["max_abs"] > bar}
+    late = late.assign(**passed)
     keys, measures = ["label", "run", "seed"], ["row ratio", "Sun's rule"]
     by_epoch = late.groupby([*keys, "epoch"], sort=False)[measures].sum()
     return by_epoch.groupby(keys, sort=False).mean().unstack("seed")
