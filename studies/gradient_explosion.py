@@ -219,7 +219,7 @@ def descend(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step in range(1, schedule.epochs + 1):
-            loss = next(task.steps(network.train(), schedule))[0]
+            loss = next(task.steps(network.train(), schedule, seed))[0]
             optimizer.zero_grad()
             loss.backward()
             yield step, loss.item()
