@@ -102,7 +102,6 @@ SCORES = nn.ModuleDict({"a[1]": nn.ReLU(), "a1": nn.ReLU(), "b:message": nn.ReLU
     [
         (sequential, ["2", "[0-1]", "0"], "0 1 2"),  # once each, in the model's order
         (sequential, "?", "0 1 2"),
-        (sequential, "*", " 0 1 2"),
         (sequential, "", ""),
         # Where there is this stage; an exact name comes before its reading as a pattern or a stage.
         (lambda: Convolutions("gat", "transformer"), "*:edge_update", "convs.0:edge_update"),
@@ -115,6 +114,7 @@ def test_names_and_patterns_resolve_in_the_order_of_the_model(make, names, expec
     model = make()
     found = resolve(model, names)
     assert [*found] == expected.split(" ")
+    assert [*resolve(model, "*")] == [*dict(model.named_modules())], "and no stages"
     for name, module in found.items():
         exact = name in dict(model.named_modules())
         assert module is model.get_submodule(name if exact else name.partition(":")[0])
