@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mapkg import hooks
 from mapkg.all_measures import COLUMNS, UNITS, AllMeasures
 from mapkg.measures import MASSIVE_RATIO, MEASURES, ActivationSummary
-from mapkg.nulls import MAX_CHANNELS, ProductNull, p_value
+from mapkg.nulls import MAX_CHANNELS, ProductNull, Values, p_value
 from mapkg.rows import Rows, as_rows, default_names, graphs_of_rows, off_floor, row_codes
 
 MAX_DISTINCT = 100_000
@@ -124,7 +124,7 @@ def report(
     measure: str = "row",
     over: str = "data",
     names: str | Sequence[str] | None = None,
-    null: Iterable[nn.Module] | None = None,
+    null: Iterable[nn.Module] | Mapping[str, Values] | None = None,
     threshold: float = MASSIVE_RATIO,
     forward: hooks.Forward | None = None,
     rows: Rows | None = None,
@@ -147,7 +147,7 @@ def report(
             products of three normals (``ProductNull.chance``), of which no scale follows and so
             no null of Sun's rule. Models, for example untrained ones of other seeds, are run over
             the same batches, one after another, as an iterator makes them; the p-value is then by
-            rank (``p_value``).
+            rank (``p_value``). A mapping holds, for each layer, values that were found before.
         threshold: the row or layer ratio above which an activation is massive. Spread and
             isolation have none: massive is what is above the ``chance_level``.
         rows: makes rows of channels of outputs that have another shape, as in ``lambda module,
@@ -168,13 +168,17 @@ def report(
         if given not in known:
             raise ValueError(f"{option}: expected one of {', '.join(known)}, got {given!r}")
     measures = [*MEASURES] if measure == "all" else [measure]
-    if null is not None and iter(loader) is loader:
+    if null is not None and not isinstance(null, Mapping) and iter(loader) is loader:
         once = f"a one-time {type(loader).__name__}: pass list(loader)"
         raise ValueError(f"expected a loader to run through for each model of the null, got {once}")
     settings = dict(measures=measures, threshold=threshold, over=over)
     settings |= dict(names=names, forward=forward, rows=rows, progress=progress)
-    layers, source, drawn = _layers(model, loader, **settings), "product of normals", None
-    if null is not None:
+    layers, source, draws = _layers(model, loader, **settings), "product of normals", None
+    if isinstance(null, Mapping):
+        if len(measures) > 1:
+            raise ValueError("null: expected models for several measures, got values; ask for one")
+        source, draws = "values given", {(name, measure): null[name] for name in null}
+    elif null is not None:
         drawn = [
             {layer.name: layer.statistics() for layer in _layers(other, loader, **settings)}
             for other in null
@@ -182,8 +186,13 @@ def report(
         if not drawn:
             raise ValueError("expected at least one model as null, got none")
         source = f"{len(drawn)} null model{'s' if len(drawn) > 1 else ''}"
+        draws = {(n, m): [one[n][m] for one in drawn] for n in drawn[0] for m in measures}
+    for name in (layer.name for layer in layers if draws is not None):
+        if (name, measures[0]) not in draws:
+            there = ", ".join(name for name, _ in draws)
+            raise KeyError(f"the null has no values for {name!r}; it has {there}")
     table = [
-        layer.row(each, source, drawn and [one[layer.name][each] for one in drawn])
+        layer.row(each, source, draws and draws[layer.name, each])
         for layer in layers
         for each in measures
     ]

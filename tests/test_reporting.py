@@ -205,6 +205,17 @@ def test_untrained_models_as_null_give_a_p_value_by_rank(measure):
     assert row["chance_level"] == np.quantile(values, 0.95)
 
 
+def test_values_found_before_serve_as_null_and_each_layer_needs_them():
+    null = {"first.score": [10.0, 20.0, 9e9], "second.score": [1.0] * 19}
+    found = report(Scored(), [MASSIVE], null=null)
+    assert found.table["p_value"].tolist() == [2 / 4, 1 / 20]
+    assert found.table["verdict"].str.endswith("(values given)").all()
+    with pytest.raises(KeyError, match=r"no values for 'second.score'; it has first.score"):
+        report(Scored(), [MASSIVE], null={"first.score": [1.0]})
+    with pytest.raises(ValueError, match="expected models for several measures, got values"):
+        report(Scored(), [MASSIVE], null=null, measure="all")
+
+
 # Other measures.
 
 
