@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from mapkg.measures import StreamingHistogram
 from studies.data import BUNDLED
 from studies.laws import fit_law, histogram_from_table
-from studies.summary import StreamingHistogram
 
 SAMPLE = 100_000
 

@@ -213,12 +213,11 @@ def api() -> Iterator[str]:
 
 def status(pages: Iterable[Path]) -> Iterator[str]:
     """The page of versions and run times after its introduction."""
-    yield f"\n{versions()}\n\n| page | run on | seconds |\n|---|---|---|\n"
+    yield f"\n{versions()}\n\n| page | seconds |\n|---|---|\n"
     for page in pages:
         if page.suffix == ".ipynb":
             ran = json.loads((EXECUTED / page.name).read_text())["metadata"]["papermill"]
-            link = f"[](../notebooks/{page.name})"
-            yield f"| {link} | {ran['end_time'][:10]} | {ran['duration']:.0f} |\n"
+            yield f"| [](../notebooks/{page.name}) | {ran['duration']:.0f} |\n"
 
 
 def published(text: str, of_page: list[dict[str, str]] | None) -> str:

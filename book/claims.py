@@ -61,6 +61,6 @@ def tables(claims: Claims) -> str:
             rows["new" if each["verdict"] == "new" else "verdict"].append(
                 f"| {each['claim']} | {each['badge']} | {each['found']} | {link} |\n"
             )
-    head = "| {} | | what we find | page |\n|---|---|---|---|\n"
+    head = "| {} | verdict | what we find | page |\n|---|---|---|---|\n"
     papers, ours = (head.format(name) for name in ("claim of a paper", "question of this book"))
     return papers + "".join(rows["verdict"]) + "\n" + ours + "".join(rows["new"])

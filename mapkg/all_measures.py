@@ -1,15 +1,14 @@
-r"""All measures of massive activations, of rows in hand or streamed on the device.
-
-Which measure to use when stands in ``mapkg.measures``.
-"""
+"""All measures of ``mapkg.measures``, of rows in hand or streamed on the device."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mapkg.measures import MASSIVE_RATIO, QUANTILES
+from mapkg.measures import DECADES, MASSIVE_RATIO, QUANTILES
+from mapkg.models.edge_attention import SCORE_CLAMP
 
 SUN_MAGNITUDE = 100.0
 """A massive activation after Sun et al. (2024) is larger than this, too."""
@@ -24,17 +23,13 @@ def row_measures(
         x: activations, shape [rows, channels], or several such.
 
     Returns:
-        A dict of tensors with one number per row, shape [rows]. ``largest`` and ``median``
-        magnitude (the lower middle one) and ``ratio`` of both; ``spread``, the standard deviation
-        of ``ln |x|`` (divisor D - 1); ``max_over_second`` and ``max_over_q90``, the largest over
-        the second largest and over the ceil(0.9 D)-th from below; ``kurtosis``,
-        mean(x^4) / mean(x^2)^2. NaN where a row is not finite, where its median is zero, and
-        ``spread`` where any channel is.
-
-    Raises:
-        ValueError: if there is a single channel, in which nothing can stand out.
+        A dict of tensors with one number per row. ``largest`` and ``median`` magnitude (the lower
+        middle one) and ``ratio`` of both; ``spread``, the standard deviation of ``ln |x|`` (divisor
+        D - 1); ``max_over_second`` and ``max_over_q90``, the largest over the second largest and
+        over the ceil(0.9 D)-th from below; ``kurtosis``, mean(x^4) / mean(x^2)^2. NaN where a row
+        is not finite, where its median is zero, and ``spread`` where any channel is.
     """
-    return _measures_of_sorted(_sorted_magnitudes(x))
+    return _of_rows(_sorted_magnitudes(x))
 
 
 def _sorted_magnitudes(x: Tensor) -> Tensor:
@@ -42,7 +37,7 @@ def _sorted_magnitudes(x: Tensor) -> Tensor:
     return (x.float() if x.element_size() < 4 else x).abs().sort(dim=-1).values
 
 
-def _measures_of_sorted(ascending: Tensor) -> dict[str, Tensor]:
+def _of_rows(ascending: Tensor) -> dict[str, Tensor]:
     """``row_measures`` of magnitudes in order."""
     width = ascending.size(-1)
     if width < 2:
@@ -92,8 +87,7 @@ def is_massive_by_sun(
 ) -> Bool[Tensor, "rows channels"]:
     """Which activations are above 100 and above 1000 times the median of their graph.
 
-    Args:
-        x, graph: as for ``layer_ratio``.
+    Arguments as for ``layer_ratio``.
 
     Source: Sun et al. 2024, of the tensor of one sequence. differs: of one graph.
     """
@@ -120,9 +114,8 @@ def _graph_medians(
 ) -> Float[Tensor, "stack graphs_and_rest"]:
     """The lower median of the magnitudes of each graph, and of rows of none (``graphs``), last.
 
-    Exact and without waiting for the device. Bisection on the bits of the magnitudes, which are
-    ordered as the magnitudes are: in each step the entries below a value are counted in sorted
-    rows.
+    Exact and without waiting for the device, by bisection on the bits of the magnitudes, which are
+    ordered as these are: each step counts the entries below a value in sorted rows.
     """
     integer = torch.int32 if ascending.dtype == torch.float else torch.int64
     zeros = torch.zeros(len(graph), graphs + 1, dtype=torch.long, device=graph.device)
@@ -143,40 +136,32 @@ def _graph_medians(
 UNITS = ("graph", "batch", "data")
 """What the median of the layer ratio may be taken over."""
 
-BIN = 0.005
+_LOW, _HIGH, _BINS = DECADES  # float32 holds no magnitude outside
+BIN = (_HIGH - _LOW) / _BINS
 """Width of the bins of all histograms, in decades."""
-
-_LOW, _BINS = -40.0, 16_000  # decades; float32 holds no magnitude outside
 
 _COUNTS = (
     *("rows", "zero_medians", "nonfinite_rows", "rows_with_zero", "rows_with_massive"),
     *("layer_massive", "sun_edges", "sun_molecules", "molecules", "saturated", "head_sums"),
 )
 _MAXIMA = ("max_abs", "max_ratio", "max_layer_ratio")
-_HISTOGRAMS = (
-    *("magnitude", "largest", "median", "ratio"),
-    *("max_over_second", "max_over_q90", "kurtosis"),
-)
+_OF_ROWS = ("largest", "median", "ratio", "max_over_second", "max_over_q90", "kurtosis")
 
 COLUMNS = (
     *("rows", "zero_medians", "nonfinite_rows", "rows_with_zero"),
-    *("max_ratio", *(f"row_max_ratio_q{round(100 * q):02d}" for q in QUANTILES)),
-    *("rows_with_massive", "share_rows_with_massive"),
+    *("max_ratio", *QUANTILES, "rows_with_massive", "share_rows_with_massive"),
     *("max_abs", "row_max_abs_q50", "row_median_q50"),
     *("layer_median", "max_layer_ratio", "share_rows_with_layer_massive"),
-    *("molecules", "sun_molecules", "sun_edges"),
-    *("spread_mean", "spread_sd"),
-    *("max_over_second_q50", "max_over_q90_q50", "kurtosis_q50"),
-    "share_saturated",
+    *("molecules", "sun_molecules", "sun_edges", "spread_mean", "spread_sd"),
+    *("max_over_second_q50", "max_over_q90_q50", "kurtosis_q50", "share_saturated"),
 )
 """What ``AllMeasures.table`` gives.
 
-Rows that are not finite and rows whose median is zero are counted and left out of the rest. Rows
-with a zero median do count where no row median is asked for: in ``max_abs``, ``layer_median``,
-``max_layer_ratio``, Sun's rule and ``share_saturated``. Rows with a zero among their entries
-have no ln and are left out of the spread. ``molecules`` are graphs with a finite row, and
-``sun_molecules`` and ``sun_edges`` the graphs and rows with an activation that is massive by
-Sun's rule.
+Rows that are not finite or have a zero median are counted and left out of the rest. Rows with a
+zero median do count where no row median is asked for: in ``max_abs``, ``layer_median``,
+``max_layer_ratio``, Sun's rule and ``share_saturated``. Rows with a zero have no ln and no spread.
+``molecules`` are graphs with a finite row, ``sun_molecules`` and ``sun_edges`` the graphs and rows
+that have an activation that is massive by Sun's rule.
 """
 
 
@@ -189,43 +174,35 @@ class AllMeasures:
     of ``BIN`` decades: they are exact to half a bin, 0.6 %, and so is a layer ratio over "data".
 
     Args:
-        channels: D, at least 2.
         networks: how many are stacked.
-        heads: number of heads, for ``share_saturated``; None if the rows are no scores.
-        threshold: the row or layer ratio above which an activation is massive.
-        over: what the median of the layer ratio is taken over, one of ``UNITS``; None leaves
-            out the layer ratio and Sun's rule, which take most of the time.
-        clamp: where the summed score of a head is clamped.
+        heads, threshold: as for ``ActivationSummary``; the layer ratio's threshold, too.
+        over: what the median of the layer ratio is taken over, one of ``UNITS``.
         device: where rows come from.
     """
 
     def __init__(
         self,
-        channels: int,
         networks: int = 1,
         *,
         heads: int | None = None,
         threshold: float = MASSIVE_RATIO,
-        over: str | None = "data",
-        clamp: float = 5.0,
+        over: str = "data",
         device: str | torch.device = "cpu",
     ) -> None:
-        if over not in (None, *UNITS):
-            raise ValueError(f"over: expected one of {', '.join(UNITS)}, got {over!r}")
-        self.channels, self.heads, self.clamp = channels, heads, clamp
-        self.threshold, self.over = threshold, over
-        place = dict(device=device)
-        self._counts = torch.zeros(len(_COUNTS), networks, dtype=torch.long, **place)
-        self._maxima = torch.zeros(len(_MAXIMA), networks, dtype=torch.double, **place)
-        self._spreads = torch.zeros(2, networks, dtype=torch.double, **place)
+        self.heads, self.threshold, self.over = heads, threshold, over
+
+        def zeros(names: Iterable[str], *size: int, dtype: torch.dtype) -> dict[str, Tensor]:
+            shape, about = (networks, *size), dict(dtype=dtype, device=device)
+            return {name: torch.zeros(shape, **about) for name in names}
+
+        self._counts = zeros(_COUNTS, dtype=torch.long)
+        self._sums = zeros((*_MAXIMA, "spread", "spread_square"), dtype=torch.double)
         # One bin below the range, one above, and one for what is not counted.
-        bins = len(_HISTOGRAMS), networks, _BINS + 3
-        self._bins = torch.zeros(bins, dtype=torch.int32, **place)
-        self._network = torch.arange(networks, **place)
+        self._bins = zeros(("magnitude", *_OF_ROWS), _BINS + 3, dtype=torch.int32)
 
     def reset(self) -> None:
         """Forget everything."""
-        for tensor in (self._counts, self._maxima, self._spreads, self._bins):
+        for tensor in (self._counts | self._sums | self._bins).values():
             tensor.zero_()
 
     @torch.no_grad()
@@ -236,70 +213,62 @@ class AllMeasures:
         graphs: int,
         mask: Bool[Tensor, "stack rows"] | None = None,
     ) -> None:
-        """Add the rows of a batch.
-
-        Args:
-            x: activations, shape [networks, rows, channels].
-            graph: which graph of this batch each row is of, shape [networks, rows].
-            graphs: how many there are.
-            mask: rows that are no padding; None means all.
-        """
+        """Add a batch of so many graphs; ``mask`` has the rows that are no padding, None all."""
         if x.size(1) == 0:
             return
         ascending = _sorted_magnitudes(x)
+        of_rows = _of_rows(ascending)
         least, median, largest = (ascending[..., i] for i in (0, (x.size(-1) - 1) // 2, -1))
-        finite = largest.isfinite() if mask is None else mask & largest.isfinite()
+        mask = torch.ones_like(graph, dtype=torch.bool) if mask is None else mask
+        finite = mask & largest.isfinite()
         usable = finite & (median > 0)
         with_log = usable & (least > 0)
-        of_rows = _measures_of_sorted(ascending)
-        massive = usable & (of_rows["ratio"] > self.threshold)
-        for name in _HISTOGRAMS[1:]:
+        self._bin("magnitude", ascending, finite.unsqueeze(-1))
+        for name in _OF_ROWS:
             self._bin(name, of_rows[name], usable)
         spread = of_rows["spread"].where(with_log, 0).double()
-        self._spreads += torch.stack([spread.sum(dim=1), spread.square().sum(dim=1)])
+        self._sums["spread"] += spread.sum(dim=1)
+        self._sums["spread_square"] += spread.square().sum(dim=1)
 
-        maxima = {
-            "max_abs": largest.where(finite, 0),
-            "max_ratio": of_rows["ratio"].where(usable, 0),
-        }
+        graph = graph.where(finite, graphs)
+        of_graph = _graph_medians(ascending, graph, graphs).gather(1, graph)
+        sun = finite & (largest > SUN_MAGNITUDE) & (largest > MASSIVE_RATIO * of_graph)
+        unit = of_graph
+        if self.over == "batch":
+            whole = (~finite).long()
+            unit = _graph_medians(ascending, whole, 1).gather(1, whole)
+        layer_ratio, has_unit = largest.double() / unit, finite & (unit > 0)
+        for name, values, which in (
+            ("max_abs", largest, finite),
+            ("max_ratio", of_rows["ratio"], usable),
+            ("max_layer_ratio", layer_ratio, has_unit),
+        ):
+            largest_of = values.where(which, 0).double().amax(dim=1)
+            self._sums[name].copy_(torch.maximum(self._sums[name], largest_of))
         counted = {
-            "rows": torch.ones_like(finite) if mask is None else mask,
-            "nonfinite_rows": ~finite if mask is None else mask & ~finite,
+            "rows": mask,
+            "nonfinite_rows": mask & ~finite,
             "zero_medians": finite & ~usable,
             "rows_with_zero": usable & ~with_log,
-            "rows_with_massive": massive,
+            "rows_with_massive": usable & (of_rows["ratio"] > self.threshold),
+            "layer_massive": has_unit & (layer_ratio > self.threshold),
+            "sun_edges": sun,
+            "sun_molecules": _any_of(graph, sun, graphs),
+            "molecules": _any_of(graph, finite, graphs),
         }
-        if self.over is not None:
-            self._bin("magnitude", ascending, finite.unsqueeze(-1))
-            graph = graph.where(finite, graphs)
-            of_graph = unit = _graph_medians(ascending, graph, graphs).gather(1, graph)
-            if self.over == "batch":
-                whole = (~finite).long()
-                unit = _graph_medians(ascending, whole, 1).gather(1, whole)
-            sun = finite & (largest > SUN_MAGNITUDE) & (largest > MASSIVE_RATIO * of_graph)
-            ratio = (largest.double() / unit).where(finite & (unit > 0), 0)
-            maxima["max_layer_ratio"] = ratio
-            counted |= {"layer_massive": ratio > self.threshold, "sun_edges": sun}
-            counted["sun_molecules"] = _any_of(graph, sun, graphs)
-            counted["molecules"] = _any_of(graph, finite, graphs)
         if self.heads is not None:
             sums = x.unflatten(-1, (self.heads, -1)).sum(dim=-1)
-            counted["saturated"] = (sums.abs() > self.clamp) & finite.unsqueeze(-1)
+            counted["saturated"] = (sums.abs() > SCORE_CLAMP) & finite.unsqueeze(-1)
             counted["head_sums"] = finite.unsqueeze(-1).expand_as(sums)
-        for name, values in maxima.items():
-            seen = self._maxima[_MAXIMA.index(name)]
-            seen.copy_(torch.maximum(seen, values.double().amax(dim=1)))
         for name, which in counted.items():
-            self._counts[_COUNTS.index(name)] += which.flatten(1).sum(dim=1)
+            self._counts[name] += which.flatten(1).sum(dim=1)
 
     def _bin(self, name: str, values: Tensor, valid: Tensor) -> None:
         """Count values, shape [S, rows] or [S, rows, D]; what is not valid goes to the last bin."""
         index = ((values.log10() - _LOW) / BIN).floor().clamp(-1, _BINS).nan_to_num(-1).long() + 1
         index = index.where(valid, _BINS + 2).flatten(1)
-        bins = self._bins[_HISTOGRAMS.index(name)]
-        index = (index + self._network.unsqueeze(1) * bins.size(1)).flatten()
-        one = torch.ones((), dtype=bins.dtype, device=bins.device)
-        bins.view(-1).scatter_add_(0, index, one.expand(len(index)))
+        one = torch.ones((), dtype=torch.int32, device=index.device)
+        self._bins[name].scatter_add_(1, index, one.expand_as(index))
 
     def table(self) -> Float[Tensor, "stack columns"]:
         """``COLUMNS`` of each network, on the CPU."""
@@ -307,28 +276,22 @@ class AllMeasures:
         return torch.stack([columns[name] for name in COLUMNS], dim=-1).cpu()
 
     def statistics(self) -> dict[str, Float[Tensor, " stack"]]:
-        """``COLUMNS`` by name, and ``spread_rms``; NaN where there is no value.
-
-        ``spread_rms`` is the root of the mean variance of ``ln |x|`` in rows.
-        """
-        count = dict(zip(_COUNTS, self._counts.double(), strict=True))
+        """``COLUMNS``, and ``spread_rms``, the root of the mean variance of ``ln |x|`` in rows."""
+        count = {name: counts.double() for name, counts in self._counts.items()}
         usable = count["rows"] - count["zero_medians"] - count["nonfinite_rows"]
         with_log = usable - count["rows_with_zero"]
-        middle = {name: self._quantile(name, 0.5) for name in _HISTOGRAMS}
-        largest, ratio, by_layer = self._maxima
+        middle = {name: self._quantile(name, 0.5) for name in self._bins}
+        largest, ratio, by_layer, spread, square = self._sums.values()
         layer_massive = count["layer_massive"] / (count["rows"] - count["nonfinite_rows"])
         if self.over == "data":
             by_layer = largest / middle["magnitude"]
             layer_massive = self._share_above(self.threshold * middle["magnitude"])
-        spread = self._spreads[0] / with_log
-        variance = (self._spreads[1] - with_log * spread.square()).clamp(min=0) / (with_log - 1)
+        mean = spread / with_log
+        variance = (square - with_log * mean.square()).clamp(min=0) / (with_log - 1)
         return {
             **count,
             "max_ratio": ratio.where(usable > 0, torch.nan),
-            **{
-                f"row_max_ratio_q{round(100 * q):02d}": self._quantile("ratio", q)
-                for q in QUANTILES
-            },
+            **{name: self._quantile("ratio", q) for name, q in QUANTILES.items()},
             "share_rows_with_massive": count["rows_with_massive"] / usable,
             "max_abs": largest,
             "row_max_abs_q50": middle["largest"],
@@ -336,28 +299,28 @@ class AllMeasures:
             "layer_median": middle["magnitude"],
             "max_layer_ratio": by_layer.where((by_layer > 0) & by_layer.isfinite(), torch.nan),
             "share_rows_with_layer_massive": layer_massive,
-            "spread_mean": spread,
-            "spread_rms": (self._spreads[1] / with_log).sqrt(),
+            "spread_mean": mean,
+            "spread_rms": (square / with_log).sqrt(),
             "spread_sd": variance.sqrt().where(with_log > 1, torch.nan),
-            **{f"{name}_q50": middle[name] for name in _HISTOGRAMS[4:]},
+            **{f"{name}_q50": middle[name] for name in _OF_ROWS[3:]},
             "share_saturated": count["saturated"] / count["head_sums"],
         }
 
     def _quantile(self, name: str, q: float) -> Float[Tensor, " stack"]:
         """The center of the bin of the q-quantile, as ``StreamingHistogram`` takes it."""
-        sums = self._bins[_HISTOGRAMS.index(name), :, :-1].long().cumsum(dim=-1)
-        rank = (q * sums[..., -1:].double()).ceil().clamp(min=1).long()
+        sums = self._bins[name][:, :-1].long().cumsum(dim=-1)
+        rank = (q * sums[:, -1:].double()).ceil().clamp(min=1).long()
         index = torch.searchsorted(sums, rank).squeeze(-1)
         center = 10.0 ** (_LOW + (index.double() - 0.5) * BIN)
         center = center.where(index > 0, 0.0).where(index <= _BINS, torch.inf)
-        return center.where(sums[..., -1] > 0, torch.nan)
+        return center.where(sums[:, -1] > 0, torch.nan)
 
     def _share_above(self, magnitude: Float[Tensor, " stack"]) -> Float[Tensor, " stack"]:
         """The share of usable rows whose largest magnitude lies in a bin above a magnitude."""
-        sums = self._bins[_HISTOGRAMS.index("largest"), :, :-1].long().cumsum(dim=-1)
+        sums = self._bins["largest"][:, :-1].long().cumsum(dim=-1)
         index = ((magnitude.log10() - _LOW) / BIN).floor().clamp(-1, _BINS).nan_to_num(-1) + 1
         below = sums.gather(-1, index.long().unsqueeze(-1)).squeeze(-1)
-        return 1 - below / sums[..., -1]
+        return 1 - below / sums[:, -1]
 
 
 def _any_of(graph: Tensor, which: Tensor, graphs: int) -> Bool[Tensor, "stack graphs"]:

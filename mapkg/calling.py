@@ -20,19 +20,13 @@ def call(model: nn.Module, batch: Any) -> object:
     A model whose ``forward`` has only required parameters that a PyG batch carries gets these by
     name (``x, edge_index, edge_attr, batch, batch_size, ...``; of a heterogeneous one ``x_dict,
     edge_index_dict, ...``), along with optional ones that it carries; a model with one required
-    parameter of another name, or ``batch``, gets the batch.
-
-    Raises:
-        TypeError: if it is not clear how to call the model; says what to pass as ``forward``.
+    parameter of another name, or ``batch``, gets the batch. TypeError if neither is clear.
     """
-    advice = "pass forward=lambda model, batch: model(...)"
-    kind, inner = type(batch).__name__, model
-    named = _named(inner)
-    while not named and (wrapped := _wrapped(inner)) is not None:
-        inner, named = wrapped, _named(wrapped)
+    advice, kind = "pass forward=lambda model, batch: model(...)", type(batch).__name__
+    named = _named(model)
     required = [p.name for p in named if p.default is p.empty]
-    carried = {p.name: _carried(batch, p.name) for p in named}
-    carried = {name: value for name, value in carried.items() if value is not None}
+    values = {p.name: _carried(batch, p.name) for p in named}
+    carried = {name: value for name, value in values.items() if value is not None}
     # A single parameter called "batch" means the whole batch, not its vector of that name.
     whole = len(required) == 1 and (required == ["batch"] or required[0] not in carried)
     if whole or (required and set(required) <= set(carried)):
@@ -45,15 +39,10 @@ def call(model: nn.Module, batch: Any) -> object:
             raise
     if isinstance(batch, HeteroData):
         advice = "pass forward=lambda model, batch: model(batch.x_dict, batch.edge_index_dict), say"
-    if not required:
-        reason = f"it names no required argument, so what it wants of a {kind} is not known"
-    elif isinstance(batch, HeteroData):
-        reason = f"it needs {', '.join(required)}, and a {kind} keeps its features by type"
-    else:
+    reason = f"it names no required argument, so what it wants of a {kind} is not known"
+    if required:
         missing = ", ".join(name for name in required if name not in carried)
-        reason = (
-            f"it needs {', '.join(required)}, of which a batch ({kind}) does not carry {missing}"
-        )
+        reason = f"it needs {', '.join(required)}, of which a {kind} does not carry {missing}"
     raise TypeError(f"{type(model).__name__}.forward: {reason}: {advice}")
 
 
@@ -98,15 +87,12 @@ def _has_tensor(value: Any) -> bool:
     return any(isinstance(item, Tensor) for item in items)
 
 
-def _wrapped(model: nn.Module) -> nn.Module | None:
-    """The model inside of DataParallel, AveragedModel, what torch.compile returns, and others."""
-    inner = getattr(model, "module", getattr(model, "_orig_mod", None))
-    return inner if isinstance(inner, nn.Module) else None
-
-
 def _named(model: nn.Module) -> list[inspect.Parameter]:
+    """Parameters by name; of DataParallel, AveragedModel, compiled models, what is inside."""
     parameters = inspect.signature(model.forward).parameters.values()
-    return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    inner = getattr(model, "module", getattr(model, "_orig_mod", None))
+    return _named(inner) if not named and isinstance(inner, nn.Module) else named
 
 
 def _carried(batch: Any, name: str) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from mapkg.calling import call
+from mapkg.calling import call as predict
 from mapkg.hooks import scan
 from mapkg.models.config import LOSSES
 
@@ -37,11 +37,6 @@ def batches(
         yield batch.to(device)
 
 
-def predict(model: nn.Module, batch: Any) -> Tensor:
-    """The model's predictions for a PyG batch, shape [graphs, targets]."""
-    return call(model, batch)
-
-
 def targets(batch: Any) -> Tensor:
     """The targets of a PyG batch, in the shape of its predictions."""
     return batch.y
@@ -59,48 +54,28 @@ def check_targets(graphs: Graphs) -> None:
 def predictions(
     model: nn.Module, graphs: Graphs, *, batch_size: int = 128
 ) -> tuple[Float[Tensor, "rows targets"], Float[Tensor, "rows targets"]]:
-    """Predictions and targets of all graphs in turn, in evaluation mode.
-
-    Args:
-        model: called as ``predict`` does.
-        graphs: with targets ``y``, shape [1, targets] each, NaN where unlabelled.
-        batch_size: graphs per forward pass; the result does not depend on it.
-    """
+    """Predictions and targets ``y``, [1, targets] each, of all graphs, in evaluation mode."""
     check_targets(graphs)
     passes = scan(model, batches(graphs, batch_size), "", forward=predict)
     predicted, target = zip(*((seen[""], targets(batch)) for batch, seen in passes), strict=True)
     return torch.cat(predicted), torch.cat(target)
 
 
-def score(
-    model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128
-) -> dict[str, float]:
-    """The metrics of a model on graphs, as ``measure`` gives them, in evaluation mode."""
-    return measure(*predictions(model, graphs, batch_size=batch_size), loss)
-
-
 def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128) -> float:
     """The mean loss of a model over all labelled targets, in evaluation mode."""
-    return score(model, graphs, loss=loss, batch_size=batch_size)[{"l1": "mae"}.get(loss, loss)]
+    metrics = measure(*predictions(model, graphs, batch_size=batch_size), loss)
+    return metrics["mae" if loss == "l1" else loss]
 
 
 def each_loss(predicted: Values, target: Values, loss: str) -> Values:
     """The loss of every entry where it stands, NaN where a target is NaN.
 
-    Args:
-        predicted: predictions; logits for ``"bce"``.
-        target: for ``"bce"`` 0, 1, or NaN where unlabelled.
-        loss: ``"l1"`` (absolute error) or ``"bce"`` (binary cross-entropy).
-
-    Raises:
-        ValueError: if the shapes differ, the loss is unknown, or a target of ``"bce"`` is
-            neither 0 nor 1 nor NaN.
+    ``"l1"`` is the absolute error, ``"bce"`` the binary cross-entropy of logits with targets of 0,
+    1, or NaN where unlabelled. ValueError says what does not fit.
     """
     if predicted.shape != target.shape:  # broadcasting would hide it
-        raise ValueError(
-            f"the model predicts {tuple(predicted.shape)} for targets of shape "
-            f"{tuple(target.shape)}; set out_channels to the number of targets"
-        )
+        shapes = f"{tuple(predicted.shape)} for targets of shape {tuple(target.shape)}"
+        raise ValueError(f"the model predicts {shapes}; set out_channels to the number of targets")
     if loss == "l1":
         return (predicted - target).abs()
     if loss != "bce":
@@ -122,9 +97,6 @@ def losses(predicted: Values, target: Values, loss: str) -> Float[Tensor, " labe
 def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
     """The metrics that go with a loss, over all labelled entries.
 
-    Args:
-        predicted, target, loss: as for ``each_loss``.
-
     Returns:
         ``{"mae": ...}`` for ``"l1"``; ``{"bce": ..., "roc_auc": ..., "accuracy": ...}`` for
         ``"bce"``. Accuracy is that of a threshold at probability 0.5.
@@ -143,8 +115,7 @@ def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
 def mean_roc_auc(logits: Values, target: Values) -> float:
     """Area under the ROC curve, the mean over targets.
 
-    As in Open Graph Benchmark, a target counts only if both classes are among its labelled
-    rows; NaN if no target does.
+    As in Open Graph Benchmark, a target counts only if it has both classes; NaN if none has.
     """
     areas = []
     for column, labels in zip(logits.detach().cpu().T, target.cpu().T, strict=True):
@@ -156,17 +127,6 @@ def mean_roc_auc(logits: Values, target: Values) -> float:
     return float(sum(areas) / len(areas)) if areas else float("nan")
 
 
-def best_constant(target: Values, loss: str) -> Float[Tensor, " targets"]:
-    """The prediction of each target that has the least loss if no graph is looked at.
-
-    The median of each target's labels; for ``"bce"`` the logit of their mean, which is at most a
-    million to one where all labels are alike.
-    """
-    if loss == "bce":
-        return target.nanmean(dim=0).logit(eps=1e-6)
-    return target.quantile(0.5, dim=0)
-
-
 def pooled_mean(
     sums: Shaped[np.ndarray, " graphs"],
     numbers: Shaped[np.ndarray, " graphs"],
@@ -174,14 +134,9 @@ def pooled_mean(
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """A mean over all entries of all graphs, and its bootstrap interval over graphs.
+    """A mean over all entries of all graphs, and the ends of its 95 % percentile interval.
 
-    Args:
-        sums, numbers: of the entries of each of two or more graphs.
-        resamples: number of bootstrap samples, drawn with ``seed``.
-
-    Returns:
-        The mean, and the lower and upper end of its percentile interval of 95 %.
+    ``sums`` and ``numbers`` are those of the entries of each graph; two or more graphs are drawn.
     """
     if len(sums) < 2:
         raise ValueError(f"expected two graphs or more, to draw from, got {len(sums)}")
@@ -198,14 +153,10 @@ def pooled_mean(
 def calibrate_batch_norm(
     model: nn.Module, graphs: Graphs, *, batch_size: int | None = None
 ) -> nn.Module:
-    """Set BatchNorm statistics to those of the data, without a change of weights or of modes.
+    """Set BatchNorm statistics to those of the data, in place, with dropout off.
 
-    Args:
-        model: changed in place, and returned; dropout is off.
-        graphs: usually the training split.
-        batch_size: None takes all graphs as one batch, for the statistics of the data. A number
-            gives the mean over such batches, in which every layer normalizes as in training; it
-            depends on the number.
+    Without ``batch_size`` all graphs are one batch; otherwise statistics are the mean over such
+    batches, in which every layer normalizes as in training, and depend on the number.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

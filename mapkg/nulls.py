@@ -19,8 +19,8 @@ from torch import Tensor
 MAX_CHANNELS = 10_000
 """Beyond this the median of a row varies less than the grid of the integral resolves."""
 
-Values = float | int | Sequence | np.ndarray
-"""One number or several, as nested sequences or an array."""
+Values = float | Sequence | np.ndarray
+"""One number or several."""
 
 # Logarithms of magnitudes: e^-40 is as good as zero, e^14 beyond anything. The trapezium rule
 # converges exponentially for the smooth integrands here, which vanish at both ends.
@@ -31,11 +31,7 @@ _GRID = _STEP * np.arange(-_ZERO, 2801)
 def product_of_normals(
     rows: int, channels: int, *, factors: int = 3, seed: int = 0
 ) -> Float[Tensor, "rows channels"]:
-    """Draw the null model of the score, products of so many independent standard normals.
-
-    Returns:
-        Activations, shape [rows, channels], double precision.
-    """
+    """Draw the null model of the score, products of so many independent standard normals."""
     generator = torch.Generator().manual_seed(seed)
     shape = (factors, rows, channels)
     return torch.randn(shape, generator=generator, dtype=torch.double).prod(dim=0)
@@ -52,10 +48,6 @@ class ProductNull:
 
     Rows are taken as independent. Edges that share a node are not: large ratios come in
     clusters then, and over many rows their probability is rather below what is given here.
-
-    Args:
-        channels: D, from 2 to ``MAX_CHANNELS``.
-        factors: k, how many normals are multiplied.
     """
 
     channels: int
@@ -69,12 +61,7 @@ class ProductNull:
             )
 
     def exceedance(self, ratio: Values, rows: int = 1) -> Float[np.ndarray, "..."]:
-        """The probability that the largest ratio of independent rows is above a value.
-
-        Args:
-            ratio: one or several, any shape, which is that of the result; NaN stays NaN.
-            rows: number of rows, at least 1.
-        """
+        """The probability that the largest ratio of independent rows is above each value."""
         if rows < 1:
             raise ValueError(f"rows: expected 1 or more, got {rows}")
         ratio = np.asarray(ratio, dtype=float)
@@ -85,25 +72,22 @@ class ProductNull:
     def spread(self) -> float:
         """Root of the expected variance of ``ln |x|`` in a row, sqrt(k) pi / sqrt(8).
 
-        Exact at any width, scale and number of rows, for k factors: ``ln |z|`` of a normal z has
-        the variance pi^2 / 8, and the logarithm of a product is a sum.
+        Exact for k factors: ``ln |z|`` of a normal z has the variance pi^2 / 8.
         """
         return math.pi * math.sqrt(self.factors / 8)
 
     @property
     def _relative_variance(self) -> float:
-        """Var(V) / E(V)^2 of V, the variance of ``ln |x|`` in a row (divisor D - 1), exact.
-
-        The excess kurtosis of ``ln |z|`` is 4, that of a sum of k of them 4 / k.
-        """
+        # Var(V) / E(V)^2 of V, the variance of ln |x| in a row (divisor D - 1), exact: the excess
+        # kurtosis of ln |z| is 4, that of a sum of k of them 4 / k.
         return 4 / (self.factors * self.channels) + 2 / (self.channels - 1)
 
     @property
     def mean_spread(self) -> float:
         """The expected standard deviation of ``ln |x|`` in a row of D channels.
 
-        The variance has no bias (``spread``), its root has: E sqrt(V) = sqrt(E V) (1 - v / 8) to
-        first order in v = Var(V) / E(V)^2. Good to 1 % from 20 channels on, to 0.3 % from 32.
+        E sqrt(V) = sqrt(E V) (1 - v / 8) to first order in v = Var(V) / E(V)^2: good to 1 % from 20
+        channels on, to 0.3 % from 32.
         """
         return self.spread * (1 - self._relative_variance / 8)
 
@@ -112,17 +96,10 @@ class ProductNull:
     ) -> tuple[float, float]:
         """What chance exceeds at a rate, and the probability that it exceeds a value.
 
-        Args:
-            measure: ``"row"``, the largest row ratio; ``"layer"``, the largest ratio to the
-                median of all entries, which is taken as known; ``"spread"``, the root of the mean
-                variance of ``ln |x|`` in rows, by the normal law of a mean; ``"isolation"``, the
-                median over rows of largest over second largest.
-            value: what was measured.
-            rows: number of independent rows.
-            rate: in (0, 1).
-
-        Raises:
-            ValueError: if the measure has no such null: Sun's rule depends on the scale.
+        Of independent rows: ``"row"``, the largest row ratio; ``"layer"``, the largest ratio to the
+        median of all entries, which is taken as known; ``"spread"``, the root of the mean variance
+        of ``ln |x|`` in rows, by the normal law of a mean; ``"isolation"``, the median over rows of
+        largest over second largest. Sun's rule depends on the scale.
         """
         if measure == "row":
             return self.threshold(rate, rows), float(self.exceedance(value, rows))
@@ -159,7 +136,6 @@ class ProductNull:
         """The ratio that the largest of ``rows`` rows exceeds at a rate in (0, 1)."""
         if not 0 < rate < 1:
             raise ValueError(f"expected a rate in (0, 1), got {rate}")
-
         return _root(lambda ratio: self.exceedance(ratio, rows), rate)
 
     def _one_row(self, ratio: float) -> float:
@@ -185,21 +161,13 @@ def p_value(observed: Values, null: Values) -> Float[np.ndarray, "..."]:
 
     (1 + number of null values that are at least the observed one) / (1 + number of null
     values). The observed value counts among the draws, so that under the null the p-value is
-    valid for any number of them; it is never below 1 / (1 + n), and ties count against it.
-
-    Args:
-        observed: for example the largest ratio of each layer; any shape.
-        null: the same of n draws, for example untrained networks, with one more
-            dimension in front. NaN is no draw, and leaves fewer of them.
-
-    Returns:
-        P-values, of the shape of ``observed``; NaN where that is NaN.
+    valid for any number of them. ``null`` has one more dimension in front; NaN is no draw, and an
+    observed NaN stays NaN.
     """
     observed, null = np.asarray(observed, dtype=float), np.asarray(null, dtype=float)
     if null.shape[1:] != observed.shape or null.ndim == 0:
-        raise ValueError(
-            f"expected null values of shape [n, *{list(observed.shape)}], got {list(null.shape)}"
-        )
+        shapes = f"[n, *{list(observed.shape)}], got {list(null.shape)}"
+        raise ValueError(f"expected null values of shape {shapes}")
     drawn = (~np.isnan(null)).sum(axis=0)
     p = (1 + (null >= observed).sum(axis=0)) / (1 + drawn)
     return np.asarray(np.where(np.isnan(observed), np.nan, p))

@@ -10,23 +10,29 @@ What is looked at is named as for ``mapkg.hooks``; ``mapkg.measures`` says which
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from mapkg import hooks
 from mapkg.all_measures import COLUMNS, UNITS, AllMeasures
-from mapkg.measures import MASSIVE_RATIO, MEASURES, activation_ratio, is_massive
+from mapkg.measures import MASSIVE_RATIO, MEASURES, ActivationSummary
 from mapkg.nulls import MAX_CHANNELS, ProductNull, Values, p_value
 from mapkg.rows import Rows, as_rows, default_names, graphs_of_rows, off_floor, row_codes
 
 MAX_DISTINCT = 100_000
 """How many different rows are counted; where there are more, all are taken as different."""
+
+_COLUMNS = (
+    *("layer", "measure", "axes", "rows", "channels", "distinct_rows"),
+    *("zero_medians", "nonfinite_rows", "floored_rows", "max_abs", "max_ratio"),
+    *("rows_with_massive", "massive_channels", "top_channels", "value"),
+    *("share_rows_with_massive", "chance_level", "p_value", "massive", "verdict"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,23 +40,18 @@ class Report:
     """What ``report`` found.
 
     Attributes:
-        table: a row per layer, in the model's order, and measure. ``layer``, its name; ``axes``,
-            how its output was read; ``rows`` and ``channels`` of the activations;
-            ``distinct_rows``, to ten bits of precision, which chance is reckoned by;
-            ``zero_medians`` and ``nonfinite_rows``, rows with no ratio; ``floored_rows``, whose
+        table: a row per layer, in the model's order, and measure. ``axes``, how the output was
+            read; ``distinct_rows``, to ten bits of precision, which chance is reckoned by;
+            ``zero_medians`` and ``nonfinite_rows``, which have no ratio; ``floored_rows``, whose
             median a ReLU or an epsilon has made tiny and which are compared with the median above
-            it. By the row ratio: ``max_ratio``, the largest, ``rows_with_massive``,
-            ``massive_channels``, how many channels have a massive activation, and
-            ``top_channels``, pairs (channel, rows in which it is massive). ``max_abs``, the largest
-            magnitude of finite rows. By the ``measure``: ``value`` (the largest row or layer
-            ratio; the share of rows that Sun's rule names; the root of the mean variance of
+            it. By the row ratio: ``max_ratio``, ``rows_with_massive``, ``massive_channels`` (how
+            many) and ``top_channels``, five pairs (channel, rows in which it is massive);
+            ``max_abs`` of rows with a ratio. By the ``measure``: ``value`` (the largest row or
+            layer ratio; the share of rows that Sun's rule names; the root of the mean variance of
             ``ln |x|`` in rows; the median over rows of largest over second largest);
             ``share_rows_with_massive``, NaN without a threshold; ``chance_level``, what the null
-            exceeds in one case of twenty; ``p_value``, how likely it exceeds the value;
-            ``massive``, and ``verdict``, in words.
-        model: the name of the model's class.
-        threshold: the ratio above which an activation is massive.
-        null: what the p-values are relative to.
+            exceeds in one case of twenty; ``p_value``, how likely it exceeds the value.
+        model, threshold, null: the model's class, and what values are compared with.
     """
 
     table: pd.DataFrame
@@ -66,10 +67,7 @@ class Report:
 
     def __str__(self) -> str:
         width = max(map(len, self.table["layer"]))
-        lines = (
-            f"{layer:<{width}}  {verdict}"
-            for layer, verdict in zip(self.table["layer"], self.table["verdict"], strict=True)
-        )
+        lines = self.table["layer"].str.ljust(width + 2) + self.table["verdict"]
         return "\n".join([self._title(), *lines])
 
     def _repr_html_(self) -> str:
@@ -99,11 +97,7 @@ class Report:
     def plot(self, ax: Any = None) -> Any:
         """Draw each layer's value on a log axis, its chance level and the threshold.
 
-        Args:
-            ax: axes of matplotlib to draw on; None makes new ones.
-
-        Returns:
-            The axes. An ImportError says so if matplotlib is not installed.
+        Needs matplotlib. Returns the axes given, or new ones.
         """
         table, measures = self.table, self.table["measure"].unique()
         if len(measures) > 1:
@@ -134,7 +128,6 @@ def report(
     threshold: float = MASSIVE_RATIO,
     forward: hooks.Forward | None = None,
     rows: Rows | None = None,
-    top: int = 5,
     progress: bool = False,
 ) -> Report:
     """Which layers of a model have massive activations, by which measure, how unlikely.
@@ -142,77 +135,64 @@ def report(
     The model is run in evaluation mode over all batches; nothing is kept of them but counts.
 
     Args:
-        model: any module.
-        loader: batches, for example of a PyG ``DataLoader``; moved to the model's device.
+        model, loader, forward: as for ``hooks.scan``.
         measure: what "massive" means, one of ``mapkg.measures.MEASURES``, or ``"all"`` for all side
             by side in one pass.
         over: the median of the layer ratio is that of each ``"graph"`` or ``"batch"``, exact, or of
             the ``"data"``, to 0.6 %. Graphs, also of Sun's rule, are those of a PyG batch; where
             it does not say which graph a row is of, the batch is one.
-        names: submodules or stages of them whose output is looked at, names or patterns as for
-            ``hooks.record``: outputs of shape [rows, channels], or [rows, heads, channels] where
-            the layer or the batch says so. None means identity modules called ``score``, as in
-            this package's networks, or, where there are none, the messages of all PyG
-            ``MessagePassing`` modules.
+        names: as for ``hooks.record``, of outputs of shape [rows, channels], or [rows, heads,
+            channels] where the layer or the batch says so; None those of ``rows.default_names``.
         null: what values are compared with. None means as many distinct rows, as wide, of
             products of three normals (``ProductNull.chance``), of which no scale follows and so
             no null of Sun's rule. Models, for example untrained ones of other seeds, are run over
-            the same batches, one after another, so that an iterator that makes them is welcome;
-            the p-value is then by rank (``p_value``). A mapping holds, for each layer, values of
-            one measure that were found before.
+            the same batches, one after another, as an iterator makes them; the p-value is then by
+            rank (``p_value``). A mapping holds, for each layer, values that were found before.
         threshold: the row or layer ratio above which an activation is massive. Spread and
             isolation have none: massive is what is above the ``chance_level``.
-        forward: runs the model on a batch, as for ``hooks.scan``; what it returns is not used.
-        rows: makes rows of channels of outputs that have another shape, of the module that was
-            named, its output and the batch, as in ``lambda module, output, batch:
-            standard.recorded_rows(module, output, batch.batch)`` for the layers of
+        rows: makes rows of channels of outputs that have another shape, as in ``lambda module,
+            output, batch: standard.recorded_rows(module, output, batch.batch)`` for the layers of
             ``mapkg.models.pyg_layers``.
-        top: how many of the most frequent channels are listed.
         progress: whether to show a bar over batches.
 
     Raises:
-        KeyError: if a name matches nothing, or the null lacks a layer.
-        ValueError: if a measure is not known; if it is not known which axes of an output are rows;
-            without batches; if several models need a loader that can be run through only once.
-        TypeError: if an output is not a tensor of real numbers, or it is not clear how to call
-            the model.
+        KeyError, TypeError: as ``hooks.scan`` and ``rows.as_rows``.
+        ValueError: likewise; without batches; if an option is out of its range, or several models
+            need a loader that can be used only once.
     """
     if names is None and isinstance(model, nn.Module):
         names = default_names(model)
     if not threshold > 0:
         raise ValueError(f"threshold: expected a positive ratio, got {threshold!r}")
-    if measure not in (known := (*MEASURES, "all")):
-        raise ValueError(f"measure: expected one of {', '.join(known)}, got {measure!r}")
-    if over not in UNITS:
-        raise ValueError(f"over: expected one of {', '.join(UNITS)}, got {over!r}")
+    for option, given, known in (("measure", measure, (*MEASURES, "all")), ("over", over, UNITS)):
+        if given not in known:
+            raise ValueError(f"{option}: expected one of {', '.join(known)}, got {given!r}")
     measures = [*MEASURES] if measure == "all" else [measure]
-    if isinstance(null, Mapping) and len(measures) > 1:
-        raise ValueError("null: expected models for several measures, got values; ask for one")
+    if null is not None and not isinstance(null, Mapping) and iter(loader) is loader:
+        once = f"a one-time {type(loader).__name__}: pass list(loader)"
+        raise ValueError(f"expected a loader to run through for each model of the null, got {once}")
     settings = dict(measures=measures, threshold=threshold, over=over)
     settings |= dict(names=names, forward=forward, rows=rows, progress=progress)
-    if null is not None and not isinstance(null, Mapping) and iter(loader) is loader:
-        raise ValueError(
-            "expected a loader that can be run through for each model of the null, got a one-time "
-            f"{type(loader).__name__}: pass list(loader)"
-        )
     layers, source, draws = _layers(model, loader, **settings), "product of normals", None
     if isinstance(null, Mapping):
+        if len(measures) > 1:
+            raise ValueError("null: expected models for several measures, got values; ask for one")
         source, draws = "values given", {(name, measure): null[name] for name in null}
     elif null is not None:
-        drawn = []
-        for other in null:
-            found = {each.name: each.statistics() for each in _layers(other, loader, **settings)}
-            drawn.append({(name, m): found[name][m] for name in found for m in measures})
+        drawn = [
+            {layer.name: layer.statistics() for layer in _layers(other, loader, **settings)}
+            for other in null
+        ]
         if not drawn:
             raise ValueError("expected at least one model as null, got none")
         source = f"{len(drawn)} null model{'s' if len(drawn) > 1 else ''}"
-        draws = {key: [each[key] for each in drawn] for key in drawn[0]}
+        draws = {(n, m): [one[n][m] for one in drawn] for n in drawn[0] for m in measures}
     for name in (layer.name for layer in layers if draws is not None):
         if (name, measures[0]) not in draws:
             there = ", ".join(name for name, _ in draws)
             raise KeyError(f"the null has no values for {name!r}; it has {there}")
     table = [
-        layer.row(each, source, draws and draws[layer.name, each], top)
+        layer.row(each, source, draws and draws[layer.name, each])
         for layer in layers
         for each in measures
     ]
@@ -221,18 +201,14 @@ def report(
 
 def _layers(model, loader, *, names, forward, progress, **settings: Any) -> list["_Layer"]:
     """What was looked at, in the model's order."""
-    layers = {
-        name: _Layer(name, module, **settings)
-        for name, module in hooks.resolve(model, names).items()
-    }
+    found = hooks.resolve(model, names).items()
+    layers = {name: _Layer(name, module, **settings) for name, module in found}
     if not layers:
         raise ValueError("names: expected at least one name or pattern, got none")
-
-    about = dict(forward=forward, reduce=lambda name, *seen: layers[name].update(*seen))
-    passes = hooks.scan(model, loader, names, **about)
+    reduce = lambda name, *seen: layers[name].update(*seen)  # noqa: E731
+    passes = hooks.scan(model, loader, names, forward=forward, reduce=reduce)
     total = len(loader) if hasattr(loader, "__len__") else None
-    name = type(model).__name__
-    num_batches = sum(1 for _ in tqdm(passes, name, total, disable=not progress))
+    num_batches = sum(1 for _ in tqdm(passes, total=total, disable=not progress))
     if num_batches == 0:
         raise ValueError("expected batches, got an empty loader (or one that was used up)")
     for layer in layers.values():
@@ -240,71 +216,53 @@ def _layers(model, loader, *, names, forward, progress, **settings: Any) -> list
     return list(layers.values())
 
 
-@dataclass
 class _Layer:
     """What streams of one layer."""
 
-    name: str
-    module: nn.Module
-    measures: list[str]
-    threshold: float
-    over: str
-    rows: Rows | None
-    axes: list[str] = field(default_factory=list)
-    distinct: set[int] = field(default_factory=set)
-    summary: AllMeasures | None = None  # of two channels or more
-    massive_by_channel: Tensor | None = None
-    num_rows: int = 0
-    runs: float = 0.0
-    floored: int = 0
+    def __init__(self, name, module, *, measures, threshold, over, rows) -> None:
+        self.name, self.module, self.measures, self.rows = name, module, measures, rows
+        self.summary = ActivationSummary(threshold=threshold)
+        self.axes: dict[str, None] = {}  # in the order in which they came
+        self.distinct: set[int] = set()
+        self.over, self.others, self.runs, self.floored = over, None, 0, 0
 
     def update(self, output: Any, batch: Any) -> None:
         """Read an output as rows and add them."""
         x, axes = as_rows(self.name, self.module, output, batch, self.rows)
-        if axes not in self.axes:
-            self.axes.append(axes)
+        self.axes[axes] = None
         x, floored = off_floor(x)
-        if self.massive_by_channel is None:
-            self.massive_by_channel = torch.zeros(x.size(1), dtype=torch.long, device=x.device)
-            if x.size(1) > 1:
-                settings = dict(threshold=self.threshold, device=x.device)
-                settings["over"] = self.over if {"layer", "sun"} & {*self.measures} else None
-                self.summary = AllMeasures(x.size(1), **settings)
-        if x.size(1) != len(self.massive_by_channel):
-            raise ValueError(
-                f"{self.name!r}: expected {len(self.massive_by_channel)} channels as before, got "
-                f"{x.size(1)}; name a module of one width"
-            )
+        try:
+            self.summary.update(x)
+        except ValueError as error:  # another width than before
+            raise ValueError(f"{self.name!r}: {error}; name a module of one width") from error
         self.runs += 1
-        self.num_rows += len(x)
         self.floored += floored
         if len(self.distinct) <= MAX_DISTINCT:
             self.distinct.update(row_codes(x[x.isfinite().all(dim=1)]))
-        if self.summary is not None:
-            massive = is_massive(activation_ratio(x), self.threshold)
-            self.massive_by_channel += massive.sum(dim=0)
+        if self.measures != ["row"] and x.size(1) > 1:
+            if self.others is None:
+                settings = dict(threshold=self.summary.threshold, over=self.over, device=x.device)
+                self.others = AllMeasures(**settings)
             graph, graphs = graphs_of_rows(batch, x)
-            self.summary.update(x.unsqueeze(0), graph.unsqueeze(0), graphs)
+            self.others.update(x.unsqueeze(0), graph.unsqueeze(0), graphs)
 
     def statistics(self) -> dict[str, Any]:
         """All that was found, and by the name of each measure its value, NaN without one."""
-        counts = ("zero_medians", "nonfinite_rows", "rows_with_massive")
-        found = dict.fromkeys((*COLUMNS, "spread_rms"), math.nan) | dict.fromkeys(counts, 0)
-        if self.summary is not None:
-            found |= {name: value.item() for name, value in self.summary.statistics().items()}
-        found |= {name: int(found[name]) for name in counts} | {"rows": self.num_rows}
-        found["channels"] = 0 if self.massive_by_channel is None else len(self.massive_by_channel)
+        found = dict.fromkeys((*COLUMNS, "spread_rms"), math.nan)
+        if self.others is not None:
+            found |= {name: value.item() for name, value in self.others.statistics().items()}
+        found |= {"max_abs_of_all": found["max_abs"], **self.summary.statistics()}
         found["share_sun"] = found["sun_edges"] / (found["rows"] or math.nan)
         sources = ("max_ratio", "max_layer_ratio", "share_sun", "spread_rms", "max_over_second_q50")
         finite = (found[name] if math.isfinite(found[name]) else math.nan for name in sources)
         return found | dict(zip(MEASURES, finite, strict=True))
 
-    def row(self, measure: str, source: str, draws: Values | None, top: int) -> dict[str, Any]:
+    def row(self, measure: str, source: str, draws: list[float] | None) -> dict[str, Any]:
         """The layer in the table."""
-        found, by_channel = self.statistics(), self.massive_by_channel
+        found = self.statistics()
         usable = found["rows"] - found["zero_medians"] - found["nonfinite_rows"]
-        counts = [] if by_channel is None else by_channel.tolist()
-        massive = sorted(((c, n) for c, n in enumerate(counts) if n), key=lambda pair: -pair[1])
+        counts = enumerate(self.summary.massive_by_channel.tolist())
+        massive = sorted(((c, n) for c, n in counts if n), key=lambda pair: -pair[1])
         value, distinct, p, chance = found[measure], usable, math.nan, math.nan
         if len(self.distinct) <= MAX_DISTINCT:
             distinct = min(usable, len(self.distinct))
@@ -312,79 +270,67 @@ class _Layer:
             p, chance = float(p_value(value, draws)), float(np.nanquantile(draws, 0.95))
         elif measure != "sun" and value == value and 2 <= found["channels"] <= MAX_CHANNELS:
             chance, p = ProductNull(found["channels"]).chance(measure, value, distinct)
+            if distinct < usable:
+                source += f", {_rows(distinct, 'distinct ')}"
         shares = {"row": "share_rows_with_massive", "layer": "share_rows_with_layer_massive"}
-        shares["sun"] = "share_sun"
-        row = {
-            "layer": self.name,
-            "measure": measure,
-            "axes": " or ".join(self.axes),
-            **{key: found[key] for key in ("rows", "channels")},
-            "distinct_rows": distinct,
-            **{key: found[key] for key in ("zero_medians", "nonfinite_rows")},
-            "floored_rows": self.floored,
-            **{key: found[key] for key in ("max_abs", "max_ratio", "rows_with_massive")},
-            "massive_channels": len(massive),
-            "top_channels": tuple(massive[:top]),
-            "value": value,
-            "share_rows_with_massive": found.get(shares.get(measure), math.nan),
-            "chance_level": chance,
-            "p_value": p,
-        }
-        if draws is None and distinct < usable:
-            source = f"{source}, {distinct:,} distinct row{'s' if distinct > 1 else ''}"
-        verdict = _verdict(row, self, found, source)
-        return row | {"massive": verdict.startswith("massive"), "verdict": verdict}
+        share = found.get((shares | {"sun": "share_sun"}).get(measure), math.nan)
+        found |= dict(layer=self.name, measure=measure, axes=" or ".join(self.axes))
+        found |= dict(distinct_rows=distinct, floored_rows=self.floored, value=value)
+        found |= dict(massive_channels=len(massive), top_channels=tuple(massive[:5]))
+        found |= dict(share_rows_with_massive=share, chance_level=chance, p_value=p)
+        found["verdict"] = self._verdict(found, source)
+        found["massive"] = found["verdict"].startswith("massive")
+        return {column: found[column] for column in _COLUMNS}
+
+    def _verdict(self, found: Mapping[str, Any], source: str) -> str:
+        keys = ("measure", "value", "share_rows_with_massive", "chance_level", "p_value")
+        measure, value, share, level, p = (found[key] for key in keys)
+        reasons = {"nonfinite_rows": "with NaN or infinity"}
+        if measure not in ("layer", "sun"):
+            reasons = {"zero_medians": "with a zero median"} | reasons
+        if measure == "spread":
+            reasons["rows_with_zero"] = "with a zero"
+        some = [(found[column], reason) for column, reason in reasons.items() if found[column] > 0]
+        left_out = ", ".join(f"{_rows(number)} {reason}" for number, reason in some)
+        if not found["rows"]:
+            return "undefined: no rows came; the module did not run, or on graphs without edges"
+        if found["channels"] == 1:
+            return "undefined: a single channel is its own median"
+        if math.isnan(value):
+            what = {"spread": "spread", "layer": "ratio to a median that is not zero"}
+            why = f" ({left_out})" if left_out else ""
+            return f"undefined: no row has a {what.get(measure, 'ratio')}{why}"
+        large = f"{value:{',.0f' if value >= 1000 else ',.3g'}}"
+        words = {
+            "row": f"up to {large} x the median",
+            "layer": f"up to {large} x the median of the {self.over}",
+            "sun": f"|x| up to {found['max_abs_of_all']:,.3g}",
+            "spread": f"{value:.3g}",
+            "isolation": f"largest / second {value:.3g}",
+        }[measure]
+        is_massive = share > 0
+        if measure in ("spread", "isolation"):
+            is_massive = value > level
+            words += ", no chance level" if math.isnan(level) else f", chance up to {level:.3g}"
+        if is_massive and measure == "row":
+            words = f"{found['massive_channels']:,} of {found['channels']:,} channels, {words}"
+        if is_massive and measure == "sun":
+            words += f", in {found['sun_molecules']:,.0f} of {found['molecules']:,.0f} graphs"
+        if share > 0:
+            words += f", in {_percent(share)} of rows"
+        words = f"{'massive' if is_massive else 'none'} by {MEASURES[measure]}: {words}"
+        if not math.isnan(p):
+            words += f"; {'p < 0.000001' if p < 1e-6 else f'p = {p:.2g}'} ({source})"
+        if self.floored:
+            words += f"; {_rows(self.floored)} on a floor (a ReLU, an epsilon), compared with the "
+            words += "median above it"
+        if self.runs > 1:
+            words += f"; runs {self.runs:.3g} times a batch"
+        return words + (f"; left out: {left_out}" if left_out else "")
 
 
-def _verdict(row: Mapping[str, Any], layer: _Layer, found: Mapping[str, Any], source: str) -> str:
-    measure, value, share = row["measure"], row["value"], row["share_rows_with_massive"]
-    reasons = {"nonfinite_rows": "with NaN or infinity"}
-    if measure not in ("layer", "sun"):
-        reasons = {"zero_medians": "with a zero median"} | reasons
-    if measure == "spread":
-        reasons["rows_with_zero"] = "with a zero"
-    left_out = [
-        f"{found[column]:,.0f} {'row' if found[column] == 1 else 'rows'} {reason}"
-        for column, reason in reasons.items()
-        if found[column] > 0
-    ]
-    if not row["rows"]:
-        return "undefined: no rows came; the module did not run, or on graphs without edges"
-    if row["channels"] == 1:
-        return "undefined: a single channel is its own median"
-    if math.isnan(value):
-        what = {"spread": "spread", "layer": "ratio to a median that is not zero"}
-        why = f" ({', '.join(left_out)})" if left_out else ""
-        return f"undefined: no row has a {what.get(measure, 'ratio')}{why}"
-    large = f"{value:{',.0f' if value >= 1000 else ',.3g'}}"
-    words = {
-        "row": f"up to {large} x the median",
-        "layer": f"up to {large} x the median of the {layer.over}",
-        "sun": f"|x| up to {found['max_abs']:,.3g}",
-        "spread": f"{value:.3g}",
-        "isolation": f"largest / second {value:.3g}",
-    }[measure]
-    is_massive, level = share > 0, row["chance_level"]
-    if measure in ("spread", "isolation"):
-        is_massive = value > level
-        words += ", no chance level" if math.isnan(level) else f", chance up to {level:.3g}"
-    if is_massive and measure == "row":
-        words = f"{row['massive_channels']:,} of {row['channels']:,} channels, {words}"
-    if is_massive and measure == "sun":
-        words += f", in {found['sun_molecules']:,.0f} of {found['molecules']:,.0f} graphs"
-    if share > 0:
-        words += f", in {_percent(share)} of rows"
-    words = f"{'massive' if is_massive else 'none'} by {MEASURES[measure]}: {words}"
-    if not math.isnan(p := row["p_value"]):
-        words += f"; {'p < 0.000001' if p < 1e-6 else f'p = {p:.2g}'} ({source})"
-    if floored := row["floored_rows"]:
-        words += (
-            f"; {floored:,} row{'s' if floored > 1 else ''} on a floor (a ReLU, an epsilon), "
-            "compared with the median above it"
-        )
-    if layer.runs > 1:
-        words += f"; runs {layer.runs:.3g} times a batch"
-    return words + (f"; left out: {', '.join(left_out)}" if left_out else "")
+def _rows(number: float, kind: str = "") -> str:
+    return f"{number:,.0f} {kind}row{'' if number == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

@@ -18,40 +18,33 @@ Rows = Callable[[nn.Module, Any, Any], Tensor]
 """Called as ``rows(module, output, batch)``; returns [rows, channels]."""
 
 _ADVICE = """\
-pass rows=lambda module, output, batch: output.flatten(1) if rows come first, [rows, heads, \
-channels]; output.flatten(0, 1) if they are the first two axes, [graphs, nodes or tokens, \
-channels], output[mask] if some are padding; output.transpose(0, 1).flatten(1) if stacks come \
-first, [stacks, rows, channels]; output.values() if it is nested"""
+name the module that makes such a tensor, or pass rows=lambda module, output, batch: \
+output.flatten(1) of [rows, heads, channels]; output.flatten(0, 1) of [graphs, nodes or tokens, \
+channels], output[mask] if some are padding; output.transpose(0, 1).flatten(1) of [stacks, rows, \
+channels]; output.values() if it is nested"""
 
 
 def default_names(model: nn.Module) -> str | list[str]:
     """What is looked at in a model if nobody says what, names as for ``hooks.record``.
 
     Identity modules called ``score``, as in this package's networks, or, where there are none,
-    the messages of all PyG ``MessagePassing`` modules.
-
-    Raises:
-        KeyError: if the model has neither; lists its submodules.
+    the messages of all PyG ``MessagePassing`` modules; KeyError if the model has neither.
     """
     modules = dict(model.named_modules())
     passes_messages = any(isinstance(module, MessagePassing) for module in modules.values())
-    # A head that is called "score" is not where attention is looked at: it computes something, or
-    # stands at the top of a network of layers, as an identity where a head is left out.
-    heads = ("score",) if passes_messages and not isinstance(model, MessagePassing) else ()
     scores = [
-        name
-        for name, module in modules.items()
-        if f".{name}".endswith(".score") and name not in heads and type(module) is nn.Identity
+        n for n, m in modules.items() if f".{n}".endswith(".score") and type(m) is nn.Identity
     ]
+    # At the top of a network of layers it is a head that is left out.
+    if passes_messages and not isinstance(model, MessagePassing):
+        scores = [name for name in scores if name != "score"]
     if scores:
         return scores
     if passes_messages:
         return "*:message"
     known = ", ".join(filter(None, modules)) or "its submodules (it has none)"
-    raise KeyError(
-        f"{type(model).__name__} has no identity module called 'score' and no MessagePassing "
-        f"module: pass names=, of {known}"
-    )
+    none = f"{type(model).__name__} has no identity module called 'score' and no MessagePassing"
+    raise KeyError(f"{none} module: pass names=, of {known}")
 
 
 def as_rows(
@@ -62,61 +55,39 @@ def as_rows(
     An output of three axes is [rows, heads, channels] if its module is a layer of PyG that has
     its nodes on the first axis, or if the batch has as many nodes or edges, with self-loops or
     without, as the first axis is long and the second is not, and another number of graphs.
-
-    Args:
-        name: what was recorded, as for ``hooks.record``.
-        module: the module that the name stands for.
-        output: what was recorded of it.
-        batch: what the model was run on.
-        rows: makes rows of another output.
-
-    Raises:
-        TypeError: if the output is not a tensor of real numbers.
-        ValueError: if it has other axes, or it is not known which of three are rows.
+    ``rows`` makes rows of another output. TypeError if the output is not a tensor of real numbers;
+    ValueError if it has other axes, or it is not known which of three are rows.
     """
-    axes = "made by rows="
-    if rows is None:
-        axes = _axes(name, module, output, batch)
-    else:
-        output = rows(module, output, batch)
-    is_tensor = isinstance(output, Tensor)
-    is_dense = is_tensor and output.layout == torch.strided and not output.is_meta
+    output = output if rows is None else rows(module, output, batch)
+    expected, kind = f"expected {name!r} to return", type(output).__name__
+    is_dense = False
+    if isinstance(output, Tensor):
+        nested = "nested " if output.is_nested else ""
+        kind = f"a {nested}tensor of {output.dtype}, {output.layout}, on {output.device}"
+        is_dense = not nested and output.layout == torch.strided and not output.is_meta
     if not is_dense or not output.is_floating_point():
-        kind = type(output).__name__
-        if is_tensor:
-            kind = f"a tensor of {output.dtype}, {output.layout}, on {output.device}"
-        raise TypeError(
-            f"expected {name!r} to return a tensor of real numbers, got {kind}; name the module "
-            "that makes the tensor itself"
-        )
+        raise TypeError(f"{expected} a tensor of real numbers, got {kind}; {_ADVICE}")
     if output.dim() not in (2, 3) or not output.size(-1):
-        raise ValueError(
-            f"expected {name!r} to return [rows, channels] or [rows, heads, channels], got "
-            f"{list(output.shape)}; name a module with one row per edge or node, or pass rows=, a "
-            "function that makes rows of it"
-        )
+        shapes = f"[rows, channels] or [rows, heads, channels], got {list(output.shape)}"
+        raise ValueError(f"{expected} {shapes}; {_ADVICE}")
+    axes = _axes(name, module, output, batch) if rows is None else "made by rows="
     return output.flatten(start_dim=1), axes
 
 
-def _axes(name: str, module: nn.Module, output: Any, batch: Any) -> str:
-    if not isinstance(output, Tensor) or output.dim() not in (2, 3):
-        return ""
-    axis = 0 if output.dim() == 2 and not output.is_nested else None
+def _axes(name: str, module: nn.Module, output: Tensor, batch: Any) -> str:
+    axis = 0 if output.dim() == 2 else None
     if isinstance(module, MessagePassing) and name.rpartition(":")[2] in STAGES:
         if module.decomposed_layers > 1:
-            raise ValueError(
-                f"{name!r} is computed in {module.decomposed_layers} pieces, each with some of "
-                "the channels: set decomposed_layers of the module to 1"
-            )
+            pieces = f"{module.decomposed_layers} pieces, each with some of the channels"
+            raise ValueError(f"{name!r} is computed in {pieces}: set its decomposed_layers to 1")
         axis = module.node_dim % output.dim()
-    elif output.dim() == 3 and not output.is_nested:
+    elif output.dim() == 3:
         known = _numbers_of_rows(batch)
         axis = 0 if len(output) in known and output.size(1) not in known else None
     if axis == 0:
         return "rows, heads, channels" if output.dim() == 3 else "rows, channels"
-    shape = "a nested tensor" if output.is_nested else f"{list(output.shape)}"
     what = "the batch does not say what a row is" if axis is None else f"axis {axis} has the rows"
-    raise ValueError(f"{name!r} returned {shape}, of which {what}: {_ADVICE}")
+    raise ValueError(f"{name!r} returned {list(output.shape)}, of which {what}: {_ADVICE}")
 
 
 def _numbers_of_rows(batch: Any) -> set[int]:
@@ -151,7 +122,7 @@ def off_floor(
     A row stands on a floor if a quarter of its channels or more have one and the same least
     magnitude, a hundredth or less of the median of the others, and the others are more than a
     quarter, too, in this row or in another one of the same floor. Channels on the floor are given
-    that median, which then is the median of the row, too. A median of zero stays.
+    that median. A median of zero stays.
     """
     magnitude, channels = x.abs(), x.size(1)
     at_floor = magnitude == magnitude.amin(dim=1, keepdim=True)
@@ -179,12 +150,7 @@ def edge_rows(name: str, module: nn.Module, output: Any, batch: Any) -> Float[Te
 
     A layer that puts self-loops of its own in place of the batch's, as GATConv and GCNConv do,
     has its loops after all other edges; an edge from a node to itself is given its node's.
-
-    Args:
-        name, module, output, batch: as for ``as_rows``.
-
-    Raises:
-        ValueError: if there is not a row for each edge, or as for ``as_rows``.
+    Arguments and errors are those of ``as_rows``; ValueError if there is not a row for each edge.
     """
     rows, _ = as_rows(name, module, output, batch)
     if len(rows) == batch.num_edges and not getattr(module, "add_self_loops", False):
@@ -201,12 +167,8 @@ def edge_rows(name: str, module: nn.Module, output: Any, batch: Any) -> Float[Te
 def with_loops_of_layers(model: nn.Module, batch: Any) -> tuple[Any, Int[Tensor, " E"]]:
     """A batch with self-loops as the layers of a model have them, and where its own edges are.
 
-    Layers such as GATConv and GCNConv put loops of their own in place of the batch's: after all
-    other edges, one for each node. If the model has such layers, so has the batch; otherwise, or
-    if it has no loops, it is returned as it is.
-
-    Raises:
-        ValueError: if other layers of the model do not replace loops.
+    It is returned as it is if it has no loops or the model no layers that replace them, see
+    ``edge_rows``; ValueError if some layers replace loops and others do not.
     """
     others, place = _among_replaced_loops(batch)
     edges = torch.arange(batch.num_edges, device=place.device)

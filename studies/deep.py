@@ -50,7 +50,7 @@ NORMS = (*FEATURE_NORMS, *LIPSCHITZ_NORMS)
 """What ``norm`` of ``DeepNetwork`` may be. The published code takes any other name for none."""
 
 RIVALS = {"residual": {"residual": True}, "balanced": {"balanced": True}}
-"""Remedies that are no norms, by name: what each sets of a ``Variant``."""
+"""Remedies that are no norms, with what each sets of a ``Variant``."""
 
 REMEDY_NAMES = (*NORMS, *RIVALS)
 """What networks are compared by."""

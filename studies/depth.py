@@ -137,6 +137,7 @@ def loss_by_depth(curves: pd.DataFrame, *, columns: int = 4) -> sns.FacetGrid:
         palette=layer_colors(curves["num_layers"]),
     )
     grid.legend.set_title("layers")
+    grid.tick_params(axis="y", which="minor", labelleft=False)  # they reach into other panels
     return grid.set(ylim=(None, min(grid.axes.flat[0].get_ylim()[1], 10)))
 
 
@@ -150,7 +151,8 @@ def by_depth(
     ]
     labels = {"num_layers": "layers", "accuracy": "test accuracy"}
     settings = dict(x="num_layers", y="accuracy", color="variant", panel="panel", labels=labels)
-    grid = over_seeds(pd.concat(parts), **settings, estimator="mean", **look)
+    look |= dict(estimator="mean", style="variant")  # legible without color
+    grid = over_seeds(pd.concat(parts), **settings, **look)
     whole_ticks(grid)
     return grid
 

@@ -17,10 +17,9 @@ from torch_geometric.utils import scatter
 from mapkg import hooks
 from mapkg.all_measures import SUN_MAGNITUDE
 from mapkg.evaluation import batches, predict, predictions
-from mapkg.measures import MASSIVE_RATIO
+from mapkg.measures import MASSIVE_RATIO, ActivationSummary
 from mapkg.models import EdgeAttention, GraphNetwork, build
 from mapkg.models.config import Config
-from mapkg.models.edge_attention import SCORE_CLAMP
 from studies import tables
 from studies.data import Splits
 from studies.figures import THRESHOLD_LOOK, over_seeds, whole_ticks
@@ -29,7 +28,6 @@ from studies.observation import summarise_scores
 from studies.published import grid, margin
 from studies.results import MODELS, Emergence, read_emergence, read_network
 from studies.statistics import contrasts, with_interval
-from studies.summary import ActivationSummary
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
 """What ``readings`` compares; the last is a sink whose coefficient is minus infinity."""
@@ -50,11 +48,9 @@ def readings(
     for layer, inputs in enumerate(_inputs(model, graphs)):
         plain = copy.deepcopy(model.layers[layer].attention).double().eval()
         generator = torch.Generator().manual_seed(seed)
-        size = plain.heads, plain.head_channels
-        vectors = {
-            name: scale * torch.randn(size, generator=generator, dtype=torch.float64)
-            for name in ("key_term", "edge_term", "value_term")
-        }
+        size, draw = (plain.heads, plain.head_channels), dict(generator=generator)
+        names = ("key_term", "edge_term", "value_term")
+        vectors = {n: scale * torch.randn(size, **draw, dtype=torch.float64) for n in names}
         (without, _), (x, (source, target), _) = plain(*inputs), inputs
         mean = scatter(plain.value(x)[source], target, dim_size=len(x), reduce="mean")
         shift, has_neighbors = vectors["value_term"].flatten(), target.unique()
@@ -75,7 +71,7 @@ def readings(
                     attended.sum(), weight, retain_graph=True, materialize_grads=True
                 )
                 row[f"{name}_gradient"] = gradient.abs().max().item()
-            summary = ActivationSummary(heads=attention.heads, clamp=SCORE_CLAMP)
+            summary = ActivationSummary(heads=attention.heads)
             summary.update(score.detach())
             rows.append(row | {name: summary.statistics()[name] for name in SCORES})
     return pd.DataFrame(rows)
@@ -302,16 +298,11 @@ def _later(epochs: pd.DataFrame) -> pd.DataFrame:
 
 
 def massive_layers(epochs: pd.DataFrame) -> pd.DataFrame:
-    """How many layers an epoch are massive by each measure, in the second half of training.
-
-    A row per architecture and arm, a column per measure and seed. For the median of the layer, in
-    Sun's rule, stands the typical median of a row.
-    """
+    """Layers an epoch that are massive in the second half; Sun's rule with typical row medians."""
     late = _later(epochs)
-    sun = (late["max_abs"] > SUN_MAGNITUDE) & (
-        late["max_abs"] > MASSIVE_RATIO * late["row_median_q50"]
-    )
-    late = late.assign(**{"row ratio": late["max_ratio"] > MASSIVE_RATIO, "Sun's rule": sun})
+    bar = (MASSIVE_RATIO * late["row_median_q50"]).clip(lower=SUN_MAGNITUDE)
+    passed = {"row ratio": late["max_ratio"] > MASSIVE_RATIO, "Sun's rule": late["max_abs"] > bar}
+    late = late.assign(**passed)
     keys, measures = ["label", "run", "seed"], ["row ratio", "Sun's rule"]
     by_epoch = late.groupby([*keys, "epoch"], sort=False)[measures].sum()
     return by_epoch.groupby(keys, sort=False).mean().unstack("seed")

@@ -189,7 +189,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "balanced": {"balanced": True},
     "residual": {"residual": True},
 }
-"""At the published dropouts: nothing, gradients clipped to a norm of all of 1, and two rivals."""
+"""At the published dropouts nothing, gradients clipped to a norm of all of 1, and two rivals."""
 
 PUBLISHED_DROPOUTS = (0.6, 0.3)
 """Of features and of attention weights."""
@@ -219,7 +219,7 @@ def descend(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step in range(1, schedule.epochs + 1):
-            loss = next(task.steps(network.train(), schedule))[0]
+            loss = next(task.steps(network.train(), schedule, seed))[0]
             optimizer.zero_grad()
             loss.backward()
             yield step, loss.item()

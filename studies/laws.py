@@ -20,9 +20,8 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from scipy import optimize, stats
 
-from mapkg.measures import MASSIVE_RATIO
+from mapkg.measures import MASSIVE_RATIO, NEG_LOG_RATIO_BINS, StreamingHistogram
 from studies.figures import STATE_COLORS, THRESHOLD_LOOK, panels
-from studies.summary import NEG_LOG_RATIO_BINS, StreamingHistogram
 
 _LEAST = 1e-3  # skewness or inverse shape; there a law is its limit
 _BAD = 1e300  # loss of a law that excludes values; finite, because the optimizer subtracts
@@ -220,6 +219,7 @@ def tails(histogram: pd.DataFrame) -> pd.DataFrame:
         spread = np.sqrt(n @ (x - n @ x / total) ** 2 / total)
         beyond = n[::-1].cumsum()[::-1] <= TAIL * total
         tail = n[beyond] @ (x[beyond] - x[beyond][0]) / n[beyond].sum()
+        tail += np.log(10) * width / 2  # from the edge of its first bin, not the center
         coarse = pd.Series(n).groupby(np.floor(10 * decades).astype(int)).sum()
         coarse = coarse.reindex(range(coarse.idxmax(), coarse.index[-1] + 1), fill_value=0)
         growth = coarse / coarse.cummin().clip(lower=1)
@@ -258,7 +258,7 @@ def distribution_grid(histogram: pd.DataFrame) -> Figure:
 
 def _filled(histogram: StreamingHistogram) -> tuple[np.ndarray, np.ndarray]:
     """Edges and counts from the first filled bin to the last."""
-    if outside := histogram.outside:
+    if outside := histogram.num_outside:
         raise ValueError(f"{outside} values lie outside the bins: count them in wider ones")
     edges, counts = histogram.edges.numpy(), histogram.counts.numpy()
     filled = np.flatnonzero(counts)

@@ -11,14 +11,13 @@ from torch_geometric.data import Data
 
 from mapkg import hooks
 from mapkg.evaluation import Graphs, batches, calibrate_batch_norm, measure, predict, targets
-from mapkg.measures import activation_ratio
+from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
 from mapkg.rows import default_names, edge_rows
 from studies.data import Splits, directions
 from studies.extras import build
-from studies.summary import ActivationSummary
 
 
 def looked_at(architecture: str) -> str:
@@ -77,9 +76,14 @@ def summarise(
     return summaries
 
 
-def edge_maxima(model: nn.Module, graphs: Sequence[Data]) -> Float[Tensor, "layers E"]:
-    """The largest activation ratio of every edge in every layer, NaN where a row has none."""
-    modules = hooks.resolve(model, names := default_names(model))
+def edge_maxima(
+    model: nn.Module, graphs: Sequence[Data], *, names: str | Sequence[str] | None = None
+) -> Float[Tensor, "layers E"]:
+    """The largest activation ratio of every edge in every layer, NaN where a row has none.
+
+    ``names`` are of what is looked at, as for ``mapkg.report``.
+    """
+    modules = hooks.resolve(model, names := names or default_names(model))
     maxima = [
         torch.stack(
             [activation_ratio(edge_rows(n, modules[n], x, batch)).amax(-1) for n, x in seen.items()]
@@ -90,13 +94,18 @@ def edge_maxima(model: nn.Module, graphs: Sequence[Data]) -> Float[Tensor, "laye
 
 
 def bond_ratios(
-    model: nn.Module, graphs: Sequence[Data], *, heads: int
+    model: nn.Module,
+    graphs: Sequence[Data],
+    *,
+    heads: int,
+    names: str | Sequence[str] | None = None,
 ) -> list[Float[Tensor, "layers heads bonds"]]:
     """The largest ratio of either direction of every bond, over the median of all heads.
 
-    Bonds are in the order of ``directions``, as those of ``to_molecule``.
+    Bonds are in the order of ``directions``, as those of ``to_molecule``; ``names`` as for
+    ``edge_maxima``.
     """
-    modules, found = hooks.resolve(model, names := default_names(model)), []
+    modules, found = hooks.resolve(model, names := names or default_names(model)), []
     for batch, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
         by_layer = []
         for name, output in seen.items():

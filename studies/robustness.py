@@ -161,7 +161,7 @@ def damage_table(
 
 def losses_under_attack(damages: pd.DataFrame, *, runs: Sequence[str]) -> sns.FacetGrid:
     """Geometric means over seeds of the loss, a panel per network, a color per remedy."""
-    names = {"optimised": "optimised noise", "random": "random noise", "none": "no noise"}
+    names = {"optimised": "optimized noise", "random": "random noise", "none": "no noise"}
     keys = ["label", "run", "sigma", "seed"]
     grid = sns.relplot(
         damages.rename(columns=names).melt(keys, list(names.values()), "noise", "loss"),

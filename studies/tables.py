@@ -96,6 +96,8 @@ def span(values: pd.Series, form: str) -> str:
 
 def styled(table: pd.DataFrame, form: Any = None) -> Styler:
     """A table as pages show it; ``form`` is a number's format, or a format for each column."""
+    if table.columns.nlevels == table.index.nlevels == 1:  # the name of rows stands in the corner
+        table = table.rename_axis(index=None, columns=table.index.name)
     look = table.style.format(form, precision=2, thousands=",", na_rep="–", escape="html")
     # The theme leaves other tables on a light ground in the dark.
     return look.set_table_attributes('class="dataframe"')

@@ -62,8 +62,8 @@ class Stack:
         self.sums = {split: torch.zeros(2, self.networks, **zeros) for split in data}
         self.cursor = torch.zeros(1, dtype=torch.long, device=self.device)
         heads = config.heads if config.architecture in CLAMPED else None
-        sizes, place = (config.hidden_channels, self.networks), dict(device=self.device)
-        self.measures = [AllMeasures(*sizes, heads=heads, **place) for _ in self.layers]
+        about = dict(heads=heads, device=self.device)
+        self.measures = [AllMeasures(self.networks, **about) for _ in self.layers]
         self.update = stacked.adam
 
     def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mapkg import hooks
 from mapkg.all_measures import SUN_MAGNITUDE, row_measures
 from mapkg.evaluation import batches, calibrate_batch_norm, predict
-from mapkg.measures import MASSIVE_RATIO
+from mapkg.measures import LOG_EPS, MASSIVE_RATIO
 from mapkg.models.config import Config
 from mapkg.models.network import SCORES
 from studies.data import Splits
@@ -22,7 +22,6 @@ from studies.figures import legend_once, panels
 from studies.files import commit, versions
 from studies.results import Emergence, spreads
 from studies.statistics import hierarchical_bootstrap
-from studies.summary import LOG_EPS
 from studies.train import seed_all
 
 MEASURES = {
@@ -152,7 +151,7 @@ def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
     Across is the share of untrained networks that are taken for trained ones, up the share of
     trained ones that are found by the same bar; the bar is a run's own.
     """
-    figure, axes = panels(len(places), 2, (3.6, 2.8), sharey=True)
+    figure, axes = panels(len(places), 3, (2.9, 2.5), sharey=True)
     for ax, (title, place) in zip(axes, places.items(), strict=True):
         for measure, of_measure in place.groupby("measure", sort=False):
             p = np.sort(of_measure["p"])
@@ -160,7 +159,8 @@ def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
             look = dict(where="post", color=f"C{list(MEASURES.values()).index(measure)}")
             ax.step(across, up, **look, label=measure)
         ax.plot(np.geomspace(p.min() / 2, 1), np.geomspace(p.min() / 2, 1), "k:", lw=1)
-        ax.set(xscale="log", title=title, ylim=(-0.02, 1.02))
+        ax.set_title(title, fontsize="small")
+        ax.set(xscale="log", ylim=(-0.02, 1.02))
     figure.supxlabel("untrained networks above the bar, share", fontsize="medium")
     figure.supylabel("trained networks above it, share", fontsize="medium")
     legend_once(figure, loc="outside right center")

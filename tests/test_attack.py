@@ -8,7 +8,7 @@ from torch import nn
 from torch_geometric.data import Data
 
 from mapkg.attack import Ascent, attack, scaled, where_massive
-from mapkg.evaluation import batches, predict, score
+from mapkg.evaluation import batches, evaluate, predict
 from mapkg.hooks import record
 from mapkg.measures import activation_ratio
 from mapkg.models import build
@@ -134,7 +134,7 @@ def test_rows_losses_and_gain(network, molecules):
     assert wide["loss"].shape == (9, 3) and (found["loss"] == found["mae"]).all()
     assert [*wide.index] == [*product((0.01, 10**-1.5, 0.1), (0, 1, 2))]
     losses, gain, passes = wide["loss"], wide["gain"], wide["passes"]
-    assert losses["none"].tolist() == pytest.approx(9 * [score(network, molecules)["mae"]])
+    assert losses["none"].tolist() == pytest.approx(9 * [evaluate(network, molecules)])
     assert (losses["optimised"] > losses["random"]).all()
     expected = losses["optimised"] / losses["random"] - 1
     assert gain["optimised"].tolist() == pytest.approx(expected.tolist())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import NOT_BUNDLED, few_molecules
 
-from mapkg.evaluation import score
+from mapkg.evaluation import evaluate
 from studies import checkpoint, tables
 from studies.__main__ import main
 from studies.bond_changes import join_global_node, shuffle_types
@@ -54,7 +54,7 @@ def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(
     names = ["single", "double", "triple", "atom to global", "global to atom"]
     assert list(edges.index) == names and edges.to_list()[3:] == [atoms, atoms]
     losses, (model, _) = found["losses"].set_index("state"), checkpoint.load(folder / "best")
-    expected = score(model, joined.test)["mae"]
+    expected = evaluate(model, joined.test)
     assert losses.loc["best", "loss"] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"trained on 'MOSES sample, glob.*got 'MOSES sample, b"):
         bond_types(folder, shuffle_types(splits, 3), progress=False)

@@ -12,6 +12,7 @@ from conftest import REPOSITORY, few_molecules
 from torch_geometric.data import Data
 
 from mapkg.evaluation import evaluate
+from mapkg.measures import ActivationSummary
 from studies import checkpoint
 from studies import emergence as study
 from studies.data import BUNDLED, DESCRIPTIONS, Splits
@@ -19,7 +20,6 @@ from studies.emergence import emergence, examine_checkpoint, observation_epochs
 from studies.files import commit, versions
 from studies.published import CONFIGS
 from studies.results import TABLES, emergence_table, read_emergence
-from studies.summary import ActivationSummary
 
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3, lr=0.05

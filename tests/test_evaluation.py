@@ -11,11 +11,10 @@ from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from mapkg import attribution, interventions
+from mapkg import interventions
 from mapkg.attack import Ascent, attack, where_massive
 from mapkg.evaluation import (
     batches,
-    best_constant,
     calibrate_batch_norm,
     each_loss,
     evaluate,
@@ -24,55 +23,34 @@ from mapkg.evaluation import (
     measure,
     pooled_mean,
     predictions,
-    score,
 )
 from mapkg.hooks import evaluating
 from mapkg.models import build
 from mapkg.reporting import report
 from studies import edge_kinds, explanations
 from studies.explicit_bias import idle_term, readings
-from studies.observation import bond_ratios, edge_maxima, summarise, summarise_scores
 from studies.published import CONFIGS
 
 NAN = math.nan
 
 
-def test_the_absolute_error_by_hand():
-    predicted = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
-    target = torch.tensor([[0.0, 1.0], [0.5, -1.0]])
-    assert losses(predicted, target, "l1").tolist() == [1.0, 3.0, 0.0, 4.0]
-    assert measure(predicted, target, "l1") == {"mae": 2.0}
-    target[1, 1] = NAN  # a bad value among the targets of a regression shows
-    assert math.isnan(measure(predicted, target, "l1")["mae"])
+def test_a_bad_target_of_a_regression_shows():
+    assert math.isnan(measure(torch.zeros(2, 1), torch.tensor([[0.0], [NAN]]), "l1")["mae"])
 
 
-def test_the_cross_entropy_counts_labelled_entries_only():
+def test_the_cross_entropy_has_gradients_of_labelled_entries_only():
     logits = torch.tensor([[0.0, 2.0], [-1.0, 100.0]], requires_grad=True)
     target = torch.tensor([[1.0, 0.0], [NAN, NAN]])
-    expected = [math.log(2), math.log(1 + math.exp(2))]
-    each = each_loss(logits, target, "bce").detach()
-    torch.testing.assert_close(each, torch.tensor([expected, [NAN, NAN]]), equal_nan=True)
-    losses(logits, target, "bce").mean().backward()
-    torch.testing.assert_close(
-        logits.grad, torch.tensor([[-0.25, (1 - 1 / (1 + math.exp(2))) / 2], [0.0, 0.0]])
-    )
+    each_loss(logits, target, "bce").nansum().backward()
+    expected = torch.tensor([[-0.5, 1 - 1 / (1 + math.exp(2))], [0.0, 0.0]])
+    torch.testing.assert_close(logits.grad, expected)
+    assert losses(logits, target, "bce").shape == (2,)
 
 
-def test_the_area_under_the_curve_is_the_share_of_pairs_in_the_right_order():
-    torch.manual_seed(0)
-    logits = torch.randn(40, 3).round(decimals=1)  # with ties
-    target = (torch.rand(40, 3) < 0.4).float()
-    target[torch.rand(40, 3) < 0.3] = NAN
-    areas = []
-    for column in range(3):
-        positive = logits[target[:, column] == 1, column]
-        negative = logits[target[:, column] == 0, column]
-        pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
-        areas.append(float(sum(pairs)) / len(pairs))
-    assert mean_roc_auc(logits, target) == pytest.approx(sum(areas) / 3)
-    target[:, 1] = 1  # a target with one class is left out of the mean
-    assert mean_roc_auc(logits, target) == pytest.approx((areas[0] + areas[2]) / 2)
-    assert math.isnan(mean_roc_auc(logits[:, 1:2], target[:, 1:2]))
+def test_a_target_with_one_class_is_left_out_of_the_area_under_the_curve():
+    logits, target = torch.tensor([[0.1, 3.0], [0.2, 4.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    assert mean_roc_auc(logits, target) == 1
+    assert math.isnan(mean_roc_auc(logits[:, 1:], target[:, 1:]))
 
 
 @pytest.mark.parametrize(
@@ -87,22 +65,6 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_the_right_order():
 def test_what_cannot_be_measured_is_an_error(predicted, target, loss, message):
     with pytest.raises(ValueError, match=message):
         measure(predicted, target, loss)
-
-
-@pytest.mark.parametrize("loss", ["l1", "bce"])
-def test_no_other_constant_has_less_loss_than_the_best(loss):
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randn(51, 2, generator=generator)
-    if loss == "bce":
-        target = (target > 0.6).float()
-        target[:4, 0] = NAN
-    best = best_constant(target, loss)
-    least = losses(best.expand_as(target), target, loss).mean()
-    for other in torch.randn(20, 2, generator=generator):
-        assert losses(other.expand_as(target), target, loss).mean() > least
-    alike = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0]])  # a logit of at most a million to one
-    expected = torch.tensor([1e-6, 1 - 1e-6, 0.5]).logit()
-    torch.testing.assert_close(best_constant(alike, "bce"), expected)
 
 
 def test_the_pooled_mean_weighs_entries_alike_and_draws_whole_graphs():
@@ -140,7 +102,7 @@ def rows():
     return graphs
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 39, 40])  # some batches have no label
+@pytest.mark.parametrize("batch_size", [1, 39, 40])  # some batches have no label
 def test_metrics_are_those_of_scikit_learn_for_any_batch_size(batch_size, rows):
     logits = torch.stack([one.x.sum(0) for one in rows]).double()
     target = torch.cat([one.y for one in rows])
@@ -154,24 +116,12 @@ def test_metrics_are_those_of_scikit_learn_for_any_batch_size(batch_size, rows):
         "accuracy": accuracy_score(target[known], logits[known] > 0),
     }
     about = dict(batch_size=batch_size)
-    assert score(Sums(), rows, loss="bce", **about) == pytest.approx(expected, rel=1e-5)
+    measured = measure(*predictions(Sums(), rows, **about), "bce")
+    assert measured == pytest.approx(expected, rel=1e-5)
     assert evaluate(Sums(), rows, loss="bce", **about) == pytest.approx(expected["bce"], rel=1e-5)
     labelled = [Data(**graph.to_dict() | {"y": graph.y.nan_to_num(0.5)}) for graph in rows]
     mae = mean_absolute_error(target.nan_to_num(0.5), logits)
-    assert score(Sums(), labelled, **about) == {"mae": pytest.approx(mae, rel=1e-6)}
     assert evaluate(Sums(), labelled, **about) == pytest.approx(mae, rel=1e-6)
-
-
-def test_batches_keep_their_order_or_take_that_of_torchs_generator(rows):
-    def order(seed, **options):
-        torch.manual_seed(seed)
-        return torch.cat([batch.x[batch.ptr[:-1], 0] for batch in batches(rows, 16, **options)])
-
-    first, shuffled = torch.stack([graph.x[0, 0] for graph in rows]), order(0, shuffle=True)
-    assert torch.equal(order(0), first)
-    assert torch.equal(shuffled, order(0, shuffle=True))
-    assert not torch.equal(shuffled, order(1, shuffle=True))
-    assert torch.equal(shuffled.sort().values, first.sort().values)
 
 
 def test_calibration_takes_the_mean_of_the_statistics_of_batches():
@@ -210,16 +160,11 @@ def test_every_submodule_is_in_its_own_mode_afterwards_also_shared_and_frozen_on
             return super().train(False)
 
     shared = nn.Dropout()
-    model = nn.ModuleDict(
-        {
-            "a": nn.Sequential(shared, nn.BatchNorm1d(3)),
-            "b": nn.Sequential(shared, nn.Dropout()),
-            "c": Frozen(nn.BatchNorm1d(3)),
-        }
-    ).train()
-    model["a"].eval()  # and with it the first of b
+    part = nn.Sequential(shared, nn.Dropout())
+    model = nn.ModuleDict({"a": nn.Sequential(shared), "b": part, "c": Frozen(nn.Dropout())})
+    model.train()["a"].eval()  # and with it the first of b
     before = modes(model)
-    assert list(before.values()) == [True, False, False, False, True, False, True, False, False]
+    assert list(before.values()) == [True, False, False, True, False, True, False, False]
     with pytest.raises(ZeroDivisionError), evaluating(model):
         with evaluating(model["b"]):
             pass
@@ -239,17 +184,10 @@ def some_importance(graphs):
 BRIEF = dict(restarts=[0], ascent=Ascent(passes=1), progress=False)
 LOOKING = {
     "report": lambda m, graphs: report(m, DataLoader(graphs, 4)),
-    "summarise": summarise,
-    "summarise_scores": lambda m, graphs: summarise_scores(m, CONFIG, graphs),
-    "edge_maxima": edge_maxima,
-    "bond_ratios": lambda m, graphs: bond_ratios(m, graphs, heads=4),
-    "predictions": predictions,
     "calibrate_batch_norm": calibrate_batch_norm,
-    "heat_map": lambda m, graphs: attribution.heat_map(m, graphs, labels(graphs), 4),
     "score_parts": lambda m, graphs: edge_kinds.score_parts(m, graphs, labels(graphs), "abcd"),
     "first_layer": lambda m, gs: edge_kinds.first_layer(m, edge_kinds.distinct_edges(gs)),
     "intervene": lambda m, graphs: interventions.intervene(m, graphs, reference=graphs),
-    "channel_means": lambda m, graphs: interventions.channel_means(m, graphs, "*.score"),
     "curve": lambda m, graphs: explanations.curve(m, graphs, some_importance(graphs)),
     "edge_importance": lambda m, graphs: explanations.edge_importance(m, graphs, "ratio"),
     "attack": lambda m, graphs: attack(m, graphs, [0.1], **BRIEF),
@@ -257,7 +195,7 @@ LOOKING = {
     "idle_term": lambda m, graphs: idle_term(m, CONFIG, graphs),
     "readings": readings,
 }
-"""Calls of the functions that run a model and do not train it."""
+"""Calls that run a model in other ways than by a scan alone, and do not train it."""
 
 
 @pytest.fixture(scope="module")
@@ -280,10 +218,9 @@ def test_a_model_is_looked_at_in_evaluation_mode_and_left_as_it_was(name, graphs
         module.register_forward_pre_hook(lambda module, _: ran.append((module, module.training)))
     LOOKING[name](model, graphs)
 
-    assert {nn.BatchNorm1d, nn.Dropout} <= {type(module) for module, _ in ran}
     calibrates = name == "calibrate_batch_norm"
     in_training = {type(module) for module, training in ran if training}
-    assert in_training == ({nn.BatchNorm1d} if calibrates else set())
+    assert ran and in_training == ({nn.BatchNorm1d} if calibrates else set())
     assert modes(model) == before
     for key, value in model.state_dict().items():
         assert torch.equal(value, weights[key]) or (calibrates and "batch_norm" in key), key

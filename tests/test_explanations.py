@@ -209,6 +209,10 @@ def test_the_ratio_is_that_of_a_layer_of_any_network_by_its_name():
     (of_bonds,) = bond_ratios(model, [graph], heads=2)
     expected = edge_maxima(model, [graph]).unflatten(1, (2, 2)).amax(dim=2)
     torch.testing.assert_close(of_bonds.amax(dim=1), expected)
+    (of_last,) = bond_ratios(model, [graph], heads=2, names="*1:message")
+    assert torch.equal(of_last, of_bonds[1:])
+    of_last = edge_maxima(model, [graph], names="*1:message")
+    assert torch.equal(of_last, edge_maxima(model, [graph])[1:])
     assert (of_bonds[:, 0] != of_bonds[:, 1]).all()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mapkg import hooks
-from mapkg.evaluation import score
+from mapkg.evaluation import evaluate
 from mapkg.interventions import CHANGED, RULES, intervene, summarise_interventions
 from mapkg.measures import activation_ratio
 from mapkg.models import build
@@ -130,7 +130,7 @@ def test_a_classification_has_a_row_per_target_and_no_loss_where_unlabelled():
             table[f"loss_{when}"], -np.log(np.where(y == 1, p, 1 - p)) + 0 * y
         )
     summary = summarise_interventions(table, resamples=100)
-    expected = score(model, graphs, loss="bce")["bce"]
+    expected = evaluate(model, graphs, loss="bce")
     np.testing.assert_allclose(summary["loss_before"], expected)
     assert (summary["graphs"] == 6).all()
 

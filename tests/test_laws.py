@@ -8,6 +8,7 @@ import torch
 from conftest import REPOSITORY
 from scipy import stats
 
+from mapkg.measures import StreamingHistogram
 from studies.laws import (
     LAWS,
     compare_laws,
@@ -17,7 +18,6 @@ from studies.laws import (
     ks_to_law,
     ks_two_sample,
 )
-from studies.summary import StreamingHistogram
 
 EDGES = np.linspace(-8, 17, 1001)
 WIDTH = 0.025

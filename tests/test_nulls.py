@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from scipy import integrate, special
 
 from mapkg.all_measures import row_measures
@@ -26,18 +25,6 @@ def assert_exceeds(exceedance, maxima):
     np.testing.assert_array_less(np.abs(found - expected), 4.5 * sigma + 1 / len(maxima))
 
 
-@pytest.mark.parametrize("factors", [1, 2, 3])
-def test_the_null_model_is_a_product_of_standard_normals(factors):
-    x = product_of_normals(2000, 64, factors=factors, seed=1)
-    # E x = 0, E x^2 = 1, E |x| = (2 / pi)^(factors / 2): within five standard errors.
-    for values, mean in ((x, 0), (x**2, 1), (x.abs(), (2 / math.pi) ** (factors / 2))):
-        error = values.std().item() / math.sqrt(x.numel())
-        assert abs(values.mean().item() - mean) < 5 * error
-    assert x.dtype == torch.float64
-    assert torch.equal(x, product_of_normals(2000, 64, factors=factors, seed=1))
-    assert not torch.equal(x, product_of_normals(2000, 64, factors=factors))
-
-
 @pytest.mark.parametrize(
     ("channels", "factors"), [(2, 3), (3, 3), (8, 1), (8, 3), (56, 3), (64, 2), (444, 3), (64, 4)]
 )
@@ -47,40 +34,20 @@ def test_the_exact_null_is_what_simulated_rows_show(channels, factors):
 
 
 @pytest.mark.parametrize(("channels", "ratio"), [(4, 1000.0), (64, 30.0)])
-def test_the_exact_null_is_a_double_integral(channels, ratio):
-    # Two factors, where a magnitude has a density in closed form and one integral is enough
-    # for its survival; the median's density is that of an order statistic.
-    def survival(x):
-        # ln u from -40 on; beyond u = 700 the density underflows.
-        ends, exact = (math.log(x), math.log(700)), dict(epsabs=0, epsrel=1e-10, limit=200)
-        density = lambda v: 2 / math.pi * special.k0(math.exp(v)) * math.exp(v)  # noqa: E731
-        return integrate.quad(density, *ends, **exact)[0]
-
+def test_the_null_of_two_factors_is_an_integral_over_their_density(channels, ratio):
+    # The density of a product of two normals is 2 K_0(x) / pi: no convolution is needed.
+    step = math.log(ratio) / 2000
+    v = np.arange(-30, 6.5, step)
+    density = 2 / np.pi * special.k0(np.exp(v)) * np.exp(v)
+    survival = integrate.cumulative_trapezoid(density[::-1], dx=step, initial=0)[::-1]
+    beyond = np.append(survival[2000:], np.zeros(2000))
     median, above = (channels + 1) // 2, channels // 2
-    order = 1 / special.beta(median, above + 1)
-
-    def integrand(v):
-        m = math.exp(v)
-        s = survival(m)
-        if m * ratio > 600:
-            return 0.0
-        density = order * (1 - s) ** (median - 1) * s**above * 2 / math.pi * special.k0(m)
-        return density * m * -math.expm1(above * math.log1p(-survival(m * ratio) / s))
-
-    exact = dict(epsabs=0, epsrel=1e-7, limit=400, points=[-8, -4, -2, -1])
-    expected, _ = integrate.quad(integrand, -14, 3, **exact)
+    known = survival > 0
+    weight = (density * (1 - survival) ** (median - 1) * survival**above)[known]
+    any_above = -np.expm1(above * np.log1p(-beyond[known] / survival[known]))
+    expected = weight @ any_above * step / special.beta(median, above + 1)
     found = ProductNull(channels, factors=2).exceedance(ratio)
     assert float(found) == pytest.approx(expected, rel=1e-4)
-
-
-def test_of_two_channels_the_ratio_is_that_of_two_magnitudes():
-    # One factor: the ratio of two normals is Cauchy, and the greater over the smaller
-    # exceeds r with probability 2 P(|Cauchy| > r) = 2 (1 - 2 atan(r) / pi).
-    r = np.array([1.0, 1.5, 10.0, 1000.0, 1e6])
-    expected = 2 * (1 - 2 / np.pi * np.arctan(r))
-    found = ProductNull(2, factors=1).exceedance(r)
-    np.testing.assert_allclose(found[:4], expected[:4], rtol=1e-6)
-    assert found[4] == pytest.approx(4 / np.pi * 1e-6, rel=1e-5)
 
 
 def test_several_rows_exceed_when_any_of_them_does():
@@ -90,9 +57,8 @@ def test_several_rows_exceed_when_any_of_them_does():
     assert one.shape == ratio.shape
     assert np.isnan(one[1, 2]) and np.isfinite(one).sum() == 5
     np.testing.assert_allclose(null.exceedance(ratio, 7), 1 - (1 - one) ** 7, rtol=1e-9, atol=1e-14)
-    # Far out, where 1 - (1 - p)^n would round to zero.
     np.testing.assert_array_equal(null.exceedance([0.0, 0.5, 1.0, np.inf]), [1, 1, 1, 0])
-    assert 0.999 < ProductNull(5).exceedance(1.0001) < 1
+    # Far out, where 1 - (1 - p)^n would round to zero.
     tiny = float(ProductNull(64).exceedance(1e4))
     assert 0 < tiny < 1e-20
     assert float(ProductNull(64).exceedance(1e4, 1000)) == pytest.approx(1000 * tiny, rel=1e-9)
@@ -101,39 +67,27 @@ def test_several_rows_exceed_when_any_of_them_does():
     assert_exceeds(lambda ratios: null.exceedance(ratios, 100), maxima)
 
 
-@pytest.mark.parametrize("channels", [2, 8, 444])
-@pytest.mark.parametrize("rate", [0.5, 0.05, 1e-6])
+@pytest.mark.parametrize("channels", [2, 444])
+@pytest.mark.parametrize("rate", [0.5, 1e-6])
 @pytest.mark.parametrize("rows", [1, 49_720])
 def test_a_threshold_is_exceeded_at_its_rate(channels, rate, rows):
     null = ProductNull(channels)
     assert null.exceedance(null.threshold(rate, rows), rows) == pytest.approx(rate, rel=1e-6)
 
 
-def test_chance_by_width():
-    for width in (56, 64, 88, 444):  # in no ZINC test split of these is any row massive by chance
-        null = ProductNull(width)
-        assert 20 < null.threshold(0.5) < 38 and 70 < null.threshold(0.01) < 90
-        assert null.exceedance(1000, 49_720) < 1e-6
-    # Narrow rows have small medians by chance: there 1000 is no threshold.
-    assert ProductNull(8).exceedance(1000, 49_720) > 0.9
-
-
 # The other measures.
 
 
-@pytest.mark.parametrize("factors", [1, 2, 3])
+@pytest.mark.parametrize(("factors", "value"), [(1, 1.1107), (2, 1.5708), (3, 1.9238)])
 @pytest.mark.parametrize("channels", [16, 64])
-def test_the_spread_of_a_product_is_exact_and_that_of_rows_is_biased_as_derived(channels, factors):
+def test_the_spread_of_a_product_its_bias_in_rows_and_the_law_of_its_mean(channels, factors, value):
     null = ProductNull(channels, factors)
-    assert null.spread == pytest.approx([1.1107, 1.5708, 1.9238][factors - 1], abs=1e-4)
-    spread = row_measures(product_of_normals(50_000, channels, factors=factors))["spread"].numpy()
-    variance = spread**2
-    error = variance.std() / math.sqrt(50_000)
-    assert abs(variance.mean() - null.spread**2) < 4 * error
-    bias = null.spread - null.mean_spread
-    assert spread.mean() == pytest.approx(null.mean_spread, rel=0.011 if channels < 32 else 0.002)
+    assert null.spread == pytest.approx(value, abs=1e-4)
+    x = product_of_normals(50_000, channels, factors=factors)
+    spread = row_measures(x)["spread"].numpy()
+    bias, variance = null.spread - null.mean_spread, spread**2
     assert null.spread - spread.mean() == pytest.approx(bias, rel=0.25)
-    # The law of the mean variance of 100 rows.
+    assert abs(variance.mean() - null.spread**2) < 4 * variance.std() / math.sqrt(50_000)
     of_many = np.sqrt(variance.reshape(500, 100).mean(axis=1))
     for rate in (0.5, 0.1):
         level, p = null.chance("spread", of_many[0], 100, rate)
@@ -143,7 +97,8 @@ def test_the_spread_of_a_product_is_exact_and_that_of_rows_is_biased_as_derived(
 
 def test_the_largest_over_the_second_largest_and_its_median_over_rows_are_exact():
     null = ProductNull(16)
-    drawn = row_measures(product_of_normals(50_000, 16))["max_over_second"].numpy()
+    drawn = row_measures(product_of_normals(50_000, 16))
+    drawn = drawn["max_over_second"].numpy()
     assert_exceeds(np.vectorize(null._isolation), drawn)
     medians = np.sort(drawn.reshape(1000, 50))[:, 24]
     for rate in (0.5, 0.05):
@@ -170,11 +125,10 @@ def test_the_layer_ratio_of_entries_whose_median_is_known():
         (lambda: ProductNull(1), "expected 2 to 10000 channels.*got 1 and 3"),
         (lambda: ProductNull(10_001), "got 10001 and 3; for wider rows compare"),
         (lambda: ProductNull(64, 0), "at least 1 factor, got 64 and 0"),
-        (lambda: ProductNull(8).threshold(0.0), r"expected a rate in \(0, 1\)"),
         (lambda: ProductNull(8).threshold(1.0), r"expected a rate in \(0, 1\)"),
+        (lambda: ProductNull(8).exceedance(3.0, 0), "rows: expected 1 or more, got 0"),
         (lambda: ProductNull(8).threshold(math.nan), r"expected a rate in \(0, 1\)"),
         (lambda: ProductNull(8).chance("sun", 0.1, 9), "isolation, got 'sun', of which products"),
-        (lambda: p_value(np.ones(3), 1.0), r"expected null values of shape \[n"),
         (lambda: p_value(np.ones(3), np.ones((3, 2))), r"expected null values of shape \[n"),
     ],
 )

@@ -10,11 +10,11 @@ from torch_geometric.loader import DataLoader
 
 from mapkg.evaluation import calibrate_batch_norm, predict, targets
 from mapkg.hooks import record, resolve
+from mapkg.measures import ActivationSummary
 from mapkg.models.network import ARCHITECTURES, CLAMPED, SCORES
 from studies.extras import build
 from studies.observation import looked_at, observe_states, summarise
 from studies.published import CONFIGS
-from studies.summary import ActivationSummary
 from studies.train import seed_all
 
 D, HEADS, LAYERS = 8, 2, 2
@@ -65,7 +65,7 @@ def test_a_batch_of_graphs_is_summed_up_as_each_graph_alone(architecture, graphs
         assert summary.graph_maxima == pytest.approx(maxima, rel=1e-6, nan_ok=True)
         assert math.isnan(maxima[1]) == (architecture != "gps")
         kind = "num_nodes" if architecture == "gps" else "num_edges"
-        assert summary.num_rows == sum(getattr(graph, kind) for graph in graphs)
+        assert summary.statistics()["rows"] == sum(getattr(graph, kind) for graph in graphs)
         of_both = [pd.Series(each.statistics(), dtype=float) for each in (summary, other[name])]
         pd.testing.assert_series_equal(*of_both, rtol=1e-6)
         assert torch.equal(summary.massive_by_channel, other[name].massive_by_channel)
@@ -85,7 +85,7 @@ def test_of_full_graph_attention_the_edges_of_the_data_are_summed_up(architectur
             assert len(score) == graph.num_nodes * (graph.num_nodes - 1) > graph.num_edges
             expected[name].update(score[: graph.num_edges])
     for name, summary in found.items():
-        assert summary.num_rows == sum(graph.num_edges for graph in graphs)
+        assert summary.statistics()["rows"] == sum(graph.num_edges for graph in graphs)
         assert summary.graph_maxima == pytest.approx(expected[name].graph_maxima, rel=1e-3)
 
 

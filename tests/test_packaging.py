@@ -75,8 +75,7 @@ def test_make_help_lists_every_target_with_a_line_of_its_own():
     assert sorted(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)) == sorted(phony)
     look = dict(cwd=REPOSITORY, capture_output=True, text=True, check=True)
     listed = subprocess.run(["make", "--no-print-directory"], **look).stdout.splitlines()
-    assert [line.split()[0] for line in listed] == phony
-    assert all(len(line.split()) > 2 for line in listed)
+    assert [line.split()[0] for line in listed if len(line.split()) > 2] == phony
 
 
 @needs_make
@@ -93,10 +92,9 @@ def test_an_environment_that_cannot_be_used_is_made_anew_and_said_to_be(case, tm
     if case != "not finished":
         (tmp_path / ".venv" / "installed").touch()
     command = ["make", "--dry-run", "--no-print-directory", "setup"]
-    look = dict(cwd=tmp_path, capture_output=True, text=True, check=True)
-    result = subprocess.run(command, **look)
-    assert ("-m venv .venv" in result.stdout) == (case != "finished")
-    assert (".venv is not complete, or its Python" in result.stdout) == (case != "finished")
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    for words in ("-m venv .venv", ".venv is not complete, or its Python"):
+        assert (words in result.stdout) == (case != "finished")
     assert result.stderr == ""
 
 
@@ -149,7 +147,7 @@ def test_every_file_that_is_linked_from_the_readme_is_there():
 
 
 EXAMPLE = """
-import sys
+from importlib.util import find_spec
 
 import torch
 from torch_geometric.data import Data
@@ -157,18 +155,13 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GAT
 
 import mapkg
-from mapkg import lipschitz_normalise, report
 
 graph = Data(x=torch.randn(20, 8), edge_index=torch.randint(20, (2, 60)))
 model = GAT(in_channels=8, hidden_channels=16, num_layers=3, heads=4)
-print(found := report(model, DataLoader([graph]), names="convs.*:message"))
-assert lipschitz_normalise(model)(graph.x, graph.edge_index).isfinite().all()
-for absent in ("rdkit", "sklearn", "matplotlib", "captum", "papermill", "studies"):
-    try:
-        __import__(absent)
-    except ImportError:
-        continue
-    sys.exit(f"{absent} was installed with the library")
+print(mapkg.report(model, DataLoader([graph]), names="convs.*:message"))
+assert mapkg.lipschitz_normalise(model)(graph.x, graph.edge_index).isfinite().all()
+absent = ("rdkit", "sklearn", "matplotlib", "captum", "papermill", "studies")
+assert not [name for name in absent if find_spec(name)]
 print(mapkg.__file__)
 """
 
@@ -184,10 +177,7 @@ def test_the_wheel_of_the_library_runs_the_examples_of_the_readme_alone(tmp_path
     locked = ["--constraint", REPOSITORY / "requirements.lock"]
     subprocess.run([python, *pip, "install", "--no-compile", *locked, wheel], check=True)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    result = subprocess.run(
-        [python, "-c", EXAMPLE], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    *verdicts, place = result.stdout.splitlines()
+    look = dict(cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    *verdicts, place = subprocess.run([python, "-c", EXAMPLE], **look).stdout.splitlines()
     assert sum("none by the row ratio: up to" in line for line in verdicts) >= 2
     assert place.startswith(str(tmp_path))

@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 from PIL import Image
 from scipy import stats
 
+from mapkg.measures import NEG_LOG_RATIO_BINS, StreamingHistogram
 from mapkg.models import build
 from mapkg.nulls import ProductNull
 from studies import bond_types, checkpoint, explanations, explicit_bias, results, robustness
@@ -23,7 +24,6 @@ from studies.files import sha256, write_atomically
 from studies.laws import compare_laws
 from studies.published import CONFIGS, titles
 from studies.results import TABLES, Emergence, by_measure, contrasts, count_types, read_emergence
-from studies.summary import NEG_LOG_RATIO_BINS, StreamingHistogram
 from studies.tables import over_seeds, read, run_study, write
 
 RESULTS = BUNDLED / "results"

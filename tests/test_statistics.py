@@ -130,7 +130,9 @@ NO_EFFECT = r"no difference|(do|does|did) not differ|no effect|(changes?|costs?|
 NO_EFFECT = rf"({NO_EFFECT}|as (large|small|good|low|high) as without|the same within)(?! but)"
 """Claims that two things are equal, which need a test of equivalence with a margin."""
 
-PAGES = sorted((*REPOSITORY.glob("notebooks/*.ipynb"), *REPOSITORY.glob("book/*.md")))
+PAGES = sorted(
+    p for kind in ("notebooks/*.ipynb", "book/*.md", "book/*.yaml") for p in REPOSITORY.glob(kind)
+)
 
 
 @pytest.mark.parametrize("path", (REPOSITORY / "README.md", *PAGES), ids=lambda path: path.name)

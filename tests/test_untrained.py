@@ -1,0 +1,57 @@
+"""Trained networks among untrained ones, and shapes of tails, by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mapkg.all_measures import row_measures
+from mapkg.measures import NEG_LOG_RATIO_BINS
+from studies import untrained as study
+from studies.laws import tails
+from studies.published import CONFIGS
+
+ORIGIN = {"run": "a", "layer": 0, "state": "best"}
+
+
+def test_measures_of_a_network_are_its_maxima_over_layers(monkeypatch):
+    from conftest import few_molecules
+
+    config = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
+    scores = []
+    of_layer = study._of_layer
+    monkeypatch.setattr(study, "_of_layer", lambda x: scores.append(x) or of_layer(x))
+    table = study.measured(config, few_molecules(8, 4, 6), [3, 4], graphs=5, progress=False)
+    assert table[["seed", "graphs"]].values.tolist() == [[3, 5], [4, 5]]
+    ratios = [row_measures(score)["ratio"].max().item() for score in scores]
+    assert table["row"].tolist() == pytest.approx([max(ratios[:2]), max(ratios[2:])])
+    one = of_layer(torch.tensor([[1.0, -2.0, 300.0], [4.0, 2.0, 2.0]]))
+    assert (one["row"], one["layer"], one["largest"]) == (150, 150, 300)
+    assert (one["sun"], one["isolation"]) == (pytest.approx(0.15), 2)  # the lower of 150 and 2
+
+
+def test_places_count_untrained_networks_of_the_same_run():
+    trained = pd.DataFrame({"run": ["a"], "seed": [0], "row": [2000.0], "sun": [0.5]})
+    null = pd.DataFrame({"run": [*"aaab"], "row": [1.0, 2000.0, 3000.0, 9e9], "sun": [0.1] * 4})
+    places = study.among(trained, null)
+    assert places["above"].tolist() == [pytest.approx(0.5), 1.0]
+    assert places["p"].tolist() == [3 / 4, 1 / 4]
+    table = study.areas(places, trained, null[:3])
+    assert table.loc["row ratio", ["area", "trained", "untrained"]].tolist() == [0.5, 1, 2 / 3]
+    assert table.loc["Sun's rule", ["beyond", "trained"]].tolist() == [1, 0]
+
+
+def test_tails_of_a_pareto_law_and_of_one_with_a_bump():
+    low, high, bins = NEG_LOG_RATIO_BINS
+    ratios = np.random.default_rng(0).pareto(4, 400_000) + 1  # ln r is exponential, mean 1 / 4
+    more = np.concatenate([ratios, np.full(4000, 1e3)])
+    for values, rises in ((ratios, False), (more, True)):
+        counts = np.histogram(-np.log10(values), bins, (low, high))[0]
+        filled = counts.nonzero()[0]
+        edges = low + filled * (high - low) / bins
+        table = pd.DataFrame({"bin": filled, "low": edges, "count": counts[filled]})
+        (row,) = tails(table.assign(seed=0, **ORIGIN)).to_dict("records")
+        assert (row["rise"] > 2) == rises
+        if not rises:
+            assert row["tail"] == pytest.approx(1 / 4, rel=0.05)
+            assert row["spread"] == pytest.approx(1 / 4, rel=0.02)
