@@ -22,8 +22,7 @@ from studies.data import ATOM_TYPES, Description, Splits, bond_of_edge, directio
 from studies.data.sets import SPLITS
 from studies.edge_kinds import GLOBAL
 from studies.published import titles
-from studies.results import contrasts
-from studies.statistics import with_holm
+from studies.statistics import t_interval, with_holm
 
 EXPERIMENTS = titles("changes")
 """Retrained networks on data with changed types, from names of files to titles."""
@@ -285,10 +284,19 @@ def late_means(first_layer: pd.DataFrame, *, since: int = 15) -> pd.DataFrame:
 def factors(
     late: pd.DataFrame, pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]]
 ) -> pd.DataFrame:
-    """``results.contrasts`` of largest ratios, with p of Student's t test and Holm's correction."""
-    logs = np.log(late.pivot(index="seed", columns=["run", "label"], values="max_ratio"))
-    p = {title: stats.ttest_1samp(logs[b] - logs[a], 0).pvalue for title, (a, b) in pairs.items()}
-    return with_holm(contrasts(late, pairs).assign(p=pd.Series(p)))
+    """The largest ratio of the second (run, label) of each pair over the first's, over seeds.
+
+    The geometric mean with Student's interval, extremes, and p of his test with Holm's correction.
+    """
+    logs, rows = np.log(late.pivot(index="seed", columns=["run", "label"], values="max_ratio")), {}
+    for title, (one, other) in pairs.items():
+        change = (logs[other] - logs[one]).dropna()
+        names = ("factor", "low", "high", "least", "greatest")
+        found = np.exp([*t_interval(change), change.min(), change.max()])
+        rows[title] = dict(zip(names, found, strict=True)) | {
+            "p": stats.ttest_1samp(change, 0).pvalue
+        }
+    return with_holm(pd.DataFrame(rows).T)
 
 
 def types_through_training(

@@ -1,6 +1,6 @@
 """Tables of emergence runs and of their grid: read, summed up; the networks of these runs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,6 @@ from studies.data import ATOM_TYPES, BOND_TYPES, Splits
 from studies.files import commit, sha256, versions
 from studies.laws import compare_laws
 from studies.published import titles
-from studies.statistics import t_interval
 from studies.tables import span
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
@@ -119,23 +118,6 @@ def count_types(splits: Splits) -> pd.DataFrame:
         counts = found.bincount(minlength=max(names) + 1).tolist()
         rows += [(split, kind, i, name, counts[i]) for i, name in names.items()]
     return pd.DataFrame(rows, columns=["split", "kind", "id", "type", "count"])
-
-
-def contrasts(
-    table: pd.DataFrame,
-    pairs: Mapping[str, tuple[tuple[str, str], tuple[str, str]]],
-    *,
-    value: str = "max_ratio",
-) -> pd.DataFrame:
-    """The value of the second (run, label) of pairs over the first's, geometric mean over seeds."""
-    logs = np.log(table.set_index(["run", "label", "seed"])[value]).sort_index()
-    rows = {}
-    for title, (one, other) in pairs.items():
-        difference = (logs[other] - logs[one]).dropna()
-        found = (*t_interval(difference), difference.min(), difference.max())
-        names = ("factor", "low", "high", "least", "greatest")
-        rows[title] = {name: np.exp(v) for name, v in zip(names, found, strict=True)}
-    return pd.DataFrame(rows).T
 
 
 MODELS = ("GT", "GraphiT", "SAN")

@@ -15,6 +15,7 @@ from mapkg.evaluation import batches, calibrate_batch_norm, predict
 from mapkg.measures import LOG_EPS, MASSIVE_RATIO
 from mapkg.models.config import Config
 from mapkg.models.network import SCORES
+from mapkg.nulls import p_value
 from studies.data import Splits
 from studies.emergence import fit_to_data
 from studies.extras import build
@@ -114,7 +115,7 @@ def among(trained: pd.DataFrame, null: pd.DataFrame) -> pd.DataFrame:
         for name in [name for name in MEASURES if name in trained and name in others]:
             value, chance = network[name].item(), others[name].to_numpy()
             above = (chance < value).mean() + (chance == value).mean() / 2
-            p = (1 + (chance >= value).sum()) / (1 + len(chance))
+            p = float(p_value(value, chance))
             rows.append((run, seed, MEASURES[name], value, above, p))
     return pd.DataFrame(rows, columns=["run", "seed", "measure", "value", "above", "p"])
 

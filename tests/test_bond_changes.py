@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy import stats
 
 from studies.__main__ import USAGE_ERROR, main
 from studies.bond_changes import (
@@ -15,6 +15,7 @@ from studies.bond_changes import (
     ROLES,
     SHARES,
     cross_types,
+    factors,
     late_means,
     types_through_training,
 )
@@ -74,7 +75,7 @@ def of_bonds(graphs):
 def is_drawn_by(types, shares):
     """Whether types 1, 2, ... may have been drawn with these probabilities."""
     counts = types.bincount(minlength=len(shares) + 1)[1:].numpy()
-    return chisquare(counts, counts.sum() * np.array(shares)).pvalue > 1e-3
+    return stats.chisquare(counts, counts.sum() * np.array(shares)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -227,3 +228,15 @@ def test_late_means_are_geometric_and_leave_early_epochs_and_other_states_out():
     grid = types_through_training(table, {"max_ratio": "ratio"}, logarithmic=["max_ratio"])
     lines = [line.get_xydata() for line in grid.axes[0, 0].lines if len(line.get_xdata())]
     np.testing.assert_allclose(lines[0], [[10, 7], [15, 10], [20, 4000]])
+
+
+def test_a_contrast_is_a_factor_with_the_t_interval_of_its_logarithm():
+    ratios = {"a": [1.0, 2.0, 5.0], "b": [10.0, 10.0, 125.0, 3.0]}
+    rows = [(run, "x", seed, r) for run, each in ratios.items() for seed, r in enumerate(each)]
+    table = pd.DataFrame(rows, columns=["run", "label", "seed", "max_ratio"])
+    found = factors(table, {"b over a": (("a", "x"), ("b", "x"))}).loc["b over a"]
+    logs = np.log([10.0, 5.0, 25.0])  # a seed that one of them lacks is left out
+    low, high = stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    expected = [np.exp(logs.mean()), np.exp(low), np.exp(high), 5.0, 25.0]
+    p = stats.ttest_1samp(logs, 0).pvalue
+    assert found.tolist() == pytest.approx([*expected, p, p])

@@ -18,7 +18,7 @@ from torch_geometric.utils import scatter, to_torch_csr_tensor
 
 from mapkg.calling import call
 from mapkg.hooks import STAGES, edit, evaluating, record, resolve, scan
-from mapkg.rows import as_rows, default_names
+from mapkg.rows import as_rows, default_names, with_loops_of_layers
 
 Pair = namedtuple("Pair", "first second")
 INPUT = torch.tensor([[1.0, -2.0, 3.0], [0.5, 0.0, -1.0]])
@@ -481,42 +481,53 @@ def test_without_a_reducer_a_module_runs_once_in_a_pass():
 # Where hooks do not see what they seem to.
 
 
-def compiled(model):
-    """The model, which has run without hooks."""
-    model = torch.compile(model, backend="eager")
-    model(INPUT)
-    return model
+def compiled(function):
+    """The function, which has run without hooks."""
+    function = torch.compile(function, backend="eager")
+    function(INPUT)
+    return function
+
+
+def compiled_in_place(model):
+    model[0].compile(backend="eager")
+    model[0](INPUT)
+    model.forward = compiled(model.forward)
+    return model, model
 
 
 COMPILED = {
-    "compiled": compiled,
-    "unflattened": lambda model: torch.export.unflatten(torch.export.export(model, (INPUT,))),
-    "a part of a script": lambda model: nn.Sequential(model[:2], torch.jit.script(model[2])),
+    "returned": lambda model: [compiled(model)] * 2,
+    "in place": compiled_in_place,
+    "a function around it": lambda model: (model, compiled(lambda x: model(x))),
+    "unflattened": lambda model: [torch.export.unflatten(torch.export.export(model, (INPUT,)))] * 2,
+    "a part of a script": lambda model: [nn.Sequential(model[:2], torch.jit.script(model[2]))] * 2,
 }
 
 
 @pytest.mark.parametrize("way", COMPILED)
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
 def test_hooks_see_what_compiled_code_computes(way):
-    plain, model = sequential(), COMPILED[way](sequential())
+    plain = sequential()
+    model, run = COMPILED[way](sequential())
     (name,) = resolve(model, "*0" if way != "a part of a script" else "0.0")
     with torch.compiler.set_stance("fail_on_recompile"):
         first, second = record(model, name), record(model, name)
         with first as other, nullcontext(second.__enter__()) as seen:
-            assert torch.equal(model(INPUT), plain(INPUT))
-        assert torch.equal(model(INPUT), plain(INPUT))  # the first is left, the second is not
+            assert torch.equal(run(INPUT), plain(INPUT))
+        assert torch.equal(run(INPUT), plain(INPUT))  # the first is left, the second is not
         second.__exit__(None, None, None)
         with pytest.raises(RuntimeError, match="recompile"):  # again as it was asked for
             torch.compile(lambda x: x + 1, backend="eager")(INPUT)
     assert [len(other[name]), len(seen[name])] == [1, 2]
     assert all(torch.equal(x, plain[0](INPUT)) for x in seen[name])
     with edit(model, {name: torch.zeros_like}):
-        zero = model(INPUT)
-    assert torch.equal(zero[0], zero[1]) and torch.equal(model(INPUT), plain(INPUT))
+        zero = run(INPUT)
+    assert torch.equal(zero[0], zero[1]) and torch.equal(run(INPUT), plain(INPUT))
 
 
 MADE = {
     "script": ("0", torch.jit.script),
+    "trace": ("0", lambda model: torch.jit.trace(model, INPUT)),
     "export": ("0.0", lambda model: torch.export.export(model, (INPUT,)).module()),
     "symbolic trace": ("0", torch.fx.symbolic_trace),
     "script of a part": ("1.0", lambda model: nn.Sequential(nn.ReLU(), torch.jit.script(model))),
@@ -524,6 +535,7 @@ MADE = {
 
 
 @pytest.mark.parametrize("way", MADE)
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
 def test_what_code_made_of_a_model_does_not_call_is_refused(way):
     name, make = MADE[way]
     model = make(nn.Sequential(sequential()))
@@ -649,6 +661,16 @@ ATTENTION.score = nn.Identity()
 )
 def test_the_scores_of_layers_are_looked_at_by_default_and_no_head_of_that_name(model, names):
     assert default_names(model) == names
+
+
+def test_edges_keep_their_features_where_self_loops_are_put_last():
+    loop = torch.tensor([[1], [1]])
+    edge_index = torch.cat([EDGE_INDEX[:, :3], loop, EDGE_INDEX[:, 3:]], dim=1)
+    data = Data(x=X, edge_index=edge_index, edge_attr=torch.randn(EDGES + 1, WIDTH))
+    changed, place = with_loops_of_layers(GATConv(WIDTH, 2, edge_dim=WIDTH), data)
+    assert changed.num_edges == EDGES + NODES and place[3] == EDGES + 1
+    assert torch.equal(changed.edge_index[:, place], edge_index)
+    assert torch.equal(changed.edge_attr[place], data.edge_attr)
 
 
 def test_models_that_are_wrapped_are_called_by_name_and_a_failing_call_says_how_it_was_made():
