@@ -238,6 +238,7 @@ def dose(
     epochs: int = 40,  # of each training, at a constant rate
     hidden: int = 16,  # channels of a head
     heads: int = 4,  # of attention
+    no_rivals: bool = False,  # leave out remedies at the published dropouts
     prefix: Path | str | None = None,
     progress: bool = True,
 ) -> Study:
@@ -246,7 +247,7 @@ def dose(
     Source: ours.
     """
     cases = [("no remedy", *both) for both in product(rates, rates)]
-    cases += [(arm, *PUBLISHED_DROPOUTS) for arm in ARMS]
+    cases += [(arm, *PUBLISHED_DROPOUTS) for arm in [*ARMS][: 1 if no_rivals else None]]
     trainings = []
     for seed, (arm, *both) in product(seeds, cases):
         settings = dict(zip(("dropout", "attention_dropout"), both, strict=True)) | ARMS[arm]
