@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mapkg.oversmoothing import smoothing_by_layer
+from studies import tables
 from studies.data.networks import RegularTask, regular_task, task_on
 from studies.figures import layer_colors, over_seeds, whole_ticks
 
@@ -304,3 +305,27 @@ def losses_in_training(table: pd.DataFrame) -> sns.FacetGrid:
     grid.legend.set_title("hidden layers")
     grid.refline(y=1, color="black", lw=0.8, ls=":")
     return grid.set(ylim=(max(grid.axes.flat[0].get_ylim()[0], 1e-3), None))
+
+
+def smoothing_table(smoothness: pd.DataFrame) -> pd.DataFrame:
+    """Spread of features in the last layer, least of errors in any, and the gradient of all."""
+    keys = ["dataset", "num_layers", "state", "variant", "seed"]
+    by_network = smoothness.sort_values("layer", kind="stable").groupby(keys, sort=False)
+    table = by_network.agg(
+        features=("features", "last"),
+        errors=("errors", "min"),
+        rank=("errors_rank_one", "min"),
+        gradient=("gradient", lambda norms: norms.pow(2).sum() ** 0.5),
+        loss=("loss", "first"),
+    )
+    return table.rename(columns={"rank": "rank one"}).reset_index()
+
+
+def remedy_table(smoothness: pd.DataFrame) -> pd.DataFrame:
+    """``smoothing_table`` over seeds of one data set, from the least to the greatest."""
+    networks = smoothing_table(smoothness)
+    forms = dict(features=".2g", errors=".2g", gradient=".3g", loss=".3g") | {"rank one": ".2g"}
+    look = dict(rows=["num_layers", "state", "variant"], statistic="range")
+    names = ("features", "errors", "rank one", "gradient", "loss")
+    parts = [tables.over_seeds(networks, name, form=forms[name], **look) for name in names]
+    return pd.concat(parts, axis="columns")

@@ -13,18 +13,26 @@ from itertools import pairwise, product
 from typing import Any
 
 import pandas as pd
+import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, PairNorm, TransformerConv
+from torch_geometric.nn import (
+    GATConv,
+    GatedGraphConv,
+    GCN2Conv,
+    GCNConv,
+    JumpingKnowledge,
+    PairNorm,
+    TransformerConv,
+)
 from torch_geometric.transforms import LargestConnectedComponents
-from torch_geometric.utils import index_to_mask
+from torch_geometric.utils import dropout_edge, index_to_mask
 from tqdm import tqdm
 
 from mapkg.lipschitz_norm import lipschitz_normalise
 from mapkg.oversmoothing import smoothing_by_layer, uniform_attention_limits
-from studies import tables
 from studies.backward_oversmoothing import OPTIMIZERS, full_training
 from studies.data import Description, NodesOfGraph, Splits
 from studies.data.networks import regular_task
@@ -61,10 +69,12 @@ LAYERS = {
     "gcn": lambda size, hidden, heads, dropout: GCNConv(size, hidden * heads),
     # A narrower input is filled with zeros.
     "ggnn": lambda size, hidden, heads, dropout: GatedGraphConv(hidden * heads, num_layers=1),
+    "gcnii": lambda size, hidden, heads, dropout: GCN2Conv(hidden * heads, 0.1, 0.5, layer=1),
 }
-"""GAT has self-loops; the Graph Transformer has a root weight and no loops."""
+"""GAT has self-loops; the Graph Transformer has a root weight and no loops. GCNII is as published,
+with the input of the first layer in every layer, and weights nearer to one with each."""
 
-ACTIVATIONS = {"gcn": nn.functional.relu, "ggnn": lambda x: x}
+ACTIVATIONS = {"gcn": nn.functional.relu, "ggnn": lambda x: x, "gcnii": nn.functional.relu}
 """Of architectures that have another one than ELU."""
 
 
@@ -81,6 +91,8 @@ class Variant:
     attention_dropout: float = 0.3
     residual: bool = False  # each layer but the first, which changes the width, is added
     balanced: bool = False  # initial weights of GAT, see ``balance``
+    drop_edge: float = 0.0  # share of edges that no layer has in a training step
+    jumping: bool = False  # the classes are read from the largest of what each layer gives
 
     def __post_init__(self) -> None:
         known("architecture", self.architecture, LAYERS)
@@ -88,7 +100,7 @@ class Variant:
         for name in ("heads", "hidden_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 1 or more, got {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout"):
+        for name in ("dropout", "attention_dropout", "drop_edge"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}: expected a rate in [0, 1), got {getattr(self, name)}")
         if self.balanced and self.architecture != "gat":
@@ -100,8 +112,23 @@ class Variant:
             )
 
     def build(self, num_layers: int, splits: Splits, seed: int) -> "DeepNetwork":
-        """The untrained network of a seed for the features and classes of a data set."""
-        sizes = splits.train.graph.num_features, splits.description.num_targets
+        """The untrained network of a seed for the features and classes of a data set.
+
+        Raises ``ValueError`` if a step of training would need more memory than is free.
+        """
+        graph = splits.train.graph
+        sizes = graph.num_features, splits.description.num_targets
+        width = self.hidden_channels * self.heads
+        # Adam keeps two values for each weight and its gradient; the backward pass needs about four
+        # arrays of all nodes in a layer, and two of all edges. These are the larger parts.
+        numbers = num_layers * (4 * width**2 + (4 * graph.num_nodes + 2 * graph.num_edges) * width)
+        free = psutil.virtual_memory().available
+        if (needed := graph.x.element_size() * numbers) > free:
+            raise ValueError(
+                f"num_layers: {num_layers} layers of {width} channels on {graph.num_nodes:,} nodes "
+                f"need about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; take fewer "
+                "layers, heads or channels"
+            )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return DeepNetwork(self, num_layers, *sizes)
@@ -112,7 +139,7 @@ class DeepNetwork(nn.Module):
 
     Source: LipschitzNorm paper, published code ``models/deepgat.py`` and ``models/deepgt.py``.
     differs: LayerNorm has weights of its own in every layer, takes any number of heads, and is
-    there for GAT, too; that code has no GCN and GGNN, and no residual connections.
+    there for GAT, too; that code has no GCN, GGNN and GCNII, and none of the other remedies.
     """
 
     def __init__(
@@ -123,13 +150,16 @@ class DeepNetwork(nn.Module):
             raise ValueError(f"num_layers: expected 1 or more, got {num_layers}")
         hidden, norm, architecture = variant.hidden_channels, variant.norm, variant.architecture
         width, own = hidden * variant.heads, (hidden, variant.heads)
+        first = width if architecture == "gcnii" else hidden
         layers = [
             LAYERS[architecture](size, *own, dropout=variant.attention_dropout)
             for size in [hidden, *[width] * (num_layers - 1)]
         ]
+        for number, layer in enumerate(layers if architecture == "gcnii" else (), 1):
+            layer.beta = math.log(0.5 / number + 1)
         make_norm = FEATURE_NORMS.get(norm, FEATURE_NORMS["none"])
         scale = 1.0 if variant.scale is None else variant.scale
-        self.embed = nn.Linear(in_channels, hidden)
+        self.embed = nn.Linear(in_channels, first)
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(make_norm(width, scale) for _ in layers)
         self.head = nn.Linear(width, out_channels)
@@ -137,6 +167,9 @@ class DeepNetwork(nn.Module):
         self.dropout = nn.Dropout(usual if variant.dropout is None else variant.dropout)
         self.activation = ACTIVATIONS.get(architecture, nn.functional.elu)
         self.is_norm_first, self.residual = norm == "layer", variant.residual
+        self.drop_edge, self.jump = variant.drop_edge, None
+        if variant.jumping:
+            self.jump = JumpingKnowledge("max")
         if norm in LIPSCHITZ_NORMS:
             lipschitz_normalise(self, LIPSCHITZ_NORMS[norm], scale=variant.scale)
         if variant.balanced:
@@ -146,9 +179,11 @@ class DeepNetwork(nn.Module):
         self, x: Float[Tensor, "N words"], edge_index: Int[Tensor, "2 E"]
     ) -> Float[Tensor, "N classes"]:
         """Scores of the classes of every node."""
-        x = self.embed(x)
+        edge_index, _ = dropout_edge(edge_index, self.drop_edge, training=self.training)
+        x, given = self.embed(x), []
+        initial = (x,) if isinstance(self.layers[0], GCN2Conv) else ()
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True), 1):
-            new = layer(self.dropout(x), edge_index)
+            new = layer(self.dropout(x), *initial, edge_index)
             if self.is_norm_first:
                 new = norm(new)
             if number < len(self.layers):
@@ -156,7 +191,8 @@ class DeepNetwork(nn.Module):
             if not self.is_norm_first:
                 new = norm(new)
             x = x + new if self.residual and x.shape == new.shape else new
-        return self.head(x)
+            given.append(x)
+        return self.head(x if self.jump is None else self.jump(given))
 
 
 @torch.no_grad()
@@ -214,6 +250,20 @@ REMEDIES = {
     "residual": replace(_PLAIN, residual=True),
 }
 """Deep GATs without dropout, which the theory of smoothing does not have."""
+
+FURTHER = {
+    "balanced start": {"balanced": True},
+    "DropEdge": {"drop_edge": 0.5},
+    "jumping knowledge": {"jumping": True},
+    "GCNII": {"architecture": "gcnii"},
+}
+"""Remedies that none of the papers has; what each sets of a ``Variant``. Half of the edges are
+dropped, our choice; the last is another network, without attention. Predicted before any run, at
+the published dropouts: gradients of 25 layers explode with each but GCNII, which has no scores to
+amplify; see ``gradient_explosion.dose`` for what explodes."""
+
+UNTRAINED = (16, 64, 256, 512)
+"""Numbers of layers, as many as the spectral gap of a citation graph asks for."""
 
 CLASSES = 4
 """Of the nodes of ``regular_splits``."""
@@ -276,7 +326,7 @@ def deep_smoothing(
     pairs = list(product(variants.items(), seeds))
     for (name, variant), seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
         network = variant.build(num_layers, splits, seed).to(graph.x.dtype)
-        for state in ("untrained", "trained"):
+        for state in ("untrained", "trained")[: 1 + bool(epochs)]:
             if state == "trained":
                 fit(network, task, schedule, seed=seed, progress=False)
             network.eval()
@@ -301,8 +351,19 @@ def smoothing(
     depths: Sequence[int] = (1, 2, 4, 8, 16, 32),  # layers of vanilla networks on regular graphs
     steps: int = 1000,  # of vanilla networks
     seeds: Sequence[int] = (0, 1, 2),  # of both, a training for each
+    further: bool = False,  # remedies that no paper has, and networks of 512 layers, untrained
 ) -> dict[str, pd.DataFrame]:
     """``deep`` attention on a graph and on regular ones, and ``training`` of vanilla networks."""
+    if further:
+        variants = {name: replace(_PLAIN, **settings) for name, settings in FURTHER.items()}
+        of_regular = dict(variants=variants, epochs=epochs)
+        deep = [
+            deep_smoothing(regular_splits(seed=s), num_layers=n, seeds=[s], **of_regular)
+            for n, s in product(layers, seeds)
+        ]
+        narrow = dict(variants={"no remedy": replace(_PLAIN, heads=1)}, epochs=0)
+        deep += [deep_smoothing(splits, num_layers=n, seeds=seeds, **narrow) for n in UNTRAINED]
+        return {"deep": pd.concat(deep, ignore_index=True)}
     cases = [(splits, seeds), *((regular_splits(seed=seed), [seed]) for seed in seeds)]
     deep = [
         deep_smoothing(case, num_layers=num_layers, seeds=of_case, epochs=epochs)
@@ -324,27 +385,3 @@ def smoothing(
     training = pd.concat(trained, ignore_index=True)
     training = training.assign(versions=versions(), commit=commit())
     return {"deep": pd.concat(deep, ignore_index=True), "training": training}
-
-
-def smoothing_table(smoothness: pd.DataFrame) -> pd.DataFrame:
-    """Spread of features in the last layer, least of errors in any, and the gradient of all."""
-    keys = ["dataset", "num_layers", "state", "variant", "seed"]
-    by_network = smoothness.sort_values("layer", kind="stable").groupby(keys, sort=False)
-    table = by_network.agg(
-        features=("features", "last"),
-        errors=("errors", "min"),
-        rank=("errors_rank_one", "min"),
-        gradient=("gradient", lambda norms: norms.pow(2).sum() ** 0.5),
-        loss=("loss", "first"),
-    )
-    return table.rename(columns={"rank": "rank one"}).reset_index()
-
-
-def remedy_table(smoothness: pd.DataFrame) -> pd.DataFrame:
-    """``smoothing_table`` over seeds of one data set, from the least to the greatest."""
-    networks = smoothing_table(smoothness)
-    forms = dict(features=".2g", errors=".2g", gradient=".3g", loss=".3g") | {"rank one": ".2g"}
-    look = dict(rows=["num_layers", "state", "variant"], statistic="range")
-    names = ("features", "errors", "rank one", "gradient", "loss")
-    parts = [tables.over_seeds(networks, name, form=forms[name], **look) for name in names]
-    return pd.concat(parts, axis="columns")

@@ -33,7 +33,7 @@ from mapkg.lipschitz import (
 )
 from studies import tables
 from studies.data import Splits
-from studies.deep import DeepNetwork, Variant, gradient_norms
+from studies.deep import FURTHER, DeepNetwork, Variant, gradient_norms
 from studies.figures import whole_ticks
 from studies.files import commit, versions
 from studies.published import Schedule
@@ -239,6 +239,7 @@ def dose(
     hidden: int = 16,  # channels of a head
     heads: int = 4,  # of attention
     no_rivals: bool = False,  # leave out remedies at the published dropouts
+    further: bool = False,  # remedies that no paper has, and nothing else
     prefix: Path | str | None = None,
     progress: bool = True,
 ) -> Study:
@@ -246,16 +247,16 @@ def dose(
 
     Source: ours.
     """
-    cases = [("no remedy", *both) for both in product(rates, rates)]
-    cases += [(arm, *PUBLISHED_DROPOUTS) for arm in [*ARMS][: 1 if no_rivals else None]]
+    arms = FURTHER if further else ARMS
+    cases = [("no remedy", *both) for both in product(rates, rates) if not further]
+    cases += [(arm, *PUBLISHED_DROPOUTS) for arm in [*arms][: 1 if no_rivals else None]]
     trainings = []
     for seed, (arm, *both) in product(seeds, cases):
-        settings = dict(zip(("dropout", "attention_dropout"), both, strict=True)) | ARMS[arm]
+        settings = dict(zip(("dropout", "attention_dropout"), both, strict=True)) | arms[arm]
         clip = settings.pop("clip", math.inf)
         variant = Variant(hidden_channels=hidden, heads=heads, **settings)
         about = {"arm": arm, **settings, "hidden_channels": hidden, "heads": heads}
-        about |= {"num_layers": layers, "seed": seed, "epochs": epochs}
-        about |= {"dataset": splits.description.title}
+        about |= dict(num_layers=layers, seed=seed, epochs=epochs, dataset=splits.description.title)
         trainings.append((about, partial(_peaks, variant, splits, layers, seed, epochs, clip)))
     labels = ("arm", "dropout", "attention_dropout", "seed")
     return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
@@ -296,11 +297,9 @@ def amplification(
         variant = Variant(hidden_channels=hidden, heads=heads, **settings)
         network = variant.build(layers, splits, seed)
         for step, _ in descend(network, splits, Schedule(epochs=max(steps)), seed):
-            for masks in (True, False) if step in steps else ():
-                if masks or any(both):
-                    table = _constants_by_layer(copy.deepcopy(network).train(masks), splits)
-                    about = dict(training=name, masks=masks and any(both), seed=seed, step=step)
-                    parts.append(table.assign(**about))
+            for masks in sorted({any(both), False}, reverse=True) if step in steps else ():
+                table = _constants_by_layer(copy.deepcopy(network).train(masks), splits)
+                parts.append(table.assign(training=name, masks=masks, seed=seed, step=step))
     origin = dict(dataset=splits.description.title, versions=versions(), commit=commit())
     return {"constants": pd.concat(parts, ignore_index=True).assign(**origin)}
 

@@ -1,11 +1,13 @@
 """Deep networks against the skeleton written out, their gradients, and smoothing in them."""
 
+import math
+
 import pytest
 import torch
 from random_graphs import random_graph
 from torch import nn
-from torch_geometric.nn import GATConv, GatedGraphConv, GCNConv, TransformerConv
-from torch_geometric.utils import to_undirected
+from torch_geometric.nn import GATConv, GatedGraphConv, GCN2Conv, GCNConv, TransformerConv
+from torch_geometric.utils import dropout_edge, to_undirected
 
 from mapkg.oversmoothing import rank_one_distance, relative_spread, uniform_attention_limits
 from studies.data import NodesOfGraph, Splits
@@ -23,6 +25,7 @@ from studies.deep import (
 
 SMALL = dict(hidden_channels=4, heads=2)
 CONVS = {"gat": GATConv, "gt": TransformerConv, "gcn": GCNConv, "ggnn": GatedGraphConv}
+CONVS["gcnii"] = GCN2Conv
 
 
 def network(architecture="gat", layers=3, **options):
@@ -43,11 +46,13 @@ def graph():
 def test_it_is_the_published_skeleton(architecture, norm, residual):
     model = network(architecture, norm=norm, residual=residual, scale=2.0).eval()
     x, edge_index = graph()
-    activation = {"gcn": torch.relu, "ggnn": lambda h: h}.get(architecture, nn.functional.elu)
+    activations = {"gcn": torch.relu, "gcnii": torch.relu, "ggnn": lambda h: h}
+    activation = activations.get(architecture, nn.functional.elu)
     h = model.embed(x)
+    initial = (h,) if architecture == "gcnii" else ()
     for number, layer in enumerate(model.layers):
         assert type(layer) is CONVS[architecture]
-        new = layer(h, edge_index)
+        new = layer(h, *initial, edge_index)
         if norm == "layer":
             new = nn.functional.layer_norm(new, (8,))
         if number < 2:
@@ -57,13 +62,45 @@ def test_it_is_the_published_skeleton(architecture, norm, residual):
             square = new.square().sum(dim=1, keepdim=True)
             together = (1e-5 + square.mean()).sqrt()
             new = 2 * new / (1e-5 + square.sqrt() if norm == "pair-si" else together)
-        h = h + new if residual and number else new
+        h = h + new if residual and h.shape == new.shape else new
     torch.testing.assert_close(model(x, edge_index), model.head(h), rtol=1e-10, atol=1e-10)
 
 
 def test_dropout_is_the_published_one():
-    assert [network(name).dropout.p for name in LAYERS] == [0.6, 0.5, 0.5, 0.5]
+    assert [network(name).dropout.p for name in LAYERS] == [0.6, 0.5, 0.5, 0.5, 0.5]
     assert {layer.dropout for name in ("gat", "gt") for layer in network(name).layers} == {0.3}
+
+
+def test_further_remedies_are_the_published_ones():
+    x, edge_index = graph()
+    plain, jumping = network(dropout=0.0, attention_dropout=0.0), network(jumping=True).eval()
+    h, given = jumping.embed(x), []
+    for number, layer in enumerate(jumping.layers):
+        h = layer(h, edge_index)
+        h = nn.functional.elu(h) if number < 2 else h
+        given.append(h)
+    largest = torch.stack(given).amax(dim=0)
+    torch.testing.assert_close(jumping(x, edge_index), jumping.head(largest))
+    dropping = network(drop_edge=0.5, dropout=0.0, attention_dropout=0.0)
+    torch.manual_seed(3)
+    fewer = dropping(x, edge_index)
+    torch.manual_seed(3)
+    kept = dropout_edge(edge_index, 0.5)[0]
+    assert kept.size(1) < edge_index.size(1)
+    torch.testing.assert_close(fewer, plain(x, kept))
+    torch.testing.assert_close(dropping.eval()(x, edge_index), plain(x, edge_index))
+    # of GCNII, layer l: (1 - beta) p + beta p W, with p = 0.9 P h + 0.1 h0, beta = ln(0.5 / l + 1)
+    deep = network("gcnii", layers=5)
+    for number, layer in enumerate(deep.layers, 1):
+        assert layer.alpha == 0.1 and layer.beta == pytest.approx(math.log(0.5 / number + 1))
+
+
+def test_a_depth_whose_memory_does_not_fit_is_refused(papers, monkeypatch):
+    free = type("memory", (), {"available": 10**6})
+    monkeypatch.setattr("studies.deep.psutil.virtual_memory", lambda: free)
+    Variant(hidden_channels=1, heads=1).build(1, papers, 0)
+    with pytest.raises(ValueError, match=r"num_layers: 500 layers of 64 channels on .* are free"):
+        Variant().build(500, papers, 0)
 
 
 @pytest.mark.parametrize(("norm", "scale"), [*zip(LIPSCHITZ_NORMS, (1.0, 4.0, 4.0), strict=True)])
@@ -99,6 +136,7 @@ WEIGHTS = {
     ),
     "gcn": ("lin.weight", ""),
     "ggnn": ("weight rnn.weight_ih rnn.weight_hh", ""),
+    "gcnii": ("weight1", ""),
 }
 
 
@@ -126,6 +164,7 @@ def test_gradient_norms_are_those_of_autograd(architecture, norm):
         (dict(architecture="ggnn", norm="lipschitz-published"), "which 'ggnn' does not have"),
         (dict(architecture="gt", balanced=True), "balanced: expected architecture 'gat', got 'gt'"),
         (dict(attention_dropout=1.0), r"attention_dropout: expected a rate in \[0, 1\), got 1.0"),
+        (dict(drop_edge=1.0), r"drop_edge: expected a rate in \[0, 1\), got 1.0"),
         (dict(layers=0), "num_layers: expected 1 or more, got 0"),
         (dict(heads=0), "heads: expected 1 or more, got 0"),
     ],

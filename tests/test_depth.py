@@ -28,6 +28,8 @@ COMMANDS = {
     "gradients --layers 3 --seeds 5 6 --epochs 2": dict(heat=9 * 2 * 3, largest=9 * 2 * 2 * 2),
     "gradients --layers 3 --seeds 5 --epochs 1 --dropouts": dict(heat=2 * 3, largest=2 * 2),
     "dose --rates 0 0.5 --layers 3 --seeds 5 --epochs 2": dict(runs=4 + 4, curves=4 + 4),
+    "dose --rates 0 --layers 3 --seeds 5 --epochs 2 --no-rivals": dict(runs=2, curves=2),
+    "dose --further --layers 3 --seeds 5 --epochs 2": dict(runs=4, curves=4),
     "amplification --layers 2 --seeds 5 --steps 1 3": dict(constants=2 * 2 + 2 * 2 * 2),
     "depth --architecture gt --norms none lipschitz=4 --layers 1 2 --epochs 2": dict(
         runs=2 * 2 * 3
