@@ -1,6 +1,6 @@
 """Figures: their look, panels, and lines over seeds."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,6 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 THRESHOLD_LOOK = dict(color="black", ls="--", lw=1)
 STATES = {
@@ -144,3 +145,21 @@ def draw_score(ax: Axes) -> None:
         ax.annotate("", xy=boxes[end][:2], xytext=boxes[start][:2], arrowprops=look)
     ax.set(xlim=(0, 1.03), ylim=(0.1, 1.0))
     ax.set_axis_off()
+
+
+def pipeline(steps: Mapping[str, Tensor], rows: Sequence[str]) -> Figure:
+    """Numbers of one computation, a panel for each step [rows] or [rows, channels], by its title.
+
+    A step with fewer rows than there are names ends above the last ones.
+    """
+    tables = [values.reshape(len(values), -1) for values in steps.values()]
+    ratios = dict(width_ratios=[0.8 + table.size(1) for table in tables])
+    figure, axes = plt.subplots(1, len(steps), figsize=(10, 2.2), gridspec_kw=ratios)
+    for number, (title, table, ax) in enumerate(zip(steps, tables, axes, strict=True)):
+        whole = pd.DataFrame(table.numpy()).reindex(range(len(rows)))
+        names = dict(xticklabels=False, yticklabels=False if number else rows)
+        look = dict(cmap="vlag", center=0, cbar=False, annot_kws={"size": 8}, linewidths=1)
+        sns.heatmap(whole, annot=True, fmt=".2f", ax=ax, **names, **look)
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(left=False, rotation=0)
+    return figure
