@@ -153,13 +153,15 @@ def pipeline(steps: Mapping[str, Tensor], rows: Sequence[str]) -> Figure:
     A step with fewer rows than there are names ends above the last ones.
     """
     tables = [values.reshape(len(values), -1) for values in steps.values()]
-    ratios = dict(width_ratios=[0.8 + table.size(1) for table in tables])
+    ratios = dict(width_ratios=[1 + table.size(1) for table in tables])
     figure, axes = plt.subplots(1, len(steps), figsize=(10, 2.2), gridspec_kw=ratios)
-    for number, (title, table, ax) in enumerate(zip(steps, tables, axes, strict=True)):
-        whole = pd.DataFrame(table.numpy()).reindex(range(len(rows)))
-        names = dict(xticklabels=False, yticklabels=False if number else rows)
-        look = dict(cmap="vlag", center=0, cbar=False, annot_kws={"size": 8}, linewidths=1)
-        sns.heatmap(whole, annot=True, fmt=".2f", ax=ax, **names, **look)
+    for title, table, ax in zip(steps, tables, axes, strict=True):
+        largest = table.abs().max().item()
+        look = dict(cmap="vlag", cbar=False, annot_kws={"size": 8}, linewidths=1)
+        look |= dict(vmin=-largest, vmax=largest, xticklabels=False, yticklabels=False)
+        sns.heatmap(table.numpy(), annot=True, fmt=".2f", ax=ax, **look)
         ax.set_title(title, fontsize=9)
-        ax.tick_params(left=False, rotation=0)
+        ax.set_ylim(len(rows), 0)
+    axes[0].set_yticks([number + 0.5 for number in range(len(rows))], rows)
+    axes[0].tick_params(left=False)
     return figure
