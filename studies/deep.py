@@ -351,7 +351,8 @@ def smoothing(
     depths: Sequence[int] = (1, 2, 4, 8, 16, 32),  # layers of vanilla networks on regular graphs
     steps: int = 1000,  # of vanilla networks
     seeds: Sequence[int] = (0, 1, 2),  # of both, a training for each
-    further: bool = False,  # remedies that no paper has, and networks of 512 layers, untrained
+    further: bool = False,  # remedies that no paper has, on regular graphs, and nothing else
+    very_deep: bool = False,  # up to 512 layers on the graph, untrained, and nothing else
 ) -> dict[str, pd.DataFrame]:
     """``deep`` attention on a graph and on regular ones, and ``training`` of vanilla networks."""
     if further:
@@ -361,8 +362,10 @@ def smoothing(
             deep_smoothing(regular_splits(seed=s), num_layers=n, seeds=[s], **of_regular)
             for n, s in product(layers, seeds)
         ]
-        narrow = dict(variants={"no remedy": replace(_PLAIN, heads=1)}, epochs=0)
-        deep += [deep_smoothing(splits, num_layers=n, seeds=seeds, **narrow) for n in UNTRAINED]
+        return {"deep": pd.concat(deep, ignore_index=True)}
+    if very_deep:
+        narrow = dict(variants={"no remedy": replace(_PLAIN, heads=1)}, seeds=seeds, epochs=0)
+        deep = [deep_smoothing(splits, num_layers=number, **narrow) for number in UNTRAINED]
         return {"deep": pd.concat(deep, ignore_index=True)}
     cases = [(splits, seeds), *((regular_splits(seed=seed), [seed]) for seed in seeds)]
     deep = [

@@ -38,6 +38,8 @@ COMMANDS = {
     "smoothing --layers 1 2 --epochs 1 --seeds 0 --depths 1 --steps 10": dict(
         deep=2 * 5 * 2 * (1 + 2), training=4 * 2 * 2
     ),
+    "smoothing --further --layers 1 --epochs 1 --seeds 0": dict(deep=4 * 2),
+    "smoothing --very-deep --seeds 0": dict(deep=2 + 3),
     "trees --seeds 0 --passes 2 --passes-apart 1 --block 1": dict(runs=15, curves=15 + 11),
 }
 """Studies with the number of rows that their tables have, on the smallest data."""
@@ -49,6 +51,7 @@ def command(papers, tmp_path, monkeypatch, cache):
     monkeypatch.setattr(
         "studies.commands.load", lambda name: papers if name == "papers" else load(name)
     )
+    monkeypatch.setattr("studies.deep.UNTRAINED", (2, 3))
 
     def run(text):
         study, *options = text.split()
