@@ -14,6 +14,7 @@ from PIL import Image
 
 from mapkg.measures import NEG_LOG_RATIO_BINS, StreamingHistogram
 from mapkg.models import build
+from mapkg.models.config import Config
 from mapkg.nulls import ProductNull
 from studies import bond_types, checkpoint, explanations, explicit_bias, results, robustness
 from studies.commands import make, overrides
@@ -23,7 +24,7 @@ from studies.files import sha256, write_atomically
 from studies.laws import compare_laws
 from studies.published import CONFIGS, titles
 from studies.results import TABLES, Emergence, by_measure, count_types, read_emergence
-from studies.tables import over_seeds, read, run_study, write
+from studies.tables import over_seeds, read, run_study, styled, write
 
 RESULTS = BUNDLED / "results"
 SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
@@ -60,6 +61,12 @@ def test_values_over_seeds_stand_in_the_order_of_the_table():
     assert (found.index.tolist(), found.columns.tolist()) == (["b", "a"], ["y", "x"])
     spans = over_seeds(table, "value", statistic="range", **look)
     assert spans.loc["b"].tolist() == ["1.0 to 4.0", "2.0"]
+
+
+def test_a_styled_table_shows_yes_and_no_and_rounds_the_rest():
+    table = pd.DataFrame({"factor": [1234.56, np.nan], "massive": [True, False]})
+    cells = re.findall(r"<td[^>]*>(.*)</td>", styled(table, "{:,.1f}").to_html())
+    assert cells == ["1,234.6", "yes", "–", "no"]
 
 
 def test_types_are_counted_in_every_split():
@@ -352,8 +359,8 @@ def test_a_study_looks_at_a_run_on_its_own_data_only(tmp_path):
 @pytest.mark.slow
 def test_the_tracked_tables_of_the_bundled_run_are_those_of_the_shipped_checkpoint():
     model, information = checkpoint.load(SHIPPED)
-    asked = CONFIGS["GT-ZINC"].replace(max_epochs=100).to_dict()
-    assert asked.items() <= information["config"].items()
+    asked = CONFIGS["GT-ZINC"].replace(max_epochs=100)
+    assert Config.from_dict(information["config"]) == asked
     assert sum(p.numel() for p in model.parameters()) == 588_353
     assert re.fullmatch("[0-9a-f]{40}", information["commit"])
     examined = examine_checkpoint(SHIPPED, load("moses"))
