@@ -17,8 +17,6 @@ import yaml
 from conftest import REPOSITORY
 
 HTML = REPOSITORY / "_build" / "html"
-TO_DO = ["11"]
-"""The page that has the old order yet: too long for one page."""
 BUILD = [sys.executable, str(REPOSITORY / "book" / "build.py")]
 THEME_NOISE = ("Got invalid theme mode",)  # the theme's own script, before it picks one
 
@@ -288,16 +286,14 @@ AVOIDED = re.compile(
 
 @pytest.fixture(scope="module")
 def read(site, page):
-    """What a reader finds on each page that has its order, on a laptop; and on a phone."""
+    """What a reader finds on each page, on a laptop; and on a phone."""
     (page, address), found = page, {}
     for path in sorted(site.glob("notebooks/*.html")):
-        if path.name[:2] not in TO_DO:
-            page.set_viewport_size({"width": 1400, "height": 850})
-            page.goto(address + path.relative_to(site).as_posix())
-            found[path.stem] = page.evaluate(READ)
-            page.set_viewport_size({"width": 420, "height": 850})
-            found[path.stem]["wide"] += page.evaluate(READ)["wide"]
-    assert len(found) + len(TO_DO) == len([*site.glob("notebooks/*.html")])
+        page.set_viewport_size({"width": 1400, "height": 850})
+        page.goto(address + path.relative_to(site).as_posix())
+        found[path.stem] = page.evaluate(READ)
+        page.set_viewport_size({"width": 420, "height": 850})
+        found[path.stem]["wide"] += page.evaluate(READ)["wide"]
     return found
 
 

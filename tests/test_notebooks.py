@@ -49,6 +49,9 @@ TINY = {
     ),
     "15_edges_that_explode": dict(molecules=60, first_layer=5, margin=0.2, seed=1),
     "16_curvature": dict(molecules=5, seed=1),
+    "17_trained_with_the_term": dict(
+        dict(SMALL, term="published", test_graphs=8, lr=0.001, seed=1),
+    ),
     "20_attention_is_not_lipschitz": dict(points=2, layer_points=1, scales=[1.0, 10.0]),
     "21_gradient_explosion": dict(
         DEEP, num_layers=3, norms=["none", "pair-si", "lipschitz-published-si"]
