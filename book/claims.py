@@ -1,7 +1,7 @@
 """Claims and verdicts: the box of each page and the tables of the front page, of one file.
 
-``claims.yaml`` has the words. What stands in braces in ``found`` is filled in from the page: from
-the dict of texts that its cell tagged ``claims`` ends with. So a number cannot be typed wrong.
+``claims.yaml`` has the words. What stands in braces is filled in from the page: from the dict of
+texts that its cell tagged ``claims`` ends with. So a number cannot be typed wrong.
 """
 
 import ast
@@ -20,7 +20,7 @@ BADGES = {
 }
 
 Claims = dict[str, list[dict[str, str]]]
-"""Of each page, by its file, its claims: ``claim``, ``verdict``, ``found`` and ``doubt``."""
+"""The claims of each page, by its file, with the keys that ``claims.yaml`` explains."""
 
 
 def read(executed: Path) -> Claims:
@@ -29,7 +29,9 @@ def read(executed: Path) -> Claims:
     for page, of_page in claims.items():
         numbers = of(executed / Path(page).name)
         for claim in of_page:
-            claim["found"] = claim["found"].format(**numbers)
+            for text in ("number", "found"):
+                filled = claim.get(text, "").format(**numbers)
+                claim[text] = filled.replace(" %", "\N{NO-BREAK SPACE}%")
             claim["badge"] = f"{{bdg-{BADGES[claim['verdict']]}}}`{claim['verdict']}`"
     return claims
 
@@ -45,22 +47,22 @@ def of(executed: Path) -> dict[str, str]:
 def with_box(source: str, claims: list[dict[str, str]]) -> str:
     """A page, or its first cell, with the box "In one minute" under its title."""
     title, _, rest = source.partition("\n")
-    box = "\n\n".join(
-        "{badge} **{claim}**\n\n{found} *What would change our mind:* {doubt}".format(**each)
-        for each in claims
-    )
+    text = "{badge} **{claim}**\n\n{number} {found} *What would change our mind:* {doubt}"
+    box = "\n\n".join(text.format(**each) for each in claims)
     return f"{title}\n\n:::{{admonition}} In one minute\n:class: claims\n{box}\n:::\n{rest}"
 
 
 def tables(claims: Claims) -> str:
-    """The verdicts on what the papers claim, and answers to what they do not ask."""
+    """The verdicts on what the papers claim, and answers to what they do not ask, each short."""
     rows = {"verdict": [], "new": []}
     for page, of_page in claims.items():
-        link = f"[{Path(page).stem.replace('_', ' ')}](../{page})"
+        link = f"[page {Path(page).stem.partition('_')[0]}](../{page})"
         for each in of_page:
             rows["new" if each["verdict"] == "new" else "verdict"].append(
-                f"| {each['claim']} | {each['badge']} | {each['found']} | {link} |\n"
+                f"| {each['claim']} | {each['badge']} | {each['number']} | {link} |\n"
             )
-    head = "| {} | verdict | what we find | page |\n|---|---|---|---|\n"
-    papers, ours = (head.format(name) for name in ("claim of a paper", "question of this book"))
-    return papers + "".join(rows["verdict"]) + "\n" + ours + "".join(rows["new"])
+    table = "```{{table}}\n:widths: 32 14 44 10\n| {} | verdict | what we find | page |\n{}{}```\n"
+    line = "|---|---|---|---|\n"
+    return table.format("claim of a paper", line, "".join(rows["verdict"])) + table.format(
+        "question of this book", line, "".join(rows["new"])
+    )

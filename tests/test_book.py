@@ -311,7 +311,7 @@ def test_a_page_has_one_box_with_the_verdicts_of_the_claims_and_all_are_on_the_f
         claims = every[f"notebooks/{name}.ipynb"]
         assert shown["boxes"] == [[claim["verdict"] for claim in claims]], name
         assert front.count(f'href="../notebooks/{name}.html"') >= len(claims), name
-        assert all("{" in claim["found"] for claim in claims), f"{name}: a number that was typed"
+        assert all("{" in claim["number"] for claim in claims), f"{name}: a number that was typed"
 
 
 def test_a_figure_is_on_the_first_screen_and_each_has_a_caption_and_a_text_instead(read):
