@@ -252,20 +252,21 @@ def by_label(
     three = [name for name in (value, f"{value}_low", f"{value}_high") if name in rows]
     long = rows.melt([panel, "label", "seed"], three)
     seeds = sorted(rows["seed"].unique())
-    most = rows.groupby(panel)["label"].nunique().max()
-    look = dict(col_wrap=min(columns, rows[panel].nunique()), aspect=max(1.1, 0.12 * most))
-    grid = sns.FacetGrid(long, col=panel, height=3, sharex=False, **look)
+    labels = rows.groupby(panel, sort=False)["label"].unique().map(tuple)
+    height = 1.2 + 0.25 * labels.map(len).max()
+    look = dict(col_wrap=min(columns, len(labels)), height=height, aspect=3.3 / height)
+    look |= dict(sharey=labels.nunique() == 1)
+    grid = sns.FacetGrid(long, col=panel, **look)
     dots = dict(hue="seed", hue_order=seeds, palette="colorblind", markersize=4, linestyle="none")
     # The median of a value and the ends of its interval is the value.
     dots |= dict(estimator="median", errorbar=("pi", 100), err_kws=dict(linewidth=1.2))
-    dots |= dict(dodge=0.4 if len(seeds) > 1 else False)
-    grid.map_dataframe(sns.pointplot, "label", "value", **dots)
-    grid.set_titles("{col_name}").set_axis_labels("", axis)
-    grid.tick_params(axis="x", rotation=30 if most < 7 else 90)
+    dots |= dict(dodge=0.4 if len(seeds) > 1 else False, orient="h")
+    grid.map_dataframe(sns.pointplot, "value", "label", **dots)
+    grid.set_titles("{col_name}").set_axis_labels(axis, "")
     if value == "share":
-        grid.set(ylim=(-0.03, 1.03))
+        grid.set(xlim=(-0.03, 1.03))
     if line is not None:
-        grid.refline(y=line, color="black", lw=0.8, ls=":")
+        grid.refline(x=line, color="black", lw=0.8, ls=":")
     if len(seeds) > 1:
         grid.add_legend(title="seed")
     return grid

@@ -99,6 +99,7 @@ def styled(table: pd.DataFrame, form: Any = None) -> Styler:
     if table.columns.nlevels == table.index.nlevels == 1:  # the name of rows stands in the corner
         table = table.rename_axis(index=None, columns=table.index.name)
     look = table.style.format(form, precision=2, thousands=",", na_rep="–", escape="html")
+    look.format({True: "yes", False: "no"}.get, subset=table.select_dtypes(bool).columns)
     # The theme leaves other tables on a light ground in the dark.
     return look.set_table_attributes('class="dataframe"')
 

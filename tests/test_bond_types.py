@@ -154,7 +154,7 @@ def test_tables_and_figures_show_intervals_ranges_and_counts():
     assert edge_counts(ROWS) == {"x": 3, "y": 1}
     for run, ax in by_label(ROWS.dropna(), line=0.5).axes_dict.items():
         rows = ROWS.dropna().query(f"run == '{run}'")
-        shown = np.concatenate([line.get_ydata() for line in ax.lines])
+        shown = np.concatenate([line.get_xdata() for line in ax.lines])
         assert {*rows[["share", "share_low", "share_high"]].to_numpy().flat} <= {*shown}
     heat = pd.DataFrame(
         {"layer": 0, "threshold": [1e3, 1e3, 3e3], "label": ["x", "y", "x"]}

@@ -24,7 +24,7 @@ from studies.files import sha256, write_atomically
 from studies.laws import compare_laws
 from studies.published import CONFIGS, titles
 from studies.results import TABLES, Emergence, by_measure, count_types, read_emergence
-from studies.tables import over_seeds, read, run_study, write
+from studies.tables import over_seeds, read, run_study, styled, write
 
 RESULTS = BUNDLED / "results"
 SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
@@ -61,6 +61,12 @@ def test_values_over_seeds_stand_in_the_order_of_the_table():
     assert (found.index.tolist(), found.columns.tolist()) == (["b", "a"], ["y", "x"])
     spans = over_seeds(table, "value", statistic="range", **look)
     assert spans.loc["b"].tolist() == ["1.0 to 4.0", "2.0"]
+
+
+def test_a_styled_table_shows_yes_and_no_and_rounds_the_rest():
+    table = pd.DataFrame({"factor": [1234.56, np.nan], "massive": [True, False]})
+    cells = re.findall(r"<td[^>]*>(.*)</td>", styled(table, "{:,.1f}").to_html())
+    assert cells == ["1,234.6", "yes", "–", "no"]
 
 
 def test_types_are_counted_in_every_split():
