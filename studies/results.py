@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
 from mapkg.measures import MASSIVE_RATIO
 from mapkg.models import GraphNetwork
@@ -175,6 +176,19 @@ def spreads(histogram: pd.DataFrame) -> pd.DataFrame:
     keys, n = ["run", "seed", "layer", "state"], histogram["count"]
     sums = histogram[keys].assign(n=n, x=n * x, xx=n * x * x).groupby(keys).sum()
     return np.sqrt(sums["xx"] / sums["n"] - (sums["x"] / sums["n"]) ** 2).unstack()
+
+
+def networks_with(passes: pd.DataFrame) -> pd.DataFrame:
+    """How many networks of each ``run`` pass by each other column, a row of texts per run.
+
+    In brackets stands the exact 95 % interval of their share.
+    """
+
+    def text(passed: pd.Series) -> str:
+        ends = stats.binomtest(int(passed.sum()), len(passed)).proportion_ci(method="exact")
+        return f"{passed.sum()} of {len(passed)} [{ends.low:.2f}, {ends.high:.2f}]"
+
+    return passes.groupby("run", sort=False).agg(text)
 
 
 def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd.DataFrame:

@@ -2,13 +2,11 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor, nn
-from torch_geometric.data import Data
+from torch import Tensor
 from tqdm import tqdm
 
 from mapkg import hooks
@@ -16,15 +14,14 @@ from mapkg.all_measures import SUN_MAGNITUDE, row_measures
 from mapkg.evaluation import batches, calibrate_batch_norm, predict
 from mapkg.measures import LOG_EPS, MASSIVE_RATIO
 from mapkg.models.config import Config
-from mapkg.models.pyg_layers import recorded_rows
+from mapkg.models.network import SCORES
 from mapkg.nulls import p_value
 from studies.data import Splits
 from studies.emergence import fit_to_data
 from studies.extras import build
 from studies.figures import legend_once, panels
 from studies.files import commit, versions
-from studies.observation import looked_at
-from studies.results import Emergence, read_emergence, read_network, spreads
+from studies.results import Emergence, spreads
 from studies.statistics import hierarchical_bootstrap
 from studies.train import seed_all
 
@@ -58,47 +55,16 @@ def measured(
 
     BatchNorm has the statistics of as many training graphs.
     """
-    config, rows = fit_to_data(config, splits.description), []
+    config = fit_to_data(config, splits.description)
+    test, rows = list(batches(splits.test[:graphs], graphs)), []
     for seed in tqdm(seeds, name, file=sys.stderr, disable=not progress):
         seed_all(seed)
         model = calibrate_batch_norm(build(config).eval(), splits.train[:graphs])
-        rows.append({"seed": seed, **_of_network(model, config, splits.test[:graphs])})
+        ((_, seen),) = hooks.scan(model, test, SCORES, forward=predict)
+        layers = pd.DataFrame([_of_layer(score) for score in seen.values()])
+        rows.append({"seed": seed, **layers.max()})
     origin = {"config": name, "dataset": splits.description.title, "graphs": graphs}
     return pd.DataFrame(rows).assign(**origin, versions=versions(), commit=commit())
-
-
-def measured_run(
-    folder: Path | str,
-    splits: Splits,
-    *,
-    graphs: int = 128,  # the first of the test split, which are looked at once more
-) -> dict[str, pd.DataFrame]:
-    """A finished run by every measure: its ``layers``, and its best weights as a ``network``.
-
-    A row of ``layers`` is a layer untrained, with BatchNorm calibrated, or at its best epoch: its
-    statistics on the test split, and its spread of ln r over all entries. A row of ``network`` is
-    what ``measured`` gives of an untrained one.
-    """
-    run, states = read_emergence(folder), ("base", "base_calibrated", "best")
-    layers = run.summary[run.summary["state"].isin(states)]
-    metrics = [name for name in layers if name.startswith("test_")]
-    about = ["config", "changes", "dataset", "epochs", "versions", "commit"]
-    columns = ["max_ratio", "max_abs", "row_median_q50", *metrics, "best_epoch", *about]
-    layers = layers[["seed", "layer", "state", *columns]]
-    spread = spreads(run.histogram.assign(run="")).stack().rename("spread").reset_index()
-    layers = layers.merge(spread.drop(columns="run"), validate="one_to_one")
-    model, config, origin = read_network(folder, splits)
-    network = pd.DataFrame([_of_network(model, config, splits.test[:graphs])])
-    return {"layers": layers, "network": network.assign(graphs=graphs, **origin)}
-
-
-def _of_network(model: nn.Module, config: Config, graphs: Sequence[Data]) -> pd.Series:
-    """``MEASURES`` of a network on graphs that are passed through it at once."""
-    modules = hooks.resolve(model, names := looked_at(config.architecture))
-    scans = hooks.scan(model, batches(graphs, len(graphs)), names, forward=predict)
-    ((batch, seen),) = scans
-    rows = [recorded_rows(modules[name], seen[name], batch.batch) for name in seen]
-    return pd.DataFrame([_of_layer(score) for score in rows]).max()
 
 
 def _of_layer(score: Tensor) -> dict[str, float]:
@@ -180,6 +146,18 @@ def areas(places: pd.DataFrame, trained: pd.DataFrame, null: pd.DataFrame) -> pd
     return pd.DataFrame(rows).T
 
 
+def area_table(places: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The areas alone, a row for each title and a column per measure, and numbers of networks."""
+    rows = {}
+    for title, place in places.items():
+        networks = place[["run", "seed"]].drop_duplicates()
+        rows[title] = {"networks": len(networks)} | {
+            measure: part.groupby("run")["above"].mean().mean()
+            for measure, part in place.groupby("measure")
+        }
+    return pd.DataFrame(rows).T.reindex(columns=["networks", *MEASURES.values()])
+
+
 def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
     """ROC curves of every measure, a panel for each title.
 
@@ -193,7 +171,8 @@ def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
             across, up = [p.min() / 2, *p, 1], [0, *np.arange(1, len(p) + 1) / len(p), 1]
             look = dict(where="post", color=f"C{list(MEASURES.values()).index(measure)}")
             ax.step(across, up, **look, label=measure)
-        ax.plot(np.geomspace(p.min() / 2, 1), np.geomspace(p.min() / 2, 1), "k:", lw=1)
+        coin = np.geomspace(place["p"].min() / 2, 1)
+        ax.plot(coin, coin, "k:", lw=1)
         ax.set_title(title, fontsize="small")
         ax.set(xscale="log", ylim=(-0.02, 1.02))
     figure.supxlabel("untrained networks above the bar, share", fontsize="medium")

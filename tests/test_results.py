@@ -23,7 +23,14 @@ from studies.emergence import examine_checkpoint
 from studies.files import sha256, write_atomically
 from studies.laws import compare_laws
 from studies.published import CONFIGS, titles
-from studies.results import TABLES, Emergence, by_measure, count_types, read_emergence
+from studies.results import (
+    TABLES,
+    Emergence,
+    by_measure,
+    count_types,
+    networks_with,
+    read_emergence,
+)
 from studies.tables import over_seeds, read, run_study, styled, write
 
 RESULTS = BUNDLED / "results"
@@ -193,6 +200,15 @@ def test_three_measures_of_one_layer_need_not_agree():
         *[[False, True, False]] * 2,  # the other seed's untrained network is as wide
         *[[False, False, True]] * 2,
     ]
+
+
+def test_networks_that_pass_are_counted_with_an_exact_interval():
+    passes = pd.DataFrame({"run": [*"bbaaaaa"], "row": [False] * 6 + [True], "sun": True})
+    found = networks_with(passes)
+    assert found.index.tolist() == ["b", "a"]
+    # Of n of n the lower end is 0.025 ** (1 / n), that of none of n one less.
+    assert found.loc["b"].tolist() == ["0 of 2 [0.00, 0.84]", "2 of 2 [0.16, 1.00]"]
+    assert found.loc["a"].tolist() == ["1 of 5 [0.01, 0.72]", "5 of 5 [0.48, 1.00]"]
 
 
 def test_a_layer_is_ranked_among_untrained_networks_of_the_same_run_and_layer():
