@@ -61,8 +61,6 @@ def tables(claims: Claims) -> str:
             rows["new" if each["verdict"] == "new" else "verdict"].append(
                 f"| {each['claim']} | {each['badge']} | {each['number']} | {link} |\n"
             )
-    table = "```{{table}}\n:widths: 32 14 44 10\n| {} | verdict | what we find | page |\n{}{}```\n"
-    line = "|---|---|---|---|\n"
-    return table.format("claim of a paper", line, "".join(rows["verdict"])) + table.format(
-        "question of this book", line, "".join(rows["new"])
-    )
+    head = "| {} | verdict | what we find | page |\n|---|---|---|---|\n"
+    papers, ours = (head.format(name) for name in ("claim of a paper", "question of this book"))
+    return papers + "".join(rows["verdict"]) + "\n" + ours + "".join(rows["new"])
