@@ -37,6 +37,13 @@ HTML = BUILD / "html"
 STAMP = BUILD / "html.sha256"
 KEYS = EXECUTED / "keys.json"
 PACKAGES = ("mapkg", "studies")
+SCRIPT = r'<script [^>]*src="([^"]*/(?:{})\.js[^"]*)"[^>]*></script>'
+UNUSED = SCRIPT.format("scripts/fontawesome|searchtools|language_data|searchindex")
+"""Scripts that the theme puts on each page: icons, which its style sheet has as a font, and what
+only the page of search needs."""
+LATER = r"""<script>addEventListener("load", () => {
+document.head.append(Object.assign(document.createElement("script"), {src: "\1"})) })</script>"""
+"""In place of MathJax's script, the largest by far: a page can be read before it has come."""
 BESIDE_PAGES = ("book/references.bib", "book/emergence.png")
 
 
@@ -247,13 +254,24 @@ def render() -> int:
     if status != 0:
         print(log.read_text(), file=sys.stderr)
         return status
+    for image in output.glob("html/_images/*.png"):
+        lighten(image)
     for page in output.glob("html/*/*.html"):
-        text = page.read_text()
+        text = re.sub(UNUSED, "", page.read_text())
+        text = re.sub(SCRIPT.format("tex-svg"), LATER, text)
         page.write_text(re.sub(r'<img [^>]*src="([^"]+)"', partial(sized, page), text))
     shutil.rmtree(HTML, ignore_errors=True)
     shutil.move(output / "html", HTML)
     shutil.rmtree(output)
     return 0
+
+
+def lighten(image: Path) -> None:
+    """Give an opaque picture a palette of 256 colors, a third of the bytes."""
+    picture = Image.open(image).convert("RGBA")
+    if picture.getextrema()[3] == (255, 255):
+        drawn = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        drawn.save(image, optimize=True)
 
 
 def sized(page: Path, tag: re.Match[str]) -> str:

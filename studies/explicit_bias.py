@@ -216,7 +216,7 @@ OTHERS = {
 }
 """Other remedies that are trained."""
 
-COUNTED = {"count": "neighbours counted", "countsink": "sink, neighbours counted"}
+COUNTED = {"count": "neighbors counted", "countsink": "sink, neighbors counted"}
 """Controls of the sink, whose node types say how many neighbors a node has, see
 ``bond_changes.count_neighbors``."""
 
@@ -305,7 +305,7 @@ def massive_layers(epochs: pd.DataFrame) -> pd.DataFrame:
     late = late.assign(**passed)
     keys, measures = ["label", "run", "seed"], ["row ratio", "Sun's rule"]
     by_epoch = late.groupby([*keys, "epoch"], sort=False)[measures].sum()
-    return by_epoch.groupby(keys, sort=False).mean().unstack("seed")
+    return by_epoch.groupby(keys, sort=False).mean()
 
 
 def against_arms(
@@ -320,6 +320,17 @@ def against_arms(
     }
     columns = ["factor", "low", "high", "holm", "alike", "verdict"]
     return contrasts(networks, pairs, value, margin(of))[columns]
+
+
+def contrast_table(tests: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Results of ``against_arms`` for several values, as text side by side."""
+    parts = {}
+    for value, test in tests.items():
+        ends = test[["factor", "low", "high"]].itertuples(index=False)
+        factor = [f"{f:.2f} [{low:.2f}, {high:.2f}]" for f, low, high in ends]
+        p = test["holm"].map("{:.2f}".format)
+        parts[value] = test.assign(factor=factor, p=p)[["factor", "p", "verdict"]]
+    return pd.concat(parts, axis=1)
 
 
 def by_network(remedies: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFrame:
@@ -339,28 +350,22 @@ def typical_scores(networks: pd.DataFrame) -> pd.DataFrame:
 def remedy_table(remedies: Mapping[str, pd.DataFrame], metric: str) -> pd.DataFrame:
     """What remedies do and what they cost, as text, a row per architecture and arm.
 
-    The metric, mean over seeds with its 95 % t interval; ranges over seeds of ``later_epochs``; and
-    median Kolmogorov-Smirnov distances of ratios from their gamma law and from untrained ones.
+    The metric, mean over seeds with its 95 % t interval; ranges over seeds of ``later_epochs``.
     """
     keys = ["label", "run"]
     networks = by_network(remedies, metric)
     networks["max_abs"] = networks["max_abs"].map("{:.3g}".format).astype(float)  # 1,100, not 1,099
     by_arm = networks.groupby(keys, sort=False)[f"test_{metric}"]
-    table = by_arm.agg(with_interval, form="{:.3f}")
-    table = table.to_frame(f"test {metric}").rename_axis(["network", "arm"])
+    table = by_arm.agg(with_interval, form="{:.3f}").to_frame("test score")
     for title, name, form in (
-        ("edges", "edges_with", ".1%"),
-        ("epochs", "epochs_with", ".0%"),
-        ("ratio", "largest", ",.0f"),
+        ("epochs with one", "epochs_with", ".0%"),
+        ("largest ratio", "largest", ",.0f"),
         ("largest |s|", "max_abs", ",.6g"),
         ("median |s|", "row_median_q50", ".2g"),
     ):
         ranges = tables.over_seeds(networks, name, rows=keys, statistic="range", form=form)
-        table[title] = ranges[name].str.replace(" to ", "-")
-    best = remedies["layers"].query("state == 'best'").groupby(keys)
-    table["KS gamma"] = best["ks_own"].median().map("{:.3f}".format)
-    table["KS base"] = best["ks_two_sample"].median().map("{:.2f}".format)
-    return table
+        table[title] = ranges[name]
+    return table.rename_axis(["network", "arm"])
 
 
 def arms(

@@ -1,6 +1,7 @@
 """How the book runs notebooks and checks what it ran; its site, opened in a real browser."""
 
 import functools
+import gzip
 import re
 import subprocess
 import sys
@@ -17,8 +18,6 @@ import yaml
 from conftest import REPOSITORY
 
 HTML = REPOSITORY / "_build" / "html"
-TO_DO = ["11"]
-"""The page that has the old order yet: too long for one page."""
 BUILD = [sys.executable, str(REPOSITORY / "book" / "build.py")]
 THEME_NOISE = ("Got invalid theme mode",)  # the theme's own script, before it picks one
 
@@ -184,6 +183,13 @@ def page(site, browser):
     server.server_close()
 
 
+def bytes_sent(file):
+    """Of a file, by a server that compresses text, as those of static pages do."""
+    content = file.read_bytes()
+    is_image = file.suffix in (".png", ".woff2", ".ico")
+    return len(content if is_image else gzip.compress(content, 6))
+
+
 class Page(HTMLParser):
     """What a page links to, loads and names."""
 
@@ -288,16 +294,14 @@ AVOIDED = re.compile(
 
 @pytest.fixture(scope="module")
 def read(site, page):
-    """What a reader finds on each page that has its order, on a laptop; and on a phone."""
+    """What a reader finds on each page, on a laptop; and on a phone."""
     (page, address), found = page, {}
     for path in sorted(site.glob("notebooks/*.html")):
-        if path.name[:2] not in TO_DO:
-            page.set_viewport_size({"width": 1400, "height": 850})
-            page.goto(address + path.relative_to(site).as_posix())
-            found[path.stem] = page.evaluate(READ)
-            page.set_viewport_size({"width": 420, "height": 850})
-            found[path.stem]["wide"] += page.evaluate(READ)["wide"]
-    assert len(found) + len(TO_DO) == len([*site.glob("notebooks/*.html")])
+        page.set_viewport_size({"width": 1400, "height": 850})
+        page.goto(address + path.relative_to(site).as_posix())
+        found[path.stem] = page.evaluate(READ)
+        page.set_viewport_size({"width": 420, "height": 850})
+        found[path.stem]["wide"] += page.evaluate(READ)["wide"]
     return found
 
 
@@ -336,6 +340,47 @@ def test_pages_are_short_and_so_are_their_sentences(read):
         assert long == [], name
         assert median(lengths) <= 20 and len(text.split()) <= 1500, name
         assert AVOIDED.findall(text) == [], name
+
+
+NOT_OURS = (".citation-list", "mjx-container", ".highlight", ".bd-sidebar", "dl.py")
+"""Sphinx's list of references, which has links between its items; and what makes axe slow: drawn
+formulas, code in the theme's colors, entries of the API, and navigation, as on the front page."""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_serious_barrier_on_any_page(theme, site, page):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    (page, address), found = page, []
+    page.set_viewport_size({"width": 1400, "height": 850})
+    page.emulate_media(color_scheme=theme)
+    options = {"resultTypes": ["violations"]}
+    if theme == "dark":  # the other rules do not look at colors
+        options["runOnly"] = ["color-contrast"]
+    for path in sorted([*site.glob("book/*.html"), *site.glob("notebooks/*.html")]):
+        left_out = [each for each in NOT_OURS if path.stem != "intro" or each != ".bd-sidebar"]
+        context = {"exclude": [[each] for each in left_out]}
+        page.goto(address + path.relative_to(site).as_posix())
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        for rule in axe.run(page, context=context, options=options).response["violations"]:
+            if rule["impact"] in ("serious", "critical"):
+                found += [f"{path.stem}: {rule['id']}, {node['html']}" for node in rule["nodes"]]
+    page.emulate_media(color_scheme="light")
+    assert found == []
+
+
+LOADED = """() => [location.href, ...performance.getEntriesByType("resource").map(e => e.name),
+    ...[...document.images].map(e => e.src)]"""
+
+
+def test_no_page_with_all_that_it_loads_is_above_a_megabyte_and_a_half(site, page):
+    page, address = page
+    for path in sorted([*site.glob("book/*.html"), *site.glob("notebooks/*.html")]):
+        page.goto(address + path.relative_to(site).as_posix())
+        page.wait_for_load_state("networkidle")
+        urls = {unquote(urldefrag(url)[0].partition("?")[0]) for url in page.evaluate(LOADED)}
+        files = [site / url.removeprefix(address) for url in urls if url.startswith(address)]
+        sent = {file.name: bytes_sent(file) for file in files}
+        assert len(sent) > 10 and sum(sent.values()) < 1_500_000, f"{path.name}: {sent}"
 
 
 def test_the_site_names_no_path_of_the_machine_that_built_it(site):

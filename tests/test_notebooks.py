@@ -26,14 +26,14 @@ DEEP = dict(epochs=2, hidden_channels=4, heads=2)
 TINY = {
     "01_graphs": dict(graph=3),
     "02_edge_attention": dict(hidden_channels=6, heads=3, edge_scale=2.0, seed=1),
-    "03_detection": dict(graphs=20, rows=500, molecules=5, networks=1, threshold=500.0),
+    "03_detection": dict(graphs=20, rows=500, molecules=5, networks=1, threshold=500.0, graph=3),
     "04_emergence": dict(SMALL, epochs=2, test_graphs=20, seed=1),
     "05_grid": dict(SMALL, test_graphs=20, architecture="graphit"),
     "06_distributions": dict(graphs=20, run="gt_zinc", seed=1, rows=500, networks=1),
     "07_any_model": dict(SMALL, networks=1),
     "08_bond_types": dict(test_graphs=40, resamples=5, shown=3, layer=1),
     "09_do_they_attribute": dict(
-        test_graphs=3, methods=["gradient x input"], edited_graphs=8, resamples=10
+        test_graphs=3, methods=["gradient x input"], edited_graphs=8, resamples=10, graph=3
     ),
     "10_ablations": dict(
         squares=[3], epochs=1, graphs=32, hidden_channels=8, heads=2, num_layers=1
@@ -49,6 +49,9 @@ TINY = {
     ),
     "15_edges_that_explode": dict(molecules=60, first_layer=5, margin=0.2, seed=1),
     "16_curvature": dict(molecules=5, seed=1),
+    "17_trained_with_the_term": dict(
+        dict(SMALL, term="published", test_graphs=8, lr=0.001, seed=1),
+    ),
     "20_attention_is_not_lipschitz": dict(points=2, layer_points=1, scales=[1.0, 10.0]),
     "21_gradient_explosion": dict(
         DEEP, num_layers=3, norms=["none", "pair-si", "lipschitz-published-si"]

@@ -256,6 +256,18 @@ def test_everything_can_be_done_with_the_keyboard_and_has_a_name(show):
     assert all(line in snapshot for line in names + pictures)
 
 
+def test_a_finger_finds_every_control_and_a_screen_reader_hears_which_molecule_it_is(show):
+    page = show(a_viewer(), viewport=dict(width=420, height=850), has_touch=True)
+    controls = page.locator(".mapkg-viewer").locator("button, select, input").all()
+    assert len(controls) == 6
+    for each in controls:
+        box = each.bounding_box()
+        assert min(box["width"], box["height"]) >= 44, each.get_attribute("name")
+    page.get_by_role("button", name="next molecule").tap()
+    heard = page.locator("[aria-live=polite]").all_text_contents()
+    assert heard == ["2 of 3", status(page)]
+
+
 def test_on_paper_and_without_scripts_all_molecules_stand_in_place_of_what_was_chosen(show):
     first, second = a_viewer(), a_viewer()
     page = show(first, second)

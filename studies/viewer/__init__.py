@@ -150,7 +150,7 @@ def _choice_of_molecule(captions: Sequence[str]) -> str:
 <button type="button" name="previous" aria-label="previous molecule">◀</button>
 <select name="molecule" aria-label="molecule" autocomplete="off">{options}</select>
 <button type="button" name="next" aria-label="next molecule">▶</button>
-<span class="place"></span>
+<span class="place" aria-live="polite"></span>
 </div>"""
 
 
