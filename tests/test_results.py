@@ -30,6 +30,7 @@ from studies.results import (
     count_types,
     networks_with,
     read_emergence,
+    with_spread,
 )
 from studies.tables import over_seeds, read, run_study, styled, write
 
@@ -191,10 +192,11 @@ def test_three_measures_of_one_layer_need_not_agree():
     histogram = pd.DataFrame(rows, columns=[*keys, "low", "count"])
     histogram.loc[histogram.eval("run == 'b' and seed == 1 and state == 'base'"), "low"] *= 2
     values = {"a": (1001, 99, 0.001), "b": (999, 101, 0.1), "c": (999, 101, 0.102)}
-    best = [(run, seed, 0, "best", *values[run]) for run, seed in product("abc", (0, 1))]
-    summary = pd.DataFrame(best, columns=[*keys, "max_ratio", "max_abs", "row_median_q50"])
+    every = product("abc", (0, 1), lows)
+    every = [(run, seed, 0, state, *values[run]) for run, seed, state in every]
+    summary = pd.DataFrame(every, columns=[*keys, "max_ratio", "max_abs", "row_median_q50"])
     empty = pd.DataFrame()
-    found = by_measure(Emergence(summary, empty, empty, histogram, empty))
+    found = by_measure(with_spread(Emergence(summary, empty, empty, histogram, empty)))
     assert found.set_index(["run", "seed"]).drop(columns="layer").to_numpy().tolist() == [
         *[[True, False, True]] * 2,
         *[[False, True, False]] * 2,  # the other seed's untrained network is as wide
