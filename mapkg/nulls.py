@@ -31,7 +31,12 @@ _GRID = _STEP * np.arange(-_ZERO, 2801)
 def product_of_normals(
     rows: int, channels: int, *, factors: int = 3, seed: int = 0
 ) -> Float[Tensor, "rows channels"]:
-    """Draw the null model of the score, products of so many independent standard normals."""
+    """Draw the null model of the score, products of so many independent standard normals.
+
+    ValueError if there is no factor.
+    """
+    if factors < 1:
+        raise ValueError(f"factors: expected 1 or more, got {factors}")
     generator = torch.Generator().manual_seed(seed)
     shape = (factors, rows, channels)
     return torch.randn(shape, generator=generator, dtype=torch.double).prod(dim=0)

@@ -33,6 +33,7 @@ STUDIES = {
     "shares": ("bond_types:shares_elsewhere", "The same on other molecules (08)", MOLECULES),
     "explain": ("explanations:explain_run", "Ratios beside attributions (09)", GRAPHS),
     "remedy": ("explicit_bias:compact_run", "Ratios by epoch, and a fitted law (11)", ()),
+    "measures": ("untrained:measured_run", "A few numbers by every measure (05)", GRAPHS),
     "idle": ("explicit_bias:idle_term_of_run", "Add a bias term without effect (11)", GRAPHS),
     "sink": ("explicit_bias:weight_on_sink_of_run", "Attention to a term's sink (11)", GRAPHS),
     "attack": ("robustness:attack_run", "The most harmful noise on embeddings (12)", GRAPHS),
@@ -57,7 +58,7 @@ STUDIES = {
 """Where each command and study is, what it does, and the kinds of data it takes. The tables in
 data/results begin with the name of the study that writes them."""
 
-OF_FINISHED_RUNS = 8
+OF_FINISHED_RUNS = 9
 """How many studies, the first ones, look at runs of train."""
 
 FOR_EXAMPLE = {"molecules": "moses", "nodes": "citation", "trees": "trees-2"}

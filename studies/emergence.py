@@ -1,4 +1,4 @@
-"""Train a network and watch massive activations emerge, beside controls without training."""
+"""Train a network and watch its row ratios become massive, beside controls without training."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Sized

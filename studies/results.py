@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 
 from mapkg.measures import MASSIVE_RATIO
 from mapkg.models import GraphNetwork
@@ -124,7 +125,9 @@ MODELS = ("GT", "GraphiT", "SAN")
 GRID = dict(sorted(titles("grid").items(), key=lambda pair: MODELS.index(pair[1].split(",")[0])))
 VARIANTS = titles("variants")
 PERMUTED = {name: name.removesuffix("_permuted") for name in titles("permuted")}
-"""Runs by the names of their files, with titles; of permuted targets the pair they control."""
+FURTHER = titles("further")
+"""Runs by the names of their files, with titles; of permuted targets the pair they control, of
+further seeds the pair that has the others."""
 
 
 def how_unlikely(summary: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame:
@@ -151,20 +154,28 @@ def how_unlikely(summary: pd.DataFrame, untrained: pd.DataFrame) -> pd.DataFrame
     return rows[["run", "seed", "layer", "max_ratio"]].join(found)
 
 
-def by_measure(runs: Emergence) -> pd.DataFrame:
+def with_spread(runs: Emergence) -> pd.DataFrame:
+    """``summary`` of several runs, in the states of ``histogram``, with ``spreads``."""
+    spread = spreads(runs.histogram).stack().rename("spread").reset_index()
+    return runs.summary.merge(spread, validate="one_to_one")
+
+
+def by_measure(layers: pd.DataFrame) -> pd.DataFrame:
     """Which trained layers are massive, by three measures, a row per run, seed and layer.
 
-    Sun's rule with the typical row median in place of the layer's, which no table has; ``spread``,
-    of ln r over all entries, is beyond that of this layer in every untrained network of the run.
+    ``layers`` are those of ``with_spread``, untrained and trained. Sun's rule with the typical row
+    median in place of the layer's, which no table has; ``spread`` is beyond that of this layer in
+    every untrained network of the run.
     """
-    keys, spread = ["run", "seed", "layer"], spreads(runs.histogram)
-    best = runs.summary[runs.summary["state"] == "best"].set_index(keys)
-    untrained = spread.filter(like="base").max(axis=1).groupby(["run", "layer"]).transform("max")
+    layers = layers.set_index(["run", "seed", "layer"])
+    best = layers[layers["state"] == "best"]
+    base = layers[layers["state"].str.startswith("base")]
+    untrained = base.groupby(["run", "layer"])["spread"].max()
     least = (MASSIVE_RATIO * best["row_median_q50"]).clip(lower=100)
     passes = {
         "row ratio": best["max_ratio"] > MASSIVE_RATIO,
         "Sun's rule": best["max_abs"] > least,
-        "spread": (spread["best"] > untrained).reindex(best.index),
+        "spread": best["spread"] > untrained.reindex(best.index.droplevel("seed")).to_numpy(),
     }
     return pd.DataFrame(passes).reset_index()
 
@@ -175,6 +186,19 @@ def spreads(histogram: pd.DataFrame) -> pd.DataFrame:
     keys, n = ["run", "seed", "layer", "state"], histogram["count"]
     sums = histogram[keys].assign(n=n, x=n * x, xx=n * x * x).groupby(keys).sum()
     return np.sqrt(sums["xx"] / sums["n"] - (sums["x"] / sums["n"]) ** 2).unstack()
+
+
+def networks_with(passes: pd.DataFrame) -> pd.DataFrame:
+    """How many networks of each ``run`` pass by each other column, a row of texts per run.
+
+    In brackets stands the exact 95 % interval of their share.
+    """
+
+    def text(passed: pd.Series) -> str:
+        ends = stats.binomtest(int(passed.sum()), len(passed)).proportion_ci(method="exact")
+        return f"{passed.sum()} of {len(passed)} [{ends.low:.2f}, {ends.high:.2f}]"
+
+    return passes.groupby("run", sort=False).agg(text)
 
 
 def grid_table(summary: pd.DataFrame, *, threshold: float = MASSIVE_RATIO) -> pd.DataFrame:

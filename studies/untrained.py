@@ -2,11 +2,14 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
+from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg import hooks
@@ -14,14 +17,15 @@ from mapkg.all_measures import SUN_MAGNITUDE, row_measures
 from mapkg.evaluation import batches, calibrate_batch_norm, predict
 from mapkg.measures import LOG_EPS, MASSIVE_RATIO
 from mapkg.models.config import Config
-from mapkg.models.network import SCORES
+from mapkg.models.pyg_layers import recorded_rows
 from mapkg.nulls import p_value
 from studies.data import Splits
 from studies.emergence import fit_to_data
 from studies.extras import build
 from studies.figures import legend_once, panels
 from studies.files import commit, versions
-from studies.results import Emergence, spreads
+from studies.observation import looked_at
+from studies.results import Emergence, read_emergence, read_network, with_spread
 from studies.statistics import hierarchical_bootstrap
 from studies.train import seed_all
 
@@ -55,16 +59,47 @@ def measured(
 
     BatchNorm has the statistics of as many training graphs.
     """
-    config = fit_to_data(config, splits.description)
-    test, rows = list(batches(splits.test[:graphs], graphs)), []
+    config, rows = fit_to_data(config, splits.description), []
     for seed in tqdm(seeds, name, file=sys.stderr, disable=not progress):
         seed_all(seed)
         model = calibrate_batch_norm(build(config).eval(), splits.train[:graphs])
-        ((_, seen),) = hooks.scan(model, test, SCORES, forward=predict)
-        layers = pd.DataFrame([_of_layer(score) for score in seen.values()])
-        rows.append({"seed": seed, **layers.max()})
+        rows.append({"seed": seed, **_of_network(model, config, splits.test[:graphs])})
     origin = {"config": name, "dataset": splits.description.title, "graphs": graphs}
     return pd.DataFrame(rows).assign(**origin, versions=versions(), commit=commit())
+
+
+def measured_run(
+    folder: Path | str,
+    splits: Splits,
+    *,
+    graphs: int = 128,  # the first of the test split, which are looked at once more
+) -> dict[str, pd.DataFrame]:
+    """A finished run by every measure: its ``layers``, and its best weights as a ``network``.
+
+    A row of ``layers`` is a layer untrained, with BatchNorm calibrated, or at its best epoch: its
+    statistics on the test split, and its spread of ln r over all entries. A row of ``network`` is
+    what ``measured`` gives of an untrained one.
+    """
+    run = read_emergence(folder)
+    alone = {name: getattr(run, name).assign(run="") for name in ("summary", "histogram")}
+    layers = with_spread(replace(run, **alone))
+    layers = layers[layers["state"].isin(("base", "base_calibrated", "best"))]
+    metrics = [name for name in layers if name.startswith("test_")]
+    about = ["config", "changes", "dataset", "epochs", "versions", "commit"]
+    columns = ["max_ratio", "max_abs", "row_median_q50", "spread", *metrics, "best_epoch", *about]
+    layers = layers[["seed", "layer", "state", *columns]]
+    model, config, origin = read_network(folder, splits)
+    network = pd.DataFrame([_of_network(model, config, splits.test[:graphs])])
+    return {"layers": layers, "network": network.assign(graphs=graphs, **origin)}
+
+
+def _of_network(model: nn.Module, config: Config, graphs: Sequence[Data]) -> pd.Series:
+    """``MEASURES`` of a network on graphs that are passed through it at once."""
+    modules = hooks.resolve(model, names := looked_at(config.architecture))
+    scans = hooks.scan(model, batches(graphs, len(graphs)), names, forward=predict)
+    ((batch, seen),) = scans
+    rows = [recorded_rows(modules[name], seen[name], batch.batch) for name in seen]
+    return pd.DataFrame([_of_layer(score) for score in rows]).max()
 
 
 def _of_layer(score: Tensor) -> dict[str, float]:
@@ -88,10 +123,18 @@ def of_trained(runs: Emergence, graphs: int = 128) -> pd.DataFrame:
     The row ratio is of the first test graphs, as that of ``measured``; of |s|, and so of the layer
     ratio and Sun's rule, the tables hold the largest of the whole test split alone.
     """
-    keys = ["run", "seed", "layer"]
-    best, maxima = (t[t["state"] == "best"] for t in (runs.summary, runs.graph_maxima))
-    maxima = maxima.groupby(keys).head(graphs).groupby(keys)["max_ratio"].max()
-    return by_network(best, row=maxima, spread=spreads(runs.histogram)["best"])
+    keys, maxima = ["run", "seed", "layer"], runs.graph_maxima
+    maxima = maxima[maxima["state"] == "best"].groupby(keys).head(graphs)
+    layers = with_spread(runs).query("state == 'best'").set_index(keys)
+    row = maxima.groupby(keys)["max_ratio"].max()
+    return by_network(layers.reset_index(), row=row, spread=layers["spread"])
+
+
+def of_further(layers: pd.DataFrame, networks: pd.DataFrame) -> pd.DataFrame:
+    """The same, and isolation, of the tables that ``measured_run`` made."""
+    best = layers[layers["state"] == "best"]
+    spread = best.set_index(["run", "seed", "layer"])["spread"]
+    return by_network(best, spread=spread).merge(networks[["run", "seed", "row", "isolation"]])
 
 
 def by_network(layers: pd.DataFrame, **more: pd.Series) -> pd.DataFrame:
@@ -114,6 +157,8 @@ def among(trained: pd.DataFrame, null: pd.DataFrame) -> pd.DataFrame:
         others = null[null["run"] == run]
         for name in [name for name in MEASURES if name in trained and name in others]:
             value, chance = network[name].item(), others[name].to_numpy()
+            if np.isnan(value):
+                continue
             above = (chance < value).mean() + (chance == value).mean() / 2
             p = float(p_value(value, chance))
             rows.append((run, seed, MEASURES[name], value, above, p))
@@ -146,6 +191,18 @@ def areas(places: pd.DataFrame, trained: pd.DataFrame, null: pd.DataFrame) -> pd
     return pd.DataFrame(rows).T
 
 
+def area_table(places: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The areas alone, a row for each title and a column per measure, and numbers of networks."""
+    rows = {}
+    for title, place in places.items():
+        networks = place[["run", "seed"]].drop_duplicates()
+        rows[title] = {"networks": len(networks)} | {
+            measure: part.groupby("run")["above"].mean().mean()
+            for measure, part in place.groupby("measure")
+        }
+    return pd.DataFrame(rows).T.reindex(columns=["networks", *MEASURES.values()])
+
+
 def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
     """ROC curves of every measure, a panel for each title.
 
@@ -159,7 +216,8 @@ def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
             across, up = [p.min() / 2, *p, 1], [0, *np.arange(1, len(p) + 1) / len(p), 1]
             look = dict(where="post", color=f"C{list(MEASURES.values()).index(measure)}")
             ax.step(across, up, **look, label=measure)
-        ax.plot(np.geomspace(p.min() / 2, 1), np.geomspace(p.min() / 2, 1), "k:", lw=1)
+        coin = np.geomspace(place["p"].min() / 2, 1)
+        ax.plot(coin, coin, "k:", lw=1)
         ax.set_title(title, fontsize="small")
         ax.set(xscale="log", ylim=(-0.02, 1.02))
     figure.supxlabel("untrained networks above the bar, share", fontsize="medium")

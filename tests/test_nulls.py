@@ -125,6 +125,7 @@ def test_the_layer_ratio_of_entries_whose_median_is_known():
         (lambda: ProductNull(1), "expected 2 to 10000 channels.*got 1 and 3"),
         (lambda: ProductNull(10_001), "got 10001 and 3; for wider rows compare"),
         (lambda: ProductNull(64, 0), "at least 1 factor, got 64 and 0"),
+        (lambda: product_of_normals(3, 64, factors=0), "factors: expected 1 or more, got 0"),
         (lambda: ProductNull(8).threshold(1.0), r"expected a rate in \(0, 1\)"),
         (lambda: ProductNull(8).exceedance(3.0, 0), "rows: expected 1 or more, got 0"),
         (lambda: ProductNull(8).threshold(math.nan), r"expected a rate in \(0, 1\)"),

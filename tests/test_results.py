@@ -23,7 +23,15 @@ from studies.emergence import examine_checkpoint
 from studies.files import sha256, write_atomically
 from studies.laws import compare_laws
 from studies.published import CONFIGS, titles
-from studies.results import TABLES, Emergence, by_measure, count_types, read_emergence
+from studies.results import (
+    TABLES,
+    Emergence,
+    by_measure,
+    count_types,
+    networks_with,
+    read_emergence,
+    with_spread,
+)
 from studies.tables import over_seeds, read, run_study, styled, write
 
 RESULTS = BUNDLED / "results"
@@ -184,15 +192,25 @@ def test_three_measures_of_one_layer_need_not_agree():
     histogram = pd.DataFrame(rows, columns=[*keys, "low", "count"])
     histogram.loc[histogram.eval("run == 'b' and seed == 1 and state == 'base'"), "low"] *= 2
     values = {"a": (1001, 99, 0.001), "b": (999, 101, 0.1), "c": (999, 101, 0.102)}
-    best = [(run, seed, 0, "best", *values[run]) for run, seed in product("abc", (0, 1))]
-    summary = pd.DataFrame(best, columns=[*keys, "max_ratio", "max_abs", "row_median_q50"])
+    every = product("abc", (0, 1), lows)
+    every = [(run, seed, 0, state, *values[run]) for run, seed, state in every]
+    summary = pd.DataFrame(every, columns=[*keys, "max_ratio", "max_abs", "row_median_q50"])
     empty = pd.DataFrame()
-    found = by_measure(Emergence(summary, empty, empty, histogram, empty))
+    found = by_measure(with_spread(Emergence(summary, empty, empty, histogram, empty)))
     assert found.set_index(["run", "seed"]).drop(columns="layer").to_numpy().tolist() == [
         *[[True, False, True]] * 2,
         *[[False, True, False]] * 2,  # the other seed's untrained network is as wide
         *[[False, False, True]] * 2,
     ]
+
+
+def test_networks_that_pass_are_counted_with_an_exact_interval():
+    passes = pd.DataFrame({"run": [*"bbaaaaa"], "row": [False] * 6 + [True], "sun": True})
+    found = networks_with(passes)
+    assert found.index.tolist() == ["b", "a"]
+    # Of n of n the lower end is 0.025 ** (1 / n), that of none of n one less.
+    assert found.loc["b"].tolist() == ["0 of 2 [0.00, 0.84]", "2 of 2 [0.16, 1.00]"]
+    assert found.loc["a"].tolist() == ["1 of 5 [0.01, 0.72]", "5 of 5 [0.48, 1.00]"]
 
 
 def test_a_layer_is_ranked_among_untrained_networks_of_the_same_run_and_layer():

@@ -28,6 +28,7 @@ OF_RUNS = {  # studies of finished runs, and the tables that each writes
     "bonds": ("shares", "heat", "parts", "first_layer", "losses"),
     "explain": ("correlation", "curves", "areas", "interventions"),
     "remedy": ("layers", "epochs"),
+    "measures": ("layers", "network"),
     "idle": ("",),
     "sink": ("",),
     "attack": ("",),

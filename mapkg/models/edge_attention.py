@@ -1,4 +1,4 @@
-"""Edge-gated multi-head attention: the layer whose score grows massive activations.
+"""Edge-gated multi-head attention: the layer whose score becomes massive by the row ratio.
 
 Notation of the paper beside ours: N nodes, E directed edges j -> i (row 0 of ``edge_index``
 is the source j, row 1 the target i), D hidden channels, H heads of d = D / H channels,
