@@ -62,6 +62,11 @@ def few_molecules(train, val, test):
     return replace(whole, train=whole.train[:train], val=whole.val[:val], test=whole.test[:test])
 
 
+@pytest.fixture(scope="session")
+def splits():
+    return few_molecules(64, 32, 32)
+
+
 SMALL_CITATION = dict(num_nodes=300, num_edges=600, num_words=40, num_classes=3)
 
 

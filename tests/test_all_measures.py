@@ -140,11 +140,11 @@ def test_without_heads_no_sum_is_clamped_and_without_rows_there_is_no_ratio():
     none = torch.zeros(1, 3)
     measures.update(torch.ones(1, 3, 4), none.long(), 2, none.bool())
     found = dict(zip(COLUMNS, measures.table()[0].tolist(), strict=True))
-    assert found["rows"] == found["molecules"] == 0
+    assert found["rows"] == found["molecules"] == found["max_abs"] == 0
     assert all(math.isnan(found[name]) for name in ("share_saturated", "max_ratio", "spread_mean"))
-
-
-# Rows in hand.
+    measures.update(torch.tensor([[[0.0, 0, 0.5]]]), none[:, :1].long(), 1)
+    assert measures.statistics()["max_abs"] == 0.5
+    assert measures.statistics()["max_layer_ratio"].isnan(), "the median is zero"
 
 
 def test_half_precision_is_read_as_single():

@@ -78,6 +78,7 @@ def test_the_interval_is_that_of_a_bootstrap_over_graphs():
     ).confidence_interval
     assert found["share_low"] == pytest.approx(expected.low, abs=0.015)
     assert found["share_high"] == pytest.approx(expected.high, abs=0.015)
+    assert (found["enrichment_low"], found["enrichment_high"]) == (1, 1), "there is one label"
 
 
 PATH = path(0, 0, 0)[0].edge_index

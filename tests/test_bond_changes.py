@@ -190,9 +190,6 @@ def test_acetonitrile_with_a_global_node_and_with_its_neighbors_counted_by_hand(
     assert counted.test[0].edge_type.tolist() == [1, 1, 3, 3]
 
 
-# Networks.
-
-
 @pytest.mark.usefixtures("same_number_of_threads")
 def test_the_seed_of_a_run_of_the_command_line_is_that_of_the_draw(cache, tmp_path, capsys):
     sizes = (part for name, value in SIZES.items() for part in ("--set", f"{name}={value}"))

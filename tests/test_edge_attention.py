@@ -199,9 +199,6 @@ def test_a_layer_sends_attended_values_to_nodes_and_the_score_to_edges(layer_typ
         torch.testing.assert_close(edges, layer.edge_block(edge_attr, score), **EXACT)
 
 
-# EGAT, the comparison.
-
-
 @torch.no_grad()
 def egat_by_loop(a, x, edge_index, edge_attr):
     """f' [E, D], alpha [E, H] and h' [N, D], edge by edge and head by head."""

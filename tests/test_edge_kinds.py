@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import few_molecules
 from rdkit import Chem
 from torch_geometric.data import Data
 from torch_geometric.utils import from_smiles
@@ -67,9 +66,6 @@ def in_columns(smiles):
     graph = from_smiles(smiles)
     graph.edge_type = graph.edge_attr[:, 0]
     return graph
-
-
-# Labels.
 
 
 def test_the_bonds_of_aniline_and_of_an_amide_by_hand():
@@ -175,11 +171,6 @@ def test_what_has_no_label_is_refused():
 
 
 # The first layer.
-
-
-@pytest.fixture(scope="module")
-def splits(cache):
-    return few_molecules(48, 16, 24)
 
 
 def network(name="GT", **changes):

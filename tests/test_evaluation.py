@@ -79,9 +79,6 @@ def test_the_pooled_mean_weighs_entries_alike_and_draws_whole_graphs():
         pooled_mean(sums[:1], numbers[:1])
 
 
-# Models.
-
-
 class Sums(nn.Module):
     """Predicts for each graph the sum of its rows."""
 
@@ -124,7 +121,8 @@ def test_metrics_are_those_of_scikit_learn_for_any_batch_size(batch_size, rows):
     assert evaluate(Sums(), labelled, **about) == pytest.approx(mae, rel=1e-6)
 
 
-def test_calibration_takes_the_mean_of_the_statistics_of_batches():
+@pytest.mark.parametrize(("batch_size", "number"), [(32, 2), (None, 1)])
+def test_calibration_takes_the_mean_of_the_statistics_of_batches(batch_size, number):
     molecules, model = few_molecules(64, 1, 1).train, build(CONFIG)
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
     assert len(norms) == 8
@@ -134,17 +132,15 @@ def test_calibration_takes_the_mean_of_the_statistics_of_batches():
         norm.num_batches_tracked.fill_(7)
         norm.momentum = 0.3
         norm.register_forward_pre_hook(lambda _, x, name=name: inputs[name].append(x[0].double()))
-    assert calibrate_batch_norm(model.train(), molecules, batch_size=32) is model
+    assert calibrate_batch_norm(model.train(), molecules, batch_size=batch_size) is model
     for name, norm in norms.items():
-        assert (norm.momentum, len(inputs[name])) == (0.3, 2)
+        assert (norm.momentum, len(inputs[name])) == (0.3, number)
         mean = torch.stack([x.mean(dim=0) for x in inputs[name]]).mean(dim=0)
         variance = torch.stack([x.var(dim=0) for x in inputs[name]]).mean(dim=0)
         close = dict(check_dtype=False, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(norm.running_mean, mean, **close)
         torch.testing.assert_close(norm.running_var, variance, **close)
 
-
-# Modes.
 
 SIZES = dict(hidden_channels=16, heads=4, num_layers=2, num_node_types=28, num_edge_types=4)
 CONFIG = CONFIGS["GT-ZINC"].replace(**SIZES, dropout=0.5)

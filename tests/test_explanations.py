@@ -82,9 +82,6 @@ def alone(model, graph, edge_attr):
         return model(graph.x, graph.edge_index, edge_attr, batch, 1)[0, 0]
 
 
-# What each method gives.
-
-
 @pytest.mark.parametrize("method", ["gradient x input", "integrated gradients", "edge mask"])
 def test_in_an_additive_model_an_edge_is_worth_the_weight_of_its_types(method):
     model, graphs = Additive(7.0, 2.0, -5.0, 0.5), [path(1, 2), path(3)]
@@ -243,9 +240,6 @@ def test_what_cannot_be_explained_is_said(graphs):
     set_masks(model, torch.zeros(3), graph.edge_index)
     with pytest.warns(UserWarning, match="left its edge mask in 1 layers, ignored"):
         torch.testing.assert_close(edge_importance(model, [graph], "ratio"), expected)
-
-
-# Bonds and their order.
 
 
 def test_a_bond_has_the_larger_importance_of_its_directions_in_any_order_of_edges():

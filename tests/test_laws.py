@@ -134,9 +134,6 @@ def test_what_cannot_be_fitted_or_compared_is_refused():
             function(*given)
 
 
-# Distances.
-
-
 def test_the_two_sample_distance_by_hand():
     first = histogram_of([0.5, 0.5, 1.5, 2.5], 0.0, 3.0, 3)  # below 1, 2, 3: 1/2, 3/4, 1
     second = histogram_of([2.5, 2.5, 1.5, 0.5], 0.0, 3.0, 3)  # 1/4, 1/2, 1
@@ -157,9 +154,6 @@ def test_distances_of_binned_values_bracket_those_of_the_values(bins):
     }
     for found, exact in cases.items():
         assert found.statistic - 1e-12 <= exact <= found.statistic + found.resolution + 1e-12
-
-
-# Tables and figures.
 
 
 def test_laws_are_compared_with_all_three_distances():

@@ -33,9 +33,6 @@ def heavy_tailed(rows, channels=8, seed=0, dtype=torch.float64):
     return x.to(dtype)
 
 
-# The ratio.
-
-
 @pytest.mark.parametrize(
     ("row", "median", "ratio"),
     [
@@ -95,9 +92,6 @@ def test_what_has_no_ratio_or_range_is_an_error(call, words):
         call()
 
 
-# The histogram.
-
-
 @pytest.mark.parametrize("total", [2, 1000])
 def test_counts_and_quantiles_agree_with_numpy_to_half_a_bin(total):
     generator = torch.Generator().manual_seed(total)
@@ -132,9 +126,6 @@ def test_edges_belong_to_the_bin_above_and_quantiles_stay_among_the_values_seen(
     assert filled(1.75, 1.75, 1.125, 1.875).quantile(0.5) == 1.5
     again = StreamingHistogram.from_counts(0.0, 4.0, torch.tensor([2, 1, 2, 1]))
     assert again.counts.tolist() == [2, 1, 2, 1] and again.quantile(0.5) == 1.5
-
-
-# The summary.
 
 
 @pytest.mark.parametrize("channels", [8, 15])
@@ -191,25 +182,6 @@ def test_a_planted_massive_activation_is_found_where_it_is(threshold):
     summary.update(x[:3], torch.tensor([0, 2, 2]), 3)
     summary.update(torch.tensor([[1e-20] * 4 + [1e20]]))  # one graph, beyond single precision
     np.testing.assert_allclose(summary.graph_maxima[3:], [1, nan, threshold, 1e40], rtol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("sizes", [[1] * 30, [7, 0, 11, 12]])
-def test_any_partition_into_batches_gives_equal_statistics(sizes, dtype):
-    # 30 graphs of 10 rows each, but graph 4 of none.
-    x = heavy_tailed(290, dtype=dtype)
-    graph = torch.arange(30).repeat_interleave(torch.tensor([10] * 4 + [0] + [10] * 25))
-    whole, parts = ActivationSummary(heads=4), ActivationSummary(heads=4)
-    whole.update(x, graph, 30)
-    first = 0
-    for size in sizes:
-        chosen = (graph >= first) & (graph < first + size)
-        parts.update(x[chosen], graph[chosen] - first, size)
-        first += size
-    assert parts.statistics() == whole.statistics()
-    np.testing.assert_array_equal(parts.graph_maxima, whole.graph_maxima)
-    assert torch.equal(parts.massive_by_channel, whole.massive_by_channel)
-    assert torch.equal(parts.neg_log_ratio.counts, whole.neg_log_ratio.counts)
 
 
 @pytest.mark.parametrize(("fill", "rows"), [(0.0, 0), (0.0, 3), (nan, 3)])

@@ -124,7 +124,7 @@ def test_parameters_are_listed_as_they_are_written(page, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "code"),
+    ("name", "given", "code"),
     [
         *(("seed", "5", "seed = 5"), ("seed", "-1e-3", "seed = -0.001")),
         ("seed", "-inf", "from math import inf\nseed = -inf"),
@@ -133,26 +133,18 @@ def test_parameters_are_listed_as_they_are_written(page, capsys):
         ("where", "b/c", "from pathlib import PosixPath\nwhere = PosixPath('b/c')"),
         *(("pair", "(3, 4.5)", "pair = (3, 4.5)"), ("ids", "[1, 2]", "ids = [1, 2]")),
         *(("flag", "true", "flag = True"), ("odd", "any", "odd = 'any'")),
-    ],
-)
-def test_a_text_becomes_a_value_of_the_declared_type(name, text, code, page):
-    words = ["run", str(page), "-p", name, text, "-o", "out.ipynb"]
-    values = notebook.parse(page, parser(words).parse_args(words).parameter)
-    assert notebook.injected(page, values).cells[1].source == code
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "code"),
-    [
-        ("seed", np.int64(3), "seed = 3"),
-        ("seed", torch.tensor(0.5), "seed = 0.5"),
+        # From Python, what numpy and torch have.
+        *(("seed", np.int64(3), "seed = 3"), ("seed", torch.tensor(0.5), "seed = 0.5")),
         ("ids", np.array([1, 2]), "ids = [1, 2]"),
         ("pair", (1, np.float64(2)), "pair = (1, 2.0)"),
-        ("flag", np.bool_(True), "flag = True"),
     ],
 )
-def test_a_value_of_numpy_is_injected_as_code(name, value, code, page):
-    assert notebook.injected(page, {name: value}).cells[1].source == code
+def test_a_text_or_a_number_becomes_a_value_of_the_declared_type(name, given, code, page):
+    values = {name: given}
+    if isinstance(given, str):
+        words = ["run", str(page), "-p", name, given, "-o", "out.ipynb"]
+        values = notebook.parse(page, parser(words).parse_args(words).parameter)
+    assert notebook.injected(page, values).cells[1].source == code
 
 
 @pytest.mark.parametrize(

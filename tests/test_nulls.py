@@ -75,9 +75,6 @@ def test_a_threshold_is_exceeded_at_its_rate(channels, rate, rows):
     assert null.exceedance(null.threshold(rate, rows), rows) == pytest.approx(rate, rel=1e-6)
 
 
-# The other measures.
-
-
 @pytest.mark.parametrize(("factors", "value"), [(1, 1.1107), (2, 1.5708), (3, 1.9238)])
 @pytest.mark.parametrize("channels", [16, 64])
 def test_the_spread_of_a_product_its_bias_in_rows_and_the_law_of_its_mean(channels, factors, value):
@@ -105,6 +102,9 @@ def test_the_largest_over_the_second_largest_and_its_median_over_rows_are_exact(
         level, p = null.chance("isolation", medians[0], 50, rate)
         assert (medians > level).mean() == pytest.approx(rate, abs=0.06)
         assert p == pytest.approx((medians > medians[0]).mean(), abs=0.06)
+    for rows in (1, 2):  # the lower median of two is the smaller one
+        p = null.chance("isolation", 3.0, rows)[1]
+        assert p == pytest.approx(null._isolation(3.0) ** rows, rel=1e-9)
     # Of two magnitudes it is the ratio of all that there is, as for the row ratio.
     assert ProductNull(2, 1)._isolation(10.0) == pytest.approx(
         float(ProductNull(2, 1).exceedance(10.0)), rel=1e-5
@@ -142,9 +142,6 @@ def test_the_widest_rows_are_still_resolved():
     assert_exceeds(ProductNull(10_000).exceedance, row_maxima(300, 10_000))
     # Where nearly all rows have the largest ratio above 5, the probability is 1 to rounding.
     assert ProductNull(10_000).exceedance(5.0) == pytest.approx(1, abs=1e-9)
-
-
-# P-values by rank.
 
 
 def test_p_values_by_hand():

@@ -1,6 +1,5 @@
 """From data to tables on tiny data: every architecture, every kind of task and of features."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import few_molecules
-from sklearn.metrics import log_loss
 
-from mapkg.evaluation import batches, predict, targets
+from mapkg.evaluation import batches, predict
 from studies.data import load
 from studies.data.graph_classification import TASKS, read_proteins, read_tox21, split_proteins
 from studies.emergence import _changes, emergence, fit_to_data
@@ -102,25 +100,6 @@ def test_training_moves_every_weight_that_the_prediction_depends_on(run, data):
     assert set(tables.summary["rows"]) == {sum(getattr(graph, rows) for graph in splits.test)}
     losses = {"test_mae"} if kind == "moses" else {"test_bce", "test_roc_auc", "test_accuracy"}
     assert set(tables.summary.filter(like="test_")) == losses
-
-
-def test_a_graph_without_labels_does_not_count_in_the_loss(data):
-    """In one batch the loss of the first epoch is that of the untrained network."""
-    graphs = [graph.clone() for graph in data["tox21"].train[:10]]
-    graphs[3].y[:] = math.nan
-    splits = replace(data["tox21"], train=graphs)
-    config = config_for("GT-TOX21", batch_size=64, max_epochs=1, batch_norm=False)
-    found = emergence(config, splits, seed=SEED, progress=False).history["train_loss"].tolist()
-    seed_all(SEED)
-    model = build(fit_to_data(config, splits.description))
-    with torch.no_grad():
-        (batch,) = batches(graphs, 64)
-        logits, target = predict(model, batch).double(), targets(batch)
-    labelled = ~target.isnan()
-    assert not labelled[3].any() and 10 < int(labelled.sum()) < 9 * 12
-    assert found == [
-        pytest.approx(log_loss(target[labelled], logits[labelled].sigmoid()), rel=1e-5)
-    ]
 
 
 def test_every_configuration_fits_the_data_set_that_it_names(data):

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL_CITATION, few_molecules
+from conftest import SMALL_CITATION
 from torch import nn
 from torch_geometric.data import Data
-from torch_geometric.nn import GATv2Conv, global_mean_pool
 
 from mapkg.evaluation import evaluate
 from mapkg.models import build
@@ -25,11 +24,6 @@ SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3
 )
 NODES = Schedule(epochs=5, lr=0.01)
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return few_molecules(64, 32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +87,6 @@ class Given(nn.Module):
             return torch.full((batch_size, 1), value) + self.weight
         value = self.values.pop(0) if len(self.values) > 1 else self.values[0]
         return torch.full((batch_size, 1), value)
-
-
-# All tasks alike.
 
 
 @pytest.fixture(params=["graphs", "nodes", "gradients", "trees"])
@@ -226,9 +217,6 @@ def test_nodes_that_do_not_fit_are_refused(papers, changes, message):
         fit(node_network(), replace(papers, **parts | {"test": NodesOfGraph(graph, last)}), NODES)
 
 
-# Graphs.
-
-
 def test_the_best_weights_are_those_of_the_least_validation_loss(splits):
     config = SMALL.replace(max_epochs=8, lr=0.05)  # so large that the loss jumps about
     found = run(splits, config)
@@ -286,24 +274,6 @@ def test_a_fall_by_less_than_a_ten_thousandth_is_no_progress_but_gives_the_best_
         assert found.history["val_loss"].tolist() == pytest.approx(losses, rel=1e-6)
 
 
-def test_tied_weights_are_kept_and_resumed(splits, tmp_path):
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.embedding, self.head = nn.Embedding(28, 8), nn.Linear(8, 28, bias=False)
-            self.conv = GATv2Conv(8, 8, share_weights=True)
-            self.head.weight = self.embedding.weight
-
-        def forward(self, x, edge_index, edge_attr, batch, batch_size):
-            h = global_mean_pool(self.conv(self.embedding(x), edge_index), batch, batch_size)
-            return self.head(h).mean(dim=1, keepdim=True)
-
-    expected = run(splits, model=Tied())
-    run(splits, SMALL.replace(max_epochs=1), model=Tied(), folder=tmp_path)
-    assert_same_fit(run(splits, model=Tied(), folder=tmp_path), expected)
-
-
 @pytest.mark.parametrize(
     ("which", "given"),
     [("training", Given(bad_step=1)), ("validation", Given([math.inf]))],
@@ -318,9 +288,6 @@ def test_a_loss_that_is_not_finite_names_its_epoch_and_keeps_the_last(
     with pytest.raises(FloatingPointError, match=message):
         run(splits, model=given, folder=tmp_path)
     assert_same_fit(run(splits, model=Given(), folder=tmp_path), run(splits, model=Given()))
-
-
-# Nodes of a graph.
 
 
 def test_nodes_take_the_steps_of_a_loop_written_out(papers):
@@ -373,9 +340,6 @@ def test_hidden_features_are_zero_outside_the_training_nodes(papers):
     assert torch.equal(graph.x, citation_like(0, **SMALL_CITATION).x), "the original is as it was"
     one, same, other = (hide_features(papers, 0.5, seed=s).test.graph.x for s in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
-
-
-# Trees.
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,6 @@ def planned(snakemake, tmp_path_factory):
     return planned_by(result.stdout)
 
 
-# The grid.
-
-
 @needs_snakemake
 def test_every_run_is_trained_once_for_each_seed_with_settings_that_its_network_takes(planned):
     trained = {str(values["out"]): values for values in planned["train"]}
@@ -184,9 +181,6 @@ def test_what_is_misspelt_or_missing_in_the_grid_is_refused(snakemake, tmp_path)
         assert result.returncode != 0 and named in result.stdout
 
 
-# Tracked tables.
-
-
 def test_tracked_tables_are_those_of_the_grid(capsys):
     assert publish.main([]) == 0, f"make check-results: {capsys.readouterr().err}"
 
@@ -245,9 +239,6 @@ def test_tables_are_published_as_a_whole_and_what_became_of_them_since_is_said(
     assert publish.stale({"x": "0"}) == {"x": f"lacks {layers}"}
 
 
-# Clusters.
-
-
 @needs_snakemake
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_profile_says_what_trainings_need_and_where_a_cluster_keeps_their_files(
@@ -270,9 +261,6 @@ def test_a_profile_says_what_trainings_need_and_where_a_cluster_keeps_their_file
     assert sources["missing_cora"] == [f"{prefix}_runs.csv.gz", f"{prefix}_curves.csv.gz"]
     (values,) = found["missing"]
     assert values["output"].startswith(f"{storage}runs/studies/unfinished/missing_cora-")
-
-
-# For real.
 
 
 @pytest.fixture(scope="module")
