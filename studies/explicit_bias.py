@@ -274,19 +274,19 @@ def read_remedies(
 def later_epochs(epochs: pd.DataFrame, *, keys: Sequence[str] = ()) -> pd.DataFrame:
     """What the scores are like over the second half of training, by network and ``keys``.
 
-    Means of ``SCORES``, geometric for those of ``LOGARITHMIC``, and over epochs of the ``largest``
-    ratio of any layer, of ``edges_with`` a massive activation in the layer that has most, and of
-    whether any layer has one, ``epochs_with``.
+    Means over layers and epochs, geometric for ``LOGARITHMIC``; but ``largest``, the ratio, and
+    ``max_abs`` are the largest of any layer, averaged over epochs, as is ``edges_with``, the share
+    with a massive activation. ``epochs_with`` is the share of epochs in which any layer has one.
     """
     late = _later(epochs)
     by = ["label", "run", "seed", *keys]
     logs = late.assign(**{name: np.log(late[name]) for name in LOGARITHMIC})
     means = logs.groupby(by, sort=False)[list(SCORES)].mean()
-    any_layer = logs.groupby([*by, "epoch"], sort=False).agg(
-        largest=("max_ratio", "max"), edges_with=("share_rows_with_massive", "max")
-    )
+    most = ["max_ratio", "max_abs", "share_rows_with_massive"]
+    any_layer = logs.groupby([*by, "epoch"], sort=False)[most].max()
+    any_layer.columns = ["largest", "max_abs", "edges_with"]
     any_layer["epochs_with"] = any_layer["edges_with"] > 0
-    means = means.join(any_layer.groupby(by, sort=False).mean())
+    means = means.drop(columns="max_abs").join(any_layer.groupby(by, sort=False).mean())
     logarithmic = [*LOGARITHMIC, "largest"]
     means[logarithmic] = np.exp(means[logarithmic])
     return means.reset_index()

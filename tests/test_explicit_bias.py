@@ -120,7 +120,7 @@ def epochs_of(seed, ratios):
     """Two layers; the first has the given ratios after epochs 0, 1, ..., the second 10."""
     return pd.DataFrame(
         dict(label="SAN", run="sink", seed=seed, layer=layer, epoch=epoch, max_ratio=r)
-        | dict(max_abs=1099.4, row_median_q50=0.1, share_saturated=0.0)
+        | dict(max_abs=1099.4 / (1 + layer), row_median_q50=0.1, share_saturated=0.0)
         | dict(share_rows_with_massive=0.5 * (r > 1000))
         for epoch, ratio in enumerate(ratios)
         for layer, r in ((0, ratio), (1, 10.0))
@@ -133,6 +133,7 @@ def test_later_epochs_are_the_second_half_with_geometric_means():
     # Epochs 3 and 4: in layer 0 ratios of 4000 and 1000, in layer 1 of 10.
     assert late["max_ratio"].tolist() == pytest.approx([(2000 * 10) ** 0.5, 30.0])
     assert late["largest"].tolist() == pytest.approx([2000.0, 90.0])
+    assert late["max_abs"].tolist() == pytest.approx([1099.4, 1099.4])  # of layer 0 alone
     for name, share in (("share_rows_with_massive", 0.125), ("edges_with", 0.25)):
         assert late[name].tolist() == pytest.approx([share, 0.0])
     assert late["epochs_with"].tolist() == [0.5, 0.0]
