@@ -4,7 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from itertools import pairwise
 
 import pytest
@@ -64,6 +66,21 @@ def test_the_library_brings_only_what_it_needs():
     heavy = {"studies", "rdkit", "sklearn", "networkx", "matplotlib", "captum", "papermill"}
     code = f"import sys, {names}; assert not {heavy} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def canonical(distribution):
+    return distribution.lower().replace("_", "-")
+
+
+def test_what_the_studies_import_is_in_the_list_of_dependencies():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    listed = project["dependencies"] + project["optional-dependencies"]["book"]
+    listed = {canonical(re.match(r"[\w-]+", each)[0]) for each in listed}
+    imported = {name.partition(".")[0] for module in TREES for name in imports_of(module)}
+    imported -= {*sys.stdlib_module_names, "mapkg", "studies"}
+    by_name = packages_distributions()
+    missing = {n for n in imported if listed.isdisjoint(map(canonical, by_name[n]))}
+    assert missing == set() and "psutil" in imported
 
 
 def test_what_the_library_offers_is_imported_when_it_is_asked_for():
