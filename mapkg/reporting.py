@@ -329,7 +329,7 @@ class _Layer:
         return words + (f"; left out: {left_out}" if left_out else "")
 
 
-def _rows(number: float, kind: str = "") -> str:
+def _rows(number: float | int, kind: str = "") -> str:
     return f"{number:,.0f} {kind}row{'' if number == 1 else 's'}"
 
 

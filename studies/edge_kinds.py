@@ -33,7 +33,7 @@ RINGS = ("in no ring", "in a ring of 5", "in a ring of 6", "in a ring of another
 CONJUGATION = ("not conjugated", "conjugated")
 """As RDKit finds it; aromatic bonds and those next to a double bond are."""
 
-Labels = tuple[list[Int[Tensor, " E"]], tuple[str, ...]]
+Labels = tuple[list[Int[Tensor, " _"]], tuple[str, ...]]
 """A label per edge of each graph, and what the labels 0, 1, ... are called."""
 
 

@@ -201,7 +201,7 @@ def curve(
     importance: Sequence[Float[Tensor, " _"]],
     *,
     order: str = "descending",
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float | int] = FRACTIONS,
 ) -> pd.DataFrame:
     """Predictions while fractions of bonds, halves to the even number, are removed in an order.
 
