@@ -224,11 +224,9 @@ def effects(treated: pd.DataFrame, margin: float) -> pd.DataFrame:
     return pd.DataFrame(rows).T.infer_objects().rename_axis(["treatment", "edges"])
 
 
-def overview(edges: pd.DataFrame, graphs: Sequence[Data]) -> Figure:
-    """The molecule with the largest score, its exploding bonds marked, and scores by layer."""
-    layers = _layers(edges)
-    largest = edges[layers].max(axis=1)
-    number = edges.loc[largest.idxmax(), "graph"]
+def overview(edges: pd.DataFrame, graphs: Sequence[Data], number: int) -> Figure:
+    """A molecule, its exploding bonds marked, and the scores of all edges by layer."""
+    largest = edges[_layers(edges)].max(axis=1)
     of_bond = largest[edges["graph"] == number].to_numpy()[directions(graphs[number]).numpy()]
     notes = [f"{score:,.0f}" if score > EXPLODING else "" for score in of_bond.max(axis=0)]
     look = dict(figsize=(10, 3.6), width_ratios=(1.25, 1), layout="constrained")

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from PIL import ImageOps
 from rdkit import Chem
 from rdkit.Chem import Draw
 from rdkit.Chem.Draw import rdMolDraw2D
@@ -325,6 +326,8 @@ def draw_molecule(
     options.annotationFontScale = 0.7
     if atom_notes is not None:
         options.useBWAtomPalette()
-    ax.imshow(Draw.MolToImage(drawn, (900, 600), options=options))
+    image = Draw.MolToImage(drawn, (900, 600), options=options)
+    inked = image.crop(ImageOps.invert(image.convert("L")).getbbox())
+    ax.imshow(ImageOps.expand(inked, 8, "white"))
     ax.set_axis_off()
     return ax
