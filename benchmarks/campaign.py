@@ -525,7 +525,7 @@ def library() -> Iterator[Case]:
     edges = torch.tensor([[0, 1], [1, 0]])
     for what, layer in {
         "edges of features": lambda: GATConv(4, 4, edge_dim=2),
-        "not normalised": lambda: GATConv(4, 4),
+        "not normalized": lambda: GATConv(4, 4),
         "another layer": lambda: nn.Linear(4, 4),
     }.items():
         yield f"bound, {what}", lambda la=layer: lipschitz.gat_bound(la(), edges, 2)

@@ -268,9 +268,9 @@ def _ascend(
     ascent: Ascent,
 ) -> int:
     """Optimise the noise in place; returns the number of passes."""
-    optimiser = torch.optim.Adam(noise, lr=ascent.lr)
+    optimizer = torch.optim.Adam(noise, lr=ascent.lr)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimiser, "max", factor=0.5, patience=ascent.patience
+        optimizer, "max", factor=0.5, patience=ascent.patience
     )
     for taken in range(1, ascent.passes + 1):
         total, number_of_losses = 0.0, 0
@@ -279,10 +279,10 @@ def _ascend(
             gradients = torch.autograd.grad(-each.mean(), noise, allow_unused=True)
             for values, gradient in zip(noise, gradients, strict=True):
                 values.grad = gradient  # None for the noise of other batches
-            optimiser.step()
+            optimizer.step()
             total += each.sum().item()
             number_of_losses += each.numel()
         schedule.step(total / number_of_losses)
-        if optimiser.param_groups[0]["lr"] < ascent.min_lr:
+        if optimizer.param_groups[0]["lr"] < ascent.min_lr:
             return taken
     return ascent.passes

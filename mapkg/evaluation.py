@@ -1,7 +1,7 @@
 """Predictions over a data set, their losses and metrics, and BatchNorm statistics.
 
 Predictions and targets have one shape, [rows, targets]. Predictions of a classification (the
-loss ``"bce"``) are logits, and a NaN among its targets is unlabelled and left out. In a
+loss ``"bce"``) are logits, and a NaN among its targets is unlabeled and left out. In a
 regression (``"l1"``) a NaN is a bad value and shows in the loss.
 """
 
@@ -62,7 +62,7 @@ def predictions(
 
 
 def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: int = 128) -> float:
-    """The mean loss of a model over all labelled targets, in evaluation mode."""
+    """The mean loss of a model over all labeled targets, in evaluation mode."""
     metrics = measure(*predictions(model, graphs, batch_size=batch_size), loss)
     return metrics["mae" if loss == "l1" else loss]
 
@@ -71,7 +71,7 @@ def each_loss(predicted: Values, target: Values, loss: str) -> Values:
     """The loss of every entry where it stands, NaN where a target is NaN.
 
     ``"l1"`` is the absolute error, ``"bce"`` the binary cross-entropy of logits with targets of 0,
-    1, or NaN where unlabelled. ValueError says what does not fit.
+    1, or NaN where unlabeled. ValueError says what does not fit.
     """
     if predicted.shape != target.shape:  # broadcasting would hide it
         shapes = f"{tuple(predicted.shape)} for targets of shape {tuple(target.shape)}"
@@ -81,21 +81,21 @@ def each_loss(predicted: Values, target: Values, loss: str) -> Values:
     if loss != "bce":
         raise ValueError(f"loss: expected one of {LOSSES}, got {loss!r}")
     if not ((target == 0) | (target == 1) | target.isnan()).all():
-        raise ValueError("loss 'bce': expected targets 0, 1 or NaN (unlabelled)")
+        raise ValueError("loss 'bce': expected targets 0, 1 or NaN (unlabeled)")
     each = nn.functional.binary_cross_entropy_with_logits(
         predicted, target.nan_to_num(), reduction="none"
     )
     return each.where(~target.isnan(), torch.nan)
 
 
-def losses(predicted: Values, target: Values, loss: str) -> Float[Tensor, " labelled"]:
-    """The loss of every labelled entry, flat; otherwise as ``each_loss``."""
+def losses(predicted: Values, target: Values, loss: str) -> Float[Tensor, " labeled"]:
+    """The loss of every labeled entry, flat; otherwise as ``each_loss``."""
     each = each_loss(predicted, target, loss)
     return each.flatten() if loss == "l1" else each[~target.isnan()]
 
 
 def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
-    """The metrics that go with a loss, over all labelled entries.
+    """The metrics that go with a loss, over all labeled entries.
 
     Returns:
         ``{"mae": ...}`` for ``"l1"``; ``{"bce": ..., "roc_auc": ..., "accuracy": ...}`` for
@@ -103,12 +103,12 @@ def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
     """
     values = losses(predicted, target, loss)
     if values.numel() == 0:
-        raise ValueError("every target is NaN (unlabelled): there is nothing to measure")
+        raise ValueError("every target is NaN (unlabeled): there is nothing to measure")
     mean = values.double().mean().item()
     if loss == "l1":
         return {"mae": mean}
-    labelled = ~target.isnan()
-    accuracy = ((predicted > 0) == (target == 1))[labelled].double().mean().item()
+    labeled = ~target.isnan()
+    accuracy = ((predicted > 0) == (target == 1))[labeled].double().mean().item()
     return {"bce": mean, "roc_auc": mean_roc_auc(predicted, target), "accuracy": accuracy}
 
 

@@ -61,7 +61,7 @@ def intervene(
         A row per rule, what is changed (``CHANGED``), graph and target. Columns are ``layers``,
         ``threshold``, ``rule``, ``what``, ``graph``, ``target``, ``activations`` (of the graph in
         these layers), ``changed`` (how many of them), ``before`` and ``after`` (predictions,
-        logits for ``"bce"``), ``loss_before`` and ``loss_after`` (NaN where unlabelled).
+        logits for ``"bce"``), ``loss_before`` and ``loss_after`` (NaN where unlabeled).
 
     Raises ``ValueError`` if the threshold is below 1, there is no graph, the reference has no edge,
     or an output has not a row of channels per edge.
@@ -148,14 +148,14 @@ def summarise_interventions(table: pd.DataFrame, *, resamples: int = 2000) -> pd
     Returns:
         A row per layers, threshold, rule and what is changed. Columns are ``graphs``; ``changed``
         activations and their ``share`` of all; ``loss_before`` and ``loss_after``, means over
-        labelled targets; ``loss_change``, their difference, and ``shift``, the mean magnitude of
+        labeled targets; ``loss_change``, their difference, and ``shift``, the mean magnitude of
         the change of a prediction, both with ``_low`` and ``_high``.
 
     Raises ``ValueError`` if there are fewer than two graphs.
     """
     keys = ["layers", "threshold", "rule", "what"]
     table = table.assign(
-        labelled=table["loss_before"].notna(),
+        labeled=table["loss_before"].notna(),
         loss_change=table["loss_after"] - table["loss_before"],
         shift=(table["after"] - table["before"]).abs(),
         predictions=1,
@@ -163,12 +163,12 @@ def summarise_interventions(table: pd.DataFrame, *, resamples: int = 2000) -> pd
     rows = []
     for key, part in table.groupby(keys, sort=False):
         by_graph = part.groupby("graph")
-        names = ["loss_before", "loss_after", "loss_change", "shift", "labelled", "predictions"]
+        names = ["loss_before", "loss_after", "loss_change", "shift", "labeled", "predictions"]
         sums, counts = by_graph[names].sum(), by_graph[["changed", "activations"]].first().sum()
         row = dict(zip(keys, key, strict=True)) | {"graphs": len(sums)}
         row |= {"changed": counts["changed"], "share": counts["changed"] / counts["activations"]}
-        row |= dict(sums[["loss_before", "loss_after"]].sum() / sums["labelled"].sum())
-        for name, number in (("loss_change", "labelled"), ("shift", "predictions")):
+        row |= dict(sums[["loss_before", "loss_after"]].sum() / sums["labeled"].sum())
+        for name, number in (("loss_change", "labeled"), ("shift", "predictions")):
             pairs = sums[name].to_numpy(), sums[number].to_numpy()
             mean = pooled_mean(*pairs, resamples=resamples)
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean, strict=True))

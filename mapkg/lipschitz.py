@@ -72,13 +72,13 @@ def local_constant(
 
 
 def linear_score(
-    x: Float[Tensor, "n d"], query: Float[Tensor, "m d"], *, normalised: bool = False
+    x: Float[Tensor, "n d"], query: Float[Tensor, "m d"], *, normalized: bool = False
 ) -> Float[Tensor, "m n"]:
     r"""Scores :math:`q_i \cdot x_j`, divided by :math:`\lVert Q \rVert_F \max_j \lVert x_j \rVert`
-    if normalised.
+    if normalized.
     """
     score = query @ x.t()
-    return score / (query.norm() * _largest_row(x)) if normalised else score
+    return score / (query.norm() * _largest_row(x)) if normalized else score
 
 
 def quadratic_score(
@@ -86,14 +86,14 @@ def quadratic_score(
     key: Float[Tensor, "n d"],
     value: Float[Tensor, "n dv"],
     *,
-    normalised: bool = False,
+    normalized: bool = False,
 ) -> Float[Tensor, "m n"]:
-    r"""Scores :math:`q_i \cdot k_j`, divided by max(u v, u w, v w) if normalised.
+    r"""Scores :math:`q_i \cdot k_j`, divided by max(u v, u w, v w) if normalized.
 
     u is the Frobenius norm of the queries, v and w are the largest norms of a key and a value.
     """
     score = query @ key.t()
-    if not normalised:
+    if not normalized:
         return score
     u, v, w = query.norm(), _largest_row(key), _largest_row(value)
     return score / torch.stack([u * v, u * w, v * w]).amax()
@@ -144,7 +144,7 @@ def lemma_bound(
 
 
 def theorem_bound(alpha: float, queries: int, keys: int, *, tight: bool = False) -> float:
-    r"""The theorem: a bound of normalised attention's constant, the same at every point.
+    r"""The theorem: a bound of normalized attention's constant, the same at every point.
 
     .. math:: e^\alpha \sqrt{m / n} + \alpha \sqrt 8
 
@@ -180,7 +180,7 @@ def tied_keys(
 
 
 def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) -> float:
-    r"""A bound of a normalised GAT layer's constant on a graph, the same for all features.
+    r"""A bound of a normalized GAT layer's constant on a graph, the same for all features.
 
     With :math:`n_i` neighbors of node i, itself included, and the scale f,
 
@@ -191,9 +191,9 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
 
     over heads k, whose outputs are concatenated; where they are averaged, the first factor is the
     mean of the spectral norms. The last term is there with ``residual=True``, see PyG. The weights
-    W are not normalised: the bound of a deep network still contains their product.
+    W are not normalized: the bound of a deep network still contains their product.
 
-    Raises ``ValueError`` unless the layer is normalised by ``lipschitz_normalise(layer)``, mode
+    Raises ``ValueError`` unless the layer is normalized by ``lipschitz_normalise(layer)``, mode
     ``"paper"``, and every node is its own neighbor, without which scores have no bound.
 
     Source: derived from the theorem of the LipschitzNorm paper, on the page.
@@ -201,8 +201,8 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
     norm = getattr(getattr(layer, "score_norm", None), "norm", None)
     if norm is None or norm.mode != "paper":
         raise ValueError(
-            "layer: expected a GATConv normalised by lipschitz_normalise(layer), mode 'paper', got "
-            + ("one that is not normalised" if norm is None else f"mode {norm.mode!r}")
+            "layer: expected a GATConv normalized by lipschitz_normalise(layer), mode 'paper', got "
+            + ("one that is not normalized" if norm is None else f"mode {norm.mode!r}")
         )
     if edge_index.numel() and not 0 <= edge_index.min() <= edge_index.max() < num_nodes:
         raise ValueError(

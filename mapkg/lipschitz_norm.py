@@ -18,7 +18,7 @@ from torch_geometric.utils import is_torch_sparse_tensor, scatter, to_edge_index
 from mapkg.models.edge_attention import EdgeAttention
 
 MODES = ("paper", "published", "published-si")
-"""What a Lipschitz normalisation divides by, see ``LipschitzNorm``."""
+"""What a Lipschitz normalization divides by, see ``LipschitzNorm``."""
 
 EPS = 1e-12
 """Added to what a score is divided by."""
@@ -133,7 +133,7 @@ def lipschitz_normalise(
     """Divide the scores of the attention layers in a model, in place.
 
     PyG's own hooks divide what its layers compute inside; weights, names and ``state_dict`` stay
-    what they are, and a copy of the model is normalised too. ``torch.compile`` and ``torch.export``
+    what they are, and a copy of the model is normalized too. ``torch.compile`` and ``torch.export``
     pass over these hooks: their first call raises.
 
     Args:
@@ -142,7 +142,7 @@ def lipschitz_normalise(
             A warning names the layers with other attention, which stay as they are.
         mode, scale: as for ``LipschitzNorm`` and ``QuadraticLipschitzNorm``.
 
-    Raises ``ValueError`` if there is no such layer, or one that cannot be normalised or is already;
+    Raises ``ValueError`` if there is no such layer, or one that cannot be normalized or is already;
     ``TypeError`` if it is no model, or a part of it is compiled.
     """
     if not isinstance(model, nn.Module):
@@ -169,17 +169,17 @@ def lipschitz_normalise(
         if reason := _refusal(layer):
             raise ValueError(f"{name}: {type(layer).__name__} {reason}")
     if others:
-        message = f"attention that is not normalised and stays as it is: {', '.join(others)}"
+        message = f"attention that is not normalized and stays as it is: {', '.join(others)}"
         warnings.warn(message, stacklevel=2)
-    for layer, normalised in chosen.values():
-        layer.score_norm = normalised(layer, mode, scale)
+    for layer, normalized in chosen.values():
+        layer.score_norm = normalized(layer, mode, scale)
     return model
 
 
 def _refusal(layer: nn.Module) -> str | None:
-    """Why the scores of a layer cannot be normalised."""
+    """Why the scores of a layer cannot be normalized."""
     if getattr(layer, "score_norm", None) is not None:
-        return "has scores that are normalised already"
+        return "has scores that are normalized already"
     if isinstance(layer, EdgeAttention):
         if type(layer) is not EdgeAttention:
             return "attends over pairs of nodes that are no edges"
@@ -232,7 +232,7 @@ class _Normalised(nn.Module):
     def _end(self, layer: nn.Module, _inputs: tuple, _output: Any) -> None:
         if not _PASS.get().get("divided"):
             raise RuntimeError(
-                f"the scores of {type(layer).__name__} were not normalised: torch.compile and "
+                f"the scores of {type(layer).__name__} were not normalized: torch.compile and "
                 "torch.export pass over the hooks of PyG's layers; run the network as it is"
             )
 
@@ -254,7 +254,7 @@ class _OfGAT(_Normalised):
         edge_index, size, arguments = inputs
         if not isinstance(edge_index, Tensor):
             raise ValueError(
-                "GATConv with a normalised score: expected edge_index as a tensor of shape [2, E] "
+                "GATConv with a normalized score: expected edge_index as a tensor of shape [2, E] "
                 f"or a sparse one of torch, got {type(edge_index).__name__}"
             )
         if is_torch_sparse_tensor(edge_index):
@@ -306,7 +306,7 @@ class _OfEdgeAttention(_Normalised):
         edge_index: Int[Tensor, "2 E"],
         edge: Float[Tensor, "E D"] | None,
     ) -> Float[Tensor, "E D"]:
-        """The normalised score, from queries that are scaled; the edge gates the key."""
+        """The normalized score, from queries that are scaled; the edge gates the key."""
         dtype, query, key = query.dtype, _wide(query), _wide(key)
         score = layer.bounded(layer.edge_score(query, key, edge_index, edge))
         query = query * math.sqrt(layer.head_channels)

@@ -82,8 +82,8 @@ def shares_elsewhere(
     model, information = checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     graphs = read_smiles(smiles)
     warn_of_types(graphs, splits.train, splits.description.title)
-    labelled = {name: edge_labels(graphs, name, splits.description) for name in by}
-    shares = _shares(model, graphs, labelled, resamples)
+    labeled = {name: edge_labels(graphs, name, splits.description) for name in by}
+    shares = _shares(model, graphs, labeled, resamples)
     return {"shares": shares.assign(**_origin(information, "best"), looked_at=smiles.name)}
 
 
@@ -95,8 +95,8 @@ def tables_of(
 ) -> dict[str, pd.DataFrame]:
     """Tables of states (name, network, what its checkpoint says), the untrained one first."""
     about = splits.description
-    labelled = {by: edge_labels(splits.test, by, about) for by in properties}
-    first = {properties[0]: labelled[properties[0]]}
+    labeled = {by: edge_labels(splits.test, by, about) for by in properties}
+    first = {properties[0]: labeled[properties[0]]}
     labels, names = first[properties[0]]
     has_types = isinstance(about.num_edge_types, int) and isinstance(about.num_node_types, int)
     if has_types:
@@ -108,7 +108,7 @@ def tables_of(
             start = model.edge_embedding.weight.detach() if state == "base" else start
             made["first_layer"] = first_layer_table(model, *triples, about.edge_types, start)
         if state in ("base", "best"):
-            looked = labelled if state == "best" else first
+            looked = labeled if state == "best" else first
             made["shares"] = _shares(model, splits.test, looked, resamples)
             made["parts"] = score_parts(model, splits.test, labels, names)
             kind = Config.from_dict(information["config"]).loss
@@ -128,14 +128,14 @@ def _origin(information: Mapping[str, Any], state: str) -> dict[str, Any]:
 
 
 def _shares(
-    model: nn.Module, graphs: Sequence[Data], labelled: Mapping[str, Labels], resamples: int
+    model: nn.Module, graphs: Sequence[Data], labeled: Mapping[str, Labels], resamples: int
 ) -> pd.DataFrame:
     maxima = edge_maxima(model, graphs).numpy()
     massive = np.concatenate([maxima > threshold for threshold in THRESHOLDS])
     levels = {"threshold": THRESHOLDS, "layer": range(len(maxima))}
     columns = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
     parts = []
-    for by, (labels, names) in labelled.items():
+    for by, (labels, names) in labeled.items():
         drawn = dict(resamples=resamples, permutations=resamples)
         table = attribute(graphs, labels, names, massive, **drawn)
         named = columns.loc[table.pop("column")].reset_index(drop=True)

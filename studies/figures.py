@@ -98,7 +98,7 @@ def band(ax: Axes, by_seed: pd.DataFrame, **look: Any) -> None:
 
 
 def legend_once(figure: Figure, **where: Any) -> None:
-    """One legend of a figure for what is labelled in any of its panels."""
+    """One legend of a figure for what is labeled in any of its panels."""
     pairs = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in figure.axes]
     handles = {label: handle for panel in pairs for handle, label in panel}
     figure.legend(handles.values(), handles, **where)

@@ -70,16 +70,16 @@ def constants_against_scale(
             # Two keys of one length are where the largest length has no derivative: near it.
             tied = tied_keys(query[0], nodes, 1.0, generator) + 1e-6 * x
             inputs.append((query, scale * (tied if number % 2 else x)))
-        for kind, normalised in product(("linear", "quadratic"), (False, True)):
-            bounds = [_bounds(kind, normalised, query, x) for query, x in inputs]
-            row = {"scale": scale, "score": kind, "normalised": normalised}
+        for kind, normalized in product(("linear", "quadratic"), (False, True)):
+            bounds = [_bounds(kind, normalized, query, x) for query, x in inputs]
+            row = {"scale": scale, "score": kind, "normalized": normalized}
             row |= max(bounds, key=itemgetter("constant"))
-            bound = theorem_bound(ALPHA[kind], nodes, nodes) if normalised else float("nan")
+            bound = theorem_bound(ALPHA[kind], nodes, nodes) if normalized else float("nan")
             rows.append(row | {"theorem": bound})
     return pd.DataFrame(rows)
 
 
-def _bounds(kind: str, normalised: bool, query: Tensor, x: Tensor) -> dict[str, float]:
+def _bounds(kind: str, normalized: bool, query: Tensor, x: Tensor) -> dict[str, float]:
     """The local constant at x, and the lemma there."""
     point = x
     if kind == "quadratic":  # its query ties points along the tied keys whatever its size
@@ -87,19 +87,19 @@ def _bounds(kind: str, normalised: bool, query: Tensor, x: Tensor) -> dict[str, 
 
     def score(point: Tensor) -> Tensor:
         if kind == "linear":
-            return linear_score(point, query, normalised=normalised)
-        return quadratic_score(*point.split(len(x)), normalised=normalised)
+            return linear_score(point, query, normalized=normalized)
+        return quadratic_score(*point.split(len(x)), normalized=normalized)
 
     constant = local_constant(lambda p: attention(score(p), p[-len(x) :]), point)
-    is_raw = kind == "linear" and not normalised
+    is_raw = kind == "linear" and not normalized
     steep = torch.linalg.matrix_norm(query, ord=2).item() if is_raw else slope(score, point)
     return {"constant": constant, "lemma": lemma_bound(score(point), x, steep)}
 
 
 def constants(table: pd.DataFrame) -> sns.FacetGrid:
     """Constants of raw and normalized attention and their bounds against the size of the input."""
-    long = table.melt(["scale", "score", "normalised"], ["constant", "lemma", "theorem"], "line")
-    attention = long["normalised"].map({False: "raw", True: "normalized"})
+    long = table.melt(["scale", "score", "normalized"], ["constant", "lemma", "theorem"], "line")
+    attention = long["normalized"].map({False: "raw", True: "normalized"})
     grid = sns.relplot(
         long.assign(attention=attention, score=long["score"] + " score"),
         **dict(kind="line", x="scale", y="value", hue="attention", style="line", col="score"),

@@ -94,8 +94,30 @@ def span(values: pd.Series, form: str) -> str:
     return least if least == greatest else f"{least} to {greatest}"
 
 
+_WORDS = {
+    "num_layers": "layers",
+    "optimiser": "optimizer",  # so in tracked tables
+    "mae": "MAE",
+    "max_ratio": "largest row ratio",
+    "max_layer_ratio": "largest layer ratio",
+    "max_abs": "largest |s|",
+    "spread_mean": "mean spread",
+}
+
+
+def _in_words(name: Any) -> Any:
+    return _WORDS.get(name, name.replace("_", " ")) if isinstance(name, str) else name
+
+
 def styled(table: pd.DataFrame, form: Any = None) -> Styler:
-    """A table as pages show it; ``form`` is a number's format, or a format for each column."""
+    """A table as pages show it; ``form`` is a number's format, or a format for each column.
+
+    Headers are in words, whatever columns are called.
+    """
+    table = table.rename(columns=_in_words).rename_axis(
+        index=[*map(_in_words, table.index.names)], columns=[*map(_in_words, table.columns.names)]
+    )
+    form = {_in_words(name): f for name, f in form.items()} if isinstance(form, dict) else form
     if table.columns.nlevels == table.index.nlevels == 1:  # the name of rows stands in the corner
         table = table.rename_axis(index=None, columns=table.index.name)
     look = table.style.format(form, precision=2, thousands=",", na_rep="–", escape="html")

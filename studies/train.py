@@ -184,7 +184,7 @@ class _Run:
                 sums.update({"train_loss": value * number, **others})
         if count == 0:
             raise ValueError(
-                "every training target is NaN (unlabelled); training needs at least one label"
+                "every training target is NaN (unlabeled); training needs at least one label"
             )
         row = {name: total / count for name, total in sums.items()}
         row = {"epoch": last, **row, **self.task.validate(self.model, self.schedule), "lr": lr}

@@ -273,6 +273,7 @@ READ = """() => {
         before: top(all("h2")[0]),
         first: Math.min(...figures.map(top)),
         captions: figures.map(e => [e.alt, caption(e)]),
+        heads: all("table.dataframe th").map(text),
         printed: all("div.output pre").map(text).filter(t => /\\S {2,}\\S/.test(t)),
         code: all("div.cell_input pre").filter(e => e.checkVisibility()).map(text),
         wide: all("*").filter(e => e.checkVisibility() && e.getBoundingClientRect().right > column
@@ -322,10 +323,13 @@ def test_a_figure_is_on_the_first_screen_and_each_has_a_caption_and_a_text_inste
     for name, shown in read.items():
         assert shown["first"] < min(shown["before"], 850), name
         assert all(alt and caption for alt, caption in shown["captions"]), name
+        alone = [caption for _, caption in shown["captions"] if " As the " in caption]
+        assert alone == [], f"{name}: a caption that cannot be read alone"
 
 
-def test_no_table_is_printed_no_visible_cell_is_long_and_nothing_is_wider_than_the_column(read):
+def test_tables_are_styled_visible_cells_short_and_nothing_is_wider_than_the_column(read):
     for name, shown in read.items():
+        assert [head for head in shown["heads"] if "_" in head] == [], name
         assert shown["printed"] == [], name
         assert all(len(cell.splitlines()) <= 10 for cell in shown["code"]), name
         assert shown["wide"] == [], name

@@ -200,7 +200,7 @@ def test_the_table_of_gradients_has_medians_ranges_and_overflows():
 def test_no_constant_exceeds_its_bounds():
     table = constants_against_scale((0.1, 100.0), points=12, progress=False)
     assert (table["constant"] <= table["lemma"] * (1 + 1e-9)).all()
-    normalised = table[table["normalised"]]
-    assert (normalised["constant"] <= normalised["theorem"]).all() and len(normalised) == 4
+    normalized = table[table["normalized"]]
+    assert (normalized["constant"] <= normalized["theorem"]).all() and len(normalized) == 4
     with pytest.raises(ValueError, match="points: expected 2 or more, got 1"):
         constants_against_scale([1.0], points=1)

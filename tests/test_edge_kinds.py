@@ -125,7 +125,7 @@ def test_frequent_pairs_come_first_and_those_below_a_hundredth_are_put_together(
     assert torch.cat(labels[-4:]).tolist() == [1, 1, 2, 2, 2, 2, 1, 1]
 
 
-def test_types_are_labelled_in_the_order_of_their_ids_whatever_the_first_id_is():
+def test_types_are_labeled_in_the_order_of_their_ids_whatever_the_first_id_is():
     labels, names = edge_labels([in_columns("C#Cc1ccccc1")], "type", IN_COLUMNS)
     assert names == ("single", "double", "triple", "aromatic")
     assert Counter(labels[0].tolist()) == {0: 2, 2: 2, 3: 12}

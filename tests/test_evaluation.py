@@ -38,7 +38,7 @@ def test_a_bad_target_of_a_regression_shows():
     assert math.isnan(measure(torch.zeros(2, 1), torch.tensor([[0.0], [NAN]]), "l1")["mae"])
 
 
-def test_the_cross_entropy_has_gradients_of_labelled_entries_only():
+def test_the_cross_entropy_has_gradients_of_labeled_entries_only():
     logits = torch.tensor([[0.0, 2.0], [-1.0, 100.0]], requires_grad=True)
     target = torch.tensor([[1.0, 0.0], [NAN, NAN]])
     each_loss(logits, target, "bce").nansum().backward()
@@ -88,7 +88,7 @@ class Sums(nn.Module):
 
 @pytest.fixture(scope="module")
 def rows():
-    """Forty graphs of one to four nodes with three targets, a third of them unlabelled."""
+    """Forty graphs of one to four nodes with three targets, a third of them unlabeled."""
     generator = torch.Generator().manual_seed(0)
     edge_index, graphs = torch.zeros(2, 1, dtype=torch.long), []
     for number in range(40):
@@ -116,9 +116,9 @@ def test_metrics_are_those_of_scikit_learn_for_any_batch_size(batch_size, rows):
     measured = measure(*predictions(Sums(), rows, **about), "bce")
     assert measured == pytest.approx(expected, rel=1e-5)
     assert evaluate(Sums(), rows, loss="bce", **about) == pytest.approx(expected["bce"], rel=1e-5)
-    labelled = [Data(**graph.to_dict() | {"y": graph.y.nan_to_num(0.5)}) for graph in rows]
+    labeled = [Data(**graph.to_dict() | {"y": graph.y.nan_to_num(0.5)}) for graph in rows]
     mae = mean_absolute_error(target.nan_to_num(0.5), logits)
-    assert evaluate(Sums(), labelled, **about) == pytest.approx(mae, rel=1e-6)
+    assert evaluate(Sums(), labeled, **about) == pytest.approx(mae, rel=1e-6)
 
 
 @pytest.mark.parametrize(("batch_size", "number"), [(32, 2), (None, 1)])

@@ -116,7 +116,7 @@ def test_where_nothing_is_massive_nothing_changes():
         assert (summary[[name, f"{name}_low", f"{name}_high"]] == 0).all(axis=None)
 
 
-def test_a_classification_has_a_row_per_target_and_no_loss_where_unlabelled():
+def test_a_classification_has_a_row_per_target_and_no_loss_where_unlabeled():
     model, graphs = network(out_channels=2, loss="bce"), molecules()
     labels = [[1, 0], [0, 1], [1, torch.nan], [0, 0], [torch.nan, 1], [1, 1]]
     for graph, y in zip(graphs, labels, strict=True):

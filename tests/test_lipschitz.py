@@ -50,14 +50,14 @@ def test_scores_by_hand():
     value = torch.tensor([[0.0, 7.0], [1.0, 0.0], [0.0, 0.0]])  # of norms up to 7
     score = torch.tensor([[3.0, 6.0, 0.0], [8.0, 0.0, 0.0]])
     torch.testing.assert_close(linear_score(key, query), score)
-    normalised = linear_score(key, query, normalised=True)
-    torch.testing.assert_close(normalised, score / (5 * math.sqrt(5)))
+    normalized = linear_score(key, query, normalized=True)
+    torch.testing.assert_close(normalized, score / (5 * math.sqrt(5)))
     torch.testing.assert_close(quadratic_score(query, key, value), score)
     # The largest product of two of the norms is that of the first, the second and third, in turn.
     uvw = (((1, 1, 1), 35.0), ((1, 1, 1 / 7), 5 * 5**0.5), ((0.1, 1, 1), 7 * 5**0.5))
     for factors, largest in uvw:
         q, k, v = (f * x for f, x in zip(factors, (query, key, value), strict=True))
-        found = quadratic_score(q, k, v, normalised=True)
+        found = quadratic_score(q, k, v, normalized=True)
         torch.testing.assert_close(found, factors[0] * score / largest)
 
 
@@ -70,27 +70,27 @@ def test_tied_keys_by_hand():
     assert len(tied_keys(torch.ones(2), 2, 1.0)) == 2
 
 
-@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("kind", ["linear", "quadratic"])
-def test_the_lemma_holds_and_of_normalised_attention_the_theorem(kind, normalised):
+def test_the_lemma_holds_and_of_normalised_attention_the_theorem(kind, normalized):
     closest = 0.0
     for seed, scale in itertools.product(range(3), (0.1, 1.0, 10.0, 100.0)):
         query = normal(6, 4, seed=seed)
 
         def score(point, query=query):
             if kind == "linear":
-                return linear_score(point, query, normalised=normalised)
-            return quadratic_score(*point.split(6), normalised=normalised)
+                return linear_score(point, query, normalized=normalized)
+            return quadratic_score(*point.split(6), normalized=normalized)
 
         for x in (scale * normal(6, 4, seed=1000 + seed), tied(query, scale)):
             point = x if kind == "linear" else torch.cat([query, x, x])
             found = local_constant(lambda p: attention(score(p), p[-6:]), point)
             steep = slope(score, point)
-            if kind == "linear" and not normalised:
+            if kind == "linear" and not normalized:
                 steep = torch.linalg.matrix_norm(query, 2).item()
             tight, loose = (lemma_bound(score(point), x, steep, tight=t) for t in (True, False))
             assert found <= tight * (1 + 1e-9) <= loose * (1 + 2e-9)
-            if normalised:
+            if normalized:
                 assert found <= theorem_bound(ALPHA[kind], 6, 6, tight=True)
             closest = max(closest, found / loose)
     assert closest > 0.1  # no idle bound
@@ -168,7 +168,7 @@ def test_a_graph_without_self_loops_and_a_raw_layer_are_refused():
     x, edge_index, _ = random_graph(0, channels=5)
     for layer, words in (
         (gat(add_self_loops=False), "of 9 have no self-loop; the bound needs them"),
-        (GATConv(5, 3), "got one that is not normalised"),
+        (GATConv(5, 3), "got one that is not normalized"),
         (lipschitz_normalise(GATConv(5, 3), "published"), "got mode 'published'"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -246,7 +246,7 @@ def test_what_cannot_be_normalised_is_refused():
         (EdgeAttention(12, 3, explicit_bias="sink"), "Explicit Bias Term, 'sink'"),
         (EdgeAttention(12, 3, attention="uniform"), "without its score"),
         (FullGraphAttention(12, 3), "over pairs of nodes that are no edges"),
-        (lipschitz_normalise(edge_attention()), "normalised already"),
+        (lipschitz_normalise(edge_attention()), "normalized already"),
     ):
         with pytest.raises(ValueError, match=message):
             lipschitz_normalise(model, **dict(*options))
@@ -268,7 +268,7 @@ def test_all_layers_are_normalised_and_those_that_stay_as_they_are_are_named():
     named = [GATv2Conv(2, 2), pyg.SuperGATConv(2, 2), nn.MultiheadAttention(4, 2)]
     named += [pyg.GeneralConv(2, 2, attention=True), pyg.attention.PerformerAttention(4, 2)]
     others = [pyg.GCNConv(2, 2), pyg.GeneralConv(2, 2), pyg.HypergraphConv(2, 2), nn.Linear(2, 2)]
-    with pytest.warns(UserWarning, match="is not normalised and stays as it is: ") as caught:
+    with pytest.warns(UserWarning, match="is not normalized and stays as it is: ") as caught:
         lipschitz_normalise(nn.ModuleList([*named, *others, gat()]))
     expected = [f"{number} ({type(layer).__name__})" for number, layer in enumerate(named)]
     assert str(caught[0].message).partition(": ")[2] == ", ".join(expected)
@@ -334,11 +334,11 @@ def test_our_layer_can_be_compiled_and_a_compiled_or_scripted_network_of_pyg_ref
         in_place,
         torch.compile(lambda *inputs: network(*inputs), backend="eager"),
     ):
-        with pytest.raises(RuntimeError, match="scores of GATConv were not normalised: torch"):
+        with pytest.raises(RuntimeError, match="scores of GATConv were not normalized: torch"):
             way(x, edge_index)
     assert torch.equal(network(x, edge_index), expected)
     for layer in (gat(), transformer()):
-        with pytest.raises(RuntimeError, match="not normalised"):
+        with pytest.raises(RuntimeError, match="not normalized"):
             torch.export.export(lipschitz_normalise(layer), (x, edge_index), strict=False)
     for model in (network, lipschitz_normalise(transformer())):
         with pytest.raises(TypeError, match="TorchScript leaves out the norm of attention scores"):

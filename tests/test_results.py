@@ -77,6 +77,15 @@ def test_a_styled_table_shows_yes_and_no_and_rounds_the_rest():
     assert cells == ["1,234.6", "yes", "–", "no"]
 
 
+def test_headers_of_a_styled_table_are_in_words_and_take_their_formats_along():
+    table = pd.DataFrame({"max_abs": [2.5]}, index=pd.Index([3], name="num_layers"))
+    by_state = pd.concat({"best_epoch": table}, axis=1, names=["the_state"])
+    for shown, form in ((table, {"max_abs": "{:.3f}"}), (by_state, "{:.3f}")):
+        heads = re.findall(r"<th[^>]*>([^<&]+)</th>", (page := styled(shown, form).to_html()))
+        assert "layers" in heads and "largest |s|" in heads and ">2.500</td>" in page
+        assert not any("_" in head for head in heads)
+
+
 def test_types_are_counted_in_every_split():
     splits, counts = load("moses"), count_types(load("moses"))
     for (split, kind), part in counts.groupby(["split", "kind"]):

@@ -108,11 +108,11 @@ def read_tox21(path: Path | str, split: str = "scaffold") -> Splits:
         indices = random_split(len(bonded))
     by_split = {name: [bonded[i] for i in chosen] for name, chosen in indices.items()}
     known = [graph.y[0].isfinite().tolist() for graph in by_split["train"]]
-    unlabelled = [task for i, task in enumerate(TASKS) if not any(row[i] for row in known)]
-    if unlabelled:
+    unlabeled = [task for i, task in enumerate(TASKS) if not any(row[i] for row in known)]
+    if unlabeled:
         raise ValueError(
             f"{path}, training part of the {split} split: labels all missing for the task "
-            f"{', '.join(unlabelled)}; nothing can be learnt of it, so use more molecules or "
+            f"{', '.join(unlabeled)}; nothing can be learnt of it, so use more molecules or "
             "another split"
         )
     unreadable = sum(graph.num_nodes == 0 for graph in graphs)

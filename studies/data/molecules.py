@@ -196,7 +196,7 @@ def logp_terms(molecule: Chem.Mol, root: int | None = 0) -> tuple[float, float, 
 
 _describe = partial(
     Description,
-    **dict(task="graph regression", target="penalised logP, standardised over ZINC-250k"),
+    **dict(task="graph regression", target="penalized logP, standardized over ZINC-250k"),
     **dict(num_node_types=len(ATOM_TYPES), num_edge_types=len(BOND_TYPES) + 1),
     edge_types=BOND_TYPES,
 )
