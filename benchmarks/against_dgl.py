@@ -91,6 +91,10 @@ def main() -> None:
     ours = build(fit_to_data(CONFIGS["GT-ZINC"], splits.description))
     theirs = on_dgl(ours, batch)
     networks = {"DGL": theirs, "ours": ours, "ours, bf16": copy.deepcopy(ours)}
+    for name in ("ours", "ours, bf16"):
+        networks[f"{name}, layers compiled"] = compiled = copy.deepcopy(ours)
+        for layer in compiled.layers:  # one compilation serves all, and batches of any size
+            layer.compile(dynamic=True)
     steps = {name: stepper(n, batch, bf16="bf16" in name) for name, n in networks.items()}
     torch.testing.assert_close(steps["ours"](), steps["DGL"]())
     for (name, weight), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):

@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--commit", help="of the code, where git is not at hand")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--compare", action="store_true", help="only time, for several sizes")
+    parser.add_argument("--batch-size", type=int, default=128, help="molecules, of --compare")
     parser.add_argument("--self-test", action="store_true", help="everything, tiny, some seconds")
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
@@ -71,7 +72,7 @@ def main() -> None:
     elif parsed.self_test:
         self_test(parsed.device, parsed.engine)
     elif parsed.compare:
-        compare(read_splits(parsed.data / DATA_FILE), parsed.device)
+        compare(read_splits(parsed.data / DATA_FILE), parsed.device, parsed.batch_size)
     else:
         train(parsed)
 
@@ -254,12 +255,11 @@ def measure(run: Progress, device: str, again: int) -> dict[str, float]:
     return found
 
 
-def compare(splits: dict[str, FlatGraphs], device: str) -> None:
+def compare(splits: dict[str, FlatGraphs], device: str, batch_size: int) -> None:
     """Time of 16 networks stacked over one by one, for several sizes."""
     for (channels, layers), aim in CPU_AIMS.items():
-        config = CONFIGS["GT-ZINC"].replace(
-            hidden_channels=channels, num_layers=layers, max_epochs=1
-        )
+        sizes = dict(hidden_channels=channels, num_layers=layers, batch_size=batch_size)
+        config = CONFIGS["GT-ZINC"].replace(**sizes, max_epochs=1)
         networks = []
         for seed in range(16):
             torch.manual_seed(seed)
