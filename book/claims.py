@@ -56,7 +56,7 @@ def tables(claims: Claims) -> str:
     """The verdicts on what the papers claim, and answers to what they do not ask, each short."""
     rows = {"verdict": [], "new": []}
     for page, of_page in claims.items():
-        link = f"[page {Path(page).stem.partition('_')[0]}](../{page})"
+        link = f"[page\N{NO-BREAK SPACE}{Path(page).stem.partition('_')[0]}](../{page})"
         for each in of_page:
             rows["new" if each["verdict"] == "new" else "verdict"].append(
                 f"| {each['claim']} | {each['badge']} | {each['number']} | {link} |\n"

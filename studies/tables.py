@@ -109,13 +109,23 @@ def _in_words(name: Any) -> Any:
     return _WORDS.get(name, name.replace("_", " ")) if isinstance(name, str) else name
 
 
+def _on_a_line(value: Any) -> Any:
+    is_short = isinstance(value, str) and len(value) <= 20 and value[:1] in {*"-0123456789"}
+    return value.replace(" ", "\N{NO-BREAK SPACE}") if is_short else value
+
+
 def styled(table: pd.DataFrame, form: Any = None) -> Styler:
     """A table as pages show it; ``form`` is a number's format, or a format for each column.
 
-    Headers are in words, whatever columns are called.
+    Headers are in words, whatever columns are called; "1.2 [0.3, 4.5]" stays on a line.
     """
-    table = table.rename(columns=_in_words).rename_axis(
-        index=[*map(_in_words, table.index.names)], columns=[*map(_in_words, table.columns.names)]
+    table = (
+        table.map(_on_a_line)
+        .rename(columns=_in_words)
+        .rename_axis(
+            index=[*map(_in_words, table.index.names)],
+            columns=[*map(_in_words, table.columns.names)],
+        )
     )
     form = {_in_words(name): f for name, f in form.items()} if isinstance(form, dict) else form
     if table.columns.nlevels == table.index.nlevels == 1:  # the name of rows stands in the corner

@@ -77,6 +77,15 @@ def test_a_styled_table_shows_yes_and_no_and_rounds_the_rest():
     assert cells == ["1,234.6", "yes", "–", "no"]
 
 
+def test_a_number_with_its_interval_stays_on_a_line_and_text_does_not():
+    table = pd.DataFrame(
+        {"a": ["0.95 [0.90, 1.01]", "-1 to 2", "three words here", "1" * 9 + " " * 12]}
+    )
+    cells = re.findall(r"<td[^>]*>(.*)</td>", styled(table).to_html())
+    assert [" " in cell for cell in cells] == [False, False, True, True]
+    assert cells[0] == "0.95\xa0[0.90,\xa01.01]"
+
+
 def test_headers_of_a_styled_table_are_in_words_and_take_their_formats_along():
     table = pd.DataFrame({"max_abs": [2.5]}, index=pd.Index([3], name="num_layers"))
     by_state = pd.concat({"best_epoch": table}, axis=1, names=["the_state"])
