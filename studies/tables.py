@@ -111,7 +111,9 @@ def _in_words(name: Any) -> Any:
 
 def _on_a_line(value: Any) -> Any:
     is_short = isinstance(value, str) and len(value) <= 20 and value[:1] in {*"-0123456789"}
-    return value.replace(" ", "\N{NO-BREAK SPACE}") if is_short else value
+    if not is_short:
+        return value
+    return value.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "-\N{WORD JOINER}")
 
 
 def styled(table: pd.DataFrame, form: Any = None) -> Styler:
