@@ -273,7 +273,7 @@ READ = """() => {
         before: top(all("h2")[0]),
         first: Math.min(...figures.map(top)),
         captions: figures.map(e => [e.alt, caption(e)]),
-        heads: all("table.dataframe th").map(text),
+        heads: all("table.dataframe thead th").map(text),
         printed: all("div.output pre").map(text).filter(t => /\\S {2,}\\S/.test(t)),
         code: all("div.cell_input pre").filter(e => e.checkVisibility()).map(text),
         wide: all("*").filter(e => e.checkVisibility() && e.getBoundingClientRect().right > column

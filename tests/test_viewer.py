@@ -112,8 +112,12 @@ def test_a_molecule_is_drawn_with_its_notes_and_is_not_changed():
     _, (plain, noted) = plt.subplots(1, 2)
     draw_molecule(molecule, plain)
     draw_molecule(molecule, noted, atom_notes=["0", "1", "2"], bond_notes=["1", "3"])
-    images = [np.asarray(ax.images[0].get_array()) for ax in (plain, noted)]
-    assert images[0].min() < 0.5 and (images[0] != images[1]).any()
+    images = [np.asarray(ax.images[0].get_array())[..., :3] for ax in (plain, noted)]
+    inked = [image.min(axis=2) < image.max() for image in images]
+    assert 0 < inked[0].sum() < inked[1].sum()
+    for ink in inked:  # within a margin of eight pixels there is nothing but white, and then ink
+        assert not (ink[:8].any() or ink[-8:].any() or ink[:, :8].any() or ink[:, -8:].any())
+        assert ink[8].any() and ink[-9].any() and ink[:, 8].any() and ink[:, -9].any()
     assert not molecule.GetAtomWithIdx(0).HasProp("atomNote")
 
 

@@ -15,7 +15,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from PIL import ImageOps
 from rdkit import Chem
 from rdkit.Chem import Draw
 from rdkit.Chem.Draw import rdMolDraw2D
@@ -327,7 +326,8 @@ def draw_molecule(
     if atom_notes is not None:
         options.useBWAtomPalette()
     image = Draw.MolToImage(drawn, (900, 600), options=options)
-    inked = image.crop(ImageOps.invert(image.convert("L")).getbbox())
-    ax.imshow(ImageOps.expand(inked, 8, "white"))
+    inked = np.argwhere(np.asarray(image).min(axis=2) < 255)
+    (top, left), (bottom, right) = inked.min(axis=0) - 8, inked.max(axis=0) + 9
+    ax.imshow(image.crop((left, top, right, bottom)))
     ax.set_axis_off()
     return ax
