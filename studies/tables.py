@@ -1,6 +1,7 @@
 """Tables of results: written the same for the same table, read together, shown over seeds."""
 
 import gzip
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,7 +114,7 @@ def _on_a_line(value: Any) -> Any:
     is_short = isinstance(value, str) and len(value) <= 20 and value[:1] in {*"-0123456789"}
     if not is_short:
         return value
-    return value.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "-\N{WORD JOINER}")
+    return re.sub("([-–])", "\\1\N{WORD JOINER}", value.replace(" ", "\N{NO-BREAK SPACE}"))
 
 
 def styled(table: pd.DataFrame, form: Any = None) -> Styler:

@@ -84,6 +84,7 @@ def test_a_number_with_its_interval_stays_on_a_line_and_text_does_not():
     cells = re.findall(r"<td[^>]*>(.*)</td>", styled(table).to_html())
     assert [" " in cell for cell in cells] == [False, False, True, True]
     assert cells[:2] == ["0.95\xa0[0.90,\xa01.01]", "-\u20601\xa0to\xa02"]
+    assert ">74–\u206079</td>" in styled(pd.DataFrame({"a": ["74–79"]})).to_html()
 
 
 def test_headers_of_a_styled_table_are_in_words_and_take_their_formats_along():
