@@ -5,10 +5,10 @@ To the embeddings of nodes and edges is added
 .. math:: \delta(n) = \sigma \, \frac{n}{\mathrm{std}(n)} ,
 
 with the standard deviation over all entries of n. The noise n starts standard normal, the *random*
-noise, and is then *optimised* by gradient ascent on the mean loss.
+noise, and is then *optimized* by gradient ascent on the mean loss.
 
-The published noise is not centred: nothing bounds its mean, since a constant n has no standard
-deviation. ``centred=True`` takes the mean away first, and the worst case is bounded.
+The published noise is not centered: nothing bounds its mean, since a constant n has no standard
+deviation. ``centered=True`` takes the mean away first, and the worst case is bounded.
 
 Source: massive-activations paper, its adversarial framework (published code of GT on TOX21).
 differs: noise for every batch, where the published one has the size of the last one; noise on
@@ -58,7 +58,7 @@ class TooFewEntries(ValueError):
 
 @dataclass(frozen=True)
 class Ascent:
-    """How noise is optimised.
+    """How noise is optimized.
 
     By at most so many ``passes`` over the graphs with Adam, whose rate ``lr`` is halved after
     ``patience`` passes without a better mean loss; below ``min_lr`` it ends.
@@ -81,12 +81,12 @@ def scaled(
     noise: Float[Tensor, "rows D"],
     sigma: float,
     *,
-    centred: bool = False,
+    centered: bool = False,
     mask: Float[Tensor, "rows _"] | None = None,
 ) -> Float[Tensor, "rows D"]:
     """Noise of standard deviation sigma, over the entries where the mask is 1 (None: all).
 
-    ``centred`` takes their mean away. Raises ``TooFewEntries`` if there are fewer than two.
+    ``centered`` takes their mean away. Raises ``TooFewEntries`` if there are fewer than two.
     """
     inside = torch.ones_like(noise) if mask is None else mask.expand_as(noise)
     inside = inside.to(noise.device, torch.bool)
@@ -95,7 +95,7 @@ def scaled(
         raise TooFewEntries(
             f"expected two entries or more to disturb, got {len(chosen)}; widen the mask"
         )
-    if centred:
+    if centered:
         chosen = chosen - chosen.mean()
     return torch.zeros_like(noise).masked_scatter(inside, sigma * chosen / chosen.std())
 
@@ -109,33 +109,33 @@ def attack(
     restarts: Sequence[int] = (0, 1, 2),
     shared: bool = False,
     relative: bool = False,
-    centred: bool = False,
+    centered: bool = False,
     masks: Mapping[str, Mask] | None = None,
     ascent: Ascent = Ascent(),
     batch_size: int = 128,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """What noise on the embeddings does to a network in evaluation mode, random and optimised.
+    """What noise on the embeddings does to a network in evaluation mode, random and optimized.
 
     Args:
         model: with submodules ``node_embedding`` and ``edge_embedding``; it is left as it was.
         graphs: whole graphs with targets.
         sigmas: standard deviations of what is added, above 0.
         loss: what is ascended, ``"l1"`` or ``"bce"``.
-        restarts: seeds of the noise; the optimisation starts anew from each.
+        restarts: seeds of the noise; the optimization starts anew from each.
         shared: one vector of noise for all nodes and one for all edges.
         relative: sigma is in units of the standard deviation of the embedding that is disturbed.
-        centred: what is added has the mean 0.
+        centered: what is added has the mean 0.
         masks: for some of ``EMBEDDINGS``, where they are disturbed, see ``where_massive``; the
             others are left alone. None disturbs both everywhere. Not for shared noise.
-        ascent: how noise is optimised.
+        ascent: how noise is optimized.
         batch_size: graphs per forward pass.
         progress: whether to show a progress bar on stderr.
 
     Returns:
         A row per ``sigma``, ``restart`` and ``noise`` (``"none"``, ``"random"``, ``"optimised"``),
-        with ``loss``, the metrics of ``evaluation.measure``, ``gain``, the optimised loss over the
-        random one less 1, ``passes`` of the optimisation, and the number of ``disturbed`` entries.
+        with ``loss``, the metrics of ``evaluation.measure``, ``gain``, the optimized loss over the
+        random one less 1, ``passes`` of the optimization, and the number of ``disturbed`` entries.
 
     Raises ``ValueError`` if there is no graph, a target is missing or (with ``"l1"``) not finite, a
     sigma is not above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves fewer
@@ -183,7 +183,7 @@ def attack(
 
             def add(number, name, x, noise=noise, sigma=sigma):
                 values, mask = noise[name][0 if shared else number], places[number].get(name)
-                return x + scaled(values, sigma * units[name], centred=centred, mask=mask)
+                return x + scaled(values, sigma * units[name], centered=centered, mask=mask)
 
             def disturb(number, batch, add=add):
                 edits = {name: partial(add, number, name) for name in names}
@@ -267,7 +267,7 @@ def _ascend(
     loss: str,
     ascent: Ascent,
 ) -> int:
-    """Optimise the noise in place; returns the number of passes."""
+    """Optimize the noise in place; returns the number of passes."""
     optimizer = torch.optim.Adam(noise, lr=ascent.lr)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, "max", factor=0.5, patience=ascent.patience

@@ -24,17 +24,17 @@ from studies.results import read_network
 from studies.statistics import with_interval
 
 ASCENT = Ascent(lr=0.1, passes=40)
-"""How noise is optimised here, with fewer passes than the published 1000, and longer steps."""
+"""How noise is optimized here, with fewer passes than the published 1000, and longer steps."""
 
 KINDS: Mapping[str, Mapping[str, Any]] = {
     "own": {},
     "shared": {"shared": True},
     "relative": {"relative": True},
-    "published": {"centred": False, "ascent": Ascent(), "restarts": (0,)},
+    "published": {"centered": False, "ascent": Ascent(), "restarts": (0,)},
 }
 """Noise of each node and edge its own, one vector for all nodes and one for all edges, sizes in
 units of the embeddings' standard deviations, and the published way of finding the first: not
-centred, one restart, the largest size alone. The others are centred."""
+centered, one restart, the largest size alone. The others are centered."""
 
 USUAL = ("own", "shared", "relative")
 """The kinds that every network is attacked with; the published one takes many passes."""
@@ -90,7 +90,7 @@ def attack_network(
     place where nothing, everything, or a single entry is massive.
     """
     sigmas, parts = tuple(sigmas), []
-    common: dict[str, Any] = dict(loss=config.loss, restarts=restarts, ascent=ascent, centred=True)
+    common: dict[str, Any] = dict(loss=config.loss, restarts=restarts, ascent=ascent, centered=True)
     common |= dict(batch_size=config.batch_size, progress=progress)
     for kind, options in [(kind, known("kind", kind, KINDS)) for kind in kinds]:
         sizes = sigmas[-1:] if kind == "published" else sigmas

@@ -89,10 +89,10 @@ def test_noise_is_scaled_to_its_standard_deviation_where_the_mask_leaves_it():
     )
     deviation = (20 / 3) ** 0.5  # of 1, 3, 5 and 7, whose mean is 4
     for mean in (0, 4):
-        found = scaled(noise, 0.1, centred=mean > 0, mask=mask)
+        found = scaled(noise, 0.1, centered=mean > 0, mask=mask)
         expected = 0.1 * mask * (noise - mean) / deviation
         torch.testing.assert_close(found, expected)
-        whole = scaled(noise[[0, 2]], 0.1, centred=mean > 0)
+        whole = scaled(noise[[0, 2]], 0.1, centered=mean > 0)
         torch.testing.assert_close(whole, expected[[0, 2]])
 
 
@@ -113,11 +113,11 @@ def test_at_every_step_what_is_added_has_the_standard_deviation_asked_for(linear
 @pytest.mark.parametrize("kind", ["node", "edge"])
 def test_the_attack_reaches_the_worst_case_of_a_linear_network(linear, graphs, kind):
     masks = mask_of(kind, 1.0)
-    found = run(linear, graphs, 0.3, centred=True, masks=masks, ascent=LONG, restarts=[0, 1])
+    found = run(linear, graphs, 0.3, centered=True, masks=masks, ascent=LONG, restarts=[0, 1])
     rows = sum(getattr(graph, f"num_{kind}s") for graph in graphs)
     weight = getattr(linear, f"{kind}_weight").detach()
     gradient = weight.expand(rows, -1) / len(graphs)
-    # Of centred noise with n entries the one along the centred gradient, of length
+    # Of centered noise with n entries the one along the centered gradient, of length
     # sigma sqrt(n - 1), raises the loss most.
     worst = 0.3 * (gradient.numel() - 1) ** 0.5 * (gradient - gradient.mean()).norm()
     losses = found.set_index(["noise", "restart"])["loss"].unstack("restart")

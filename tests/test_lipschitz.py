@@ -72,7 +72,7 @@ def test_tied_keys_by_hand():
 
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("kind", ["linear", "quadratic"])
-def test_the_lemma_holds_and_of_normalised_attention_the_theorem(kind, normalized):
+def test_the_lemma_holds_and_of_normalized_attention_the_theorem(kind, normalized):
     closest = 0.0
     for seed, scale in itertools.product(range(3), (0.1, 1.0, 10.0, 100.0)):
         query = normal(6, 4, seed=seed)

@@ -234,7 +234,7 @@ def test_a_call_that_fails_and_a_projection_alone_leave_nothing_behind(make):
         assert [len(linear._forward_hooks) for linear in linears] == hooks
 
 
-def test_what_cannot_be_normalised_is_refused():
+def test_what_cannot_be_normalized_is_refused():
     mixed = nn.ModuleList([gat(), GATConv(2, 2, edge_dim=3)])
     for model, message, *options in (
         (gat(), r"mode: expected one of .*'paper'.* got 'maxnorm'", {"mode": "maxnorm"}),
@@ -260,7 +260,7 @@ def test_what_cannot_be_normalised_is_refused():
             lipschitz_normalise(other)
 
 
-def test_all_layers_are_normalised_and_those_that_stay_as_they_are_are_named():
+def test_all_layers_are_normalized_and_those_that_stay_as_they_are_are_named():
     model = nn.ModuleList([gat(), nn.ModuleList([transformer()]), edge_attention()])
     assert lipschitz_normalise(model) is model
     norms = [type(layer.score_norm.norm).__name__ for layer in (model[0], model[1][0], model[2])]

@@ -36,7 +36,7 @@ def test_every_kind_is_the_attack_of_that_name(network, molecules):
     table = attack_network(*network, molecules.val, sigmas=[0.1], **SHORT)
     assert table["kind"].unique().tolist() == [*USUAL]
     for kind, options in zip(USUAL, ({}, {"shared": True}, {"relative": True}), strict=True):
-        expected = attack(network[0], molecules.val, [0.1], centred=True, **options, **SHORT)
+        expected = attack(network[0], molecules.val, [0.1], centered=True, **options, **SHORT)
         losses = table[table["kind"] == kind]["loss"].tolist()
         assert losses == pytest.approx(expected["loss"].tolist(), rel=1e-6)
 

@@ -112,7 +112,7 @@ def read_tox21(path: Path | str, split: str = "scaffold") -> Splits:
     if unlabeled:
         raise ValueError(
             f"{path}, training part of the {split} split: labels all missing for the task "
-            f"{', '.join(unlabeled)}; nothing can be learnt of it, so use more molecules or "
+            f"{', '.join(unlabeled)}; nothing can be learned of it, so use more molecules or "
             "another split"
         )
     unreadable = sum(graph.num_nodes == 0 for graph in graphs)
