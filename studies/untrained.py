@@ -131,7 +131,10 @@ def of_trained(runs: Emergence, graphs: int = 128) -> pd.DataFrame:
 
 
 def of_further(layers: pd.DataFrame, networks: pd.DataFrame) -> pd.DataFrame:
-    """The same, and isolation, of the tables that ``measured_run`` made."""
+    """The same, and isolation, of the tables that ``measured_run`` made.
+
+    They also hold |s| of the first graphs alone, but ``of_trained`` has that of the whole split.
+    """
     best = layers[layers["state"] == "best"]
     spread = best.set_index(["run", "seed", "layer"])["spread"]
     return by_network(best, spread=spread).merge(networks[["run", "seed", "row", "isolation"]])
