@@ -145,18 +145,6 @@ class FakeEdgeShare(nn.Module):
         return torch.cat(shares).unsqueeze(-1)
 
 
-def complete(
-    edge_index: Int[Tensor, "2 E"],
-    batch: Int[Tensor, " N"],
-    no_edge: Float[Tensor, "1 D"],
-    edge_factor: DiffusionKernel | FakeEdgeShare,
-) -> Completion:
-    """The fake edges of a batch, of features ``no_edge`` all, and the factors of every edge."""
-    fake_index = fake_edges(edge_index, batch)
-    factor = edge_factor(edge_index, fake_index, batch)
-    return Completion(fake_index, no_edge, factor.to(no_edge.dtype))
-
-
 def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[Tensor, "2 F"]:
     """The ordered pairs of nodes of a graph that no edge joins, by graph, source and target."""
     adjacency = to_dense_adj(edge_index, batch)  # [graphs, n, n]
@@ -210,7 +198,9 @@ class FullGraphNetwork(GraphNetwork):
             is_map = isinstance(embed, nn.Linear)
             nothing = embed.weight[:1] if is_map else embed.offsets.unsqueeze(0)
             no_edge = embed(torch.zeros_like(nothing))  # type id 0, or float features of 0
-            of_all["completion"] = complete(edge_index, graph, no_edge, self.edge_factor)
+            fake_index = fake_edges(edge_index, graph)
+            factor = self.edge_factor(edge_index, fake_index, graph).to(no_edge.dtype)
+            of_all["completion"] = Completion(fake_index, no_edge, factor)
         return self.from_embedded(x, edge_index, edge_attr, batch, batch_size, **of_all)
 
 
