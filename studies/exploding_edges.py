@@ -139,24 +139,13 @@ def without(model: nn.Module, graphs: Sequence[Data], first: int) -> pd.DataFram
     return pd.DataFrame(rows).T.rename_axis(index="without", columns="layer")
 
 
-def _clipped(score: Tensor, mask: Tensor) -> Tensor:
-    return score[mask].clamp(-EXPLODING, EXPLODING)
-
-
-def _averaged(score: Tensor, mask: Tensor) -> Tensor:
-    return score[~mask].mean(dim=0).expand(int(mask.sum()), -1)
-
-
-def _swapped(score: Tensor, mask: Tensor) -> Tensor:
-    return score[mask].roll(1, dims=0)
-
-
 TREATMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "clipped": _clipped,  # to magnitudes of at most EXPLODING
-    "averaged": _averaged,  # the mean over all other edges of the batch
-    "swapped": _swapped,  # with the next such edge of the batch
+    "clipped": lambda score, mask: score[mask].clamp(-EXPLODING, EXPLODING),
+    "averaged": lambda score, mask: score[~mask].mean(dim=0).expand(int(mask.sum()), -1),
+    "swapped": lambda score, mask: score[mask].roll(1, dims=0),
 }
-"""What may take the place of the score of chosen edges, from the score and their mask."""
+"""What may take the place of the score of chosen edges, from the score and their mask: itself,
+clipped; the mean over all other edges of the batch; that of the next such edge of the batch."""
 
 
 def treat(
