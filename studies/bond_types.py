@@ -115,7 +115,7 @@ def tables_of(
             made["losses"] = _losses(model, splits, kind, resamples)
         if state == "best":
             shares = heat_map(model, splits.test, labels, len(names))
-            made["heat"] = _heat_table(shares, THRESHOLDS, names)
+            made["heat"] = _heat_table(shares, names)
         for name, table in made.items():
             parts[name].append(table.assign(**_origin(information, state)))
     empty = pd.DataFrame(columns=["label", *_origin(information, state)])
@@ -170,13 +170,11 @@ def share_table(
 
 
 def _heat_table(
-    shares: Float[Tensor, "layers thresholds labels channels"],
-    thresholds: Sequence[float],
-    names: Sequence[str],
+    shares: Float[Tensor, "layers thresholds labels channels"], names: Sequence[str]
 ) -> pd.DataFrame:
     """Shares of massive edges as a table of percentages, zeros left out."""
     layer, threshold, label, channel = place = (shares > 0).nonzero(as_tuple=True)
-    columns = {"threshold": np.array(thresholds)[threshold], "label": np.array(names)[label]}
+    columns = {"threshold": np.array(THRESHOLDS)[threshold], "label": np.array(names)[label]}
     columns |= {"channel": channel, "percent": 100 * shares[place]}
     return pd.DataFrame({"layer": layer, **columns})
 

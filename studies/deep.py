@@ -167,9 +167,8 @@ class DeepNetwork(nn.Module):
         self.dropout = nn.Dropout(usual if variant.dropout is None else variant.dropout)
         self.activation = ACTIVATIONS.get(architecture, nn.functional.elu)
         self.is_norm_first, self.residual = norm == "layer", variant.residual
-        self.drop_edge, self.jump = variant.drop_edge, None
-        if variant.jumping:
-            self.jump = JumpingKnowledge("max")
+        self.drop_edge = variant.drop_edge
+        self.jump = JumpingKnowledge("max") if variant.jumping else None
         if norm in LIPSCHITZ_NORMS:
             lipschitz_normalise(self, LIPSCHITZ_NORMS[norm], scale=variant.scale)
         if variant.balanced:

@@ -16,6 +16,7 @@ from rdkit import Chem
 from scipy import stats
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.utils import scatter
 from torch_geometric.utils.smiles import x_map
 
 from mapkg import hooks
@@ -212,8 +213,7 @@ def mean_by_type(
     """Means over the edges of each type; NaN for a type without an edge."""
     edge, count = (torch.tensor(triples[name].to_numpy()) for name in ("edge", "count"))
     total = edge.bincount(count.double(), minlength=max(ids) + 1)
-    table = torch.zeros(len(total), values.size(1), dtype=torch.double)
-    table.index_add_(0, edge, values.double() * count.unsqueeze(1))
+    table = scatter(values.double() * count.unsqueeze(1), edge, dim_size=len(total))
     return (table / total.where(total > 0, torch.nan).unsqueeze(1))[[*ids]]
 
 

@@ -112,9 +112,7 @@ def emergence(
     return Emergence(**tables, fit=run)
 
 
-def examine_checkpoint(
-    path: Path | str, splits: Splits, *, device: str | torch.device = "cpu"
-) -> dict[str, pd.DataFrame]:
+def examine_checkpoint(path: Path | str, splits: Splits) -> dict[str, pd.DataFrame]:
     """The tables of a saved network (state ``best``) beside those of its untrained self.
 
     ``path`` is of a checkpoint that ``emergence`` wrote; the untrained network is built again from
@@ -126,7 +124,7 @@ def examine_checkpoint(
     seed_all(information["seed"])
     base = build(config).state_dict()
     weights = {"base": base, "base_calibrated": base, "best": model.state_dict()}
-    tables = observe_states(weights, config, splits, device=device)
+    tables = observe_states(weights, config, splits)
     tables["history"] = pd.DataFrame(information.get("history", []))
     named = {key: information[key] for key in ("seed", "epoch", "versions", "commit")}
     named |= {"config": information["name"], "dataset": splits.description.title}

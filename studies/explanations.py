@@ -332,11 +332,11 @@ def read_explanations(folder: Path | str, runs: Mapping[str, str]) -> dict[str, 
     return made | {name: made[name].rename(columns=renamed) for name in names}
 
 
-def faithfulness(curves: pd.DataFrame, *, value: str = "change") -> sns.FacetGrid:
+def faithfulness(curves: pd.DataFrame) -> sns.FacetGrid:
     """Means after each share of removed bonds; the ratio and random orders with intervals."""
     # The median of a value and the ends of its interval is the value.
     both = curves[curves["method"].isin(["ratio", CONTROL])]
-    ends = [both.assign(**{value: both[f"{value}_{end}"]}) for end in ("low", "high")]
+    ends = [both.assign(change=both[f"change_{end}"]) for end in ("low", "high")]
     methods = curves["method"].unique()
     colors = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
     look = dict(palette=colors | {CONTROL: "black"}, height=2.5, row="order", col="run")
@@ -344,6 +344,6 @@ def faithfulness(curves: pd.DataFrame, *, value: str = "change") -> sns.FacetGri
     look["dashes"] = {method: (4, 2) if method == CONTROL else "" for method in methods}
     look |= dict.fromkeys(("hue", "size", "style"), "method")
     look |= dict(estimator="median", errorbar=("pi", 100))
-    grid = sns.relplot(pd.concat([curves, *ends]), kind="line", x="fraction", y=value, **look)
-    axis = value.replace("_", " ").replace("change", "|change of prediction|")
-    return grid.set_titles("{col_name}, {row_name}").set_axis_labels("share of bonds removed", axis)
+    grid = sns.relplot(pd.concat([curves, *ends]), kind="line", x="fraction", y="change", **look)
+    grid.set_axis_labels("share of bonds removed", "|change of prediction|")
+    return grid.set_titles("{col_name}, {row_name}")
