@@ -17,7 +17,6 @@ published code torch's schedule is given the negative loss and never lowers the 
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -170,7 +169,7 @@ def attack(
             units = {name: x.std().item() for name, x in joined.items()}
         clean = _scores(lambda _, batch: predict(model, batch), every, loss)
         pairs = [*product(sigmas, restarts)]
-        for sigma, restart in tqdm(pairs, "attacks", file=sys.stderr, disable=not progress):
+        for sigma, restart in tqdm(pairs, "attacks", disable=not progress):
             generator = torch.Generator().manual_seed(restart)
             noise = {
                 name: [

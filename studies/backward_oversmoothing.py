@@ -1,7 +1,6 @@
 """Errors that smooth on their way back: the vanilla network, and what training makes of it."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise, product
@@ -198,7 +197,7 @@ def _networks(
 ) -> Iterator[tuple[dict[str, Any], RegularTask, VanillaNetwork]]:
     """What a row says of each network, its data, and the untrained network."""
     cases = list(product(variants.items(), depths, seeds))
-    bar = tqdm(cases, "networks", file=sys.stderr, disable=not progress)
+    bar = tqdm(cases, "networks", disable=not progress)
     for (name, settings), depth, seed in bar:
         task = FAMILIES[settings.get("family", "regular")](seed=seed)
         own = {key: value for key, value in settings.items() if key != "family"}

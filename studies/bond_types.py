@@ -1,7 +1,6 @@
 """What the massive activations of finished runs sit on: tables by kind of edge, and figures."""
 
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -54,7 +53,7 @@ def bond_types(
     """The tables of a finished run, see ``tables_of``, on the test split it was trained for."""
     checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     kept = sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors"))
-    shown = tqdm(["base", "best", *kept], "states", file=sys.stderr, disable=not progress)
+    shown = tqdm(["base", "best", *kept], "states", disable=not progress)
     states = ((name, *checkpoint.load(Path(folder) / name)) for name in shown)
     return tables_of(states, splits, by, resamples)
 

@@ -5,7 +5,6 @@ PyG and an activation (but for the last), and a linear map to the classes.
 """
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -323,7 +322,7 @@ def deep_smoothing(
     origin |= {"num_layers": num_layers, "contraction": limits.contraction}
     parts = []
     pairs = list(product(variants.items(), seeds))
-    for (name, variant), seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
+    for (name, variant), seed in tqdm(pairs, "networks", disable=not progress):
         network = variant.build(num_layers, splits, seed).to(graph.x.dtype)
         for state in ("untrained", "trained")[: 1 + bool(epochs)]:
             if state == "trained":

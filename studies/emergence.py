@@ -217,7 +217,7 @@ def without_training(
     """
     config = fit_to_data(config, splits.description)
     rows = []
-    for seed in tqdm(seeds, "untrained networks", file=sys.stderr, disable=not progress):
+    for seed in tqdm(seeds, "untrained networks", disable=not progress):
         seed_all(seed)
         model = build(config).to(device).eval()
         for state in ("base", "base_calibrated"):

@@ -23,7 +23,6 @@ input), Ying et al. 2019 (GNNExplainer), Samek et al. 2017 and Petsiuk et al. 20
 differs: the change of a real-valued prediction in place of the probability of a class.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from functools import partial
@@ -97,7 +96,7 @@ def edge_importance(
         warn(f"an explainer left its edge mask in {masked} layers, ignored here", stacklevel=2)
         clear_masks(network)
     size, parts = 1 if method == "GNNExplainer" else batch_size, []
-    look = dict(total=-(-len(graphs) // size), file=sys.stderr, delay=1, disable=not progress)
+    look = dict(total=-(-len(graphs) // size), delay=1, disable=not progress)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for batch in tqdm(batches(graphs, size), method, **look):
@@ -285,7 +284,7 @@ def explain(
         of_graphs = rank_correlation(named["ratio"][0], named[method][0], graphs)
         about = {"defined": np.isfinite(of_graphs).sum(), "graphs": len(graphs)}
         correlation.append({"method": method} | _mean("mean", of_graphs, resamples) | about)
-    for order in tqdm(("descending", "ascending"), "curves", file=sys.stderr, disable=not progress):
+    for order in tqdm(("descending", "ascending"), "curves", disable=not progress):
         drawn = {
             method: pd.concat([curve(model, graphs, draw, order=order) for draw in draws])
             for method, draws in named.items()

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -61,7 +60,7 @@ def constants_against_scale(
     if points < 2:
         raise ValueError(f"points: expected 2 or more, got {points}")
     rows = []
-    for scale in tqdm(scales, "scales", file=sys.stderr, disable=not progress):
+    for scale in tqdm(scales, "scales", disable=not progress):
         # The same directions for every scale.
         generator, inputs = torch.Generator().manual_seed(seed), []
         for number in range(points):
@@ -146,7 +145,7 @@ def gradient_evolution(
     """
     rows = []
     pairs = list(product(variants.items(), seeds))
-    for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
+    for (name, variant), seed in tqdm(pairs, "trainings", disable=not progress):
         network = variant.build(num_layers, splits, seed)
         about = {"variant": name, "seed": seed, "num_layers": num_layers}
         about |= {"dataset": splits.description.title}

@@ -133,7 +133,7 @@ class _Run:
         shown = dict(total=self.schedule.epochs, initial=done.epoch, disable=not progress)
         with (
             torch.random.fork_rng([self.device] if is_cuda else []),
-            tqdm(desc="epochs", file=sys.stderr, **shown) as bar,
+            tqdm(desc="epochs", **shown) as bar,
         ):
             torch.manual_seed(self.seed)
             if self.random is not None:

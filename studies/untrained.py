@@ -1,6 +1,5 @@
 """Trained networks among two hundred untrained ones, by every measure."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +59,7 @@ def measured(
     BatchNorm has the statistics of as many training graphs.
     """
     config, rows = fit_to_data(config, splits.description), []
-    for seed in tqdm(seeds, name, file=sys.stderr, disable=not progress):
+    for seed in tqdm(seeds, name, disable=not progress):
         seed_all(seed)
         model = calibrate_batch_norm(build(config).eval(), splits.train[:graphs])
         rows.append({"seed": seed, **_of_network(model, config, splits.test[:graphs])})
