@@ -204,11 +204,7 @@ def attack(
 
 
 def where_massive(
-    model: nn.Module,
-    by: str = "edges",
-    *,
-    threshold: float = MASSIVE_RATIO,
-    control: bool = False,
+    model: nn.Module, by: str = "edges", *, threshold: float = MASSIVE_RATIO, control: bool = False
 ) -> Mask:
     """Where edge embeddings are disturbed: at what is massive by the row ratio.
 

@@ -23,13 +23,7 @@ from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import BOND_TYPES, Splits, read_smiles
 from studies.data.molecules import warn_of_types
-from studies.edge_kinds import (
-    Labels,
-    distinct_edges,
-    edge_labels,
-    first_layer_table,
-    score_parts,
-)
+from studies.edge_kinds import Labels, distinct_edges, edge_labels, first_layer_table, score_parts
 from studies.extras import build
 from studies.observation import edge_maxima
 from studies.published import titles

@@ -251,10 +251,7 @@ def compact_run(folder: Path | str) -> dict[str, pd.DataFrame]:
 
 
 def read_remedies(
-    folder: Path | str,
-    data: str,
-    arms: Mapping[str, str] = ARMS,
-    models: Iterable[str] = MODELS,
+    folder: Path | str, data: str, arms: Mapping[str, str] = ARMS, models: Iterable[str] = MODELS
 ) -> dict[str, pd.DataFrame]:
     """The tracked tables of several networks, with architecture (``label``) and title (``run``)."""
     parts: dict[str, list[pd.DataFrame]] = {"layers": [], "epochs": []}

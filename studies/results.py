@@ -189,10 +189,7 @@ def spreads(histogram: pd.DataFrame) -> pd.DataFrame:
 
 
 def networks_with(passes: pd.DataFrame) -> pd.DataFrame:
-    """How many networks of each ``run`` pass by each other column, a row of texts per run.
-
-    In brackets stands the exact 95 % interval of their share.
-    """
+    """Networks of each run that pass by each other column, as text with the exact 95 % interval."""
 
     def text(passed: pd.Series) -> str:
         ends = stats.binomtest(int(passed.sum()), len(passed)).proportion_ci(method="exact")
