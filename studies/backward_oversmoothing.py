@@ -159,9 +159,8 @@ def linear_limit_errors(network: VanillaNetwork, task: RegularTask) -> list[floa
     errors = torch.autograd.grad(squared_loss(output, task), inputs, retain_graph=True)
     mean = errors[-1].mean(dim=0)
     found = [(errors[-1] - mean).norm() / errors[-1].norm()]
-    for layer, (h, x), error in zip(
-        network.layers[:0:-1], states[::-1], errors[-2::-1], strict=True
-    ):
+    backward = zip(network.layers[:0:-1], states[::-1], errors[-2::-1], strict=True)
+    for layer, (h, x), error in backward:
         (slope,) = torch.autograd.grad(x, h, torch.ones_like(x), retain_graph=True)
         mean = slope.mean(dim=0) * (layer.weight.detach().t() @ mean)
         found.append((error - mean).norm() / error.norm())

@@ -293,9 +293,8 @@ def factors(
         change = (logs[other] - logs[one]).dropna()
         names = ("factor", "low", "high", "least", "greatest")
         found = np.exp([*t_interval(change), change.min(), change.max()])
-        rows[title] = dict(zip(names, found, strict=True)) | {
-            "p": stats.ttest_1samp(change, 0).pvalue
-        }
+        rows[title] = dict(zip(names, found, strict=True))
+        rows[title]["p"] = stats.ttest_1samp(change, 0).pvalue
     return with_holm(pd.DataFrame(rows).T)
 
 

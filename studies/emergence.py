@@ -246,9 +246,8 @@ def by_rank(
         rank = best.groupby(["layer", "seed"])["max_ratio"].rank(method="first")
         best = best.assign(rank=rank).pivot(index=["layer", "rank"], columns="seed")["max_ratio"]
         for layer, by_seed in best.groupby("layer"):
-            figures.band(
-                ax, by_seed.droplevel("layer"), color=colors[layer], label=f"layer {layer}"
-            )
+            look = dict(color=colors[layer], label=f"layer {layer}")
+            figures.band(ax, by_seed.droplevel("layer"), **look)
     _finish(figure, titles.values(), threshold, "test graphs, by rank")
     return figure
 
@@ -354,9 +353,8 @@ def by_layer(summary: pd.DataFrame, statistics: Sequence[str]) -> Figure:
 
 
 def _panels(titles: Sized) -> tuple[Figure, list[Axes]]:
-    return figures.panels(
-        len(titles), 3, (2.7, 2.2) if len(titles) > 1 else (6.0, 3.2), sharey=True
-    )
+    size = (2.7, 2.2) if len(titles) > 1 else (6.0, 3.2)
+    return figures.panels(len(titles), 3, size, sharey=True)
 
 
 def _finish(figure: Figure, titles: Iterable[str], threshold: float, xlabel: str) -> None:

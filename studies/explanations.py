@@ -204,9 +204,8 @@ def curve(
 ) -> pd.DataFrame:
     """Predictions while fractions of bonds, halves to the even number, are removed in an order.
 
-    Equally important bonds go in an order drawn at random. A row per ``graph`` and ``fraction``:
-    ``bonds`` of the whole graph, how many are ``removed``, ``prediction``, its ``change`` from that
-    of the whole graph, and ``absolute_error``.
+    Equally important bonds go in an order drawn at random. ``change`` is that of the prediction of
+    the whole graph.
     """
     rng, rows, left = np.random.default_rng(0), [], []
     for index, (graph, of_graph) in enumerate(zip(graphs, importance, strict=True)):

@@ -50,9 +50,7 @@ def largest_scores(model: nn.Module, graphs: Sequence[Data]) -> pd.DataFrame:
     size of the smallest ring of the bond, and ``largest_ring`` of the molecule, 0 for none.
     """
     passes = hooks.scan(model, batches(graphs, 128), SCORES, forward=predict)
-    scores = [
-        torch.stack([s.abs().amax(dim=1) for s in seen.values()], dim=1) for _, seen in passes
-    ]
+    scores = [torch.stack([s.abs().amax(1) for s in seen.values()], dim=1) for _, seen in passes]
     places = [row for number, graph in enumerate(graphs) for row in _places(number, graph)]
     return pd.DataFrame(places).join(pd.DataFrame(torch.cat(scores).numpy()))
 
@@ -124,9 +122,7 @@ def without(model: nn.Module, graphs: Sequence[Data], first: int) -> pd.DataFram
         "nothing": {},
         "the feed-forward map": {f"{name}.contract": torch.zeros_like for name in blocks},
         "the score in the stream": {f"{name}.project": torch.zeros_like for name in blocks},
-        "fixed statistics of BatchNorm": {
-            n: partial(_batch_norm, norm) for n, norm in norms.items()
-        },
+        "fixed statistics of BatchNorm": {n: partial(_batch_norm, m) for n, m in norms.items()},
     }
     rows = {}
     for name, edits in changes.items():

@@ -212,9 +212,8 @@ def descend(
     Gradients are clipped after they can be read. A loss that is not finite is the last.
     """
     task = NodeTask(splits, evaluate=False)
-    optimizer = torch.optim.Adam(
-        network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
-    )
+    rates = dict(lr=schedule.lr, weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.Adam(network.parameters(), **rates)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step in range(1, schedule.epochs + 1):

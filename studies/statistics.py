@@ -50,13 +50,11 @@ def equivalence(change: pd.Series | np.ndarray, margin: float) -> dict[str, floa
         raise ValueError(
             f"expected two changes or more and a margin above 0, got {len(change)} and {margin}"
         )
-    mean, low, high = t_interval(change, 0.9)
+    found = dict(zip(("change", "low", "high"), t_interval(change, 0.9), strict=True))
     below = stats.ttest_1samp(change, margin, alternative="less").pvalue
     above = stats.ttest_1samp(change, -margin, alternative="greater").pvalue
     p = float(max(below, above))
-    return {"change": mean, "low": low, "high": high, "margin": margin, "p": p} | {
-        "equivalent": p < 0.05
-    }
+    return found | {"margin": margin, "p": p, "equivalent": p < 0.05}
 
 
 def with_holm(tests: pd.DataFrame) -> pd.DataFrame:
