@@ -155,8 +155,7 @@ def attack(
         raise ValueError("targets: expected numbers for loss 'l1', got NaN or infinity")
     names, rows = EMBEDDINGS if masks is None else tuple(masks), []
     with hooks.evaluating(model):
-        passes = hooks.scan(model, [batch for batch, _ in every], names, forward=predict)
-        embedded = [seen for _, seen in passes]  # of each batch
+        embedded = [seen for _, seen in hooks.scan(model, [b for b, _ in every], names)]
         places = [{n: mask(batch) for n, mask in (masks or {}).items()} for batch, _ in every]
         disturbed = sum(
             int(place[name].expand_as(x).count_nonzero()) if name in place else x.numel()
@@ -228,7 +227,7 @@ def where_massive(
     generator = torch.Generator().manual_seed(0)
 
     def mask(batch: Any) -> Tensor:
-        ((_, seen),) = hooks.scan(model, [batch], SCORES, forward=predict)
+        ((_, seen),) = hooks.scan(model, [batch], SCORES)
         scores = list(seen.values())
         if by == "largest":
             largest = scores[0].abs().argmax(dim=1)

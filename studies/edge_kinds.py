@@ -20,7 +20,7 @@ from torch_geometric.utils import scatter
 from torch_geometric.utils.smiles import x_map
 
 from mapkg import hooks
-from mapkg.evaluation import batches, predict
+from mapkg.evaluation import batches
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, row_median
 from studies.data import ATOM_TYPES, Description, to_molecule
 from studies.published import known
@@ -324,7 +324,7 @@ def score_parts(
     columns += ["median", "maximum", "max_ratio"]
     recorded = [f"{name}.{part}" for name in attentions for part in parts]
     label, start, rows = torch.cat(list(labels)), 0, []
-    for batch, seen in hooks.scan(model, batches(graphs, 128), recorded, forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, 128), recorded):
         of_batch = label[start : start + batch.num_edges]
         start += batch.num_edges
         source, target = batch.edge_index

@@ -129,7 +129,7 @@ class OneTarget(nn.Module):
 
 def _ratio(network: OneTarget, name: str) -> Float[Tensor, " E"]:
     (module,) = hooks.resolve(network.model, name).values()
-    ((_, seen),) = hooks.scan(network.model, [network.batch], name, forward=predict)
+    ((_, seen),) = hooks.scan(network.model, [network.batch], name)
     return activation_ratio(edge_rows(name, module, seen[name], network.batch)).amax(dim=-1)
 
 
@@ -220,7 +220,7 @@ def curve(
             removed = round(fraction * len(values))
             left.append(graph.edge_subgraph(place >= removed))
             rows.append((index, float(fraction), len(values), removed, target))
-    passes = hooks.scan(model, batches([*graphs, *left], 128), "", forward=predict)
+    passes = hooks.scan(model, batches([*graphs, *left], 128), "")
     predicted = torch.cat([seen[""][:, 0] for _, seen in passes]).double().numpy()
     whole, prediction = np.split(predicted, [len(graphs)])
     table = pd.DataFrame(rows, columns=["graph", "fraction", "bonds", "removed", "y"])

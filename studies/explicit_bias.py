@@ -16,7 +16,7 @@ from torch_geometric.utils import scatter
 
 from mapkg import hooks
 from mapkg.all_measures import SUN_MAGNITUDE
-from mapkg.evaluation import batches, predict, predictions
+from mapkg.evaluation import batches, predictions
 from mapkg.measures import MASSIVE_RATIO, ActivationSummary
 from mapkg.models import EdgeAttention, GraphNetwork, build
 from mapkg.models.config import Config
@@ -80,7 +80,7 @@ def readings(
 def _inputs(model: GraphNetwork, graphs: Sequence[Data]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What each layer is given, in double precision, all graphs in one batch."""
     names = ["node_embedding", "edge_embedding", *(f"layers.{i}" for i in range(len(model.layers)))]
-    ((batch, seen),) = hooks.scan(model, batches(graphs, len(graphs)), names, forward=predict)
+    ((batch, seen),) = hooks.scan(model, batches(graphs, len(graphs)), names)
     x, edge_attr = (seen[name] for name in names[:2])
     for name in names[2:]:
         yield x.double(), batch.edge_index, edge_attr.double()
@@ -168,7 +168,7 @@ def weight_on_sink(
     if any(layer.attention.explicit_bias != "sink" for layer in model.layers):
         raise ValueError("model: expected layers with a sink")
     parts, name = [], "layers.*.attention.attention_weight"
-    for batch, seen in hooks.scan(model, batches(graphs, batch_size), name, forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, batch_size), name):
         target = batch.edge_index[1]
         number = torch.bincount(target, minlength=batch.num_nodes)
         for layer, weight in enumerate(seen.values()):

@@ -49,7 +49,7 @@ def largest_scores(model: nn.Module, graphs: Sequence[Data]) -> pd.DataFrame:
     ``atom`` is what the edge enters and ``neighbors`` how many that atom has; ``ring`` is the
     size of the smallest ring of the bond, and ``largest_ring`` of the molecule, 0 for none.
     """
-    passes = hooks.scan(model, batches(graphs, 128), SCORES, forward=predict)
+    passes = hooks.scan(model, batches(graphs, 128), SCORES)
     scores = [torch.stack([s.abs().amax(1) for s in seen.values()], dim=1) for _, seen in passes]
     places = [row for number, graph in enumerate(graphs) for row in _places(number, graph)]
     return pd.DataFrame(places).join(pd.DataFrame(torch.cat(scores).numpy()))
@@ -94,7 +94,7 @@ def scores_by_layer(edges: pd.DataFrame) -> pd.DataFrame:
 def along_the_stream(model: nn.Module, graph: Data, edge: int) -> pd.DataFrame:
     """Norms of what one edge passes, and the median over all edges of its molecule, by layer."""
     names = [f"layers.*.{part}" for part in STREAM.values()]
-    ((_, seen),) = hooks.scan(model, batches([graph], 1), names, forward=predict)
+    ((_, seen),) = hooks.scan(model, batches([graph], 1), names)
     rows = []
     for layer in range(len(seen) // len(STREAM)):
         for step, part in STREAM.items():
@@ -128,7 +128,7 @@ def without(model: nn.Module, graphs: Sequence[Data], first: int) -> pd.DataFram
     for name, edits in changes.items():
         largest: dict[str, float] = {}
         with hooks.edit(model, edits):
-            for _, seen in hooks.scan(model, batches(graphs, 128), SCORES, forward=predict):
+            for _, seen in hooks.scan(model, batches(graphs, 128), SCORES):
                 for score, x in seen.items():
                     largest[score] = max(largest.get(score, 0), x.abs().max().item())
         rows[name] = list(largest.values())

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mapkg import hooks
 from mapkg.all_measures import SUN_MAGNITUDE, row_measures
-from mapkg.evaluation import batches, calibrate_batch_norm, predict
+from mapkg.evaluation import batches, calibrate_batch_norm
 from mapkg.measures import LOG_EPS, MASSIVE_RATIO
 from mapkg.models.config import Config
 from mapkg.models.pyg_layers import recorded_rows
@@ -93,8 +93,7 @@ def measured_run(
 def _of_network(model: nn.Module, config: Config, graphs: Sequence[Data]) -> pd.Series:
     """``MEASURES`` of a network on graphs that are passed through it at once."""
     modules = hooks.resolve(model, names := looked_at(config.architecture))
-    scans = hooks.scan(model, batches(graphs, len(graphs)), names, forward=predict)
-    ((batch, seen),) = scans
+    ((batch, seen),) = hooks.scan(model, batches(graphs, len(graphs)), names)
     rows = [recorded_rows(modules[name], seen[name], batch.batch) for name in seen]
     return pd.DataFrame([_of_layer(score) for score in rows]).max()
 
