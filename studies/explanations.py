@@ -307,13 +307,12 @@ def explain_run(
     *,
     graphs: int = 100,  # test graphs, the first ones
     resamples: int = 2000,  # of bootstraps
-    progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """The tables of ``explain`` of a run, with ``type_frequency``, and ``interventions``."""
     model, information = checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     explained = splits.test[:graphs]
     others = {"frequency": type_frequency(splits.train, explained)}
-    made = explain(model, explained, others=others, resamples=resamples, progress=progress)
+    made = explain(model, explained, others=others, resamples=resamples)
     made = {name: table.assign(layer=0) for name, table in made.items()}
     loss = Config.from_dict(information["config"]).loss
     replaced = intervene(model, splits.test, reference=splits.train[:2000], loss=loss)

@@ -26,7 +26,7 @@ from studies.figures import THRESHOLD_LOOK, over_seeds, whole_ticks
 from studies.laws import compare_laws
 from studies.observation import summarise_scores
 from studies.published import grid, margin
-from studies.results import MODELS, Emergence, read_emergence, read_network
+from studies.results import MODELS, ORIGIN, Emergence, read_emergence, read_network
 from studies.statistics import contrasts, with_interval
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
@@ -227,8 +227,6 @@ SCORES = ("max_ratio", "share_rows_with_massive", "max_abs", "row_median_q50", "
 LOGARITHMIC = ("max_ratio", "max_abs", "row_median_q50")
 """Those of the ``SCORES`` of a layer whose means are geometric."""
 
-_ORIGIN = ("config", "changes", "dataset", "epochs", "versions", "commit")
-
 
 def compact(run: Emergence, fits: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
     """Scores, metrics and ``laws.compare_laws`` of ``layers`` in two states, and of ``epochs``."""
@@ -240,8 +238,8 @@ def compact(run: Emergence, fits: pd.DataFrame | None = None) -> dict[str, pd.Da
     gamma = fits[fits["law"] == "gamma"][[*keys, "ks_own", "ks_base", "ks_two_sample"]]
     summary = run.summary[run.summary["state"].isin(states)]
     metrics = [name for name in summary if name.startswith("test_")]
-    layers = summary[[*keys, *SCORES, *metrics, "best_epoch", *_ORIGIN]]
-    epochs = run.trajectory[["seed", "layer", "epoch", *SCORES, *_ORIGIN]]
+    layers = summary[[*keys, *SCORES, *metrics, "best_epoch", *ORIGIN]]
+    epochs = run.trajectory[["seed", "layer", "epoch", *SCORES, *ORIGIN]]
     return {"layers": layers.merge(gamma, on=keys, validate="one_to_one"), "epochs": epochs}
 
 

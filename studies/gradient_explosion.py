@@ -239,7 +239,6 @@ def dose(
     no_rivals: bool = False,  # leave out remedies at the published dropouts
     further: bool = False,  # remedies that no paper has, and nothing else
     prefix: Path | str | None = None,
-    progress: bool = True,
 ) -> Study:
     """Train GATs at all pairs of dropout rates, and with remedies; ``curves`` has the peaks.
 
@@ -257,7 +256,7 @@ def dose(
         about |= dict(num_layers=layers, seed=seed, epochs=epochs, dataset=splits.description.title)
         trainings.append((about, partial(_peaks, variant, splits, layers, seed, epochs, clip)))
     labels = ("arm", "dropout", "attention_dropout", "seed")
-    return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
+    return run_study(trainings, labels=labels, prefix=prefix)
 
 
 def _peaks(

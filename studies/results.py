@@ -24,6 +24,8 @@ from studies.published import titles
 from studies.tables import span
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
+ORIGIN = ("config", "changes", "dataset", "epochs", "versions", "commit")
+"""Columns of these tables that say where a row is from, beside its seed."""
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,7 @@ def laws(
 ) -> pd.DataFrame:
     """``compare_laws`` of untrained and trained ratios of collected runs, with their origin."""
     keys = ["run", "seed", "layer", "state"]
-    origin = ["config", "changes", "dataset", "epochs", "versions", "commit"]
     histogram = read_runs(results, runs).histogram
     chosen = histogram[histogram["state"].isin(["base", "best"])]
     fitted = compare_laws(chosen[[*keys, "bin", "low", "count"]], base="base")
-    return fitted.merge(chosen[[*keys, *origin]].drop_duplicates(), on=keys, validate="many_to_one")
+    return fitted.merge(chosen[[*keys, *ORIGIN]].drop_duplicates(), on=keys, validate="many_to_one")

@@ -24,7 +24,7 @@ from studies.extras import build
 from studies.figures import legend_once, panels
 from studies.files import commit, versions
 from studies.observation import looked_at
-from studies.results import Emergence, read_emergence, read_network, with_spread
+from studies.results import ORIGIN, Emergence, read_emergence, read_network, with_spread
 from studies.statistics import hierarchical_bootstrap
 from studies.train import seed_all
 
@@ -82,8 +82,7 @@ def measured_run(
     layers = with_spread(replace(run, **alone))
     layers = layers[layers["state"].isin(("base", "base_calibrated", "best"))]
     metrics = [name for name in layers if name.startswith("test_")]
-    about = ["config", "changes", "dataset", "epochs", "versions", "commit"]
-    columns = ["max_ratio", "max_abs", "row_median_q50", "spread", *metrics, "best_epoch", *about]
+    columns = ["max_ratio", "max_abs", "row_median_q50", "spread", *metrics, "best_epoch", *ORIGIN]
     layers = layers[["seed", "layer", "state", *columns]]
     model, config, origin = read_network(folder, splits)
     network = pd.DataFrame([_of_network(model, config, splits.test[:graphs])])
