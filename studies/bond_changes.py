@@ -30,7 +30,6 @@ EXPERIMENTS = titles("changes")
 SHARES = (0.70, 0.25, 0.05)
 """Shares of the three types where the target is made to depend on one of them."""
 
-
 NODE_TYPES = 6
 """How many are drawn where frequency is crossed with meaning."""
 

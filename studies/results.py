@@ -163,11 +163,10 @@ def with_spread(runs: Emergence) -> pd.DataFrame:
 
 
 def by_measure(layers: pd.DataFrame) -> pd.DataFrame:
-    """Which trained layers are massive, by three measures, a row per run, seed and layer.
+    """Which trained layers, of those of ``with_spread``, are massive by three measures.
 
-    ``layers`` are those of ``with_spread``, untrained and trained. Sun's rule with the typical row
-    median in place of the layer's, which no table has; ``spread`` is beyond that of this layer in
-    every untrained network of the run.
+    Sun's rule has the typical row median in place of the layer's, which no table has; ``spread`` is
+    beyond that of this layer in every untrained network of the run.
     """
     layers = layers.set_index(["run", "seed", "layer"])
     best = layers[layers["state"] == "best"]

@@ -42,8 +42,7 @@ def sign_flips(change: pd.Series | np.ndarray) -> float:
 def equivalence(change: pd.Series | np.ndarray, margin: float) -> dict[str, float | bool]:
     """Two one-sided t tests of a mean change against a margin that was stated before the run.
 
-    ``equivalent`` if p < 0.05, which is the same as an interval of 90 % (``low`` to ``high``)
-    within plus and minus the margin. For factors pass logarithms and the logarithm of the margin.
+    ``equivalent`` if p < 0.05, that is, if an interval of 90 % is within plus and minus the margin.
     Only this makes "no difference" a finding: an interval that includes 0 does not.
     """
     if len(change) < 2 or not margin > 0:
@@ -97,9 +96,8 @@ def hierarchical_bootstrap(
 ) -> tuple[float, float, float]:
     """A mean of means with its percentile interval, drawn level by level.
 
-    ``levels`` are columns from the outermost inward, ``("network", "kind", "molecule")``: networks
-    are drawn, in each its kinds, in each the molecules, in each the rows. Each unit weighs as much
-    as its neighbors, whatever it holds. The interval of a level with one unit says nothing of it.
+    ``levels`` are columns from the outermost inward, as ``("network", "kind")``. A unit weighs as
+    much as its neighbors, whatever it holds; the interval of a level with one says nothing of it.
     """
     if table.empty or table[value].isna().any():
         raise ValueError(f"expected rows with a {value} each, got {len(table)} rows, some without")

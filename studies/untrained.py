@@ -82,8 +82,8 @@ def measured_run(
     layers = with_spread(replace(run, **alone))
     layers = layers[layers["state"].isin(("base", "base_calibrated", "best"))]
     metrics = [name for name in layers if name.startswith("test_")]
-    columns = ["max_ratio", "max_abs", "row_median_q50", "spread", *metrics, "best_epoch", *ORIGIN]
-    layers = layers[["seed", "layer", "state", *columns]]
+    columns = ["seed", "layer", "state", "max_ratio", "max_abs", "row_median_q50", "spread"]
+    layers = layers[[*columns, *metrics, "best_epoch", *ORIGIN]]
     model, config, origin = read_network(folder, splits)
     network = pd.DataFrame([_of_network(model, config, splits.test[:graphs])])
     return {"layers": layers, "network": network.assign(graphs=graphs, **origin)}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch_geometric.utils import to_dense_adj
+from torch_geometric.utils import cumsum, to_dense_adj
 
 from mapkg import models
 from mapkg.models.config import Config
@@ -116,7 +116,7 @@ class DiffusionKernel(nn.Module):
         laplacian = identity - scale.unsqueeze(2) * adjacency * scale.unsqueeze(1)
         kernel = torch.linalg.matrix_power(identity - self.gamma * laplacian, self.power)
         source, target = torch.cat([edge_index, fake_index], dim=1)
-        graph, first = batch[source], _first_nodes(batch)[batch]
+        graph, first = batch[source], cumsum(batch.bincount())[batch]
         return kernel[graph, source - first[source], target - first[target]].unsqueeze(-1)
 
 
@@ -153,13 +153,7 @@ def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[
     missing = exists.unsqueeze(2) & exists.unsqueeze(1) & (adjacency == 0)
     missing &= place.unsqueeze(1) != place
     graph, source, target = missing.nonzero(as_tuple=True)
-    return torch.stack([source, target]) + _first_nodes(batch)[graph]
-
-
-def _first_nodes(batch: Int[Tensor, " N"]) -> Int[Tensor, " graphs"]:
-    """The number of the first node of each graph; graphs are in ascending order."""
-    sizes = batch.bincount()
-    return sizes.cumsum(0) - sizes
+    return torch.stack([source, target]) + cumsum(batch.bincount())[graph]
 
 
 class FullGraphNetwork(GraphNetwork):
