@@ -119,8 +119,8 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         # [E, H] each; the gradient of square() takes a slow power.
         query, key, value = ((x * x).sum(dim=-1) for x in map(_wide, (query, key, value)))
         u = _root(query if self.mode == "paper" else query.sum(dim=0, keepdim=True))
-        largest = (scatter(x, target, reduce="max").index_select(0, target) for x in (key, value))
-        v, w = map(_root, largest)
+        largest = (_root(scatter(x, target, reduce="max")) for x in (key, value))
+        v, w = (of_target.index_select(0, target) for of_target in largest)
         divisor = self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
         return (temperature / divisor).unsqueeze(-1)
 

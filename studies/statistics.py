@@ -42,8 +42,9 @@ def sign_flips(change: pd.Series | np.ndarray) -> float:
 def equivalence(change: pd.Series | np.ndarray, margin: float) -> dict[str, float | bool]:
     """Two one-sided t tests of a mean change against a margin that was stated before the run.
 
-    ``equivalent`` if p < 0.05, that is, if an interval of 90 % is within plus and minus the margin.
-    Only this makes "no difference" a finding: an interval that includes 0 does not.
+    ``equivalent`` if p < 0.05, the same as an interval of 90 % (``low`` to ``high``) within plus
+    and minus the margin. For factors pass logarithms. Only this makes "no difference" a finding: an
+    interval that includes 0 does not.
     """
     if len(change) < 2 or not margin > 0:
         raise ValueError(
