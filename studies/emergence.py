@@ -289,10 +289,9 @@ def against_permuted(
     *,
     threshold: float = MASSIVE_RATIO,
 ) -> Figure:
-    """``by_epoch`` for runs on permuted targets beside those on the targets of the data.
+    """``by_epoch`` for runs on permuted targets beside the runs that they control.
 
-    ``controls`` leads from the former to the latter, ``titles`` from these to the title of a panel.
-    Each pair is drawn up to the last epoch that both have.
+    Each pair, of ``controls``, is drawn up to the last epoch that both have.
     """
     parts = []
     for permuted, run in controls.items():

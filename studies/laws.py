@@ -97,9 +97,8 @@ def histogram_from_table(rows: pd.DataFrame) -> StreamingHistogram:
 def fit_law(histogram: StreamingHistogram, law: str = "gamma") -> Fit:
     """The law of greatest likelihood for binned counts.
 
-    The likelihood of single values has no bound where the density has none, as at the location of a
-    gamma law with a shape below 1; that of bins has. Three filled bins are refused: a law of three
-    parameters fits them whatever they hold.
+    That of single values has no bound where the density has none, as at the location of a gamma law
+    with a shape below 1. Three filled bins are refused: three parameters fit whatever they hold.
     """
     if law not in LAWS:
         raise ValueError(f"unknown law {law!r}; known: {', '.join(LAWS)}")

@@ -51,8 +51,7 @@ def summarise(
 ) -> dict[str, ActivationSummary]:
     """Summaries of what submodules return for the edges of graphs, in evaluation mode.
 
-    With ``heads`` the share of saturated sums is among them; ``predicted`` gets predictions and
-    targets of each batch.
+    ``predicted`` gets predictions and targets of each batch.
     """
     modules = hooks.resolve(model, names)
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
