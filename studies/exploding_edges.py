@@ -140,8 +140,8 @@ TREATMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "averaged": lambda score, mask: score[~mask].mean(dim=0).expand(int(mask.sum()), -1),
     "swapped": lambda score, mask: score[mask].roll(1, dims=0),
 }
-"""What may take the place of the score of chosen edges, from the score and their mask: itself,
-clipped; the mean over all other edges of the batch; that of the next such edge of the batch."""
+"""What may take the place of the score of chosen edges, from the score and their mask. It is
+clipped, the mean over all other edges of the batch, or that of the next such edge."""
 
 
 def treat(
