@@ -87,6 +87,15 @@ class ProductNull:
         # kurtosis of ln |z| is 4, that of a sum of k of them 4 / k.
         return 4 / (self.factors * self.channels) + 2 / (self.channels - 1)
 
+    @property
+    def mean_spread(self) -> float:
+        """The expected standard deviation of ``ln |x|`` in a row of D channels.
+
+        E sqrt(V) = sqrt(E V) (1 - v / 8) to first order in v = Var(V) / E(V)^2: good to 1 % from 20
+        channels on, to 0.3 % from 32.
+        """
+        return self.spread * (1 - self._relative_variance / 8)
+
     def chance(
         self, measure: str, value: float, rows: int, rate: float = 0.05
     ) -> tuple[float, float]:
