@@ -17,7 +17,6 @@ published code torch's schedule is given the negative loss and never lowers the 
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -156,8 +155,7 @@ def attack(
         raise ValueError("targets: expected numbers for loss 'l1', got NaN or infinity")
     names, rows = EMBEDDINGS if masks is None else tuple(masks), []
     with hooks.evaluating(model):
-        passes = hooks.scan(model, [batch for batch, _ in every], names, forward=predict)
-        embedded = [seen for _, seen in passes]  # of each batch
+        embedded = [seen for _, seen in hooks.scan(model, [b for b, _ in every], names)]
         places = [{n: mask(batch) for n, mask in (masks or {}).items()} for batch, _ in every]
         disturbed = sum(
             int(place[name].expand_as(x).count_nonzero()) if name in place else x.numel()
@@ -170,7 +168,7 @@ def attack(
             units = {name: x.std().item() for name, x in joined.items()}
         clean = _scores(lambda _, batch: predict(model, batch), every, loss)
         pairs = [*product(sigmas, restarts)]
-        for sigma, restart in tqdm(pairs, "attacks", file=sys.stderr, disable=not progress):
+        for sigma, restart in tqdm(pairs, "attacks", disable=not progress):
             generator = torch.Generator().manual_seed(restart)
             noise = {
                 name: [
@@ -205,11 +203,7 @@ def attack(
 
 
 def where_massive(
-    model: nn.Module,
-    by: str = "edges",
-    *,
-    threshold: float = MASSIVE_RATIO,
-    control: bool = False,
+    model: nn.Module, by: str = "edges", *, threshold: float = MASSIVE_RATIO, control: bool = False
 ) -> Mask:
     """Where edge embeddings are disturbed: at what is massive by the row ratio.
 
@@ -233,7 +227,7 @@ def where_massive(
     generator = torch.Generator().manual_seed(0)
 
     def mask(batch: Any) -> Tensor:
-        ((_, seen),) = hooks.scan(model, [batch], SCORES, forward=predict)
+        ((_, seen),) = hooks.scan(model, [batch], SCORES)
         scores = list(seen.values())
         if by == "largest":
             largest = scores[0].abs().argmax(dim=1)

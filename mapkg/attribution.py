@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from mapkg import hooks
-from mapkg.evaluation import batches, predict
+from mapkg.evaluation import batches
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.rows import default_names, edge_rows
 
@@ -140,7 +140,7 @@ def heat_map(
     names = default_names(model) if names is None else names
     modules, start = hooks.resolve(model, names), 0
     counts: dict[str, Tensor] = {}
-    for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, 128), names):
         of_batch = label[start : start + batch.num_edges]
         start += batch.num_edges
         for name, output in seen.items():

@@ -56,7 +56,7 @@ def predictions(
 ) -> tuple[Float[Tensor, "rows targets"], Float[Tensor, "rows targets"]]:
     """Predictions and targets ``y``, [1, targets] each, of all graphs, in evaluation mode."""
     check_targets(graphs)
-    passes = scan(model, batches(graphs, batch_size), "", forward=predict)
+    passes = scan(model, batches(graphs, batch_size), "")
     predicted, target = zip(*((seen[""], targets(batch)) for batch, seen in passes), strict=True)
     return torch.cat(predicted), torch.cat(target)
 

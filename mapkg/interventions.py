@@ -77,7 +77,7 @@ def intervene(
     generator, first = torch.Generator().manual_seed(seed), 0
     tables: dict[str, list[pd.DataFrame]] = {rule: [] for rule in RULES}
     massive: dict[str, tuple[Tensor, Tensor]] = {}  # how many of each edge, and their factors
-    for batch, seen in hooks.scan(model, batches(graphs, 128), "", forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, 128), ""):
         before, target = seen[""], targets(batch)
         graph_of_edge = batch.batch[batch.edge_index[0]]
         edges = graph_of_edge.bincount(minlength=batch.num_graphs)
@@ -130,7 +130,7 @@ def channel_means(
 ) -> dict[str, Float[Tensor, " D"]]:
     """Signed means over all edges of what submodules return, in evaluation mode."""
     rows, sums = 0, {}
-    for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, 128), names):
         rows += batch.num_edges
         for name, score in seen.items():
             sums[name] = sums.get(name, 0) + score.double().sum(dim=0)

@@ -76,7 +76,7 @@ class LipschitzNorm(nn.Module):
         norm = att.norm() if self.mode == "published" else att.norm(dim=-1)
         size = z.square().sum(dim=-1)  # [N, H]
         of_source = size.index_select(0, source)
-        largest = scatter(of_source, target, dim=0, dim_size=len(z), reduce="max")  # [N, H]
+        largest = scatter(of_source, target, dim_size=len(z), reduce="max")  # [N, H]
         if self.mode == "paper":
             inner = (largest + size).index_select(0, target)
         else:
@@ -119,10 +119,8 @@ class QuadraticLipschitzNorm(LipschitzNorm):
         # [E, H] each; the gradient of square() takes a slow power.
         query, key, value = ((x * x).sum(dim=-1) for x in map(_wide, (query, key, value)))
         u = _root(query if self.mode == "paper" else query.sum(dim=0, keepdim=True))
-        v, w = (
-            _root(scatter(x, target, dim=0, reduce="max")).index_select(0, target)
-            for x in (key, value)
-        )
+        largest = (_root(scatter(x, target, reduce="max")) for x in (key, value))
+        v, w = (of_target.index_select(0, target) for of_target in largest)
         divisor = self.scale * torch.stack([u * v, u * w, v * w]).amax(dim=0) + EPS
         return (temperature / divisor).unsqueeze(-1)
 

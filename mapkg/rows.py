@@ -114,9 +114,7 @@ def graphs_of_rows(batch: Any, x: Tensor) -> tuple[Int[Tensor, " rows"], int]:
     return torch.zeros(len(x), dtype=torch.long, device=x.device), 1
 
 
-def off_floor(
-    x: Float[Tensor, "rows channels"],
-) -> tuple[Float[Tensor, "rows channels"], int]:
+def off_floor(x: Float[Tensor, "rows channels"]) -> tuple[Float[Tensor, "rows channels"], int]:
     """Rows of which no floor is the median, and how many were changed for that.
 
     A row stands on a floor if a quarter of its channels or more have one and the same least

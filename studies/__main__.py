@@ -42,11 +42,7 @@ STUDIES = {
     "nulls": ("commands:nulls", "All measures of untrained networks (05)", GRAPHS),
     "gradients": ("gradient_explosion:gradients", "Gradients of every layer (21)", NODES),
     "dose": ("gradient_explosion:dose", "Gradients by rates of dropout (21)", NODES),
-    "amplification": (
-        "gradient_explosion:amplification",
-        "Constants in training (21)",
-        NODES,
-    ),
+    "amplification": ("gradient_explosion:amplification", "Constants in training (21)", NODES),
     "depth": ("depth:depth", "Accuracy by number of layers (22)", NODES),
     "missing": ("depth:missing", "Accuracy with hidden node features (24)", NODES),
     "smoothing": ("deep:smoothing", "Oversmoothing, forward and backward (25)", NODES),

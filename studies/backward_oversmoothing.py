@@ -1,7 +1,6 @@
 """Errors that smooth on their way back: the vanilla network, and what training makes of it."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise, product
@@ -96,8 +95,7 @@ def squared_loss(prediction: Tensor, task: RegularTask) -> Float[Tensor, ""]:
 def irregular_task(num_nodes: int = 200, degree: int = 20, *, seed: int = 0) -> RegularTask:
     """As ``regular_task``, on a connected random graph of that average degree.
 
-    Metropolis weights, 1 / (1 + the larger degree) for an edge, keep P symmetric and doubly
-    stochastic. Source: ours.
+    Metropolis weights keep P symmetric and doubly stochastic. Source: ours.
     """
     graph = nx.gnp_random_graph(num_nodes, degree / (num_nodes - 1), seed=seed)
     if not nx.is_connected(graph):
@@ -160,9 +158,8 @@ def linear_limit_errors(network: VanillaNetwork, task: RegularTask) -> list[floa
     errors = torch.autograd.grad(squared_loss(output, task), inputs, retain_graph=True)
     mean = errors[-1].mean(dim=0)
     found = [(errors[-1] - mean).norm() / errors[-1].norm()]
-    for layer, (h, x), error in zip(
-        network.layers[:0:-1], states[::-1], errors[-2::-1], strict=True
-    ):
+    backward = zip(network.layers[:0:-1], states[::-1], errors[-2::-1], strict=True)
+    for layer, (h, x), error in backward:
         (slope,) = torch.autograd.grad(x, h, torch.ones_like(x), retain_graph=True)
         mean = slope.mean(dim=0) * (layer.weight.detach().t() @ mean)
         found.append((error - mean).norm() / error.norm())
@@ -198,7 +195,7 @@ def _networks(
 ) -> Iterator[tuple[dict[str, Any], RegularTask, VanillaNetwork]]:
     """What a row says of each network, its data, and the untrained network."""
     cases = list(product(variants.items(), depths, seeds))
-    bar = tqdm(cases, "networks", file=sys.stderr, disable=not progress)
+    bar = tqdm(cases, "networks", disable=not progress)
     for (name, settings), depth, seed in bar:
         task = FAMILIES[settings.get("family", "regular")](seed=seed)
         own = {key: value for key, value in settings.items() if key != "family"}

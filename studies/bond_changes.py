@@ -30,7 +30,6 @@ EXPERIMENTS = titles("changes")
 SHARES = (0.70, 0.25, 0.05)
 """Shares of the three types where the target is made to depend on one of them."""
 
-
 NODE_TYPES = 6
 """How many are drawn where frequency is crossed with meaning."""
 
@@ -293,9 +292,8 @@ def factors(
         change = (logs[other] - logs[one]).dropna()
         names = ("factor", "low", "high", "least", "greatest")
         found = np.exp([*t_interval(change), change.min(), change.max()])
-        rows[title] = dict(zip(names, found, strict=True)) | {
-            "p": stats.ttest_1samp(change, 0).pvalue
-        }
+        rows[title] = dict(zip(names, found, strict=True))
+        rows[title]["p"] = stats.ttest_1samp(change, 0).pvalue
     return with_holm(pd.DataFrame(rows).T)
 
 

@@ -1,7 +1,6 @@
 """What the massive activations of finished runs sit on: tables by kind of edge, and figures."""
 
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -24,13 +23,7 @@ from mapkg.models.config import Config
 from studies import checkpoint
 from studies.data import BOND_TYPES, Splits, read_smiles
 from studies.data.molecules import warn_of_types
-from studies.edge_kinds import (
-    Labels,
-    distinct_edges,
-    edge_labels,
-    first_layer_table,
-    score_parts,
-)
+from studies.edge_kinds import Labels, distinct_edges, edge_labels, first_layer_table, score_parts
 from studies.extras import build
 from studies.observation import edge_maxima
 from studies.published import titles
@@ -54,7 +47,7 @@ def bond_types(
     """The tables of a finished run, see ``tables_of``, on the test split it was trained for."""
     checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     kept = sorted(path.stem for path in Path(folder).glob("epoch_*.safetensors"))
-    shown = tqdm(["base", "best", *kept], "states", file=sys.stderr, disable=not progress)
+    shown = tqdm(["base", "best", *kept], "states", disable=not progress)
     states = ((name, *checkpoint.load(Path(folder) / name)) for name in shown)
     return tables_of(states, splits, by, resamples)
 
@@ -115,7 +108,7 @@ def tables_of(
             made["losses"] = _losses(model, splits, kind, resamples)
         if state == "best":
             shares = heat_map(model, splits.test, labels, len(names))
-            made["heat"] = _heat_table(shares, THRESHOLDS, names)
+            made["heat"] = _heat_table(shares, names)
         for name, table in made.items():
             parts[name].append(table.assign(**_origin(information, state)))
     empty = pd.DataFrame(columns=["label", *_origin(information, state)])
@@ -170,13 +163,11 @@ def share_table(
 
 
 def _heat_table(
-    shares: Float[Tensor, "layers thresholds labels channels"],
-    thresholds: Sequence[float],
-    names: Sequence[str],
+    shares: Float[Tensor, "layers thresholds labels channels"], names: Sequence[str]
 ) -> pd.DataFrame:
     """Shares of massive edges as a table of percentages, zeros left out."""
     layer, threshold, label, channel = place = (shares > 0).nonzero(as_tuple=True)
-    columns = {"threshold": np.array(thresholds)[threshold], "label": np.array(names)[label]}
+    columns = {"threshold": np.array(THRESHOLDS)[threshold], "label": np.array(names)[label]}
     columns |= {"channel": channel, "percent": 100 * shares[place]}
     return pd.DataFrame({"layer": layer, **columns})
 

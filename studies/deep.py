@@ -5,7 +5,6 @@ PyG and an activation (but for the last), and a linear map to the classes.
 """
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,18 +14,10 @@ from typing import Any
 import pandas as pd
 import psutil
 import torch
+import torch_geometric.nn as gnn
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.nn import (
-    GATConv,
-    GatedGraphConv,
-    GCN2Conv,
-    GCNConv,
-    JumpingKnowledge,
-    PairNorm,
-    TransformerConv,
-)
 from torch_geometric.transforms import LargestConnectedComponents
 from torch_geometric.utils import dropout_edge, index_to_mask
 from tqdm import tqdm
@@ -44,8 +35,8 @@ from studies.train import fit
 FEATURE_NORMS = {
     "none": lambda width, scale: nn.Identity(),
     "layer": lambda width, scale: nn.LayerNorm(width),
-    "pair": lambda width, scale: PairNorm(scale),
-    "pair-si": lambda width, scale: PairNorm(scale, scale_individually=True),
+    "pair": lambda width, scale: gnn.PairNorm(scale),
+    "pair-si": lambda width, scale: gnn.PairNorm(scale, scale_individually=True),
 }
 LIPSCHITZ_NORMS = {
     "lipschitz": "paper",
@@ -64,12 +55,12 @@ REMEDY_NAMES = (*NORMS, *RIVALS)
 """What networks are compared by."""
 
 LAYERS = {
-    "gat": GATConv,
-    "gt": TransformerConv,
-    "gcn": lambda size, hidden, heads, dropout: GCNConv(size, hidden * heads),
+    "gat": gnn.GATConv,
+    "gt": gnn.TransformerConv,
+    "gcn": lambda size, hidden, heads, dropout: gnn.GCNConv(size, hidden * heads),
     # A narrower input is filled with zeros.
-    "ggnn": lambda size, hidden, heads, dropout: GatedGraphConv(hidden * heads, num_layers=1),
-    "gcnii": lambda size, hidden, heads, dropout: GCN2Conv(hidden * heads, 0.1, 0.5, layer=1),
+    "ggnn": lambda size, hidden, heads, dropout: gnn.GatedGraphConv(hidden * heads, num_layers=1),
+    "gcnii": lambda size, hidden, heads, dropout: gnn.GCN2Conv(hidden * heads, 0.1, 0.5, layer=1),
 }
 """GAT has self-loops; the Graph Transformer has a root weight and no loops. GCNII is as published,
 with the input of the first layer in every layer, and weights nearer to one with each."""
@@ -167,9 +158,8 @@ class DeepNetwork(nn.Module):
         self.dropout = nn.Dropout(usual if variant.dropout is None else variant.dropout)
         self.activation = ACTIVATIONS.get(architecture, nn.functional.elu)
         self.is_norm_first, self.residual = norm == "layer", variant.residual
-        self.drop_edge, self.jump = variant.drop_edge, None
-        if variant.jumping:
-            self.jump = JumpingKnowledge("max")
+        self.drop_edge = variant.drop_edge
+        self.jump = gnn.JumpingKnowledge("max") if variant.jumping else None
         if norm in LIPSCHITZ_NORMS:
             lipschitz_normalise(self, LIPSCHITZ_NORMS[norm], scale=variant.scale)
         if variant.balanced:
@@ -181,7 +171,7 @@ class DeepNetwork(nn.Module):
         """Scores of the classes of every node."""
         edge_index, _ = dropout_edge(edge_index, self.drop_edge, training=self.training)
         x, given = self.embed(x), []
-        initial = (x,) if isinstance(self.layers[0], GCN2Conv) else ()
+        initial = (x,) if isinstance(self.layers[0], gnn.GCN2Conv) else ()
         for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True), 1):
             new = layer(self.dropout(x), *initial, edge_index)
             if self.is_norm_first:
@@ -221,10 +211,7 @@ def balance(network: DeepNetwork) -> None:
         layer.att_src.zero_(), layer.att_dst.zero_()
 
 
-PARAMETERS = {
-    "weights": ("lin", "weight", "rnn"),
-    "attention": ("att", "lin_query", "lin_key"),
-}
+PARAMETERS = {"weights": ("lin", "weight", "rnn"), "attention": ("att", "lin_query", "lin_key")}
 """What the names of a layer's parameters begin with, by kind; all matrices, and those of scores."""
 
 
@@ -324,7 +311,7 @@ def deep_smoothing(
     origin |= {"num_layers": num_layers, "contraction": limits.contraction}
     parts = []
     pairs = list(product(variants.items(), seeds))
-    for (name, variant), seed in tqdm(pairs, "networks", file=sys.stderr, disable=not progress):
+    for (name, variant), seed in tqdm(pairs, "networks", disable=not progress):
         network = variant.build(num_layers, splits, seed).to(graph.x.dtype)
         for state in ("untrained", "trained")[: 1 + bool(epochs)]:
             if state == "trained":

@@ -16,10 +16,11 @@ from rdkit import Chem
 from scipy import stats
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.utils import scatter
 from torch_geometric.utils.smiles import x_map
 
 from mapkg import hooks
-from mapkg.evaluation import batches, predict
+from mapkg.evaluation import batches
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, row_median
 from studies.data import ATOM_TYPES, Description, to_molecule
 from studies.published import known
@@ -212,8 +213,7 @@ def mean_by_type(
     """Means over the edges of each type; NaN for a type without an edge."""
     edge, count = (torch.tensor(triples[name].to_numpy()) for name in ("edge", "count"))
     total = edge.bincount(count.double(), minlength=max(ids) + 1)
-    table = torch.zeros(len(total), values.size(1), dtype=torch.double)
-    table.index_add_(0, edge, values.double() * count.unsqueeze(1))
+    table = scatter(values.double() * count.unsqueeze(1), edge, dim_size=len(total))
     return (table / total.where(total > 0, torch.nan).unsqueeze(1))[[*ids]]
 
 
@@ -324,7 +324,7 @@ def score_parts(
     columns += ["median", "maximum", "max_ratio"]
     recorded = [f"{name}.{part}" for name in attentions for part in parts]
     label, start, rows = torch.cat(list(labels)), 0, []
-    for batch, seen in hooks.scan(model, batches(graphs, 128), recorded, forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, 128), recorded):
         of_batch = label[start : start + batch.num_edges]
         start += batch.num_edges
         source, target = batch.edge_index

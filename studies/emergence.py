@@ -54,12 +54,11 @@ def emergence(
     keep_every: int | None = None,
     progress: bool = True,
 ) -> Emergence:
-    """Train a network and look at the scores of the test split after each epoch.
+    """Train a network and look at the scores of the test split after ``observe_epochs``, or each.
 
-    ``name`` is what the tables call the configuration. ``folder`` gets state, tables and the
-    checkpoints ``base``, ``best`` and ``last``, and a run that was stopped goes on from there; None
-    keeps all in memory. ``observe_epochs`` are those that are looked at, all if None. Weights are
-    kept in the folder after each ``keep_every`` epochs, as the checkpoints ``epoch_000``, ...
+    ``folder`` gets the tables, which call the configuration ``name``, the checkpoints ``base``,
+    ``best``, ``last`` and, after each ``keep_every`` epochs, ``epoch_000``, ..., and the state that
+    a run that was stopped goes on from; None keeps all in memory.
 
     Source: massive-activations paper, base against trained.
     """
@@ -112,21 +111,14 @@ def emergence(
     return Emergence(**tables, fit=run)
 
 
-def examine_checkpoint(
-    path: Path | str, splits: Splits, *, device: str | torch.device = "cpu"
-) -> dict[str, pd.DataFrame]:
-    """The tables of a saved network (state ``best``) beside those of its untrained self.
-
-    ``path`` is of a checkpoint that ``emergence`` wrote; the untrained network is built again from
-    its seed. The tables are ``summary``, ``graph_maxima``, ``histogram`` and ``history``, with the
-    checkpoint's origin in each row.
-    """
+def examine_checkpoint(path: Path | str, splits: Splits) -> dict[str, pd.DataFrame]:
+    """The tables of a checkpoint of ``emergence``, ``best``, and of its untrained self."""
     model, information = checkpoint.load(path)
     config = Config.from_dict(information["config"])
     seed_all(information["seed"])
     base = build(config).state_dict()
     weights = {"base": base, "base_calibrated": base, "best": model.state_dict()}
-    tables = observe_states(weights, config, splits, device=device)
+    tables = observe_states(weights, config, splits)
     tables["history"] = pd.DataFrame(information.get("history", []))
     named = {key: information[key] for key in ("seed", "epoch", "versions", "commit")}
     named |= {"config": information["name"], "dataset": splits.description.title}
@@ -178,11 +170,7 @@ def _changes(config: Config, name: str) -> str:
 
 
 def with_permuted_targets(splits: Splits, seed: int) -> Splits:
-    """The same data with the targets of the training and validation graphs permuted.
-
-    A null for the question whether massive activations need something to learn: graphs and
-    targets are as before, each within its split, but have nothing to do with one another.
-    """
+    """Targets of training and of validation graphs permuted, so that there is nothing to learn."""
     if isinstance(splits.train, NodesOfGraph):
         raise ValueError(
             "expected whole graphs, whose targets can change places, but "
@@ -211,15 +199,10 @@ def without_training(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The ratios of untrained networks on the test split: the null of the trained ones.
-
-    A row per seed (take others than those of the trained networks), state (``base`` and
-    ``base_calibrated``, as in ``Emergence``) and layer, with the statistics of
-    ``ActivationSummary``.
-    """
+    """Summaries of untrained networks of other seeds, the null of trained ones, in two states."""
     config = fit_to_data(config, splits.description)
     rows = []
-    for seed in tqdm(seeds, "untrained networks", file=sys.stderr, disable=not progress):
+    for seed in tqdm(seeds, "untrained networks", disable=not progress):
         seed_all(seed)
         model = build(config).to(device).eval()
         for state in ("base", "base_calibrated"):
@@ -245,10 +228,8 @@ def by_rank(
 ) -> Figure:
     """Figure A of the massive-activations paper: each graph's largest ratio, in rank order.
 
-    A panel per run with a title, or per seed. Graphs are sorted per layer and seed. A layer of the
-    trained network is a line at the median over seeds, in a band from the least to the greatest.
-    The untrained network is a band over all its layers, graphs and seeds, with BatchNorm
-    statistics at 0 and 1 (as published) and calibrated on training data.
+    A panel per run with a title, or per seed. Graphs are sorted per layer and seed. The untrained
+    network is a band over all its layers, graphs and seeds.
     """
     by = "seed" if titles is None else "run"
     titles = titles or {seed: f"seed {seed}" for seed in sorted(graph_maxima["seed"].unique())}
@@ -265,9 +246,8 @@ def by_rank(
         rank = best.groupby(["layer", "seed"])["max_ratio"].rank(method="first")
         best = best.assign(rank=rank).pivot(index=["layer", "rank"], columns="seed")["max_ratio"]
         for layer, by_seed in best.groupby("layer"):
-            figures.band(
-                ax, by_seed.droplevel("layer"), color=colors[layer], label=f"layer {layer}"
-            )
+            look = dict(color=colors[layer], label=f"layer {layer}")
+            figures.band(ax, by_seed.droplevel("layer"), **look)
     _finish(figure, titles.values(), threshold, "test graphs, by rank")
     return figure
 
@@ -280,11 +260,7 @@ def by_epoch(
     colors: Mapping[str, Any] | None = None,
     threshold: float = MASSIVE_RATIO,
 ) -> Figure:
-    """The largest ratio of what a line stands for after each epoch.
-
-    ``color`` and ``panel`` are columns that tell lines and panels apart. A line is the median over
-    seeds, in a band from the least to the greatest.
-    """
+    """The largest ratio after each epoch, a ``figures.band`` for each color and panel, columns."""
     table = trajectory.assign(panel=trajectory[panel] if panel else "")
     largest = table.groupby([color, "panel", "epoch", "seed"])["max_ratio"].max().unstack()
     titles, names = table["panel"].unique(), table[color].unique()
@@ -313,10 +289,9 @@ def against_permuted(
     *,
     threshold: float = MASSIVE_RATIO,
 ) -> Figure:
-    """``by_epoch`` for runs on permuted targets beside those on the targets of the data.
+    """``by_epoch`` for runs on permuted targets beside the runs that they control.
 
-    ``controls`` leads from the former to the latter, ``titles`` from these to the title of a panel.
-    Each pair is drawn up to the last epoch that both have.
+    Each pair, of ``controls``, is drawn up to the last epoch that both have.
     """
     parts = []
     for permuted, run in controls.items():
@@ -377,9 +352,8 @@ def by_layer(summary: pd.DataFrame, statistics: Sequence[str]) -> Figure:
 
 
 def _panels(titles: Sized) -> tuple[Figure, list[Axes]]:
-    return figures.panels(
-        len(titles), 3, (2.7, 2.2) if len(titles) > 1 else (6.0, 3.2), sharey=True
-    )
+    size = (2.7, 2.2) if len(titles) > 1 else (6.0, 3.2)
+    return figures.panels(len(titles), 3, size, sharey=True)
 
 
 def _finish(figure: Figure, titles: Iterable[str], threshold: float, xlabel: str) -> None:

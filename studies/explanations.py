@@ -3,27 +3,22 @@
 Each method gives one number per directed edge, the larger the more important:
 
 - *ratio*: the largest activation ratio of the edge in one layer, the claim of the paper.
-- *gradient x input* and *integrated gradients* (Captum) on the one-hot row of the edge's type,
-  summed over its columns, from a baseline of zeros: an edge of no type that still counts in the
-  softmax and brings its source's value.
+- *gradient x input* and *integrated gradients* (Captum) on the one-hot row of the edge's type, from
+  a baseline of zeros: an edge of no type still counts in the softmax and brings its source's value.
 - *edge mask*: Captum's integrated gradients on a factor on the messages of each edge, the same in
   all layers. Neither the attention's denominator nor GT's edge stream is masked.
-- *GNNExplainer* (PyG): a mask on messages, learned so that the prediction stays as it is while
-  few edges are kept. One seed is a noisy estimate.
+- *GNNExplainer* (PyG): a mask on messages that keeps the prediction with few edges, noisy by seed.
 - *AttentionExplainer* (PyG): the mean attention weight over layers and heads.
-- *random*: uniform numbers, the control.
 
-Deletion curves ask what none of them does, the prediction without the bond. If an importance is
-faithful, the prediction changes early when the most important bonds go first (*descending*) and
-late when they go last (*ascending*). Atoms stay: such graphs are no molecules, and a change is
-also how strange the graph has become.
+Deletion curves ask what none of them does, the prediction without the bond: with a faithful
+importance it changes early if the most important bonds go first (*descending*). Atoms stay: such
+graphs are no molecules, and a change is also how strange the graph has become.
 
 Source: Sundararajan et al. 2017 (integrated gradients), Shrikumar et al. 2016 (gradient x
 input), Ying et al. 2019 (GNNExplainer), Samek et al. 2017 and Petsiuk et al. 2018 (curves);
 differs: the change of a real-valued prediction in place of the probability of a class.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from functools import partial
@@ -97,7 +92,7 @@ def edge_importance(
         warn(f"an explainer left its edge mask in {masked} layers, ignored here", stacklevel=2)
         clear_masks(network)
     size, parts = 1 if method == "GNNExplainer" else batch_size, []
-    look = dict(total=-(-len(graphs) // size), file=sys.stderr, delay=1, disable=not progress)
+    look = dict(total=-(-len(graphs) // size), delay=1, disable=not progress)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for batch in tqdm(batches(graphs, size), method, **look):
@@ -130,7 +125,7 @@ class OneTarget(nn.Module):
 
 def _ratio(network: OneTarget, name: str) -> Float[Tensor, " E"]:
     (module,) = hooks.resolve(network.model, name).values()
-    ((_, seen),) = hooks.scan(network.model, [network.batch], name, forward=predict)
+    ((_, seen),) = hooks.scan(network.model, [network.batch], name)
     return activation_ratio(edge_rows(name, module, seen[name], network.batch)).amax(dim=-1)
 
 
@@ -205,9 +200,8 @@ def curve(
 ) -> pd.DataFrame:
     """Predictions while fractions of bonds, halves to the even number, are removed in an order.
 
-    Equally important bonds go in an order drawn at random. A row per ``graph`` and ``fraction``:
-    ``bonds`` of the whole graph, how many are ``removed``, ``prediction``, its ``change`` from that
-    of the whole graph, and ``absolute_error``.
+    Equally important bonds go in an order drawn at random. ``change`` is that of the prediction of
+    the whole graph.
     """
     rng, rows, left = np.random.default_rng(0), [], []
     for index, (graph, of_graph) in enumerate(zip(graphs, importance, strict=True)):
@@ -222,7 +216,7 @@ def curve(
             removed = round(fraction * len(values))
             left.append(graph.edge_subgraph(place >= removed))
             rows.append((index, float(fraction), len(values), removed, target))
-    passes = hooks.scan(model, batches([*graphs, *left], 128), "", forward=predict)
+    passes = hooks.scan(model, batches([*graphs, *left], 128), "")
     predicted = torch.cat([seen[""][:, 0] for _, seen in passes]).double().numpy()
     whole, prediction = np.split(predicted, [len(graphs)])
     table = pd.DataFrame(rows, columns=["graph", "fraction", "bonds", "removed", "y"])
@@ -285,7 +279,7 @@ def explain(
         of_graphs = rank_correlation(named["ratio"][0], named[method][0], graphs)
         about = {"defined": np.isfinite(of_graphs).sum(), "graphs": len(graphs)}
         correlation.append({"method": method} | _mean("mean", of_graphs, resamples) | about)
-    for order in tqdm(("descending", "ascending"), "curves", file=sys.stderr, disable=not progress):
+    for order in tqdm(("descending", "ascending"), "curves", disable=not progress):
         drawn = {
             method: pd.concat([curve(model, graphs, draw, order=order) for draw in draws])
             for method, draws in named.items()
@@ -309,13 +303,12 @@ def explain_run(
     *,
     graphs: int = 100,  # test graphs, the first ones
     resamples: int = 2000,  # of bootstraps
-    progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """The tables of ``explain`` of a run, with ``type_frequency``, and ``interventions``."""
     model, information = checkpoint.load(Path(folder) / "best", dataset=splits.description.title)
     explained = splits.test[:graphs]
     others = {"frequency": type_frequency(splits.train, explained)}
-    made = explain(model, explained, others=others, resamples=resamples, progress=progress)
+    made = explain(model, explained, others=others, resamples=resamples)
     made = {name: table.assign(layer=0) for name, table in made.items()}
     loss = Config.from_dict(information["config"]).loss
     replaced = intervene(model, splits.test, reference=splits.train[:2000], loss=loss)
@@ -332,11 +325,11 @@ def read_explanations(folder: Path | str, runs: Mapping[str, str]) -> dict[str, 
     return made | {name: made[name].rename(columns=renamed) for name in names}
 
 
-def faithfulness(curves: pd.DataFrame, *, value: str = "change") -> sns.FacetGrid:
+def faithfulness(curves: pd.DataFrame) -> sns.FacetGrid:
     """Means after each share of removed bonds; the ratio and random orders with intervals."""
     # The median of a value and the ends of its interval is the value.
     both = curves[curves["method"].isin(["ratio", CONTROL])]
-    ends = [both.assign(**{value: both[f"{value}_{end}"]}) for end in ("low", "high")]
+    ends = [both.assign(change=both[f"change_{end}"]) for end in ("low", "high")]
     methods = curves["method"].unique()
     colors = dict(zip(methods, sns.color_palette("colorblind", len(methods)), strict=True))
     look = dict(palette=colors | {CONTROL: "black"}, height=2.5, row="order", col="run")
@@ -344,6 +337,6 @@ def faithfulness(curves: pd.DataFrame, *, value: str = "change") -> sns.FacetGri
     look["dashes"] = {method: (4, 2) if method == CONTROL else "" for method in methods}
     look |= dict.fromkeys(("hue", "size", "style"), "method")
     look |= dict(estimator="median", errorbar=("pi", 100))
-    grid = sns.relplot(pd.concat([curves, *ends]), kind="line", x="fraction", y=value, **look)
-    axis = value.replace("_", " ").replace("change", "|change of prediction|")
-    return grid.set_titles("{col_name}, {row_name}").set_axis_labels("share of bonds removed", axis)
+    grid = sns.relplot(pd.concat([curves, *ends]), kind="line", x="fraction", y="change", **look)
+    grid.set_axis_labels("share of bonds removed", "|change of prediction|")
+    return grid.set_titles("{col_name}, {row_name}")

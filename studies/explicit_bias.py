@@ -16,7 +16,7 @@ from torch_geometric.utils import scatter
 
 from mapkg import hooks
 from mapkg.all_measures import SUN_MAGNITUDE
-from mapkg.evaluation import batches, predict, predictions
+from mapkg.evaluation import batches, predictions
 from mapkg.measures import MASSIVE_RATIO, ActivationSummary
 from mapkg.models import EdgeAttention, GraphNetwork, build
 from mapkg.models.config import Config
@@ -26,7 +26,7 @@ from studies.figures import THRESHOLD_LOOK, over_seeds, whole_ticks
 from studies.laws import compare_laws
 from studies.observation import summarise_scores
 from studies.published import grid, margin
-from studies.results import MODELS, Emergence, read_emergence, read_network
+from studies.results import MODELS, ORIGIN, Emergence, read_emergence, read_network
 from studies.statistics import contrasts, with_interval
 
 READINGS = ("none", "intended", "overwritten", "sink", "sink, closed")
@@ -80,7 +80,7 @@ def readings(
 def _inputs(model: GraphNetwork, graphs: Sequence[Data]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """What each layer is given, in double precision, all graphs in one batch."""
     names = ["node_embedding", "edge_embedding", *(f"layers.{i}" for i in range(len(model.layers)))]
-    ((batch, seen),) = hooks.scan(model, batches(graphs, len(graphs)), names, forward=predict)
+    ((batch, seen),) = hooks.scan(model, batches(graphs, len(graphs)), names)
     x, edge_attr = (seen[name] for name in names[:2])
     for name in names[2:]:
         yield x.double(), batch.edge_index, edge_attr.double()
@@ -102,9 +102,8 @@ def idle_term(
 ) -> pd.DataFrame:
     """What a term that no weight and no attended value can feel does to record and predictions.
 
-    An intended one with k' and e' standard normal, e' less its mean within each head, and v' = 0:
-    it adds zero to a summed score, clamp or no clamp. Predictions' ``largest_change`` is over their
-    standard deviation.
+    An intended one with e' less its mean within each head, and v' = 0, adds zero to a summed score,
+    clamp or no clamp. ``largest_change`` of predictions is over their standard deviation.
     """
     if config.explicit_bias != "none":
         raise ValueError(f"config: expected no Explicit Bias Term, got {config.explicit_bias!r}")
@@ -168,7 +167,7 @@ def weight_on_sink(
     if any(layer.attention.explicit_bias != "sink" for layer in model.layers):
         raise ValueError("model: expected layers with a sink")
     parts, name = [], "layers.*.attention.attention_weight"
-    for batch, seen in hooks.scan(model, batches(graphs, batch_size), name, forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, batch_size), name):
         target = batch.edge_index[1]
         number = torch.bincount(target, minlength=batch.num_nodes)
         for layer, weight in enumerate(seen.values()):
@@ -227,8 +226,6 @@ SCORES = ("max_ratio", "share_rows_with_massive", "max_abs", "row_median_q50", "
 LOGARITHMIC = ("max_ratio", "max_abs", "row_median_q50")
 """Those of the ``SCORES`` of a layer whose means are geometric."""
 
-_ORIGIN = ("config", "changes", "dataset", "epochs", "versions", "commit")
-
 
 def compact(run: Emergence, fits: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
     """Scores, metrics and ``laws.compare_laws`` of ``layers`` in two states, and of ``epochs``."""
@@ -240,8 +237,8 @@ def compact(run: Emergence, fits: pd.DataFrame | None = None) -> dict[str, pd.Da
     gamma = fits[fits["law"] == "gamma"][[*keys, "ks_own", "ks_base", "ks_two_sample"]]
     summary = run.summary[run.summary["state"].isin(states)]
     metrics = [name for name in summary if name.startswith("test_")]
-    layers = summary[[*keys, *SCORES, *metrics, "best_epoch", *_ORIGIN]]
-    epochs = run.trajectory[["seed", "layer", "epoch", *SCORES, *_ORIGIN]]
+    layers = summary[[*keys, *SCORES, *metrics, "best_epoch", *ORIGIN]]
+    epochs = run.trajectory[["seed", "layer", "epoch", *SCORES, *ORIGIN]]
     return {"layers": layers.merge(gamma, on=keys, validate="one_to_one"), "epochs": epochs}
 
 
@@ -251,10 +248,7 @@ def compact_run(folder: Path | str) -> dict[str, pd.DataFrame]:
 
 
 def read_remedies(
-    folder: Path | str,
-    data: str,
-    arms: Mapping[str, str] = ARMS,
-    models: Iterable[str] = MODELS,
+    folder: Path | str, data: str, arms: Mapping[str, str] = ARMS, models: Iterable[str] = MODELS
 ) -> dict[str, pd.DataFrame]:
     """The tracked tables of several networks, with architecture (``label``) and title (``run``)."""
     parts: dict[str, list[pd.DataFrame]] = {"layers": [], "epochs": []}

@@ -49,10 +49,8 @@ def largest_scores(model: nn.Module, graphs: Sequence[Data]) -> pd.DataFrame:
     ``atom`` is what the edge enters and ``neighbors`` how many that atom has; ``ring`` is the
     size of the smallest ring of the bond, and ``largest_ring`` of the molecule, 0 for none.
     """
-    passes = hooks.scan(model, batches(graphs, 128), SCORES, forward=predict)
-    scores = [
-        torch.stack([s.abs().amax(dim=1) for s in seen.values()], dim=1) for _, seen in passes
-    ]
+    passes = hooks.scan(model, batches(graphs, 128), SCORES)
+    scores = [torch.stack([s.abs().amax(1) for s in seen.values()], dim=1) for _, seen in passes]
     places = [row for number, graph in enumerate(graphs) for row in _places(number, graph)]
     return pd.DataFrame(places).join(pd.DataFrame(torch.cat(scores).numpy()))
 
@@ -96,7 +94,7 @@ def scores_by_layer(edges: pd.DataFrame) -> pd.DataFrame:
 def along_the_stream(model: nn.Module, graph: Data, edge: int) -> pd.DataFrame:
     """Norms of what one edge passes, and the median over all edges of its molecule, by layer."""
     names = [f"layers.*.{part}" for part in STREAM.values()]
-    ((_, seen),) = hooks.scan(model, batches([graph], 1), names, forward=predict)
+    ((_, seen),) = hooks.scan(model, batches([graph], 1), names)
     rows = []
     for layer in range(len(seen) // len(STREAM)):
         for step, part in STREAM.items():
@@ -124,39 +122,26 @@ def without(model: nn.Module, graphs: Sequence[Data], first: int) -> pd.DataFram
         "nothing": {},
         "the feed-forward map": {f"{name}.contract": torch.zeros_like for name in blocks},
         "the score in the stream": {f"{name}.project": torch.zeros_like for name in blocks},
-        "fixed statistics of BatchNorm": {
-            n: partial(_batch_norm, norm) for n, norm in norms.items()
-        },
+        "fixed statistics of BatchNorm": {n: partial(_batch_norm, m) for n, m in norms.items()},
     }
     rows = {}
     for name, edits in changes.items():
         largest: dict[str, float] = {}
         with hooks.edit(model, edits):
-            for _, seen in hooks.scan(model, batches(graphs, 128), SCORES, forward=predict):
+            for _, seen in hooks.scan(model, batches(graphs, 128), SCORES):
                 for score, x in seen.items():
                     largest[score] = max(largest.get(score, 0), x.abs().max().item())
         rows[name] = list(largest.values())
     return pd.DataFrame(rows).T.rename_axis(index="without", columns="layer")
 
 
-def _clipped(score: Tensor, mask: Tensor) -> Tensor:
-    return score[mask].clamp(-EXPLODING, EXPLODING)
-
-
-def _averaged(score: Tensor, mask: Tensor) -> Tensor:
-    return score[~mask].mean(dim=0).expand(int(mask.sum()), -1)
-
-
-def _swapped(score: Tensor, mask: Tensor) -> Tensor:
-    return score[mask].roll(1, dims=0)
-
-
 TREATMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "clipped": _clipped,  # to magnitudes of at most EXPLODING
-    "averaged": _averaged,  # the mean over all other edges of the batch
-    "swapped": _swapped,  # with the next such edge of the batch
+    "clipped": lambda score, mask: score[mask].clamp(-EXPLODING, EXPLODING),
+    "averaged": lambda score, mask: score[~mask].mean(dim=0).expand(int(mask.sum()), -1),
+    "swapped": lambda score, mask: score[mask].roll(1, dims=0),
 }
-"""What may take the place of the score of chosen edges, from the score and their mask."""
+"""What may take the place of the score of chosen edges, from the score and their mask. It is
+clipped, the mean over all other edges of the batch, or that of the next such edge."""
 
 
 def treat(

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -61,7 +60,7 @@ def constants_against_scale(
     if points < 2:
         raise ValueError(f"points: expected 2 or more, got {points}")
     rows = []
-    for scale in tqdm(scales, "scales", file=sys.stderr, disable=not progress):
+    for scale in tqdm(scales, "scales", disable=not progress):
         # The same directions for every scale.
         generator, inputs = torch.Generator().manual_seed(seed), []
         for number in range(points):
@@ -146,7 +145,7 @@ def gradient_evolution(
     """
     rows = []
     pairs = list(product(variants.items(), seeds))
-    for (name, variant), seed in tqdm(pairs, "trainings", file=sys.stderr, disable=not progress):
+    for (name, variant), seed in tqdm(pairs, "trainings", disable=not progress):
         network = variant.build(num_layers, splits, seed)
         about = {"variant": name, "seed": seed, "num_layers": num_layers}
         about |= {"dataset": splits.description.title}
@@ -213,9 +212,8 @@ def descend(
     Gradients are clipped after they can be read. A loss that is not finite is the last.
     """
     task = NodeTask(splits, evaluate=False)
-    optimizer = torch.optim.Adam(
-        network.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay
-    )
+    rates = dict(lr=schedule.lr, weight_decay=schedule.weight_decay)
+    optimizer = torch.optim.Adam(network.parameters(), **rates)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step in range(1, schedule.epochs + 1):
@@ -241,7 +239,6 @@ def dose(
     no_rivals: bool = False,  # leave out remedies at the published dropouts
     further: bool = False,  # remedies that no paper has, and nothing else
     prefix: Path | str | None = None,
-    progress: bool = True,
 ) -> Study:
     """Train GATs at all pairs of dropout rates, and with remedies; ``curves`` has the peaks.
 
@@ -259,7 +256,7 @@ def dose(
         about |= dict(num_layers=layers, seed=seed, epochs=epochs, dataset=splits.description.title)
         trainings.append((about, partial(_peaks, variant, splits, layers, seed, epochs, clip)))
     labels = ("arm", "dropout", "attention_dropout", "seed")
-    return run_study(trainings, labels=labels, prefix=prefix, progress=progress)
+    return run_study(trainings, labels=labels, prefix=prefix)
 
 
 def _peaks(
@@ -286,10 +283,9 @@ def amplification(
     hidden: int = 16,  # channels of a head
     heads: int = 4,  # of attention
 ) -> dict[str, pd.DataFrame]:
-    """Local constants of all layers along training, with the published dropouts and without.
+    """Local constants of all layers in training with the published dropouts, or with none.
 
-    A network that is trained with dropout is measured with masks, as a training step has them, and
-    without. Source: ours; constants are those of the LipschitzNorm paper.
+    The former are measured with masks and without. Source: ours, after the LipschitzNorm paper.
     """
     parts, rates = [], {"dropout": PUBLISHED_DROPOUTS, "no dropout": (0.0, 0.0)}
     for (name, both), seed in product(rates.items(), seeds):

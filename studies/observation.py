@@ -51,8 +51,7 @@ def summarise(
 ) -> dict[str, ActivationSummary]:
     """Summaries of what submodules return for the edges of graphs, in evaluation mode.
 
-    With ``heads`` the share of saturated sums is among them; ``predicted`` gets predictions and
-    targets of each batch.
+    ``predicted`` gets predictions and targets of each batch.
     """
     modules = hooks.resolve(model, names)
     summaries = {name: ActivationSummary(heads=heads) for name in modules}
@@ -88,7 +87,7 @@ def edge_maxima(
         torch.stack(
             [activation_ratio(edge_rows(n, modules[n], x, batch)).amax(-1) for n, x in seen.items()]
         )
-        for batch, seen in hooks.scan(model, batches(graphs, 128), names, forward=predict)
+        for batch, seen in hooks.scan(model, batches(graphs, 128), names)
     ]
     return torch.cat(maxima, dim=1)
 
@@ -106,7 +105,7 @@ def bond_ratios(
     ``edge_maxima``.
     """
     modules, found = hooks.resolve(model, names := names or default_names(model)), []
-    for batch, seen in hooks.scan(model, batches(graphs, 1), names, forward=predict):
+    for batch, seen in hooks.scan(model, batches(graphs, 1), names):
         by_layer = []
         for name, output in seen.items():
             ratio = activation_ratio(edge_rows(name, modules[name], output, batch))

@@ -24,6 +24,8 @@ from studies.published import titles
 from studies.tables import span
 
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
+ORIGIN = ("config", "changes", "dataset", "epochs", "versions", "commit")
+"""Columns of these tables that say where a row is from, beside its seed."""
 
 
 @dataclass(frozen=True)
@@ -161,11 +163,10 @@ def with_spread(runs: Emergence) -> pd.DataFrame:
 
 
 def by_measure(layers: pd.DataFrame) -> pd.DataFrame:
-    """Which trained layers are massive, by three measures, a row per run, seed and layer.
+    """Which trained layers, of those of ``with_spread``, are massive by three measures.
 
-    ``layers`` are those of ``with_spread``, untrained and trained. Sun's rule with the typical row
-    median in place of the layer's, which no table has; ``spread`` is beyond that of this layer in
-    every untrained network of the run.
+    Sun's rule has the typical row median in place of the layer's, which no table has; ``spread`` is
+    beyond that of this layer in every untrained network of the run.
     """
     layers = layers.set_index(["run", "seed", "layer"])
     best = layers[layers["state"] == "best"]
@@ -189,10 +190,7 @@ def spreads(histogram: pd.DataFrame) -> pd.DataFrame:
 
 
 def networks_with(passes: pd.DataFrame) -> pd.DataFrame:
-    """How many networks of each ``run`` pass by each other column, a row of texts per run.
-
-    In brackets stands the exact 95 % interval of their share.
-    """
+    """Networks of each run that pass by each other column, as text with the exact 95 % interval."""
 
     def text(passed: pd.Series) -> str:
         ends = stats.binomtest(int(passed.sum()), len(passed)).proportion_ci(method="exact")
@@ -255,8 +253,7 @@ def laws(
 ) -> pd.DataFrame:
     """``compare_laws`` of untrained and trained ratios of collected runs, with their origin."""
     keys = ["run", "seed", "layer", "state"]
-    origin = ["config", "changes", "dataset", "epochs", "versions", "commit"]
     histogram = read_runs(results, runs).histogram
     chosen = histogram[histogram["state"].isin(["base", "best"])]
     fitted = compare_laws(chosen[[*keys, "bin", "low", "count"]], base="base")
-    return fitted.merge(chosen[[*keys, *origin]].drop_duplicates(), on=keys, validate="many_to_one")
+    return fitted.merge(chosen[[*keys, *ORIGIN]].drop_duplicates(), on=keys, validate="many_to_one")

@@ -154,7 +154,6 @@ def damage_table(
     damages: pd.DataFrame, values: Mapping[str, str], *, rows: Sequence[str], form: str = "{:.3g}"
 ) -> pd.DataFrame:
     """Geometric means of columns over seeds with 95 % t intervals of the logarithms, as text."""
-
     text = partial(with_interval, form=form, logarithmic=True)
     return damages.groupby(list(rows), sort=False)[list(values)].agg(text).rename(columns=values)
 

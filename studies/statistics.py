@@ -42,21 +42,19 @@ def sign_flips(change: pd.Series | np.ndarray) -> float:
 def equivalence(change: pd.Series | np.ndarray, margin: float) -> dict[str, float | bool]:
     """Two one-sided t tests of a mean change against a margin that was stated before the run.
 
-    ``equivalent`` if p < 0.05, which is the same as an interval of 90 % (``low`` to ``high``)
-    within plus and minus the margin. For factors pass logarithms and the logarithm of the margin.
-    Only this makes "no difference" a finding: an interval that includes 0 does not.
+    ``equivalent`` if p < 0.05, the same as an interval of 90 % (``low`` to ``high``) within plus
+    and minus the margin. For factors pass logarithms. Only this makes "no difference" a finding: an
+    interval that includes 0 does not.
     """
     if len(change) < 2 or not margin > 0:
         raise ValueError(
             f"expected two changes or more and a margin above 0, got {len(change)} and {margin}"
         )
-    mean, low, high = t_interval(change, 0.9)
+    found = dict(zip(("change", "low", "high"), t_interval(change, 0.9), strict=True))
     below = stats.ttest_1samp(change, margin, alternative="less").pvalue
     above = stats.ttest_1samp(change, -margin, alternative="greater").pvalue
     p = float(max(below, above))
-    return {"change": mean, "low": low, "high": high, "margin": margin, "p": p} | {
-        "equivalent": p < 0.05
-    }
+    return found | {"margin": margin, "p": p, "equivalent": p < 0.05}
 
 
 def with_holm(tests: pd.DataFrame) -> pd.DataFrame:
@@ -95,22 +93,16 @@ def with_interval(values: pd.Series, form: str, *, logarithmic: bool = False) ->
 
 
 def hierarchical_bootstrap(
-    table: pd.DataFrame,
-    value: str,
-    levels: Sequence[str],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
+    table: pd.DataFrame, value: str, levels: Sequence[str], *, resamples: int = 1000
 ) -> tuple[float, float, float]:
     """A mean of means with its percentile interval, drawn level by level.
 
-    ``levels`` are columns from the outermost inward, ``("network", "kind", "molecule")``: networks
-    are drawn, in each its kinds, in each the molecules, in each the rows. Each unit weighs as much
-    as its neighbors, whatever it holds. The interval of a level with one unit says nothing of it.
+    ``levels`` are columns from the outermost inward, as ``("network", "kind")``. A unit weighs as
+    much as its neighbors, whatever it holds; the interval of a level with one says nothing of it.
     """
     if table.empty or table[value].isna().any():
         raise ValueError(f"expected rows with a {value} each, got {len(table)} rows, some without")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def tree(rows: pd.DataFrame, names: Sequence[str]) -> list | np.ndarray:
         if not names:

@@ -2,7 +2,6 @@
 
 import gzip
 import re
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -164,7 +163,7 @@ def run_study(
         study = _read(paths, {name for about, _ in trainings for name in about}, labels)
         done = [_texts(row) for row in study.runs.to_dict("records")]
         origin = {"versions": versions(), "commit": commit()}
-        for about, train in tqdm(trainings, "trainings", file=sys.stderr, disable=not progress):
+        for about, train in tqdm(trainings, "trainings", disable=not progress):
             if any(_texts(about) <= row for row in done):
                 continue
             values, curve = train()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.utils import index_to_mask
 
 from mapkg.evaluation import batches, evaluate, losses, predict, targets
 from mapkg.hooks import evaluating
@@ -230,9 +231,7 @@ def hide_features(splits: Splits, rate: float, seed: int = 0) -> Splits:
     if not 0 <= rate <= 1:
         raise ValueError(f"rate: expected a share in [0, 1], got {rate}")
     graph = splits.train.graph.clone()
-    is_train = torch.zeros(graph.num_nodes, dtype=torch.bool)
-    is_train[splits.train.nodes] = True
-    others = (~is_train).nonzero().flatten()
+    others = (~index_to_mask(splits.train.nodes, graph.num_nodes)).nonzero().flatten()
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed))
     graph.x = graph.x.clone()
     graph.x[others[order[: round(rate * len(others))]]] = 0

@@ -133,7 +133,7 @@ class _Run:
         shown = dict(total=self.schedule.epochs, initial=done.epoch, disable=not progress)
         with (
             torch.random.fork_rng([self.device] if is_cuda else []),
-            tqdm(desc="epochs", file=sys.stderr, **shown) as bar,
+            tqdm(desc="epochs", **shown) as bar,
         ):
             torch.manual_seed(self.seed)
             if self.random is not None:
@@ -183,9 +183,7 @@ class _Run:
                 count += number
                 sums.update({"train_loss": value * number, **others})
         if count == 0:
-            raise ValueError(
-                "every training target is NaN (unlabeled); training needs at least one label"
-            )
+            raise ValueError("every training target is NaN (unlabeled): there is nothing to learn")
         row = {name: total / count for name, total in sums.items()}
         row = {"epoch": last, **row, **self.task.validate(self.model, self.schedule), "lr": lr}
         self._check_finite("validation", row.get("val_loss", 0.0), last)

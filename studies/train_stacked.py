@@ -41,8 +41,7 @@ _KEPT = ("epoch", "seconds", "commit", "versions")
 class Stack:
     """S networks on a device, their optimizer, and the steps that train and measure them.
 
-    A step finds what it needs, and adds up what it computes, under fixed addresses on the device,
-    so that a CUDA graph can hold it.
+    What a step needs and adds up has fixed addresses, so that a CUDA graph can hold it.
     """
 
     def __init__(self, single, tensors, data, config, shape):

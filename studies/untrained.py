@@ -1,6 +1,5 @@
 """Trained networks among two hundred untrained ones, by every measure."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from mapkg import hooks
 from mapkg.all_measures import SUN_MAGNITUDE, row_measures
-from mapkg.evaluation import batches, calibrate_batch_norm, predict
+from mapkg.evaluation import batches, calibrate_batch_norm
 from mapkg.measures import LOG_EPS, MASSIVE_RATIO
 from mapkg.models.config import Config
 from mapkg.models.pyg_layers import recorded_rows
@@ -25,7 +24,7 @@ from studies.extras import build
 from studies.figures import legend_once, panels
 from studies.files import commit, versions
 from studies.observation import looked_at
-from studies.results import Emergence, read_emergence, read_network, with_spread
+from studies.results import ORIGIN, Emergence, read_emergence, read_network, with_spread
 from studies.statistics import hierarchical_bootstrap
 from studies.train import seed_all
 
@@ -60,7 +59,7 @@ def measured(
     BatchNorm has the statistics of as many training graphs.
     """
     config, rows = fit_to_data(config, splits.description), []
-    for seed in tqdm(seeds, name, file=sys.stderr, disable=not progress):
+    for seed in tqdm(seeds, name, disable=not progress):
         seed_all(seed)
         model = calibrate_batch_norm(build(config).eval(), splits.train[:graphs])
         rows.append({"seed": seed, **_of_network(model, config, splits.test[:graphs])})
@@ -74,20 +73,17 @@ def measured_run(
     *,
     graphs: int = 128,  # the first of the test split, which are looked at once more
 ) -> dict[str, pd.DataFrame]:
-    """A finished run by every measure: its ``layers``, and its best weights as a ``network``.
+    """A finished run by every measure: ``layers`` in three states on the test split, ``network``.
 
-    A row of ``layers`` is a layer untrained, with BatchNorm calibrated, or at its best epoch: its
-    statistics on the test split, and its spread of ln r over all entries. A row of ``network`` is
-    what ``measured`` gives of an untrained one.
+    The latter is what ``measured`` gives of an untrained network, of the best weights.
     """
     run = read_emergence(folder)
     alone = {name: getattr(run, name).assign(run="") for name in ("summary", "histogram")}
     layers = with_spread(replace(run, **alone))
     layers = layers[layers["state"].isin(("base", "base_calibrated", "best"))]
     metrics = [name for name in layers if name.startswith("test_")]
-    about = ["config", "changes", "dataset", "epochs", "versions", "commit"]
-    columns = ["max_ratio", "max_abs", "row_median_q50", "spread", *metrics, "best_epoch", *about]
-    layers = layers[["seed", "layer", "state", *columns]]
+    columns = ["seed", "layer", "state", "max_ratio", "max_abs", "row_median_q50", "spread"]
+    layers = layers[[*columns, *metrics, "best_epoch", *ORIGIN]]
     model, config, origin = read_network(folder, splits)
     network = pd.DataFrame([_of_network(model, config, splits.test[:graphs])])
     return {"layers": layers, "network": network.assign(graphs=graphs, **origin)}
@@ -96,8 +92,7 @@ def measured_run(
 def _of_network(model: nn.Module, config: Config, graphs: Sequence[Data]) -> pd.Series:
     """``MEASURES`` of a network on graphs that are passed through it at once."""
     modules = hooks.resolve(model, names := looked_at(config.architecture))
-    scans = hooks.scan(model, batches(graphs, len(graphs)), names, forward=predict)
-    ((batch, seen),) = scans
+    ((batch, seen),) = hooks.scan(model, batches(graphs, len(graphs)), names)
     rows = [recorded_rows(modules[name], seen[name], batch.batch) for name in seen]
     return pd.DataFrame([_of_layer(score) for score in rows]).max()
 
@@ -207,11 +202,7 @@ def area_table(places: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
-    """ROC curves of every measure, a panel for each title.
-
-    Across is the share of untrained networks that are taken for trained ones, up the share of
-    trained ones that are found by the same bar; the bar is a run's own.
-    """
+    """ROC curves of every measure, whose bar is a run's own, a panel for each title."""
     figure, axes = panels(len(places), 3, (2.9, 2.5), sharey=True)
     for ax, (title, place) in zip(axes, places.items(), strict=True):
         for measure, of_measure in place.groupby("measure", sort=False):

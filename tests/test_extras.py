@@ -11,12 +11,12 @@ from torch_geometric.utils import from_networkx
 from mapkg import models
 from mapkg.hooks import record
 from studies.extras import (
+    Completion,
     DiffusionKernel,
     FakeEdgeShare,
     FullGraphAttention,
     LaplacianEncoding,
     build,
-    complete,
     fake_edges,
     laplacian_eigenpairs,
 )
@@ -106,7 +106,9 @@ def test_the_equations_agree_with_a_loop_over_pairs(options):
     x, edge_attr, no_edge = (
         torch.randn(n, 8).double() for n in (BATCH.num_nodes, BATCH.num_edges, 1)
     )
-    completion = complete(BATCH.edge_index, BATCH.batch, no_edge, FakeEdgeShare(0.3))
+    fake_index = fake_edges(BATCH.edge_index, BATCH.batch)
+    factor = FakeEdgeShare(0.3)(BATCH.edge_index, fake_index, BATCH.batch)
+    completion = Completion(fake_index, no_edge, factor)
     attended, score = attention(x, BATCH.edge_index, edge_attr, completion)
     fake = completion.edge_index, no_edge.expand(completion.edge_index.size(1), -1)
     edges = BATCH.edge_index, edge_attr

@@ -168,7 +168,7 @@ class EdgeAttention(MessagePassing):
     ) -> Nodes:
         """Divide the weights by their sum at each target and bring the sources' values there."""
         num_nodes, target = x.size(0), edge_index[1]
-        total = scatter(weight, target, dim=0, dim_size=num_nodes, reduce="sum")  # [N, H]
+        total = scatter(weight, target, dim_size=num_nodes)  # [N, H]
         total = (total if sink is None else total + sink) + DENOMINATOR_EPS
         alpha = self.attention_weight(weight / total.index_select(0, target))  # [E, H]
 

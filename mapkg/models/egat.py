@@ -11,9 +11,6 @@ from torch_geometric.utils import softmax
 from mapkg.models.config import head_channels
 from mapkg.models.edge_attention import EdgeIndex, Edges, Nodes
 
-NEGATIVE_SLOPE = 0.01
-"""Slope of the LeakyReLU below zero."""
-
 
 class EdgeGATAttention(MessagePassing):
     r"""Attention scored from source, edge and target together.
@@ -57,7 +54,7 @@ class EdgeGATAttention(MessagePassing):
         num_nodes, source, target = x.size(0), edge_index[0], edge_index[1]
         ends = x.index_select(0, source), x.index_select(0, target)
         joined = torch.cat([ends[0], edge_attr, ends[1]], dim=-1)  # [E, 3D]
-        score = self.score(nn.functional.leaky_relu(self.edge(joined), NEGATIVE_SLOPE))  # [E, D]
+        score = self.score(nn.functional.leaky_relu(self.edge(joined), 0.01))  # [E, D]
         logit = self.logit(score.unflatten(-1, (self.heads, -1))).sum(dim=-1)  # [E, H]
         alpha = self.attention_weight(softmax(logit, target, num_nodes=num_nodes))  # [E, H]
         value = self.value(x).unflatten(-1, (self.heads, -1))  # [N, H, d]

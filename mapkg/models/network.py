@@ -101,11 +101,10 @@ class GraphNetwork(nn.Module):
         width, half, quarter = hidden_channels, hidden_channels // 2, hidden_channels // 4
         self.readout, self.recompute_edges = readout, recompute_edges
         self.node_embedding = TypeEmbedding(num_node_types, width)
-        is_typed = edge_channels is None
-        edges = (
-            TypeEmbedding(num_edge_types, width) if is_typed else nn.Linear(edge_channels, width)
-        )
-        self.edge_embedding = edges
+        if edge_channels is None:
+            self.edge_embedding = TypeEmbedding(num_edge_types, width)
+        else:
+            self.edge_embedding = nn.Linear(edge_channels, width)
         self.layers = nn.ModuleList(layers)
         self.head = nn.Sequential(
             *(nn.Linear(width, half), nn.ReLU()),
@@ -198,29 +197,25 @@ def network_sizes(config: Config) -> dict[str, Any]:
 
 def build_layer(config: Config, layers: Layers = LAYERS) -> nn.Module:
     """One layer; raises if the configuration sets an option that the architecture has not."""
-    if config.architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"architecture: expected one of {ARCHITECTURES}, got {config.architecture!r}"
-        )
-    sizes = (config.hidden_channels, config.heads)
-    if config.architecture in layers:
+    architecture, sizes = config.architecture, (config.hidden_channels, config.heads)
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: expected one of {ARCHITECTURES}, got {architecture!r}")
+    if architecture in layers:
         names = ("dropout", "residual", "batch_norm", "layer_norm", "use_bias", "attention")
         options = {name: getattr(config, name) for name in (*names, "score_bound", "score_dropout")}
         # The published SAN for ogbn-proteins does not hand its term on.
-        lost = (config.architecture, config.dataset) == ("san", "ogbn-proteins")
+        lost = (architecture, config.dataset) == ("san", "ogbn-proteins")
         term = "none" if lost and config.explicit_bias == "published" else config.explicit_bias
-        return layers[config.architecture](*sizes, explicit_bias=term, **options)
-    is_other = config.architecture in OTHERS
+        return layers[architecture](*sizes, explicit_bias=term, **options)
+    is_other = architecture in OTHERS
     fixed = {"residual": not is_other, "layer_norm": False, "attention": "full"}
     fixed |= {"explicit_bias": "none", "score_bound": "none", "score_dropout": 0.0}
     # EGAT has no BatchNorm either, but its published file states one: that cannot be refused.
     fixed |= {"dropout": 0.0} if is_other else {"batch_norm": True, "use_bias": False}
     for name, value in fixed.items():
-        if getattr(config, name) != value:
-            raise ValueError(
-                f"{name}: {config.architecture} is built with {value!r} only, "
-                f"got {getattr(config, name)!r}"
-            )
+        if (found := getattr(config, name)) != value:
+            only = f"{architecture} is built with {value!r} only"
+            raise ValueError(f"{name}: {only}, got {found!r}")
     if is_other:
-        return OTHERS[config.architecture](*sizes, use_bias=config.use_bias)
-    return standard.standard_layer(config.architecture, *sizes, dropout=config.dropout)
+        return OTHERS[architecture](*sizes, use_bias=config.use_bias)
+    return standard.standard_layer(architecture, *sizes, dropout=config.dropout)

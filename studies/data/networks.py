@@ -106,11 +106,7 @@ def citation_like(
     num_classes: int = 7,
     num_words: int = 1433,
 ) -> Data:
-    """A synthetic network with Cora's size and mixing: a degree-corrected stochastic block model.
-
-    Every node has an edge; the others are drawn with the nodes' propensities, which follow a power
-    law. Of the words of a node some are drawn from those of its class, the others from all.
-    """
+    """A synthetic network of Cora's size and mixing, a degree-corrected stochastic block model."""
     generator = np.random.default_rng(seed)
     classes = generator.permutation(np.arange(num_nodes) % num_classes)
     edges = _draw_edges(generator, classes, num_edges)
@@ -128,7 +124,7 @@ def citation_like(
 
 
 def _draw_edges(generator: np.random.Generator, classes: np.ndarray, number: int) -> np.ndarray:
-    """Distinct undirected edges without self-loops, [2, number], at least one for every node."""
+    """Distinct undirected edges, [2, number], drawn by propensity, at least one for every node."""
     nodes = len(classes)
     propensity = generator.pareto(1.5, nodes) + 1
     propensity = np.minimum(propensity, np.quantile(propensity, 0.999))
@@ -192,9 +188,7 @@ class RegularTask:
 def regular_task(
     num_nodes: int = 200, degree: int = 20, *, channels: int = 16, seed: int = 0
 ) -> RegularTask:
-    """A connected random regular graph with features and a target that one layer can learn.
-
-    P = (A + I) / (degree + 1).
+    """A connected random regular graph, P = (A + I) / (degree + 1), with features and a target.
 
     Source: ours, after the backward-oversmoothing paper, whose settings are not known to us.
     """

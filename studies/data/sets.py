@@ -199,9 +199,7 @@ def graphs_of_rows(
     """The graph of ``smiles`` and ``y`` in each row; an error of ``graph`` is given its line."""
     graphs = []
     rows = zip(table.index, table["smiles"], table["y"], strict=True)
-    for line, smiles, y in tqdm(
-        rows, "reading molecules", total=len(table), delay=1, file=sys.stderr
-    ):
+    for line, smiles, y in tqdm(rows, "reading molecules", total=len(table), delay=1):
         try:
             graphs.append(graph(smiles, y))
         except ValueError as error:

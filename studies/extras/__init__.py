@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch_geometric.utils import to_dense_adj
+from torch_geometric.utils import cumsum, to_dense_adj
 
 from mapkg import models
 from mapkg.models.config import Config
@@ -116,7 +116,7 @@ class DiffusionKernel(nn.Module):
         laplacian = identity - scale.unsqueeze(2) * adjacency * scale.unsqueeze(1)
         kernel = torch.linalg.matrix_power(identity - self.gamma * laplacian, self.power)
         source, target = torch.cat([edge_index, fake_index], dim=1)
-        graph, first = batch[source], _first_nodes(batch)[batch]
+        graph, first = batch[source], cumsum(batch.bincount())[batch]
         return kernel[graph, source - first[source], target - first[target]].unsqueeze(-1)
 
 
@@ -145,18 +145,6 @@ class FakeEdgeShare(nn.Module):
         return torch.cat(shares).unsqueeze(-1)
 
 
-def complete(
-    edge_index: Int[Tensor, "2 E"],
-    batch: Int[Tensor, " N"],
-    no_edge: Float[Tensor, "1 D"],
-    edge_factor: DiffusionKernel | FakeEdgeShare,
-) -> Completion:
-    """The fake edges of a batch, of features ``no_edge`` all, and the factors of every edge."""
-    fake_index = fake_edges(edge_index, batch)
-    factor = edge_factor(edge_index, fake_index, batch)
-    return Completion(fake_index, no_edge, factor.to(no_edge.dtype))
-
-
 def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[Tensor, "2 F"]:
     """The ordered pairs of nodes of a graph that no edge joins, by graph, source and target."""
     adjacency = to_dense_adj(edge_index, batch)  # [graphs, n, n]
@@ -165,13 +153,7 @@ def fake_edges(edge_index: Int[Tensor, "2 E"], batch: Int[Tensor, " N"]) -> Int[
     missing = exists.unsqueeze(2) & exists.unsqueeze(1) & (adjacency == 0)
     missing &= place.unsqueeze(1) != place
     graph, source, target = missing.nonzero(as_tuple=True)
-    return torch.stack([source, target]) + _first_nodes(batch)[graph]
-
-
-def _first_nodes(batch: Int[Tensor, " N"]) -> Int[Tensor, " graphs"]:
-    """The number of the first node of each graph; graphs are in ascending order."""
-    sizes = batch.bincount()
-    return sizes.cumsum(0) - sizes
+    return torch.stack([source, target]) + cumsum(batch.bincount())[graph]
 
 
 class FullGraphNetwork(GraphNetwork):
@@ -210,7 +192,9 @@ class FullGraphNetwork(GraphNetwork):
             is_map = isinstance(embed, nn.Linear)
             nothing = embed.weight[:1] if is_map else embed.offsets.unsqueeze(0)
             no_edge = embed(torch.zeros_like(nothing))  # type id 0, or float features of 0
-            of_all["completion"] = complete(edge_index, graph, no_edge, self.edge_factor)
+            fake_index = fake_edges(edge_index, graph)
+            factor = self.edge_factor(edge_index, fake_index, graph).to(no_edge.dtype)
+            of_all["completion"] = Completion(fake_index, no_edge, factor)
         return self.from_embedded(x, edge_index, edge_attr, batch, batch_size, **of_all)
 
 

@@ -190,9 +190,8 @@ def figures(
     Molecules are drawn kekulized, without stereochemistry, on light also where the page is dark.
     """
     shown = []
-    for index, (molecule, ratio, caption) in enumerate(
-        zip(molecules, ratios, captions, strict=True)
-    ):
+    drawn = zip(molecules, ratios, captions, strict=True)
+    for index, (molecule, ratio, caption) in enumerate(drawn):
         bands, ink = _draw(molecule, index)
         if len(ratio) != len(bands):
             raise ValueError(
