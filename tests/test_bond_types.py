@@ -21,11 +21,10 @@ from studies.bond_types import (
     share_table,
     sums_of_kinds,
 )
-from studies.data import BUNDLED, directions, molecule_graph
+from studies.data import BUNDLED, molecule_graph
 from studies.edge_kinds import distinct_edges
 from studies.emergence import emergence
-from studies.explanations import curve, edge_importance
-from studies.observation import bond_ratios, edge_maxima
+from studies.observation import edge_maxima
 from studies.published import CONFIGS
 
 SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
@@ -80,23 +79,6 @@ def test_shares_and_heat_of_the_shipped_network_are_counted_from_its_ratios(spli
     rows = found["first_layer"].query("state == 'best' and label == 'double'")
     assert rows["measured"].item() == pytest.approx(shares["share"].iloc[0])
     assert rows["correlation"].item() > 0.99
-
-
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 3, 5], [3, 5, 0, 4, 1, 2]])
-def test_bonds_of_acetamide_have_their_ratios_in_any_order_of_edges(order):
-    """The second order is PyG's, by source and target; neighboring edges are no bond there."""
-    plain, model = molecule_graph("CC(=O)N"), checkpoint.load(SHIPPED)[0]
-    edges = {"edge_index": plain.edge_index[:, order], "edge_attr": plain.edge_attr[order]}
-    graph = plain.clone().update(edges)
-    (ratios,) = bond_ratios(model, [graph], heads=8)
-    ends = graph.edge_index[:, directions(graph)[0]].sort(dim=0).values.t().tolist()
-    found = dict(zip(map(tuple, ends), ratios[0].amax(dim=0).round().tolist(), strict=True))
-    assert found == {(0, 1): 4964, (1, 2): 1492, (1, 3): 3536}
-    by_ratio = [
-        curve(model, [each], edge_importance(model, [each], "ratio"), fractions=(0, 1 / 3, 2 / 3))
-        for each in (plain, graph)
-    ]
-    np.testing.assert_allclose(*(each["prediction"] for each in by_ratio), rtol=1e-4)
 
 
 KINDS = {"C≡N": 55, "N≡C": 55, "C≡C": 18}
