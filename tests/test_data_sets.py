@@ -14,7 +14,6 @@ import torch
 from conftest import NOT_BUNDLED, all_graphs, not_bundled, write
 from rdkit import Chem, RDLogger
 from torch_geometric.datasets import MoleculeNet, Planetoid, TUDataset
-from torch_geometric.loader import DataLoader
 from torch_geometric.utils import from_smiles
 
 from studies.data import SPLITS, load, load_table, read_smiles
@@ -78,9 +77,6 @@ def test_a_data_set_has_its_exact_counts_and_ids_below_the_sizes_of_their_embedd
         assert ids.min() >= 0 and (ids.amax(dim=0) < torch.tensor(size)).all()
 
 
-# Splits
-
-
 @pytest.mark.parametrize(
     ("scaffolds", "train", "val", "test"),
     [
@@ -98,8 +94,6 @@ def test_a_data_set_has_its_exact_counts_and_ids_below_the_sizes_of_their_embedd
 def test_scaffold_groups_go_where_the_rule_written_by_hand_puts_them(scaffolds, train, val, test):
     assert scaffold_split(scaffolds) == {"train": train, "val": val, "test": test}
 
-
-# TOX21
 
 # Twenty molecules: by size of their scaffold's group 14 benzenes, 2 cyclohexanes, 2 without a
 # ring, a pyridine and a naphthalene.
@@ -181,8 +175,6 @@ def test_tox21_has_the_labels_of_its_file_and_no_scaffold_in_two_splits():
     scaffolds = [{graph.scaffold for graph in getattr(splits, split)} for split in SPLITS]
     assert len(set.union(*scaffolds)) == sum(map(len, scaffolds)) == 764 + 780 + 781
 
-
-# PROTEINS
 
 # Four graphs: a path helix-sheet-turn, a triangle of helices, two unconnected turns, and a
 # single sheet, which is last.
@@ -352,9 +344,6 @@ def test_a_data_set_is_fetched_and_kept(name, cache, tmp_path, monkeypatch):
     assert sizes(load(name, root=kept, download=False)) == expected
 
 
-# Citation networks
-
-
 def test_missing_features_are_zero_outside_the_training_nodes():
     graph, missing = (not_bundled(name).train.graph for name in ("pubmed", "pubmed-missing"))
     assert int((graph.x != 0).sum()) == 988_031
@@ -447,12 +436,3 @@ def test_of_the_published_examples_four_fifths_of_each_class_are_for_training(de
         assert [{*Counter(part.y.tolist()).values()} for part in parts] == [{800}, {200}]
         assert torch.equal(load_trees(3).train.pairs, splits.train.pairs)
         assert not torch.equal(load_trees(3, seed=0).train.pairs, splits.train.pairs)
-
-
-def test_trees_are_a_sequence_of_graphs_that_pyg_batches():
-    trees = load("trees-2").train
-    assert torch.equal(trees[-1].x, trees[len(trees) - 1].x)
-    assert len(list(trees)) == 76 and len(trees[:5]) == 5 and len(trees[trees.y == 1]) == 19
-    batch = next(iter(DataLoader(trees, batch_size=10)))
-    assert batch.x.shape == (70, 2) and batch.y.shape == (10,)
-    assert batch.edge_index.shape == (2, 10 * (6 + 7))
