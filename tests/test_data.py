@@ -542,7 +542,6 @@ def test_the_benchmark_files_give_the_graphs_of_their_molecules(benchmark):
 def test_the_benchmark_is_fetched_and_kept_if_it_is_whole(
     damage, benchmark, tmp_path, fresh_cache, monkeypatch
 ):
-    """As PyG's class does, from a folder in place of the network."""
     with zipfile.ZipFile(tmp_path / "molecules.zip", "w") as archive:
         for path in benchmark.glob("*.pickle"):
             content = pickle.dumps([1]) if damage == "false" else path.read_bytes()
@@ -561,8 +560,6 @@ def test_the_benchmark_is_fetched_and_kept_if_it_is_whole(
 
 
 class Reduced:
-    """Pickled as a call of a function."""
-
     def __init__(self, *call):
         self.call = call
 
