@@ -47,8 +47,6 @@ contexts = pytest.mark.parametrize("context", [record, edit_nothing])
 
 
 class Returns(nn.Module):
-    """Returns what a function makes of its input."""
-
     def __init__(self, make):
         super().__init__()
         self.make = make
@@ -69,8 +67,6 @@ CONVOLUTIONS = {
 
 
 class Convolutions(nn.Module):
-    """Several convolutions one after another, and a head."""
-
     def __init__(self, *names):
         super().__init__()
         self.convs = nn.ModuleList(map(convolution, names))
