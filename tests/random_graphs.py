@@ -34,3 +34,14 @@ def molecule(seed, nodes):
         edge_index=torch.cat([pairs, pairs.flip(0)], dim=1),
         edge_attr=torch.cat([types, types]),
     )
+
+
+def path(*types, y=None):
+    """A path whose bonds have these types, both directions next to each other."""
+    bonds = [pair for i in range(len(types)) for pair in ((i, i + 1), (i + 1, i))]
+    return Data(
+        x=torch.zeros(len(types) + 1, dtype=torch.long),
+        edge_index=torch.tensor(bonds, dtype=torch.long).reshape(-1, 2).t().contiguous(),
+        edge_attr=torch.tensor(types, dtype=torch.long).repeat_interleave(2),
+        y=None if y is None else torch.tensor([[y]]),
+    )

@@ -125,7 +125,6 @@ def test_every_measure_agrees_with_numpy(dtype, over):
 
 
 def by_unit(batches, over):
-    """The layer ratio of a network from the scores of its molecules, batch by batch."""
     ratios = []
     for score in itertools.chain(*batches) if over == "graph" else map(np.concatenate, batches):
         finite = np.abs([row for row in score if np.isfinite(row).all()])
@@ -147,12 +146,9 @@ def test_without_heads_no_sum_is_clamped_and_without_rows_there_is_no_ratio():
     assert measures.statistics()["max_layer_ratio"].isnan(), "the median is zero"
 
 
-def test_half_precision_is_read_as_single():
+def test_half_precision_is_read_as_single_and_a_single_channel_has_no_measure():
     half = torch.tensor([[1, -2, 3, 60000]]).half()
     assert row_measures(half)["ratio"].item() == 30_000
-
-
-def test_a_single_channel_has_no_measure():
     with pytest.raises(ValueError, match="at least 2 channels, got 1: a single channel"):
         row_measures(torch.ones(3, 1))
 

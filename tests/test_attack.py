@@ -207,7 +207,6 @@ def test_a_masked_attack_disturbs_nothing_else(linear, graphs):
 
 
 def with_targets(*values):
-    """The graphs with other targets."""
     as_y = [None if value is None else torch.full((1, 1), value).double() for value in values]
     return [graph(seed).update({"y": y}) for seed, y in enumerate(as_y)]
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from random_graphs import path
 from scipy import stats
 from torch_geometric.data import Data
 
@@ -16,19 +17,10 @@ from studies.published import CONFIGS
 SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 
 
-def path(*labels):
-    """A path with a bond of each label, both directions next to each other."""
-    pairs = [pair for i in range(len(labels)) for pair in ((i, i + 1), (i + 1, i))]
-    graph = Data(
-        x=torch.zeros(len(labels) + 1, dtype=torch.long),
-        edge_index=torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).t(),
-    )
-    return graph, torch.tensor(labels, dtype=torch.long).repeat_interleave(2)
-
-
 def attributed(molecules, massive, **options):
     """The table of molecules with these labels of their bonds."""
-    graphs, labels = zip(*(path(*molecule) for molecule in molecules), strict=True)
+    graphs = [path(*molecule) for molecule in molecules]
+    labels = [graph.edge_attr for graph in graphs]
     return attribute(graphs, labels, ("a", "b", "c"), massive, **options)
 
 
@@ -81,12 +73,12 @@ def test_the_interval_is_that_of_a_bootstrap_over_graphs():
     assert (found["enrichment_low"], found["enrichment_high"]) == (1, 1), "there is one label"
 
 
-PATH = path(0, 0, 0)[0].edge_index
+PATH = path(0, 0, 0).edge_index
 BONDS = {
     # Four bonds, one of type b, and only that one is massive: one deal in four does that. The
     # massive edges of b are 2 with probability 1/4 and 0 else, 0.5 on average: only the 2 of
     # the observation is as far from it.
-    "both ways": (path(0, 0, 0, 0)[0].edge_index, [1, 1, 0, 0, 0, 0, 0, 0], [0, 1], 1 / 4),
+    "both ways": (path(0, 0, 0, 0).edge_index, [1, 1, 0, 0, 0, 0, 0, 0], [0, 1], 1 / 4),
     # One of three bonds has the labels b there and c back. Only its way there is massive: the
     # massive edge has the label b in one deal of three, and never c.
     "two labels": (PATH, [0, 0, 0, 0, 1, 2], [4], 1 / 3),
@@ -117,7 +109,8 @@ def test_types_are_dealt_out_within_molecules_only():
 
 
 def test_bad_labels_are_refused():
-    graph, labels = path(0, 1)
+    graph = path(0, 1)
+    labels = graph.edge_attr
     empty = Data(edge_index=torch.empty(2, 0, dtype=torch.long))
     twice = Data(edge_index=graph.edge_index.repeat(1, 2))
     both, none = torch.cat([labels, 1 - labels]), empty.edge_index[0]

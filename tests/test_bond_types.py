@@ -7,25 +7,14 @@ import torch
 from conftest import NOT_BUNDLED
 
 from mapkg.evaluation import evaluate
+from studies import bond_types as study
 from studies import checkpoint, tables
 from studies.__main__ import main
 from studies.bond_changes import join_global_node
-from studies.bond_types import (
-    ON_ZINC,
-    bond_types,
-    by_label,
-    edge_counts,
-    examine_bond_types,
-    heat_maps,
-    published_heat,
-    share_table,
-    sums_of_kinds,
-)
-from studies.data import BUNDLED, directions, molecule_graph
+from studies.data import BUNDLED, molecule_graph
 from studies.edge_kinds import distinct_edges
 from studies.emergence import emergence
-from studies.explanations import curve, edge_importance
-from studies.observation import bond_ratios, edge_maxima
+from studies.observation import edge_maxima
 from studies.published import CONFIGS
 
 SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
@@ -40,7 +29,7 @@ def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(
     config = CONFIGS["GT-ZINC"].replace(**SMALL, num_node_types=29)
     about = dict(seed=3, name="GT-ZINC", keep_every=1, progress=False)
     emergence(config, joined, folder=folder, **about)
-    found = bond_types(folder, joined, by=("role", "type"), resamples=5, progress=False)
+    found = study.bond_types(folder, joined, by=("role", "type"), resamples=5, progress=False)
     states = found["first_layer"].groupby("state", sort=False)["moved"].max()
     assert list(states.index) == ["base", "best", "epoch_000", "epoch_001"]
     assert states["base"] == 0 < states["epoch_001"]
@@ -68,7 +57,7 @@ def test_tables_of_a_run_are_of_every_state_and_tell_edges_of_one_id_apart(
 
 
 def test_shares_and_heat_of_the_shipped_network_are_counted_from_its_ratios(splits):
-    found = examine_bond_types(SHIPPED, splits, properties=("type", "atom pair"), resamples=5)
+    found = study.examine_bond_types(SHIPPED, splits, properties=("type", "atom pair"), resamples=5)
     ratio = edge_maxima(checkpoint.load(SHIPPED)[0], splits.test)
     double = torch.cat([graph.edge_type for graph in splits.test]) == 2
     place = ["layer", "threshold"]
@@ -82,33 +71,16 @@ def test_shares_and_heat_of_the_shipped_network_are_counted_from_its_ratios(spli
     assert rows["correlation"].item() > 0.99
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 3, 5], [3, 5, 0, 4, 1, 2]])
-def test_bonds_of_acetamide_have_their_ratios_in_any_order_of_edges(order):
-    """The second order is PyG's, by source and target; neighboring edges are no bond there."""
-    plain, model = molecule_graph("CC(=O)N"), checkpoint.load(SHIPPED)[0]
-    edges = {"edge_index": plain.edge_index[:, order], "edge_attr": plain.edge_attr[order]}
-    graph = plain.clone().update(edges)
-    (ratios,) = bond_ratios(model, [graph], heads=8)
-    ends = graph.edge_index[:, directions(graph)[0]].sort(dim=0).values.t().tolist()
-    found = dict(zip(map(tuple, ends), ratios[0].amax(dim=0).round().tolist(), strict=True))
-    assert found == {(0, 1): 4964, (1, 2): 1492, (1, 3): 3536}
-    by_ratio = [
-        curve(model, [each], edge_importance(model, [each], "ratio"), fractions=(0, 1 / 3, 2 / 3))
-        for each in (plain, graph)
-    ]
-    np.testing.assert_allclose(*(each["prediction"] for each in by_ratio), rtol=1e-4)
-
-
 KINDS = {"C≡N": 55, "N≡C": 55, "C≡C": 18}
 """Directed triple bonds of the test split of ZINC, by kind."""
 
 
 def test_shares_of_three_kinds_of_triple_bonds_can_be_six_numbers():
-    sums = sums_of_kinds(KINDS).round(1)
+    sums = study.sums_of_kinds(KINDS).round(1)
     assert sums["none"] == 0 and sums["C≡C"] == 14.1 and sums["N≡C"] == 43.0
     assert sums["C≡N + C≡C"] == 57.0 and sums["C≡N + N≡C"] == 85.9 and len(sums) == 8
     assert sorted(set(sums)) == [0, 14.1, 43.0, 57.0, 85.9, 100]
-    heat = tables.read(BUNDLED / "results", "bonds", ON_ZINC, "heat")
+    heat = tables.read(BUNDLED / "results", "bonds", study.ON_ZINC, "heat")
     ours = heat.query("layer == 0 and label == 'triple'")["percent"]
     assert set(ours.round(1)) == {14.1, 43.0}
 
@@ -116,16 +88,16 @@ def test_shares_of_three_kinds_of_triple_bonds_can_be_six_numbers():
 def test_cells_of_the_published_map_are_sums_over_three_kinds_of_triple_bonds(monkeypatch):
     monkeypatch.setenv("MAPKG_DATA", str(NOT_BUNDLED))
     path = NOT_BUNDLED / "zinc" / "zinc12k_official.csv.gz"
-    if published_heat().empty or not path.is_file():
+    if study.published_heat().empty or not path.is_file():
         pytest.skip("the published numbers and ZINC are not bundled; MAPKG_DATA says where")
     rows = pd.read_csv(path).query("split == 'test'")
     graphs = [molecule_graph(smiles, 0.0) for smiles in rows["smiles"] if "#" in smiles]
     kinds = distinct_edges(graphs).query("edge == 3")["count"].to_list()
     assert sorted(kinds) == [18, 55, 55]
-    sums = sums_of_kinds(KINDS).unique()
-    for cell in published_heat().query("label == 'triple'").itertuples():
+    sums = study.sums_of_kinds(KINDS).unique()
+    for cell in study.published_heat().query("label == 'triple'").itertuples():
         assert sum(cell.low <= each <= cell.high for each in sums) == 1
-    assert len(published_heat()) == 14 + 12 + 7
+    assert len(study.published_heat()) == 14 + 12 + 7
 
 
 ROWS = pd.DataFrame(
@@ -142,11 +114,11 @@ ROWS = pd.DataFrame(
 
 
 def test_tables_and_figures_show_intervals_ranges_and_counts():
-    table = share_table(ROWS)
+    table = study.share_table(ROWS)
     assert list(table.columns) == [("A", 0), ("A", 1), ("B", 0)]
     assert table[("A", 0)].to_dict() == {"x": "0.500 [0.400, 0.600]", "y": "none"}
-    assert edge_counts(ROWS) == {"x": 3, "y": 1}
-    for run, ax in by_label(ROWS.dropna(), line=0.5).axes_dict.items():
+    assert study.edge_counts(ROWS) == {"x": 3, "y": 1}
+    for run, ax in study.by_label(ROWS.dropna(), line=0.5).axes_dict.items():
         rows = ROWS.dropna().query(f"run == '{run}'")
         shown = np.concatenate([line.get_xdata() for line in ax.lines])
         assert {*rows[["share", "share_low", "share_high"]].to_numpy().flat} <= {*shown}
@@ -154,7 +126,7 @@ def test_tables_and_figures_show_intervals_ranges_and_counts():
         {"layer": 0, "threshold": [1e3, 1e3, 3e3], "label": ["x", "y", "x"]}
         | {"channel": [4, 0, 3], "percent": [80.0, 20.0, 7.0]}
     )
-    figure = heat_maps(heat, {"x": 75, "y": 24, "none": 1}, heads=2, channels=3)
+    figure = study.heat_maps(heat, {"x": 75, "y": 24, "none": 1}, heads=2, channels=3)
     arrays = [ax.images[0].get_array() for ax in figure.axes[:3]]
     assert arrays[0][1, 1] == 80  # channel 4 is the second one of the second head
     assert arrays[1][0, 0] == 20 and sum(array.sum() for array in arrays) == 100

@@ -40,7 +40,7 @@ from studies.data.molecules import (
     warn_of_types,
 )
 from studies.data.sets import SHA256, cached_graphs, read_url, root_with, user_cache
-from studies.explanations import bond_importance
+from studies.explanations import bond_importance, curve
 from studies.files import versions, warn_of_another_rdkit
 from studies.observation import bond_ratios
 from studies.published import CONFIGS
@@ -86,8 +86,6 @@ def assert_same(found, expected):
                 assert a[key].dtype == b[key].dtype
                 assert torch.equal(a[key].nan_to_num(-1), b[key].nan_to_num(-1)), key
 
-
-# Molecules
 
 NAMES = [name.replace(" ", "_") for name in ATOM_TYPES]
 
@@ -165,9 +163,6 @@ def test_what_is_no_molecule_is_refused_by_name(make, given, message):
     assert make is not molecule_graph or repr(given) in str(caught.value)
 
 
-# Edges in any order
-
-
 def in_order(graph, order):
     graph = graph.clone()
     graph.edge_index = graph.edge_index[:, order]
@@ -194,17 +189,17 @@ def test_what_is_told_of_bonds_is_the_same_in_any_order_of_edges(order):
     pairs = [{b.GetBeginAtomIdx(), b.GetEndAtomIdx()} for b in molecule.GetBonds()]
     assert pairs == list(map(set, place)), "bonds of a drawing are in the same order"
     assert Chem.MolToSmiles(molecule) == Chem.MolToSmiles(to_molecule(plain))
-    model, seen = build(CONFIGS["GT-ZINC"].replace(num_layers=2)).eval(), []
+    model, seen, curves = build(CONFIGS["GT-ZINC"].replace(num_layers=2)).eval(), [], []
     for each in (plain, graph):
         (ratios,) = bond_ratios(model, [each], heads=8)
-        largest = bond_importance(each, each.edge_index[0] + 0.1 * each.edge_index[1])
+        of_edges = each.edge_index[0] + 0.1 * each.edge_index[1]
+        largest = bond_importance(each, of_edges)
+        curves.append(torch.tensor(curve(model, [each], [of_edges])["prediction"]))
         low, high = each.edge_index[:, directions(each)[0]].sort(dim=0).values
         told = torch.cat([ratios.flatten(0, 1).t().double(), largest[:, None]], dim=1)
         seen.append(told[(low * each.num_nodes + high).argsort()])
-    torch.testing.assert_close(*seen, rtol=1e-3, atol=1e-6)
-
-
-# Which bonds of a ring are double
+    for pair in (seen, curves):
+        torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-6)
 
 
 def test_kekule_forms_are_counted_without_those_alike_by_symmetry():
@@ -235,9 +230,6 @@ def test_another_release_of_rdkit_is_told_of_and_the_same_or_none_is_not(tmp_pat
         warn_of_another_rdkit(re.sub(r"rdkit [\d.]+", "rdkit 2025.9.6", versions()), tmp_path)
     for same in (versions(), "", "rdkit not installed"):
         warn_of_another_rdkit(same, tmp_path)
-
-
-# The target
 
 
 # Peri-fused (pyrene), bridged, a cage, spiro with a bridge; the last has marks.
@@ -280,9 +272,6 @@ def test_the_target_of_bundled_molecules_is_the_one_of_their_table(moses):
         assert graph.y.item() == pytest.approx(expected, abs=1e-6), graph.smiles
 
 
-# SMILES tables
-
-
 def test_rows_go_to_their_split_in_the_order_of_the_table(moses):
     rows = pd.read_csv(BUNDLED / MOSES)
     for split in SPLITS:
@@ -318,9 +307,6 @@ def test_atom_types_that_training_lacks_are_told_with_the_number_of_molecules():
     with pytest.warns(UserWarning, match="1 of 3 molecules have a stereocenter without a mark"):
         warn_of_types([marked, plain, none], [marked], "ZINC")
     warn_of_types([marked, none], [marked], "ZINC")  # nothing to tell
-
-
-# Where data sets are looked for
 
 
 def test_places_are_looked_at_in_turn(tmp_path, monkeypatch):
@@ -377,9 +363,6 @@ def test_an_absent_data_set_is_an_error_that_says_what_would_help(name, place, a
     words = f"data set '{name}' not found; looked for {tmp_path / place}.*{advice}"
     with pytest.raises(FileNotFoundError, match=words):
         load(name, root=tmp_path, download=False)
-
-
-# Fetched files
 
 
 def test_the_first_root_that_has_all_files_is_taken(tmp_path):
@@ -442,9 +425,6 @@ def test_a_url_is_read_to_its_stated_end_in_time_or_not_at_all(fresh_cache, caps
     assert capsys.readouterr().err.startswith("could not fetch file: IncompleteRead")
 
 
-# The cache of graphs
-
-
 def only_entry(folder):
     """The one file of a graph cache; nothing temporary lies beside it."""
     (entry,) = (folder / "graphs").iterdir()
@@ -496,8 +476,6 @@ def test_a_cache_folder_that_cannot_be_written_only_warns(table, tmp_path, monke
     with pytest.warns(UserWarning, match="processed graphs were not cached at .*file"):
         assert len(all_graphs(load_table(table))) == 4
 
-
-# The benchmark as PyG fetches it
 
 BENCHMARK = {
     "train": {"CCO": -0.5, "C[C@H](F)C#N": 1.25, "c1ccccc1C(=O)[O-]": 0.75, "C[NH3+]": 2.0},
@@ -564,7 +542,6 @@ def test_the_benchmark_files_give_the_graphs_of_their_molecules(benchmark):
 def test_the_benchmark_is_fetched_and_kept_if_it_is_whole(
     damage, benchmark, tmp_path, fresh_cache, monkeypatch
 ):
-    """As PyG's class does, from a folder in place of the network."""
     with zipfile.ZipFile(tmp_path / "molecules.zip", "w") as archive:
         for path in benchmark.glob("*.pickle"):
             content = pickle.dumps([1]) if damage == "false" else path.read_bytes()
@@ -583,8 +560,6 @@ def test_the_benchmark_is_fetched_and_kept_if_it_is_whole(
 
 
 class Reduced:
-    """Pickled as a call of a function."""
-
     def __init__(self, *call):
         self.call = call
 

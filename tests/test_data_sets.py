@@ -14,10 +14,9 @@ import torch
 from conftest import NOT_BUNDLED, all_graphs, not_bundled, write
 from rdkit import Chem, RDLogger
 from torch_geometric.datasets import MoleculeNet, Planetoid, TUDataset
-from torch_geometric.loader import DataLoader
 from torch_geometric.utils import from_smiles
 
-from studies.data import SPLITS, load, load_table, read_smiles
+from studies.data import SPLITS, load, load_table, networks, read_smiles
 from studies.data.graph_classification import (
     PAIR_TYPES,
     STRUCTURES,
@@ -25,14 +24,6 @@ from studies.data.graph_classification import (
     read_proteins,
     read_tox21,
     scaffold_split,
-)
-from studies.data.networks import (
-    PER_CLASS,
-    citation_like,
-    level_order,
-    load_trees,
-    neighbors_match,
-    tree_edges,
 )
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -65,7 +56,10 @@ def test_a_data_set_has_its_exact_counts_and_ids_below_the_sizes_of_their_embedd
         graph = splits.train.graph
         assert (graph.num_nodes, graph.num_edges) == (nodes, edges)
         assert len(graph.y.unique()) == about.num_targets
-        assert graph.y[splits.train.nodes].bincount().tolist() == [PER_CLASS] * about.num_targets
+        assert (
+            graph.y[splits.train.nodes].bincount().tolist()
+            == [networks.PER_CLASS] * about.num_targets
+        )
         assert not graph.has_self_loops() and graph.is_undirected()
         return
     graphs = all_graphs(splits)
@@ -76,9 +70,6 @@ def test_a_data_set_has_its_exact_counts_and_ids_below_the_sizes_of_their_embedd
     for key, size in (("x", about.num_node_types), ("edge_attr", about.num_edge_types)):
         ids = torch.cat([graph[key] for graph in graphs])
         assert ids.min() >= 0 and (ids.amax(dim=0) < torch.tensor(size)).all()
-
-
-# Splits
 
 
 @pytest.mark.parametrize(
@@ -98,8 +89,6 @@ def test_a_data_set_has_its_exact_counts_and_ids_below_the_sizes_of_their_embedd
 def test_scaffold_groups_go_where_the_rule_written_by_hand_puts_them(scaffolds, train, val, test):
     assert scaffold_split(scaffolds) == {"train": train, "val": val, "test": test}
 
-
-# TOX21
 
 # Twenty molecules: by size of their scaffold's group 14 benzenes, 2 cyclohexanes, 2 without a
 # ring, a pyridine and a naphthalene.
@@ -181,8 +170,6 @@ def test_tox21_has_the_labels_of_its_file_and_no_scaffold_in_two_splits():
     scaffolds = [{graph.scaffold for graph in getattr(splits, split)} for split in SPLITS]
     assert len(set.union(*scaffolds)) == sum(map(len, scaffolds)) == 764 + 780 + 781
 
-
-# PROTEINS
 
 # Four graphs: a path helix-sheet-turn, a triangle of helices, two unconnected turns, and a
 # single sheet, which is last.
@@ -352,9 +339,6 @@ def test_a_data_set_is_fetched_and_kept(name, cache, tmp_path, monkeypatch):
     assert sizes(load(name, root=kept, download=False)) == expected
 
 
-# Citation networks
-
-
 def test_missing_features_are_zero_outside_the_training_nodes():
     graph, missing = (not_bundled(name).train.graph for name in ("pubmed", "pubmed-missing"))
     assert int((graph.x != 0).sum()) == 988_031
@@ -362,7 +346,7 @@ def test_missing_features_are_zero_outside_the_training_nodes():
 
 
 def test_the_synthetic_network_has_the_mixing_of_cora_and_words_that_tell_of_the_class():
-    graph = citation_like(0)
+    graph = networks.citation_like(0)
     assert graph.x.shape == (2708, 1433) and set(graph.x.unique().tolist()) == {0, 1}
     within = graph.y[graph.edge_index[0]] == graph.y[graph.edge_index[1]]
     assert within.float().mean().item() == pytest.approx(0.81, abs=0.015)
@@ -383,7 +367,7 @@ def test_the_synthetic_network_has_the_mixing_of_cora_and_words_that_tell_of_the
 
 def test_the_seed_fixes_a_draw():
     small = dict(num_nodes=300, num_edges=500, num_words=40)
-    first, same, other = (citation_like(seed, **small) for seed in (3, 3, 4))
+    first, same, other = (networks.citation_like(seed, **small) for seed in (3, 3, 4))
     assert all(torch.equal(first[key], same[key]) for key in first.to_dict())
     assert not torch.equal(first.edge_index, other.edge_index)
 
@@ -411,13 +395,13 @@ def by_recursion(depth):
 @pytest.mark.parametrize("depth", range(1, 6))
 def test_trees_are_those_built_by_recursion_and_the_label_is_the_value_that_is_asked(depth):
     edges, leaves = by_recursion(depth)
-    nodes, order = 2 ** (depth + 1) - 1, level_order(depth).tolist()
-    found = [tuple(edge) for edge in tree_edges(depth).t().tolist()]
+    nodes, order = 2 ** (depth + 1) - 1, networks.level_order(depth).tolist()
+    found = [tuple(edge) for edge in networks.tree_edges(depth).t().tolist()]
     assert sorted(found) == sorted(edges | {(node, node) for node in range(nodes)})
     assert sorted(order) == list(range(nodes)) and order[-(2**depth) :] == leaves
     for place in range(2**depth - 1):
         assert {(order[2 * place + i], order[place]) for i in (1, 2)} <= edges
-    trees = neighbors_match(depth, seed=3)
+    trees = networks.neighbors_match(depth, seed=3)
     inner = [node for node in range(1, nodes) if node not in leaves]
     for number in range(0, len(trees), 1 + len(trees) // 200):
         graph = trees[number]
@@ -430,7 +414,7 @@ def test_trees_are_those_built_by_recursion_and_the_label_is_the_value_that_is_a
 
 def test_permutations_are_all_of_four_leaves_and_a_thousand_different_ones_of_eight():
     for depth, number in ((2, 24), (3, 1000)):
-        trees, leaves = neighbors_match(depth), by_recursion(depth)[1]
+        trees, leaves = networks.neighbors_match(depth), by_recursion(depth)[1]
         rows = [(row[0, 0].item(), *row[leaves, 1].tolist()) for row in trees.pairs]
         assert len(rows) == len(set(rows)) == number * 2**depth
         assert len({row[1:] for row in rows}) == number
@@ -445,14 +429,5 @@ def test_of_the_published_examples_four_fifths_of_each_class_are_for_training(de
         seen = [{row.tobytes() for row in part.pairs.numpy()} for part in parts]
         assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == number
         assert [{*Counter(part.y.tolist()).values()} for part in parts] == [{800}, {200}]
-        assert torch.equal(load_trees(3).train.pairs, splits.train.pairs)
-        assert not torch.equal(load_trees(3, seed=0).train.pairs, splits.train.pairs)
-
-
-def test_trees_are_a_sequence_of_graphs_that_pyg_batches():
-    trees = load("trees-2").train
-    assert torch.equal(trees[-1].x, trees[len(trees) - 1].x)
-    assert len(list(trees)) == 76 and len(trees[:5]) == 5 and len(trees[trees.y == 1]) == 19
-    batch = next(iter(DataLoader(trees, batch_size=10)))
-    assert batch.x.shape == (70, 2) and batch.y.shape == (10,)
-    assert batch.edge_index.shape == (2, 10 * (6 + 7))
+        assert torch.equal(networks.load_trees(3).train.pairs, splits.train.pairs)
+        assert not torch.equal(networks.load_trees(3, seed=0).train.pairs, splits.train.pairs)

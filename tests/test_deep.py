@@ -10,18 +10,9 @@ from torch_geometric.nn import GATConv, GatedGraphConv, GCN2Conv, GCNConv, Trans
 from torch_geometric.utils import dropout_edge, to_undirected
 
 from mapkg.oversmoothing import rank_one_distance, relative_spread, uniform_attention_limits
+from studies import deep as study
 from studies.data import NodesOfGraph, Splits
 from studies.data.networks import regular_task
-from studies.deep import (
-    LAYERS,
-    LIPSCHITZ_NORMS,
-    DeepNetwork,
-    Variant,
-    deep_smoothing,
-    gradient_norms,
-    largest_component,
-    regular_splits,
-)
 
 SMALL = dict(hidden_channels=4, heads=2)
 CONVS = {"gat": GATConv, "gt": TransformerConv, "gcn": GCNConv, "ggnn": GatedGraphConv}
@@ -30,8 +21,8 @@ CONVS["gcnii"] = GCN2Conv
 
 def network(architecture="gat", layers=3, **options):
     torch.manual_seed(0)
-    return DeepNetwork(
-        Variant(architecture=architecture, **SMALL | options), layers, 12, 3
+    return study.DeepNetwork(
+        study.Variant(architecture=architecture, **SMALL | options), layers, 12, 3
     ).double()
 
 
@@ -42,7 +33,7 @@ def graph():
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("norm", ["none", "pair", "pair-si", "layer"])
-@pytest.mark.parametrize("architecture", LAYERS)
+@pytest.mark.parametrize("architecture", study.LAYERS)
 def test_it_is_the_published_skeleton(architecture, norm, residual):
     model = network(architecture, norm=norm, residual=residual, scale=2.0).eval()
     x, edge_index = graph()
@@ -67,7 +58,7 @@ def test_it_is_the_published_skeleton(architecture, norm, residual):
 
 
 def test_dropout_is_the_published_one():
-    assert [network(name).dropout.p for name in LAYERS] == [0.6, 0.5, 0.5, 0.5, 0.5]
+    assert [network(name).dropout.p for name in study.LAYERS] == [0.6, 0.5, 0.5, 0.5, 0.5]
     assert {layer.dropout for name in ("gat", "gt") for layer in network(name).layers} == {0.3}
 
 
@@ -98,17 +89,19 @@ def test_further_remedies_are_the_published_ones():
 def test_a_depth_whose_memory_does_not_fit_is_refused(papers, monkeypatch):
     free = type("memory", (), {"available": 10**6})
     monkeypatch.setattr("studies.deep.psutil.virtual_memory", lambda: free)
-    Variant(hidden_channels=1, heads=1).build(1, papers, 0)
+    study.Variant(hidden_channels=1, heads=1).build(1, papers, 0)
     with pytest.raises(ValueError, match=r"num_layers: 500 layers of 64 channels on .* are free"):
-        Variant().build(500, papers, 0)
+        study.Variant().build(500, papers, 0)
 
 
-@pytest.mark.parametrize(("norm", "scale"), [*zip(LIPSCHITZ_NORMS, (1.0, 4.0, 4.0), strict=True)])
+@pytest.mark.parametrize(
+    ("norm", "scale"), [*zip(study.LIPSCHITZ_NORMS, (1.0, 4.0, 4.0), strict=True)]
+)
 def test_a_normalization_of_scores_is_in_every_layer(norm, scale):
     for architecture, given, expected in (("gat", None, scale), ("gt", None, 1), ("gat", 2.0, 2)):
         for layer in network(architecture, norm=norm, scale=given).layers:
             found = layer.score_norm.norm
-            assert (found.mode, found.scale) == (LIPSCHITZ_NORMS[norm], expected)
+            assert (found.mode, found.scale) == (study.LIPSCHITZ_NORMS[norm], expected)
 
 
 def test_gradient_flow_conserves_what_a_balanced_start_sets_to_zero():
@@ -151,8 +144,8 @@ def test_gradient_norms_are_those_of_autograd(architecture, norm):
         for number, layer in enumerate(model.layers)
         if (total := sum(layer.get_parameter(n).grad.square().sum() for n in names.split()))
     ]
-    assert gradient_norms(model, 7) == expected
-    assert gradient_norms(model, 0) == []
+    assert study.gradient_norms(model, 7) == expected
+    assert study.gradient_norms(model, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -178,16 +171,16 @@ def test_the_largest_component_keeps_its_training_nodes(papers):
     small = papers.train.graph.subgraph(torch.arange(40))
     small.edge_index = to_undirected(torch.tensor([[0, 5, 9, 20, 3], [5, 9, 33, 21, 2]]))
     train = NodesOfGraph(small, torch.tensor([0, 9, 20]))
-    part = largest_component(Splits(train, train, train, papers.description))
+    part = study.largest_component(Splits(train, train, train, papers.description))
     assert part.train.graph.num_nodes == 4 and part.description.title.endswith("largest component")
     assert torch.equal(part.train.graph.x[part.train.nodes], small.x[[0, 9]])
 
 
 def test_smoothing_is_measured_on_the_layers_of_pyg(papers):
-    variant = Variant(**SMALL, dropout=0.0, attention_dropout=0.0)
+    variant = study.Variant(**SMALL, dropout=0.0, attention_dropout=0.0)
     settings = dict(num_layers=3, seeds=[1], epochs=2, progress=False)
-    table = deep_smoothing(papers, {"plain": variant}, **settings).set_index("state")
-    splits = largest_component(papers)
+    table = study.deep_smoothing(papers, {"plain": variant}, **settings).set_index("state")
+    splits = study.largest_component(papers)
     graph, train = splits.train.graph, splits.train.nodes
     network = variant.build(3, splits, 1).eval()
     h, outputs = network.embed(graph.x), []
@@ -211,7 +204,7 @@ def test_smoothing_is_measured_on_the_layers_of_pyg(papers):
 
 
 def test_nodes_of_the_regular_graph_have_four_classes_of_equal_size():
-    graph, task = regular_splits(60, 6, seed=1).train.graph, regular_task(60, 6, seed=1)
+    graph, task = study.regular_splits(60, 6, seed=1).train.graph, regular_task(60, 6, seed=1)
     assert graph.edge_index.size(1) == 60 * 6 and graph.is_undirected()
     assert not graph.has_self_loops() and torch.equal(graph.x, task.x)
     order = task.y.flatten().argsort()

@@ -9,16 +9,11 @@ from conftest import not_bundled
 from torch import nn
 
 from mapkg.lipschitz import local_constant
+from studies import gradient_explosion as explosion
 from studies.__main__ import main
 from studies.data import load
 from studies.deep import Variant, gradient_norms
 from studies.depth import beside_published, best_layers, depth, missing
-from studies.gradient_explosion import (
-    amplification,
-    constants_against_scale,
-    gradient_evolution,
-    gradient_table,
-)
 from studies.published import Schedule
 from studies.tasks import NodeTask, hide_features
 from studies.train import fit
@@ -99,10 +94,10 @@ def test_gradients_are_those_of_fit_and_constants_are_those_of_its_layers(papers
     training = fit(same, task, how["schedule"], seed=1, observe=gradient_norms, progress=False)
     losses = training.history[["epoch", "train_loss"]]
     expected = training.observations.merge(losses, on="epoch")
-    table = gradient_evolution(papers, {"": variant}, **how, progress=False)
+    table = explosion.gradient_evolution(papers, {"": variant}, **how, progress=False)
     pd.testing.assert_frame_equal(table[[*expected]], expected)
     settings = dict(layers=2, seeds=[1], steps=[1], hidden=4, heads=2)
-    table = amplification(papers, **settings)["constants"].set_index("training")
+    table = explosion.amplification(papers, **settings)["constants"].set_index("training")
     plain = replace(variant, dropout=0.0, attention_dropout=0.0).build(2, papers, 1)
     x, edges = plain.embed(papers.train.graph.x).detach(), papers.train.graph.edge_index
     first = [lambda x: nn.functional.elu(plain.layers[0](x, edges)), x]
@@ -188,7 +183,7 @@ def test_the_table_of_gradients_has_medians_ranges_and_overflows():
         for s, peak in enumerate(peaks)
         for e, n in ((1, 10.0), (2, peak))
     ]
-    table = gradient_table(
+    table = explosion.gradient_table(
         pd.DataFrame(rows + [r | dict(kind="attention", norm=1e30) for r in rows])
     )
     assert table.loc[2].T.to_dict("list") == {
@@ -198,9 +193,9 @@ def test_the_table_of_gradients_has_medians_ranges_and_overflows():
 
 
 def test_no_constant_exceeds_its_bounds():
-    table = constants_against_scale((0.1, 100.0), points=12, progress=False)
+    table = explosion.constants_against_scale((0.1, 100.0), points=12, progress=False)
     assert (table["constant"] <= table["lemma"] * (1 + 1e-9)).all()
     normalized = table[table["normalized"]]
     assert (normalized["constant"] <= normalized["theorem"]).all() and len(normalized) == 4
     with pytest.raises(ValueError, match="points: expected 2 or more, got 1"):
-        constants_against_scale([1.0], points=1)
+        explosion.constants_against_scale([1.0], points=1)

@@ -15,25 +15,11 @@ from torch_geometric.utils import from_smiles
 
 from mapkg.hooks import record
 from studies import checkpoint
+from studies import edge_kinds as study
 from studies.bond_changes import join_global_node, shuffle_types
 from studies.data import BUNDLED, DESCRIPTIONS, Splits, molecule_graph
 from studies.data.graph_classification import PAIR_TYPES
 from studies.data.molecules import benchmark_graph
-from studies.edge_kinds import (
-    CONJUGATION,
-    PROPERTIES,
-    RINGS,
-    distinct_edges,
-    edge_labels,
-    first_layer,
-    first_layer_table,
-    log_ratios,
-    massive_kinds,
-    mean_by_type,
-    score_parts,
-    separable_log_ratio,
-    type_frequency,
-)
 from studies.extras import build
 from studies.published import CONFIGS
 from studies.train import seed_all
@@ -46,14 +32,14 @@ IN_COLUMNS = replace(
     num_edge_types=(22, 6, 2),
     edge_types={1: "single", 2: "double", 3: "triple", 12: "aromatic"},
 )
-NO_RING, RING_5, RING_6, OTHER_RING = RINGS
-PLAIN, CONJUGATED = CONJUGATION
+NO_RING, RING_5, RING_6, OTHER_RING = study.RINGS
+PLAIN, CONJUGATED = study.CONJUGATION
 
 
 def named(smiles, by, about=ABOUT, graph=None):
     """The label of each bond of a molecule, by its atoms, lower index first."""
     graph = molecule_graph(smiles) if graph is None else graph
-    (labels,), names = edge_labels([graph], by, about)
+    (labels,), names = study.edge_labels([graph], by, about)
     of_bond = {}
     for j, i, label in zip(*graph.edge_index.tolist(), labels.tolist(), strict=True):
         of_bond.setdefault((min(i, j), max(i, j)), []).append(names[label])
@@ -62,7 +48,6 @@ def named(smiles, by, about=ABOUT, graph=None):
 
 
 def in_columns(smiles):
-    """A graph as TOX21 has it."""
     graph = from_smiles(smiles)
     graph.edge_type = graph.edge_attr[:, 0]
     return graph
@@ -87,7 +72,7 @@ def test_the_smallest_ring_of_a_bond_is_the_shortest_way_around(splits):
     norbornane, cyclobutane, indane = "C1CC2CCC1C2", "C1CCC1", "c1ccc2CCCc2c1"
     several = map(molecule_graph, (norbornane, cyclobutane, indane, "C1CCCC1C1CCCCC1"))
     graphs = [*several, *splits.train]
-    labels, names = edge_labels(graphs, "ring", ABOUT)
+    labels, names = study.edge_labels(graphs, "ring", ABOUT)
     size = {5: RING_5, 6: RING_6}
     for graph, of_graph in zip(graphs, labels, strict=True):
         bonds = networkx.Graph(graph.edge_index.t().tolist())
@@ -117,24 +102,24 @@ def test_labels_are_of_the_molecule_however_its_graph_is_written(by):
 
 def test_frequent_pairs_come_first_and_those_below_a_hundredth_are_put_together():
     graphs = [molecule_graph(smiles) for smiles in ("CO", *["CCCC"] * 32, "CO", "CN", "CF")]
-    labels, names = edge_labels(graphs, "atom pair", ABOUT)
+    labels, names = study.edge_labels(graphs, "atom pair", ABOUT)
     assert names == ("C–C", "C–O", "C–F", "C–N")  # of 100 bonds one is not rare
     assert torch.cat([labels[0], *labels[-3:]]).tolist() == [1, 1, 1, 1, 3, 3, 2, 2]
-    labels, names = edge_labels([*graphs, graphs[0]], "atom pair", ABOUT)
+    labels, names = study.edge_labels([*graphs, graphs[0]], "atom pair", ABOUT)
     assert names == ("C–C", "C–O", "other")
     assert torch.cat(labels[-4:]).tolist() == [1, 1, 2, 2, 2, 2, 1, 1]
 
 
 def test_types_are_labeled_in_the_order_of_their_ids_whatever_the_first_id_is():
-    labels, names = edge_labels([in_columns("C#Cc1ccccc1")], "type", IN_COLUMNS)
+    labels, names = study.edge_labels([in_columns("C#Cc1ccccc1")], "type", IN_COLUMNS)
     assert names == ("single", "double", "triple", "aromatic")
     assert Counter(labels[0].tolist()) == {0: 2, 2: 2, 3: 12}
     about = replace(ABOUT, num_node_types=3, edge_types=PAIR_TYPES)
     protein = Data(edge_index=torch.tensor([[0, 1], [1, 0]]), edge_type=torch.tensor([0, 4]))
-    labels, names = edge_labels([protein], "type", about)
+    labels, names = study.edge_labels([protein], "type", about)
     assert labels[0].tolist() == [0, 4] and names == tuple(PAIR_TYPES.values())
-    for by in PROPERTIES:
-        labels, _ = edge_labels([molecule_graph("C"), molecule_graph("CC")], by, ABOUT)
+    for by in study.PROPERTIES:
+        labels, _ = study.edge_labels([molecule_graph("C"), molecule_graph("CC")], by, ABOUT)
         assert [of_graph.shape for of_graph in labels] == [(0,), (2,)]
         assert {of_graph.dtype for of_graph in labels} == {torch.long}
 
@@ -143,7 +128,7 @@ def test_types_are_labeled_in_the_order_of_their_ids_whatever_the_first_id_is():
 def test_edges_of_a_global_node_are_told_apart_from_bonds_of_the_same_type(ids):
     graphs = [molecule_graph("C#CC=O")]
     joined = join_global_node(Splits(graphs, graphs, graphs, ABOUT), edge_types=ids)
-    (labels,), names = edge_labels(joined.test, "role", joined.description)
+    (labels,), names = study.edge_labels(joined.test, "role", joined.description)
     assert names == ("single", "double", "triple", "atom to global", "global to atom")
     assert labels.bincount().tolist() == [2, 2, 2, 4, 4]
     to_global = joined.test[0].edge_index[1] == joined.test[0].num_nodes - 1
@@ -167,10 +152,7 @@ def test_what_has_no_label_is_refused():
         ("not the atoms and bonds of its SMILES 'CCN'", other, "conjugation", ABOUT),
     ):
         with pytest.raises(ValueError, match=words):
-            edge_labels([of_graph], by, about)
-
-
-# The first layer.
+            study.edge_labels([of_graph], by, about)
 
 
 def network(name="GT", **changes):
@@ -185,9 +167,11 @@ def test_triples_are_counted_and_looked_up(splits):
         return list(zip(*ends, graph.edge_attr.tolist(), strict=True))
 
     counts = Counter(triple for graph in splits.train for triple in triples(graph))
-    rows = distinct_edges(splits.train).itertuples(index=False, name=None)
+    rows = study.distinct_edges(splits.train).itertuples(index=False, name=None)
     assert {tuple(key): count for *key, count in rows} == counts
-    for graph, found in zip(splits.test, type_frequency(splits.train, splits.test), strict=True):
+    for graph, found in zip(
+        splits.test, study.type_frequency(splits.train, splits.test), strict=True
+    ):
         assert found.tolist() == [counts[triple] for triple in triples(graph)]
 
 
@@ -195,8 +179,8 @@ def test_triples_are_counted_and_looked_up(splits):
 @pytest.mark.parametrize("name", ["GT", "GraphiT", "SAN"])
 def test_scores_from_weights_are_those_of_the_network_and_of_the_equation(name, use_bias, splits):
     model, graph = network(name, use_bias=use_bias), splits.test[0]
-    triples = distinct_edges([graph])
-    found = first_layer(model, triples)
+    triples = study.distinct_edges([graph])
+    found = study.first_layer(model, triples)
     with torch.no_grad(), record(model, "layers.0.attention.score") as seen:
         model(graph.x, graph.edge_index, graph.edge_attr)
     edges = pd.DataFrame(graph.x[graph.edge_index].T.numpy(), columns=["source", "target"])
@@ -221,11 +205,11 @@ def test_predictions_from_the_weights_are_the_shares_and_ratios_of_the_molecules
     sizes = torch.cat(seen["layers.0.attention.score"]).abs().double()
     ratios = sizes / sizes.sort(dim=1).values[:, 7:8]
     double = ratios[torch.cat([graph.edge_type for graph in graphs]) == 2]
-    kinds = distinct_edges(graphs)
-    (share,) = mean_by_type(first_layer(model, kinds)["ratio"] > 3, kinds, [2])
+    kinds = study.distinct_edges(graphs)
+    (share,) = study.mean_by_type(study.first_layer(model, kinds)["ratio"] > 3, kinds, [2])
     torch.testing.assert_close(share, (double > 3).double().mean(dim=0))
     assert share.count_nonzero() > 3
-    logs = log_ratios(model, graphs, graphs, {2: "double", 9: "absent"})
+    logs = study.log_ratios(model, graphs, graphs, {2: "double", 9: "absent"})
     assert {*logs["label"]} == {"double"}
     measured = logs["measured"]
     np.testing.assert_allclose(measured, double.log10().mean(dim=0), rtol=1e-5)
@@ -233,11 +217,13 @@ def test_predictions_from_the_weights_are_the_shares_and_ratios_of_the_molecules
 
 def test_the_crossed_prediction_gives_every_type_the_same_atoms(splits):
     model, _ = checkpoint.load(BUNDLED / "checkpoints" / "gt_moses_seed0")
-    triples, names = distinct_edges(splits.test), splits.description.edge_types
+    triples, names = study.distinct_edges(splits.test), splits.description.edge_types
     start = model.edge_embedding.weight.detach() / 3
-    found = first_layer_table(model, triples, triples, names, start).set_index("label")
+    found = study.first_layer_table(model, triples, triples, names, start).set_index("label")
     for edge_type, name in names.items():
-        massive = (first_layer(model, triples.assign(edge=edge_type))["ratio"] > 1000).any(dim=1)
+        massive = (study.first_layer(model, triples.assign(edge=edge_type))["ratio"] > 1000).any(
+            dim=1
+        )
         share = np.average(massive, weights=triples["count"])
         assert found.loc[name, "common_pairs"] == pytest.approx(share)
     np.testing.assert_allclose(found["moved"], 2, rtol=1e-5)
@@ -248,16 +234,16 @@ def test_the_separable_prediction_is_exact_if_and_only_if_atoms_do_not_depend_on
     ends = torch.tensor([[0], [1]])
     crossed = [Data(x=pair[:2], edge_index=ends, edge_attr=pair[2:]) for pair in pairs]
     for graphs, is_exact in ((crossed, True), (splits.test, False)):
-        triples = distinct_edges(graphs)
-        layer = first_layer(network(), triples)
-        measured = mean_by_type(layer["ratio"].double().log10(), triples, [1, 2])
-        difference = measured - separable_log_ratio(layer, triples, [1, 2])
+        triples = study.distinct_edges(graphs)
+        layer = study.first_layer(network(), triples)
+        measured = study.mean_by_type(layer["ratio"].double().log10(), triples, [1, 2])
+        difference = measured - study.separable_log_ratio(layer, triples, [1, 2])
         assert (difference.abs().max() < 1e-5) == is_exact
     # The profile is of all edges, whatever their type.
     match = np.average(layer["match"].abs().log10(), axis=0, weights=triples["count"])
     sizes = layer["score"].abs().sort(dim=1).values
-    own = mean_by_type(layer["gate"].abs().log10() - sizes[:, 7:8].log10(), triples, [1, 2])
-    found = separable_log_ratio(layer, triples, [1, 2]) - own
+    own = study.mean_by_type(layer["gate"].abs().log10() - sizes[:, 7:8].log10(), triples, [1, 2])
+    found = study.separable_log_ratio(layer, triples, [1, 2]) - own
     np.testing.assert_allclose(found, [match, match], rtol=1e-4)
 
 
@@ -267,19 +253,19 @@ def test_what_is_no_table_of_types_is_refused(splits):
         with pytest.raises(
             ValueError, match=f"edge_attr: expected one type id per row, got {words}"
         ):
-            distinct_edges([Data(x=x, **values)])
-    triples = distinct_edges(splits.test)
+            study.distinct_edges([Data(x=x, **values)])
+    triples = study.distinct_edges(splits.test)
     with pytest.raises(ValueError, match="the first layer sees more than the types"):
-        first_layer(network("SAN", full_graph=True), triples)
+        study.first_layer(network("SAN", full_graph=True), triples)
     with pytest.raises(ValueError, match="expected GT, GraphiT or SAN"):
-        first_layer(network("GAT"), triples)
+        study.first_layer(network("GAT"), triples)
 
 
 def test_massive_kinds_of_a_type_are_compared_with_a_blind_draw():
     rows = [("a", 4, 2), ("b", 2, 0), ("c", 1, 1)]  # 3 of 7 are massive
     table = pd.DataFrame(rows, columns=["label", "triples", "massive_triples"])
     table = pd.concat([table.assign(seed=0), table.assign(seed=1, massive_triples=0)])
-    found = massive_kinds(table.assign(run="x"))
+    found = study.massive_kinds(table.assign(run="x"))
     # At most two of the three are of the four kinds of a: not all three, 1 - 4 / 35.
     assert found["p_fewer"].tolist() == pytest.approx([31 / 35, (4 * 3) / (7 * 6), 1])
     assert found[["seed", "kinds", "massive"]].values.tolist() == [[0, 4, 2], [0, 2, 0], [0, 1, 1]]
@@ -288,7 +274,7 @@ def test_massive_kinds_of_a_type_are_compared_with_a_blind_draw():
 def test_parts_of_a_score_are_means_over_the_edges_of_a_label(splits):
     graphs, names, model = splits.test[:6], ("none", "single", "double", "triple"), network()
     labels = [graph.edge_attr for graph in graphs]
-    found = score_parts(model, graphs, labels, names).set_index(["layer", "label"])
+    found = study.score_parts(model, graphs, labels, names).set_index(["layer", "label"])
     rows, columns = [], ["match", "gate", "score", "median", "maximum", "max_ratio"]
     for graph in graphs:
         with torch.no_grad(), record(model, "layers.*.attention.*") as seen:

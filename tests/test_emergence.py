@@ -22,14 +22,12 @@ from studies.results import TABLES, emergence_table, read_emergence
 SMALL = CONFIGS["GT-ZINC"].replace(
     hidden_channels=16, heads=4, num_layers=2, batch_size=32, max_epochs=3, lr=0.05
 )
-STATES = ["base", "base_calibrated", "best", "last"]
 UNTRAINED = SMALL.replace(hidden_channels=8, heads=2, batch_size=16, max_epochs=0)
 STATISTICS = list(ActivationSummary(heads=4).statistics())
 
 
 @pytest.fixture(scope="module")
 def run(splits, tmp_path_factory):
-    """A finished run: its tables and its folder."""
     folder = tmp_path_factory.mktemp("run")
     found = emergence(SMALL, splits, seed=0, name="GT-ZINC", folder=folder, progress=False)
     return found, folder

@@ -80,8 +80,6 @@ def test_the_pooled_mean_weighs_entries_alike_and_draws_whole_graphs():
 
 
 class Sums(nn.Module):
-    """Predicts for each graph the sum of its rows."""
-
     def forward(self, x, edge_index, edge_attr, batch, batch_size):
         return x.new_zeros(batch_size, x.size(1)).index_add_(0, batch, x)
 

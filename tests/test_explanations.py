@@ -8,17 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import few_molecules
+from random_graphs import path
 from torch import nn
+from torch_geometric import nn as pyg
 from torch_geometric.data import Batch, Data
 from torch_geometric.explain.algorithm.utils import set_masks
-from torch_geometric.nn import (
-    GAT,
-    GATConv,
-    Sequential,
-    SimpleConv,
-    TransformerConv,
-    global_add_pool,
-)
 
 from mapkg import hooks
 from mapkg.attribution import heat_map
@@ -52,23 +46,12 @@ class Additive(nn.Module):
         super().__init__()
         self.edge_embedding = TypeEmbedding(sizes or len(weights), 1)
         self.edge_embedding.weight.data = torch.tensor(weights).unsqueeze(1)
-        self.conv = SimpleConv(aggr="sum")
+        self.conv = pyg.SimpleConv(aggr="sum")
 
     def forward(self, x, edge_index, edge_attr, batch, batch_size):
         weight = self.edge_embedding(edge_attr).flatten()
         of_node = self.conv(torch.ones(len(x), 1), edge_index, weight)
-        return global_add_pool(of_node, batch, batch_size)
-
-
-def path(*types, y=None):
-    """A path whose bonds have these types."""
-    bonds = [pair for i in range(len(types)) for pair in ((i, i + 1), (i + 1, i))]
-    return Data(
-        x=torch.zeros(len(types) + 1, dtype=torch.long),
-        edge_index=torch.tensor(bonds).t().contiguous(),
-        edge_attr=torch.tensor(types).repeat_interleave(2),
-        y=None if y is None else torch.tensor([[y]]),
-    )
+        return pyg.global_add_pool(of_node, batch, batch_size)
 
 
 def by_bond(*importance):
@@ -151,13 +134,13 @@ class Pooled(nn.Module):
 
     def forward(self, x, edge_index, batch=None):
         of_nodes = self.conv(x, edge_index).sum(dim=1, keepdim=True)
-        return global_add_pool(of_nodes, batch) if self.pool else of_nodes
+        return pyg.global_add_pool(of_nodes, batch) if self.pool else of_nodes
 
 
 LAYERS = {
-    "GATConv": lambda: GATConv(3, 4, heads=2),
-    "TransformerConv": lambda: TransformerConv(3, 4, heads=2),
-    "kept": lambda: GATConv(3, 4, heads=2, add_self_loops=False),
+    "GATConv": lambda: pyg.GATConv(3, 4, heads=2),
+    "TransformerConv": lambda: pyg.TransformerConv(3, 4, heads=2),
+    "kept": lambda: pyg.GATConv(3, 4, heads=2, add_self_loops=False),
 }
 LOOPS = {"none": [], "all but one": [3, 1, 0], "every": [0, 1, 2, 3], "twice": [2, 2]}
 
@@ -199,7 +182,7 @@ def test_the_ratio_is_that_of_a_layer_of_any_network_by_its_name():
     ends = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
     graph, loop = Data(x=torch.randn(4, 3), edge_index=ends), torch.tensor([[0], [0]])
     with_loop = Data(x=graph.x, edge_index=torch.cat([loop, ends], dim=1))
-    model = Pooled(GAT(3, 4, 2, heads=2))  # PyG's own network of two layers, of 4 and 8 channels
+    model = Pooled(pyg.GAT(3, 4, 2, heads=2))  # of PyG: two layers, of 4 and 8 channels
     for layer, choice in enumerate(({}, {"layer": 1}, {"names": "*1:message"})):
         expected = edge_maxima(model, [with_loop])[min(layer, 1)]
         assert torch.equal(edge_importance(model, [with_loop], "ratio", **choice)[0], expected)
@@ -215,10 +198,10 @@ def test_the_ratio_is_that_of_a_layer_of_any_network_by_its_name():
 
 def test_what_cannot_be_explained_is_said(graphs):
     graph = Data(x=torch.randn(4, 3), edge_index=torch.tensor([[0, 0, 1], [0, 1, 2]]))
-    kept, own = GATConv(3, 3, add_self_loops=False), network("GT")
+    kept, own = pyg.GATConv(3, 3, add_self_loops=False), network("GT")
     model = Pooled(kept)
-    both = Pooled(Sequential("x, e", [(kept, "x, e -> x"), (GATConv(3, 3), "x, e -> x")]))
-    linear = Pooled(Sequential("x, e", [(nn.Linear(3, 3), "x -> x")]))
+    both = Pooled(pyg.Sequential("x, e", [(kept, "x, e -> x"), (pyg.GATConv(3, 3), "x, e -> x")]))
+    linear = Pooled(pyg.Sequential("x, e", [(nn.Linear(3, 3), "x -> x")]))
     features = network("GT", edge_channels=3, num_edge_types=None)
     with_features = path(1).update({"edge_attr": torch.rand(2, 3).double()})
     mask, types = "edge mask", "integrated gradients"
@@ -235,7 +218,7 @@ def test_what_cannot_be_explained_is_said(graphs):
         with pytest.raises((ValueError, KeyError), match=words):
             edge_importance(*call, **options)
     with pytest.raises(ValueError, match=r"one width, got .*convs.1:message': 5}: name those"):
-        heat_map(Pooled(GAT(3, 4, 2, 5)), [graph], [torch.zeros(3, dtype=torch.long)], 1)
+        heat_map(Pooled(pyg.GAT(3, 4, 2, 5)), [graph], [torch.zeros(3, dtype=torch.long)], 1)
     expected = edge_importance(model, [graph], "ratio")
     set_masks(model, torch.zeros(3), graph.edge_index)
     with pytest.warns(UserWarning, match="left its edge mask in 1 layers, ignored"):

@@ -10,16 +10,7 @@ from torch_geometric.utils import from_networkx
 
 from mapkg import models
 from mapkg.hooks import record
-from studies.extras import (
-    Completion,
-    DiffusionKernel,
-    FakeEdgeShare,
-    FullGraphAttention,
-    LaplacianEncoding,
-    build,
-    fake_edges,
-    laplacian_eigenpairs,
-)
+from studies import extras
 from studies.published import CONFIGS
 
 EXACT = dict(rtol=1e-10, atol=1e-10)
@@ -36,19 +27,19 @@ def test_fake_edges_of_small_graphs_by_hand():
         # Parallel edges and self-loops stay real and get no fake twin.
         ([[0, 0, 1, 2], [1, 1, 0, 2]], [0, 0, 0], [[0, 1, 2, 2], [2, 2, 0, 1]]),
     ):
-        assert fake_edges(torch.tensor(edges), torch.tensor(batch)).tolist() == expected
+        assert extras.fake_edges(torch.tensor(edges), torch.tensor(batch)).tolist() == expected
 
 
 @pytest.mark.parametrize(("gamma", "power"), [(0.25, 16), (0.5, 1), (1.0, 3)])
 def test_the_kernel_agrees_with_a_dense_computation_per_molecule(gamma, power):
-    fake, first = fake_edges(BATCH.edge_index, BATCH.batch), BATCH.ptr[BATCH.batch]
+    fake, first = extras.fake_edges(BATCH.edge_index, BATCH.batch), BATCH.ptr[BATCH.batch]
     kernels = []
     for graph in THREE:
         undirected = nx.Graph(graph.edge_index.T.tolist())
         laplacian = nx.normalized_laplacian_matrix(undirected, range(graph.num_nodes)).toarray()
         steps = np.eye(graph.num_nodes) - gamma * laplacian
         kernels.append(np.linalg.matrix_power(steps, power))
-    found = DiffusionKernel(gamma, power)(BATCH.edge_index, fake, BATCH.batch)
+    found = extras.DiffusionKernel(gamma, power)(BATCH.edge_index, fake, BATCH.batch)
     pairs = torch.cat([BATCH.edge_index, fake], dim=1).T.tolist()
     expected = [kernels[BATCH.batch[i]][i - first[i], j - first[j]] for i, j in pairs]
     torch.testing.assert_close(found[:, 0], torch.tensor(expected), **EXACT)
@@ -60,13 +51,13 @@ def test_the_kernel_of_a_pair_follows_the_direction_of_its_edge():
     # 0 -> 1 alone: both nodes count as of degree 1, (I - L/4)^2 = (3/4 I + 1/4 A)^2 has
     # 2 * 3/4 * 1/4 from 0 to 1 and nothing from 1 to 0.
     edge, fake = torch.tensor([[0], [1]]), torch.tensor([[1], [0]])
-    factor = DiffusionKernel(power=2)(edge, fake, torch.zeros(2, dtype=torch.long))
+    factor = extras.DiffusionKernel(power=2)(edge, fake, torch.zeros(2, dtype=torch.long))
     assert factor.flatten().tolist() == pytest.approx([0.375, 0.0], abs=1e-15)
 
 
 @pytest.mark.parametrize(("value", "share"), [(0.25, 0.2), (-0.5, 0.0), (3.0, 0.5)])
 def test_shares_of_real_and_fake_edges_with_a_gamma_that_is_clamped(value, share):
-    learned = FakeEdgeShare().double()
+    learned = extras.FakeEdgeShare().double()
     assert learned.gamma.item() == pytest.approx(0.1)  # the published start
     with torch.no_grad():
         learned.gamma.fill_(value)
@@ -74,12 +65,12 @@ def test_shares_of_real_and_fake_edges_with_a_gamma_that_is_clamped(value, share
     found = learned(real, fake, torch.zeros(1, dtype=torch.long)).flatten().tolist()
     assert found == pytest.approx([1 - share] * 3 + [share] * 2)
     if value == 0.25:
-        fixed = FakeEdgeShare(value)
+        fixed = extras.FakeEdgeShare(value)
         assert not list(fixed.parameters())
         assert fixed(real, fake, torch.zeros(1).long()).flatten().tolist() == pytest.approx(found)
     else:
         with pytest.raises(ValueError, match=r"gamma: expected a value in \[0, 1\]"):
-            FakeEdgeShare(value)
+            extras.FakeEdgeShare(value)
 
 
 def attention_by_loop(a, x, edges, fake, factor):
@@ -102,13 +93,13 @@ def attention_by_loop(a, x, edges, fake, factor):
 @pytest.mark.parametrize("options", [{}, {"bias": True}, {"attention": "no_edge"}], ids=str)
 def test_the_equations_agree_with_a_loop_over_pairs(options):
     torch.manual_seed(0)
-    attention = FullGraphAttention(8, 2, **options).double()
+    attention = extras.FullGraphAttention(8, 2, **options).double()
     x, edge_attr, no_edge = (
         torch.randn(n, 8).double() for n in (BATCH.num_nodes, BATCH.num_edges, 1)
     )
-    fake_index = fake_edges(BATCH.edge_index, BATCH.batch)
-    factor = FakeEdgeShare(0.3)(BATCH.edge_index, fake_index, BATCH.batch)
-    completion = Completion(fake_index, no_edge, factor)
+    fake_index = extras.fake_edges(BATCH.edge_index, BATCH.batch)
+    factor = extras.FakeEdgeShare(0.3)(BATCH.edge_index, fake_index, BATCH.batch)
+    completion = extras.Completion(fake_index, no_edge, factor)
     attended, score = attention(x, BATCH.edge_index, edge_attr, completion)
     fake = completion.edge_index, no_edge.expand(completion.edge_index.size(1), -1)
     edges = BATCH.edge_index, edge_attr
@@ -123,7 +114,7 @@ def test_edges_of_several_columns_or_of_floats_have_an_edge_that_is_not_there():
         (dict(num_edge_types=(4, 5)), columns),
         (dict(num_edge_types=None, edge_channels=2), columns.double()),
     ):
-        model = build(GRAPHIT.replace(full_graph=True, **changes)).double()
+        model = extras.build(GRAPHIT.replace(full_graph=True, **changes)).double()
         with record(model, "edge_embedding") as seen:
             model(graph.x, graph.edge_index, edge_attr)
         edges, no_edge = seen["edge_embedding"]
@@ -149,7 +140,7 @@ def test_edges_of_several_columns_or_of_floats_have_an_edge_that_is_not_there():
 )
 def test_a_mechanism_that_does_not_fit_is_an_error(name, changes, message):
     with pytest.raises(ValueError, match=message):
-        build(CONFIGS[name].replace(**changes))
+        extras.build(CONFIGS[name].replace(**changes))
     if len(changes) == 1:
         with pytest.raises(ValueError, match=r"full_graph|use studies\.extras\.build"):
             models.build(CONFIGS[name].replace(**changes))
@@ -167,13 +158,15 @@ def together(*graphs):
 
 def random_encoding(**options):
     torch.manual_seed(0)
-    return LaplacianEncoding(feedforward_channels=16, **options).double().eval()
+    return extras.LaplacianEncoding(feedforward_channels=16, **options).double().eval()
 
 
 def test_the_pairs_are_those_of_the_smallest_eigenvalues_of_each_graph():
     graphs = tree(0, 14), nx.petersen_graph(), tree(2, 4)
     edge_index, batch = together(*graphs)
-    vectors, values, missing = (t.numpy() for t in laplacian_eigenpairs(edge_index, batch, 6))
+    vectors, values, missing = (
+        t.numpy() for t in extras.laplacian_eigenpairs(edge_index, batch, 6)
+    )
     for number, graph in enumerate(graphs):
         rows = batch.numpy() == number
         laplacian = nx.laplacian_matrix(graph, nodelist=sorted(graph)).toarray()
@@ -190,12 +183,12 @@ def test_the_pairs_are_those_of_the_smallest_eigenvalues_of_each_graph():
 
 def test_lonely_nodes_and_edges_one_way():
     batch = torch.tensor([0, 2])  # graph 1 has no nodes
-    vectors, values, missing = laplacian_eigenpairs(torch.empty(2, 0).long(), batch, 3)
+    vectors, values, missing = extras.laplacian_eigenpairs(torch.empty(2, 0).long(), batch, 3)
     assert vectors.tolist() == [[1, 0, 0]] * 2
     assert values.tolist() == [[0, 0, 0]] * 2
     assert missing.tolist() == [[False, True, True]] * 2
     with pytest.raises(ValueError, match="expected each edge both ways"):
-        laplacian_eigenpairs(torch.tensor([[0, 1, 2], [1, 2, 1]]), torch.zeros(3).long(), 2)
+        extras.laplacian_eigenpairs(torch.tensor([[0, 1, 2], [1, 2, 1]]), torch.zeros(3).long(), 2)
 
 
 def test_a_graph_with_fewer_nodes_than_pairs_is_encoded_without_padding():
@@ -203,7 +196,7 @@ def test_a_graph_with_fewer_nodes_than_pairs_is_encoded_without_padding():
     graphs = tree(0, 4), tree(1, 15)
     edge_index, batch = together(*graphs)
     found = encoding(edge_index, batch)
-    vectors, values, _ = laplacian_eigenpairs(edge_index, batch, 10)
+    vectors, values, _ = extras.laplacian_eigenpairs(edge_index, batch, 10)
     expected = []
     for node, graph in enumerate(batch.tolist()):
         pairs = torch.stack([vectors[node], values[node]], dim=1)[: min(10, len(graphs[graph]))]
@@ -220,7 +213,7 @@ def test_sign_flips_are_drawn_in_training_per_graph_and_eigenvector():
     encoding = random_encoding(num_layers=0, sign_flips=True)
     graphs = together(tree(5, 10), tree(5, 10))
     # Without a transformer a pass gives sum_k s_k v_k(i) w + c_i, and V is orthogonal.
-    vectors, weight = laplacian_eigenpairs(*graphs, 10)[0], encoding.project.weight[:, 0]
+    vectors, weight = extras.laplacian_eigenpairs(*graphs, 10)[0], encoding.project.weight[:, 0]
     torch.manual_seed(0)
     signs = []
     for _ in range(20):

@@ -178,7 +178,6 @@ def test_laws_are_compared_with_all_three_distances():
 
 
 def test_tracked_laws_and_their_figure_are_those_of_tracked_histograms():
-    """Of a layer that training has moved far."""
     table = pd.read_csv(REPOSITORY / "data/results/emergence_gt_proteins_histogram.csv.gz")
     table = table.query("seed == 1 and layer == 0 and state in ['base', 'best']")
     found = compare_laws(table[["state", "bin", "low", "count"]]).set_index(["state", "law"])

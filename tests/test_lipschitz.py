@@ -27,10 +27,6 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
-def tied(query, scale, keys=6, seed=0):
-    return tied_keys(query[0], keys, scale, torch.Generator().manual_seed(seed))
-
-
 def test_the_constant_of_a_linear_map_is_its_largest_singular_value():
     matrix = normal(5, 7)
     expected = torch.linalg.svdvals(matrix)[0].item()
@@ -82,7 +78,8 @@ def test_the_lemma_holds_and_of_normalized_attention_the_theorem(kind, normalize
                 return linear_score(point, query, normalized=normalized)
             return quadratic_score(*point.split(6), normalized=normalized)
 
-        for x in (scale * normal(6, 4, seed=1000 + seed), tied(query, scale)):
+        drawn = tied_keys(query[0], 6, scale, torch.Generator().manual_seed(0))
+        for x in (scale * normal(6, 4, seed=1000 + seed), drawn):
             point = x if kind == "linear" else torch.cat([query, x, x])
             found = local_constant(lambda p: attention(score(p), p[-6:]), point)
             steep = slope(score, point)

@@ -11,7 +11,7 @@ from importlib import import_module
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, few_molecules, write
+from conftest import REPOSITORY, few_molecules
 
 from mapkg.models.config import Config
 from studies import checkpoint
@@ -113,7 +113,6 @@ DEPTH = "study depth --architecture gat --norms none -o x --dataset"
         ("", "are required: COMMAND (see python -m studies --help)"),
         ("trian", "invalid choice: 'trian' (choose from "),
         ("study", "are required: NAME (see python -m studies study --help)"),
-        ("data", "are required: DATASET"),
         ("train --config GT-ZINC --datset moses", "no option --datset; did you mean --dataset?"),
         ("train --config GT-ZINC --dataset moses", "are required: --out"),
         ("train --config GT-ZINK --dataset moses --out x", "--config GT-ZINK: did you mean GT-ZI"),
@@ -122,6 +121,7 @@ DEPTH = "study depth --architecture gat --norms none -o x --dataset"
         (f"{TRAIN} --device toaster", "--device toaster: cannot be used here"),
         (f"{TRAIN} --set lr", "--set lr: expected NAME=VALUE with NAME one of architecture, "),
         (f"{TRAIN} --set dataset=cora", "--set dataset=cora: expected NAME=VALUE with NAME one "),
+        (f"{TRAIN} --set source=me", "--set source=me: expected NAME=VALUE with NAME one of "),
         (f"{TRAIN} --set heads=two", "--set heads=two: expected a int"),
         (f"{TRAIN} --set heads=3", "hidden_channels (64) must be a multiple of heads (3)"),
         (f"{TRAIN} --set num_node_types=5", "the configuration has 5, but MOSES sample has 28"),
@@ -143,6 +143,7 @@ DEPTH = "study depth --architecture gat --norms none -o x --dataset"
         ("study shares a --smiles b -o x --dataset proteins", "expected a data set of molecules ("),
         # Places that cannot be written.
         ("study missing -o x/ --dataset citation", "--output x/: expected what names of tables be"),
+        ("study missing -o .csv.gz --dataset citation", "--output .csv.gz: expected what names "),
         ("study smoothing -o /proc/x --dataset citation", "/proc/x.csv.gz cannot be written, /p"),
         ("train --config GT-ZINC --dataset moses --out /dev/null", "cannot be written, /dev/null"),
     ],
@@ -268,9 +269,3 @@ def test_the_data_command_says_what_a_data_set_is(capsys):
         assert main(["data", name]) == 0
         said = capsys.readouterr().out.splitlines()
         assert (said[0], said[-1]) == (f"name: {name}", line)
-
-
-def test_damaged_data_is_an_error_and_no_traceback(tmp_path, monkeypatch, capsys):
-    path = write(tmp_path / "molecules" / "moses12k.csv.gz", b"damaged")
-    monkeypatch.setenv("MAPKG_DATA", str(tmp_path))
-    assert refused(capsys, ["data", "moses"]).startswith(f"error: {path}: expected sha256 ")

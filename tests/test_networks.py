@@ -17,7 +17,6 @@ SMALL = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
 EXACT = dict(rtol=1e-10, atol=1e-10)
 GRAPH = molecule(0, 8)
 INPUTS = GRAPH.x, GRAPH.edge_index, GRAPH.edge_attr
-EDGES = GRAPH.num_edges
 
 
 def random_network(seed=0, config=SMALL):

@@ -47,7 +47,6 @@ class Scored(nn.Module):
 
 
 def network(forward, **parts):
-    """A module that has parts of these names and does that."""
     model = type("Network", (nn.Module,), {"forward": forward})()
     for name, part in parts.items():
         model.add_module(name, part)
@@ -79,7 +78,6 @@ def plain(number=12, channels=4):
 
 
 def only(model, loader, **options):
-    """The first row of a report."""
     return report(model, loader, **options).table.iloc[0]
 
 
@@ -88,7 +86,6 @@ def scored(x, **options):
 
 
 def largest_ratio(rows):
-    """By a plain loop."""
     ratios = [(row.abs().max() / row.abs().median()).item() for row in rows.double()]
     return max(ratio for ratio in ratios if math.isfinite(ratio))
 

@@ -17,7 +17,7 @@ from mapkg.models import build
 from mapkg.models.config import Config
 from mapkg.nulls import ProductNull
 from studies import bond_types, checkpoint, explanations, explicit_bias, results, robustness
-from studies.commands import make, overrides
+from studies.commands import make
 from studies.data import BUNDLED, load
 from studies.emergence import examine_checkpoint
 from studies.files import sha256, write_atomically
@@ -39,9 +39,6 @@ SHIPPED = BUNDLED / "checkpoints" / "gt_moses_seed0"
 KEYS = ["run", "seed", "layer", "state"]
 ORIGIN = {"config": "GT-ZINC", "changes": "none", "dataset": "ZINC", "epochs": 100}
 ORIGIN |= {"versions": "torch 2.13.0", "commit": "a" * 40}
-
-
-# Writing and reading.
 
 
 def test_a_table_is_compressed_csv_of_six_digits_and_the_same_bytes_anywhere(tmp_path):
@@ -71,20 +68,18 @@ def test_values_over_seeds_stand_in_the_order_of_the_table():
     assert spans.loc["b"].tolist() == ["1.0 to 4.0", "2.0"]
 
 
-def test_a_styled_table_shows_yes_and_no_and_rounds_the_rest():
-    table = pd.DataFrame({"factor": [1234.56, np.nan], "massive": [True, False]})
-    cells = re.findall(r"<td[^>]*>(.*)</td>", styled(table, "{:,.1f}").to_html())
-    assert cells == ["1,234.6", "yes", "–", "no"]
+def cells(values, form=None):
+    return re.findall(r"<td[^>]*>(.*)</td>", styled(pd.DataFrame(values), form).to_html())
 
 
-def test_a_number_with_its_interval_stays_on_a_line_and_text_does_not():
-    table = pd.DataFrame(
-        {"a": ["0.95 [0.90, 1.01]", "-1 to 2", "three words here", "1" * 9 + " " * 12]}
-    )
-    cells = re.findall(r"<td[^>]*>(.*)</td>", styled(table).to_html())
-    assert [" " in cell for cell in cells] == [False, False, True, True]
-    assert cells[:2] == ["0.95\xa0[0.90,\xa01.01]", "-\u20601\xa0to\xa02"]
-    assert ">74–\u206079</td>" in styled(pd.DataFrame({"a": ["74–79"]})).to_html()
+def test_cells_show_yes_and_no_and_rounded_numbers_that_stay_on_a_line():
+    values = {"factor": [1234.56, np.nan], "massive": [True, False]}
+    assert cells(values, "{:,.1f}") == ["1,234.6", "yes", "–", "no"]
+    texts = ["0.95 [0.90, 1.01]", "-1 to 2", "three words here", "1" * 9 + " " * 12, "74–79"]
+    found = cells({"a": texts})
+    assert [" " in cell for cell in found] == [False, False, True, True, False]
+    assert found[:2] == ["0.95\xa0[0.90,\xa01.01]", "-\u20601\xa0to\xa02"]
+    assert found[4] == "74–\u206079"
 
 
 def test_headers_of_a_styled_table_are_in_words_and_take_their_formats_along():
@@ -109,9 +104,6 @@ def test_pages_call_runs_by_the_titles_of_the_grid():
     assert titles("grid")["gt_zinc"] == "GT, ZINC" and titles("variants")["gt_zinc"] == "GT"
     with pytest.raises(ValueError, match="group gird: did you mean grid"):
         titles("gird")
-
-
-# Studies of many trainings.
 
 
 def trainings(log, seeds=(0, 1), scale=None):
@@ -184,9 +176,6 @@ def test_what_would_write_over_another_study_is_refused(study, tmp_path):
         study(trainings([], [0]))
 
 
-# The grid.
-
-
 def test_the_tables_of_several_runs_are_one_set_with_the_name_of_the_run(tmp_path):
     for run, name in product(("gt_zinc", "san", "other"), TABLES):
         table = pd.DataFrame({"seed": [0, 1], name: len(run)})
@@ -201,19 +190,18 @@ def test_the_tables_of_several_runs_are_one_set_with_the_name_of_the_run(tmp_pat
 
 
 def test_three_measures_of_one_layer_need_not_agree():
-    keys = ["run", "seed", "layer", "state"]
     lows = {"base": (0.0, 0.2), "best": (0.0, 0.3)}  # -log10 of a ratio, as often each
     rows = [
         (run, seed, 0, state, low * (0.5 if run == "c" else 1.0), 5)
         for run, seed, state in product("abc", (0, 1), lows)
         for low in lows[state]
     ]
-    histogram = pd.DataFrame(rows, columns=[*keys, "low", "count"])
+    histogram = pd.DataFrame(rows, columns=[*KEYS, "low", "count"])
     histogram.loc[histogram.eval("run == 'b' and seed == 1 and state == 'base'"), "low"] *= 2
     values = {"a": (1001, 99, 0.001), "b": (999, 101, 0.1), "c": (999, 101, 0.102)}
     every = product("abc", (0, 1), lows)
     every = [(run, seed, 0, state, *values[run]) for run, seed, state in every]
-    summary = pd.DataFrame(every, columns=[*keys, "max_ratio", "max_abs", "row_median_q50"])
+    summary = pd.DataFrame(every, columns=[*KEYS, "max_ratio", "max_abs", "row_median_q50"])
     empty = pd.DataFrame()
     found = by_measure(with_spread(Emergence(summary, empty, empty, histogram, empty)))
     assert found.set_index(["run", "seed"]).drop(columns="layer").to_numpy().tolist() == [
@@ -352,9 +340,6 @@ def test_the_law_table_is_the_one_made_by_hand():
     assert by_layer["gamma"].tolist() == ["0.010 (1)", "0.020 (1)", "0.300 (0)", "0.500 (1)"]
 
 
-# Of finished runs.
-
-
 def test_a_run_given_twice_is_refused_be_it_a_link_or_a_copy(tmp_path):
     a, copy, link, other, empty = (tmp_path / name for name in "abcde")
     for folder, content in ((a, b"1"), (copy, b"1"), (other, b"2")):
@@ -368,15 +353,6 @@ def test_a_run_given_twice_is_refused_be_it_a_link_or_a_copy(tmp_path):
         make("bonds", results.of_run, output="x", folders=[a, copy])
 
 
-def test_tables_without_a_name_and_changes_that_nothing_would_use_are_refused():
-    for output in ("", "runs/", ".csv.gz"):
-        with pytest.raises(ValueError, match=f"--output {output}: expected what names of tables"):
-            make("laws", results.laws, output=output)
-    for change in ("dataset=cora", "source=me", "seed=3", "hidden"):
-        with pytest.raises(ValueError, match=f"--set {change}: expected NAME=VALUE with"):
-            overrides([change])
-
-
 def test_a_study_looks_at_a_run_on_its_own_data_only(tmp_path):
     config = CONFIGS["GT-ZINC"].replace(hidden_channels=8, heads=2, num_layers=1)
     title = "MOSES sample, first 9"
@@ -388,9 +364,6 @@ def test_a_study_looks_at_a_run_on_its_own_data_only(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"trained on '{title}', got 'MOSES sample'"):
             study(tmp_path, load("moses"))
-
-
-# Tracked results.
 
 
 @pytest.mark.slow

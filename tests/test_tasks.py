@@ -39,7 +39,6 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.fixture(scope="module")
 def data(cache, tmp_path_factory):
-    """Splits by name."""
     # Thirty molecules; a third of the labels is missing, and in the last task nearly all.
     labels = {
         name: [

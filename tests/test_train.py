@@ -135,6 +135,9 @@ def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(case, tmp_pa
         with pytest.raises(ValueError, match=message):
             fit(make(), task, changed, **settings | dict(seed=seed))
     assert (tmp_path / STATE_FILE).read_bytes() == content
+    (tmp_path / STATE_FILE).write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"damaged, .* remove it to start afresh"):
+        fit(make(), task, schedule, **settings)
 
 
 def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):

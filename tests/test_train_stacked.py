@@ -134,6 +134,10 @@ def test_a_resumed_run_is_that_of_an_uninterrupted_one(splits, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             stacked(splits, **dict(config=config, folder=tmp_path) | change)
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"damaged, .* remove it to start afresh"):
+        stacked(splits, config, folder=tmp_path)
 
 
 def test_scores_are_measured_as_those_of_a_single_network(splits):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import few_molecules
 
 from mapkg.all_measures import row_measures
 from mapkg.measures import NEG_LOG_RATIO_BINS
@@ -12,17 +13,13 @@ from studies.emergence import emergence
 from studies.laws import tails
 from studies.published import CONFIGS
 
-ORIGIN = {"run": "a", "layer": 0, "state": "best"}
+CONFIG = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2, max_epochs=1)
 
 
 def test_measures_of_a_network_are_its_maxima_over_layers(monkeypatch):
-    from conftest import few_molecules
-
-    config = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2)
-    scores = []
-    of_layer = study._of_layer
+    scores, of_layer = [], study._of_layer
     monkeypatch.setattr(study, "_of_layer", lambda x: scores.append(x) or of_layer(x))
-    table = study.measured(config, few_molecules(8, 4, 6), [3, 4], graphs=5, progress=False)
+    table = study.measured(CONFIG, few_molecules(8, 4, 6), [3, 4], graphs=5, progress=False)
     assert table[["seed", "graphs"]].values.tolist() == [[3, 5], [4, 5]]
     ratios = [row_measures(score)["ratio"].max().item() for score in scores]
     assert table["row"].tolist() == pytest.approx([max(ratios[:2]), max(ratios[2:])])
@@ -32,11 +29,8 @@ def test_measures_of_a_network_are_its_maxima_over_layers(monkeypatch):
 
 
 def test_a_finished_run_has_the_measures_of_untrained_ones_and_those_of_its_tables(tmp_path):
-    from conftest import few_molecules
-
-    config = CONFIGS["GT-ZINC"].replace(hidden_channels=16, heads=4, num_layers=2, max_epochs=1)
     splits = few_molecules(8, 4, 6)
-    run = emergence(config, splits, seed=3, folder=tmp_path, progress=False)
+    run = emergence(CONFIG, splits, seed=3, folder=tmp_path, progress=False)
     made = study.measured_run(tmp_path, splits, graphs=6)
     layers, (network,) = made["layers"], made["network"].to_dict("records")
     assert layers["state"].value_counts().to_dict() == dict(base=2, base_calibrated=2, best=2)
@@ -82,7 +76,7 @@ def test_tails_of_a_pareto_law_and_of_one_with_a_bump():
         filled = counts.nonzero()[0]
         edges = low + filled * (high - low) / bins
         table = pd.DataFrame({"bin": filled, "low": edges, "count": counts[filled]})
-        (row,) = tails(table.assign(seed=0, **ORIGIN)).to_dict("records")
+        (row,) = tails(table.assign(seed=0, run="a", layer=0, state="best")).to_dict("records")
         assert (row["rise"] > 2) == rises
         if not rises:
             assert row["tail"] == pytest.approx(1 / 4, rel=0.05)

@@ -9,17 +9,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from rdkit import Chem
 
+from studies import viewer as study
 from studies.data import load, molecule_graph, to_molecule
-from studies.viewer import (
-    COLORS,
-    LEVELS,
-    NO_RATIO,
-    THRESHOLDS,
-    Scale,
-    draw_molecule,
-    figures,
-    viewer,
-)
 
 SMILES = ("CC(=O)Nc1ccc(C#N)cc1", "CCO", "O=C(O)c1ccccc1")
 MOLECULES = [Chem.MolFromSmiles(smiles) for smiles in SMILES]
@@ -39,30 +30,29 @@ RATIOS = [10 ** RANDOM.uniform(-0.5, 4.5, (LAYERS, HEADS, m.GetNumBonds())) for 
 RATIOS[0][:, :, 2] = RATIOS[0][:, 0, 5] = np.nan
 # Rounding would carry the first over the threshold, and none of the others falls below.
 RATIOS[1][LAYER] = [[999.9999, 1000.0], [1.0, 2.0], [0.0, 1000.4]]
-SCALE = Scale(1.0, max(np.nanmax(three_digits(np.nan_to_num(ratio))) for ratio in RATIOS))
-
-
-# Drawings.
+SCALE = study.Scale(1.0, max(np.nanmax(three_digits(np.nan_to_num(ratio))) for ratio in RATIOS))
 
 
 def drawn(molecule, ratios, high=10_000.0, caption="a"):
     """The figure of one molecule, and from each bond to its band."""
-    text = figures([molecule], [np.asarray(ratios, float)], [caption], Scale(1.0, high), 1000.0)
+    text = study.figures(
+        [molecule], [np.asarray(ratios, float)], [caption], study.Scale(1.0, high), 1000.0
+    )
     (figure,) = ElementTree.fromstring(text).iter("figure")
     bands = {int(path.get("data-bond")): path for path in figure.iter() if path.get("data-bond")}
     return figure, bands
 
 
 def test_the_colors_of_a_scale_change_at_its_bounds_and_a_greater_ratio_is_darker():
-    scale = Scale(1.0, 10_000.0)
-    assert len(scale.bounds) == LEVELS - 1
+    scale = study.Scale(1.0, 10_000.0)
+    assert len(scale.bounds) == study.LEVELS - 1
     for i, bound in enumerate(scale.bounds):
-        assert scale.color(np.nextafter(bound, 0)) == COLORS[i]
-        assert scale.color(bound) == COLORS[i + 1]
-        assert bound == pytest.approx(10 ** (4 * (i + 1) / LEVELS))
-    assert scale.color(0.0) == scale.color(1.0) == COLORS[0]
-    assert scale.color(1e9) == scale.color(10_000.0) == COLORS[-1]
-    light = np.array([to_rgb(color) for color in COLORS]) @ [0.2126, 0.7152, 0.0722]
+        assert scale.color(np.nextafter(bound, 0)) == study.COLORS[i]
+        assert scale.color(bound) == study.COLORS[i + 1]
+        assert bound == pytest.approx(10 ** (4 * (i + 1) / study.LEVELS))
+    assert scale.color(0.0) == scale.color(1.0) == study.COLORS[0]
+    assert scale.color(1e9) == scale.color(10_000.0) == study.COLORS[-1]
+    light = np.array([to_rgb(color) for color in study.COLORS]) @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(light) < 0).all()
 
 
@@ -71,7 +61,7 @@ def test_bonds_from_the_threshold_on_are_outlined_counted_and_above_the_others()
     assert list(bands) == [3, 4, 5, 0, 1, 2]
     looks = {bond: path.get("class") for bond, path in bands.items()}
     assert looks == {3: None, 4: "none", 5: None, **dict.fromkeys(range(3), "outlined")}
-    assert bands[4].get("fill") == NO_RATIO
+    assert bands[4].get("fill") == study.NO_RATIO
     assert figure.find("svg/desc").text == "3 of 6 bonds ≥ 1,000"
 
 
@@ -110,8 +100,8 @@ def test_a_molecule_of_one_atom_is_its_letters_and_one_that_cannot_be_drawn_is_n
 def test_a_molecule_is_drawn_with_its_notes_and_is_not_changed():
     molecule = to_molecule(molecule_graph("CC#N"))
     _, (plain, noted) = plt.subplots(1, 2)
-    draw_molecule(molecule, plain)
-    draw_molecule(molecule, noted, atom_notes=["0", "1", "2"], bond_notes=["1", "3"])
+    study.draw_molecule(molecule, plain)
+    study.draw_molecule(molecule, noted, atom_notes=["0", "1", "2"], bond_notes=["1", "3"])
     images = [np.asarray(ax.images[0].get_array())[..., :3] for ax in (plain, noted)]
     inked = [image.min(axis=2) < image.max() for image in images]
     assert 0 < inked[0].sum() < inked[1].sum()
@@ -119,9 +109,6 @@ def test_a_molecule_is_drawn_with_its_notes_and_is_not_changed():
         assert not (ink[:8].any() or ink[-8:].any() or ink[:, :8].any() or ink[:, -8:].any())
         assert ink[8].any() and ink[-9].any() and ink[:, 8].any() and ink[:, -9].any()
     assert not molecule.GetAtomWithIdx(0).HasProp("atomNote")
-
-
-# In a browser.
 
 
 @pytest.fixture
@@ -150,7 +137,7 @@ def show(browser, tmp_path):
 
 
 def a_viewer(**options):
-    return viewer(MOLECULES, RATIOS, **dict(captions=SMILES) | options)
+    return study.viewer(MOLECULES, RATIOS, **dict(captions=SMILES) | options)
 
 
 def control(page, name):
@@ -199,7 +186,7 @@ def test_each_molecule_layer_head_and_threshold_shows_its_own_colors_and_outline
     page = show(a_viewer())
     assert fills(shown(page)) == css(largest(0, LAYER))
     counts = set()
-    for i, threshold in enumerate(THRESHOLDS):
+    for i, threshold in enumerate(study.THRESHOLDS):
         control(page, "Threshold").fill(str(i))
         over = np.fmax.reduce(RATIOS[0][LAYER]) >= threshold
         text = f"{over.sum()} of {len(over)} bonds at or above {threshold:,.0f} in layer 0"
@@ -232,7 +219,7 @@ def test_no_ratio_is_rounded_over_the_threshold_and_extreme_ones_survive(show):
     control(page, "Head").select_option("head 2")
     assert status(page).startswith("1 of 2 bonds at or above 1,000")
     ratios = np.array([[[1e-45, 3.4e38]], [[7.0, 123456.0]], [[0.0123, np.nan]]])
-    page = show(viewer(MOLECULES[1:2], [ratios], captions=["CCO"]))
+    page = show(study.viewer(MOLECULES[1:2], [ratios], captions=["CCO"]))
     large = "340" + ",000" * 12
     texts = [("0.0000000001", large), ("7", "123,000"), ("0.0123", "no ratio")]
     for layer, expected in enumerate(texts):
@@ -251,7 +238,7 @@ def test_everything_can_be_done_with_the_keyboard_and_has_a_name(show):
     assert names == ["previous", "molecule", "next", "layer", "head", "threshold"]
     for key in ("ArrowRight", "Shift+Tab", "ArrowDown", "Shift+Tab", "End", "Shift+Tab", "Enter"):
         page.keyboard.press(key)
-    over = f"{THRESHOLDS[THRESHOLDS.index(1000.0) + 1]:,.0f}"
+    over = f"{study.THRESHOLDS[study.THRESHOLDS.index(1000.0) + 1]:,.0f}"
     assert status(page).endswith(f"at or above {over} in layer 3, head 0")
     assert fills(shown(page)) == css(largest(1, 3, head=0))
     snapshot = page.locator(".mapkg-viewer").aria_snapshot()
@@ -309,4 +296,4 @@ def test_the_usual_page_is_below_150_kilobytes():
     random = np.random.default_rng(0)
     ratios = [10 ** random.uniform(0, 4, (10, 8, m.GetNumBonds())) for m in molecules]
     captions = [Chem.MolToSmiles(molecule) for molecule in molecules]
-    assert len(viewer(molecules, ratios, captions=captions).encode()) < 150_000
+    assert len(study.viewer(molecules, ratios, captions=captions).encode()) < 150_000
