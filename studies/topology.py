@@ -22,7 +22,7 @@ from mapkg.measures import activation_ratio
 from mapkg.models.config import Config
 from mapkg.models.network import build
 from studies.data import Splits
-from studies.published import CONFIGS
+from studies.published import CONFIGS, grid
 from studies.statistics import equivalence
 from studies.tables import Result, Study, run_study
 from studies.train import fit, seed_all
@@ -140,9 +140,8 @@ def ranks(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-MARGINS = {"rank": 0.1, "bridge": float(np.log(1.25))}
-"""Within which a rank correlation, or a difference of logarithms, counts as none. Fixed before the
-tracked networks were trained; networks with other seeds had been looked at."""
+MARGINS = grid()["topology_moses"]["margins"]
+"""Within which a rank correlation, or a difference of logarithms, counts as none."""
 
 
 def topology(

@@ -122,6 +122,7 @@ def test_what_cannot_be_tested_is_an_error(call, words):
 
 
 NO_EFFECT = r"no difference|(do|does|did) not differ|no effect|(changes?|costs?|gains?) nothing"
+NO_EFFECT += r"|(see|adds?|brings?) no (gain|harm)|no more (sensitive|fragile|robust)|stay where"
 NO_EFFECT = rf"({NO_EFFECT}|as (large|small|good|low|high) as without|the same within)(?! but)"
 """Claims that two things are equal, which need a test of equivalence with a margin."""
 
