@@ -147,7 +147,10 @@ class Stack:
         self.cursor += 1
 
     def _take(self, split: str, ids: Int[Tensor, "S graphs"]) -> Data:
-        batch = assemble(self.data[split], ids, *self.shape)
+        data, shape = self.data[split], self.shape
+        if not ids.is_cuda:  # a captured step needs one shape, another one no more than its own
+            shape = stacked.padded(*(int(count.max()) for count in data.rows(ids)))
+        batch = assemble(data, ids, *shape)
         self.layout.masks = [mask.to(self.dtype) for mask in (batch.node_mask, batch.edge_mask)]
         return batch
 
