@@ -163,6 +163,15 @@ def test_a_graph_with_more_targets_counts_once_for_each_but_is_drawn_whole():
     assert (row["shift_low"], row["shift_high"]) == (1, 4), "both draws may be of one graph"
 
 
+def test_graphs_of_a_second_batch_are_as_if_alone():
+    graphs = molecules(*SMILES * 22)  # 132; a batch has 128
+    table = found(network(), graphs).query("what != 'random'").set_index("graph")
+    assert table.index.unique().tolist() == list(range(132))
+    alone = found(network(), graphs[130:131]).query("what != 'random'")
+    columns = ["activations", "changed", "before", "after", "loss_before", "loss_after"]
+    np.testing.assert_allclose(table.loc[130, columns], alone[columns], rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
