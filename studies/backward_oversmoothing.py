@@ -95,7 +95,8 @@ def squared_loss(prediction: Tensor, task: RegularTask) -> Float[Tensor, ""]:
 def irregular_task(num_nodes: int = 200, degree: int = 20, *, seed: int = 0) -> RegularTask:
     """As ``regular_task``, on a connected random graph of that average degree.
 
-    Metropolis weights keep P symmetric and doubly stochastic. Source: ours.
+    Metropolis weights, 1 / (1 + the larger degree) for an edge, keep P symmetric and doubly
+    stochastic. Source: ours.
     """
     graph = nx.gnp_random_graph(num_nodes, degree / (num_nodes - 1), seed=seed)
     if not nx.is_connected(graph):

@@ -54,11 +54,12 @@ def emergence(
     keep_every: int | None = None,
     progress: bool = True,
 ) -> Emergence:
-    """Train a network and look at the scores of the test split after ``observe_epochs``, or each.
+    """Train a network and look at the scores of the test split after each epoch.
 
-    ``folder`` gets the tables, which call the configuration ``name``, the checkpoints ``base``,
-    ``best``, ``last`` and, after each ``keep_every`` epochs, ``epoch_000``, ..., and the state that
-    a run that was stopped goes on from; None keeps all in memory.
+    ``name`` is what the tables call the configuration. ``folder`` gets state, tables and the
+    checkpoints ``base``, ``best`` and ``last``, and a run that was stopped goes on from there; None
+    keeps all in memory. ``observe_epochs`` are those that are looked at, all if None. Weights are
+    kept in the folder after each ``keep_every`` epochs, as the checkpoints ``epoch_000``, ...
 
     Source: massive-activations paper, base against trained.
     """
@@ -112,7 +113,12 @@ def emergence(
 
 
 def examine_checkpoint(path: Path | str, splits: Splits) -> dict[str, pd.DataFrame]:
-    """The tables of a checkpoint of ``emergence``, ``best``, and of its untrained self."""
+    """The tables of a saved network (state ``best``) beside those of its untrained self.
+
+    ``path`` is of a checkpoint that ``emergence`` wrote; the untrained network is built again from
+    its seed. The tables are ``summary``, ``graph_maxima``, ``histogram`` and ``history``, with the
+    checkpoint's origin in each row.
+    """
     model, information = checkpoint.load(path)
     config = Config.from_dict(information["config"])
     seed_all(information["seed"])
@@ -170,7 +176,11 @@ def _changes(config: Config, name: str) -> str:
 
 
 def with_permuted_targets(splits: Splits, seed: int) -> Splits:
-    """Targets of training and of validation graphs permuted, so that there is nothing to learn."""
+    """The same data with the targets of the training and validation graphs permuted.
+
+    A null for the question whether massive activations need something to learn: graphs and
+    targets are as before, each within its split, but have nothing to do with one another.
+    """
     if isinstance(splits.train, NodesOfGraph):
         raise ValueError(
             "expected whole graphs, whose targets can change places, but "
@@ -199,7 +209,12 @@ def without_training(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Summaries of untrained networks of other seeds, the null of trained ones, in two states."""
+    """The ratios of untrained networks on the test split: the null of the trained ones.
+
+    A row per seed (take others than those of the trained networks), state (``base`` and
+    ``base_calibrated``, as in ``Emergence``) and layer, with the statistics of
+    ``ActivationSummary``.
+    """
     config = fit_to_data(config, splits.description)
     rows = []
     for seed in tqdm(seeds, "untrained networks", disable=not progress):
@@ -228,8 +243,10 @@ def by_rank(
 ) -> Figure:
     """Figure A of the massive-activations paper: each graph's largest ratio, in rank order.
 
-    A panel per run with a title, or per seed. Graphs are sorted per layer and seed. The untrained
-    network is a band over all its layers, graphs and seeds.
+    A panel per run with a title, or per seed. Graphs are sorted per layer and seed. A layer of the
+    trained network is a line at the median over seeds, in a band from the least to the greatest.
+    The untrained network is a band over all its layers, graphs and seeds, with BatchNorm
+    statistics at 0 and 1 (as published) and calibrated on training data.
     """
     by = "seed" if titles is None else "run"
     titles = titles or {seed: f"seed {seed}" for seed in sorted(graph_maxima["seed"].unique())}
@@ -260,7 +277,11 @@ def by_epoch(
     colors: Mapping[str, Any] | None = None,
     threshold: float = MASSIVE_RATIO,
 ) -> Figure:
-    """The largest ratio after each epoch, a ``figures.band`` for each color and panel, columns."""
+    """The largest ratio of what a line stands for after each epoch.
+
+    ``color`` and ``panel`` are columns that tell lines and panels apart. A line is the median over
+    seeds, in a band from the least to the greatest.
+    """
     table = trajectory.assign(panel=trajectory[panel] if panel else "")
     largest = table.groupby([color, "panel", "epoch", "seed"])["max_ratio"].max().unstack()
     titles, names = table["panel"].unique(), table[color].unique()
@@ -289,9 +310,10 @@ def against_permuted(
     *,
     threshold: float = MASSIVE_RATIO,
 ) -> Figure:
-    """``by_epoch`` for runs on permuted targets beside the runs that they control.
+    """``by_epoch`` for runs on permuted targets beside those on the targets of the data.
 
-    Each pair, of ``controls``, is drawn up to the last epoch that both have.
+    ``controls`` leads from the former to the latter, ``titles`` from these to the title of a panel.
+    Each pair is drawn up to the last epoch that both have.
     """
     parts = []
     for permuted, run in controls.items():

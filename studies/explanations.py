@@ -3,16 +3,20 @@
 Each method gives one number per directed edge, the larger the more important:
 
 - *ratio*: the largest activation ratio of the edge in one layer, the claim of the paper.
-- *gradient x input* and *integrated gradients* (Captum) on the one-hot row of the edge's type, from
-  a baseline of zeros: an edge of no type still counts in the softmax and brings its source's value.
+- *gradient x input* and *integrated gradients* (Captum) on the one-hot row of the edge's type,
+  summed over its columns, from a baseline of zeros: an edge of no type that still counts in the
+  softmax and brings its source's value.
 - *edge mask*: Captum's integrated gradients on a factor on the messages of each edge, the same in
   all layers. Neither the attention's denominator nor GT's edge stream is masked.
-- *GNNExplainer* (PyG): a mask on messages that keeps the prediction with few edges, noisy by seed.
+- *GNNExplainer* (PyG): a mask on messages, learned so that the prediction stays as it is while
+  few edges are kept. One seed is a noisy estimate.
 - *AttentionExplainer* (PyG): the mean attention weight over layers and heads.
+- *random*: uniform numbers, the control.
 
-Deletion curves ask what none of them does, the prediction without the bond: with a faithful
-importance it changes early if the most important bonds go first (*descending*). Atoms stay: such
-graphs are no molecules, and a change is also how strange the graph has become.
+Deletion curves ask what none of them does, the prediction without the bond. If an importance is
+faithful, the prediction changes early when the most important bonds go first (*descending*) and
+late when they go last (*ascending*). Atoms stay: such graphs are no molecules, and a change is
+also how strange the graph has become.
 
 Source: Sundararajan et al. 2017 (integrated gradients), Shrikumar et al. 2016 (gradient x
 input), Ying et al. 2019 (GNNExplainer), Samek et al. 2017 and Petsiuk et al. 2018 (curves);
@@ -200,8 +204,9 @@ def curve(
 ) -> pd.DataFrame:
     """Predictions while fractions of bonds, halves to the even number, are removed in an order.
 
-    Equally important bonds go in an order drawn at random. ``change`` is that of the prediction of
-    the whole graph.
+    Equally important bonds go in an order drawn at random. A row per ``graph`` and ``fraction``:
+    ``bonds`` of the whole graph, how many are ``removed``, ``prediction``, its ``change`` from that
+    of the whole graph, and ``absolute_error``.
     """
     rng, rows, left = np.random.default_rng(0), [], []
     for index, (graph, of_graph) in enumerate(zip(graphs, importance, strict=True)):

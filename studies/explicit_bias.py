@@ -102,8 +102,9 @@ def idle_term(
 ) -> pd.DataFrame:
     """What a term that no weight and no attended value can feel does to record and predictions.
 
-    An intended one with e' less its mean within each head, and v' = 0, adds zero to a summed score,
-    clamp or no clamp. ``largest_change`` of predictions is over their standard deviation.
+    An intended one with k' and e' standard normal, e' less its mean within each head, and v' = 0:
+    it adds zero to a summed score, clamp or no clamp. Predictions' ``largest_change`` is over their
+    standard deviation.
     """
     if config.explicit_bias != "none":
         raise ValueError(f"config: expected no Explicit Bias Term, got {config.explicit_bias!r}")

@@ -283,9 +283,10 @@ def amplification(
     hidden: int = 16,  # channels of a head
     heads: int = 4,  # of attention
 ) -> dict[str, pd.DataFrame]:
-    """Local constants of all layers in training with the published dropouts, or with none.
+    """Local constants of all layers along training, with the published dropouts and without.
 
-    The former are measured with masks and without. Source: ours, after the LipschitzNorm paper.
+    A network that is trained with dropout is measured with masks, as a training step has them, and
+    without. Source: ours; constants are those of the LipschitzNorm paper.
     """
     parts, rates = [], {"dropout": PUBLISHED_DROPOUTS, "no dropout": (0.0, 0.0)}
     for (name, both), seed in product(rates.items(), seeds):

@@ -59,12 +59,14 @@ class Distance(NamedTuple):
 class Fit(NamedTuple):
     """A law fitted to a histogram.
 
-    ``params`` are scipy's, nearly unidentified where the law is close to its limit: compare
-    distribution functions. ``log_likelihood`` is the mean per value of the logarithm of the
-    density, averaged within bins. Values of one row share a median, and rows share nodes, so that
-    only order and size of ``aic`` and ``ks`` mean anything. ``is_limit`` says whether the law is
-    the limit of its family, to within 0.005 of the distribution function: the normal law for gamma
-    and lognormal laws (of values not skewed to the right), Gumbel's of minima for Weibull laws.
+    ``params`` are scipy's, shape (none for the normal law), location and scale: nearly unidentified
+    where the law is close to its limit, so compare distribution functions. ``log_likelihood`` is
+    the mean per value of the logarithm of the density, averaged within bins; ``aic`` is Akaike's
+    criterion, and ``ks`` the distance between the values and this law. Values of one row share a
+    median, and rows share nodes, so that only order and size of these two mean anything.
+    ``is_limit`` says whether the best law is the limit of its family, to within 0.005 of the
+    distribution function: the normal law for a gamma or lognormal law (of values that are not
+    skewed to the right), a Gumbel law of minima for a Weibull law.
     """
 
     law: str
@@ -156,12 +158,16 @@ def ks_two_sample(first: StreamingHistogram, second: StreamingHistogram) -> Dist
 def compare_laws(
     table: pd.DataFrame, laws: Sequence[str] = tuple(LAWS), *, base: str = "base"
 ) -> pd.DataFrame:
-    """Fits of several laws to each histogram of a table, a row per histogram and law.
+    """Fits of several laws to each histogram of a table, with the three distances.
 
-    Columns but ``bin``, ``low`` and ``count`` say which histogram a row of the table belongs to,
-    ``state`` among them; ``base`` is that of the untrained network. Distances are ``ks_own``, to
-    the fit of the same values (as published), and, NaN without a base where the other columns are
-    equal, ``ks_base``, to the fit of that, and ``ks_two_sample``, from its values.
+    ``table`` has the columns ``bin``, ``low`` and ``count``, and others whose values say which
+    histogram a row belongs to; ``state`` is one of them, ``base`` that of the untrained network.
+
+    A row per histogram and law: these other columns, ``shape``, ``loc``, ``scale`` and what else a
+    ``Fit`` has, and ``aic_rank``, 1 for the least; ``ks_own``, the distance to the fit of the same
+    values (as published); ``ks_base``, to the fit of the base state with the other columns equal;
+    ``ks_two_sample``, from the values of that base state. The latter two are NaN without such a
+    base. ``ks_own_resolution`` and so on say how exact these are.
     """
     keys = [column for column in table.columns if column not in ("bin", "low", "count")]
     place = keys.index("state")

@@ -56,8 +56,9 @@ LAYERS = {
 class TreeNetwork(nn.Module):
     """Embed -> L x [layer -> ReLU? -> + x? -> norm?] -> root -> Linear, with L = depth + 1.
 
-    GGNN alone does not add layers to what came before them; GCN and GIN end each with a ReLU. GIN
-    has BatchNorm inside its layers whatever the norm. ``scale`` is f of LipschitzNorm, 1 for None.
+    GCN, GIN and GAT add each layer to what came before it, GGNN does not; GCN and GIN end each
+    layer with a ReLU. GIN has BatchNorm inside its layers whatever the norm. ``scale`` is f of
+    LipschitzNorm, 1 for None. Seed torch before the call to fix the initial weights.
 
     Source: Tree-NeighborsMatch, published code ``models/graph_model.py``, whose networks but GGNN
     have LayerNorm by default.

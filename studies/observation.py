@@ -51,7 +51,8 @@ def summarise(
 ) -> dict[str, ActivationSummary]:
     """Summaries of what submodules return for the edges of graphs, in evaluation mode.
 
-    ``predicted`` gets predictions and targets of each batch.
+    With ``heads`` the share of saturated sums is among them; ``predicted`` gets predictions and
+    targets of each batch.
     """
     modules = hooks.resolve(model, names)
     summaries = {name: ActivationSummary(heads=heads) for name in modules}

@@ -163,10 +163,11 @@ def with_spread(runs: Emergence) -> pd.DataFrame:
 
 
 def by_measure(layers: pd.DataFrame) -> pd.DataFrame:
-    """Which trained layers, of those of ``with_spread``, are massive by three measures.
+    """Which trained layers are massive, by three measures, a row per run, seed and layer.
 
-    Sun's rule has the typical row median in place of the layer's, which no table has; ``spread`` is
-    beyond that of this layer in every untrained network of the run.
+    ``layers`` are those of ``with_spread``, untrained and trained. Sun's rule with the typical row
+    median in place of the layer's, which no table has; ``spread`` is beyond that of this layer in
+    every untrained network of the run.
     """
     layers = layers.set_index(["run", "seed", "layer"])
     best = layers[layers["state"] == "best"]
@@ -190,7 +191,10 @@ def spreads(histogram: pd.DataFrame) -> pd.DataFrame:
 
 
 def networks_with(passes: pd.DataFrame) -> pd.DataFrame:
-    """Networks of each run that pass by each other column, as text with the exact 95 % interval."""
+    """How many networks of each ``run`` pass by each other column, a row of texts per run.
+
+    In brackets stands the exact 95 % interval of their share.
+    """
 
     def text(passed: pd.Series) -> str:
         ends = stats.binomtest(int(passed.sum()), len(passed)).proportion_ci(method="exact")

@@ -42,9 +42,9 @@ def sign_flips(change: pd.Series | np.ndarray) -> float:
 def equivalence(change: pd.Series | np.ndarray, margin: float) -> dict[str, float | bool]:
     """Two one-sided t tests of a mean change against a margin that was stated before the run.
 
-    ``equivalent`` if p < 0.05, the same as an interval of 90 % (``low`` to ``high``) within plus
-    and minus the margin. For factors pass logarithms. Only this makes "no difference" a finding: an
-    interval that includes 0 does not.
+    ``equivalent`` if p < 0.05, which is the same as an interval of 90 % (``low`` to ``high``)
+    within plus and minus the margin. For factors pass logarithms and the logarithm of the margin.
+    Only this makes "no difference" a finding: an interval that includes 0 does not.
     """
     if len(change) < 2 or not margin > 0:
         raise ValueError(
@@ -97,8 +97,9 @@ def hierarchical_bootstrap(
 ) -> tuple[float, float, float]:
     """A mean of means with its percentile interval, drawn level by level.
 
-    ``levels`` are columns from the outermost inward, as ``("network", "kind")``. A unit weighs as
-    much as its neighbors, whatever it holds; the interval of a level with one says nothing of it.
+    ``levels`` are columns from the outermost inward, ``("network", "kind", "molecule")``: networks
+    are drawn, in each its kinds, in each the molecules, in each the rows. Each unit weighs as much
+    as its neighbors, whatever it holds. The interval of a level with one unit says nothing of it.
     """
     if table.empty or table[value].isna().any():
         raise ValueError(f"expected rows with a {value} each, got {len(table)} rows, some without")

@@ -73,9 +73,11 @@ def measured_run(
     *,
     graphs: int = 128,  # the first of the test split, which are looked at once more
 ) -> dict[str, pd.DataFrame]:
-    """A finished run by every measure: ``layers`` in three states on the test split, ``network``.
+    """A finished run by every measure: its ``layers``, and its best weights as a ``network``.
 
-    The latter is what ``measured`` gives of an untrained network, of the best weights.
+    A row of ``layers`` is a layer untrained, with BatchNorm calibrated, or at its best epoch: its
+    statistics on the test split, and its spread of ln r over all entries. A row of ``network`` is
+    what ``measured`` gives of an untrained one.
     """
     run = read_emergence(folder)
     alone = {name: getattr(run, name).assign(run="") for name in ("summary", "histogram")}
@@ -202,7 +204,11 @@ def area_table(places: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def draw_roc(places: Mapping[str, pd.DataFrame]) -> Figure:
-    """ROC curves of every measure, whose bar is a run's own, a panel for each title."""
+    """ROC curves of every measure, a panel for each title.
+
+    Across is the share of untrained networks that are taken for trained ones, up the share of
+    trained ones that are found by the same bar; the bar is a run's own.
+    """
     figure, axes = panels(len(places), 3, (2.9, 2.5), sharey=True)
     for ax, (title, place) in zip(axes, places.items(), strict=True):
         for measure, of_measure in place.groupby("measure", sort=False):

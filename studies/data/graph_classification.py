@@ -67,7 +67,11 @@ def random_split(number: int, labels: Sequence[Hashable] | None = None) -> dict[
 
 
 def scaffold_split(scaffolds: Sequence[Hashable]) -> dict[str, list[int]]:
-    """80, 10 and 10 per cent, no scaffold in two splits; the frequent ones are for training.
+    """The split in which no scaffold is in two splits; frequent scaffolds are for training.
+
+    Groups of one scaffold are taken from the largest to the smallest (of equals, the one that
+    appears last comes first). A group goes to training if training then holds at most 80 per
+    cent; else to validation if both then hold at most 90 per cent; else to testing.
 
     Source: MoleculeNet (Wu et al., 2018) and its code in DeepChem.
     """

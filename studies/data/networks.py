@@ -106,7 +106,11 @@ def citation_like(
     num_classes: int = 7,
     num_words: int = 1433,
 ) -> Data:
-    """A synthetic network of Cora's size and mixing, a degree-corrected stochastic block model."""
+    """A synthetic network with Cora's size and mixing: a degree-corrected stochastic block model.
+
+    Every node has an edge; the others are drawn with the nodes' propensities, which follow a power
+    law. Of the words of a node some are drawn from those of its class, the others from all.
+    """
     generator = np.random.default_rng(seed)
     classes = generator.permutation(np.arange(num_nodes) % num_classes)
     edges = _draw_edges(generator, classes, num_edges)
@@ -188,7 +192,9 @@ class RegularTask:
 def regular_task(
     num_nodes: int = 200, degree: int = 20, *, channels: int = 16, seed: int = 0
 ) -> RegularTask:
-    """A connected random regular graph, P = (A + I) / (degree + 1), with features and a target.
+    """A connected random regular graph with features and a target that one layer can learn.
+
+    P = (A + I) / (degree + 1).
 
     Source: ours, after the backward-oversmoothing paper, whose settings are not known to us.
     """
