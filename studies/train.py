@@ -183,7 +183,7 @@ class _Run:
                 count += number
                 sums.update({"train_loss": value * number, **others})
         if count == 0:
-            raise ValueError("every training target is NaN (unlabeled): there is nothing to learn")
+            raise ValueError("every training target is NaN; training needs one label or more")
         row = {name: total / count for name, total in sums.items()}
         row = {"epoch": last, **row, **self.task.validate(self.model, self.schedule), "lr": lr}
         self._check_finite("validation", row.get("val_loss", 0.0), last)

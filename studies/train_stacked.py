@@ -272,7 +272,7 @@ class Progress:
         seconds = time.perf_counter() - start
         self.seconds += seconds
         if (sums[0, 1] == 0).any():
-            raise ValueError("every training target is NaN (unlabeled): there is nothing to learn")
+            raise ValueError("every training target is NaN; training needs one label or more")
         rows, at = [], {"best": [], "last": []}
         for index, (one, lr) in enumerate(zip(self.seeds.values(), lrs, strict=True)):
             if one.stop_reason:
