@@ -217,8 +217,8 @@ def rank_figure(curves: pd.DataFrame) -> sns.FacetGrid:
     long = curves.rename(columns=columns).melt(keys, columns.values(), "measure")
     look = dict(kind="strip", x="layer", y="value", hue="state", col="dataset", row="measure")
     # The place of a dot beside others is drawn by chance otherwise, anew in each build.
-    grid = sns.catplot(long, **look, dodge=True, jitter=False, height=2.1, aspect=1.9)
-    for ax in grid.axes.flat:
+    facets = sns.catplot(long, **look, dodge=True, jitter=False, height=2.1, aspect=1.4)
+    for ax in facets.axes.flat:
         ax.axhspan(-MARGINS["rank"], MARGINS["rank"], color="0.9", lw=0, zorder=0)
-    grid.set_titles("{col_name}, {row_name}")
-    return grid.set_axis_labels("layer", "rank correlation\nwith curvature")
+    facets.set_titles("{col_name}, {row_name}")
+    return facets.set_axis_labels("layer", "rank correlation\nwith curvature")
