@@ -111,6 +111,8 @@ def hierarchical_bootstrap(
         return [tree(part, names[1:]) for _, part in rows.groupby(names[0], sort=False)]
 
     def mean(units: list | np.ndarray, draw: bool) -> float:
+        if len(units) == 1:  # there is nothing to draw
+            return float(units[0]) if isinstance(units, np.ndarray) else mean(units[0], draw)
         chosen = rng.integers(len(units), size=len(units)) if draw else range(len(units))
         if isinstance(units, np.ndarray):
             return float(units[chosen].mean())

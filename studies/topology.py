@@ -46,20 +46,20 @@ def balanced_forman(graph: Data) -> Float[Tensor, " E"]:
     """
     adjacency = to_dense_adj(graph.edge_index, max_num_nodes=graph.num_nodes)[0].clamp(max=1)
     degree = adjacency.sum(dim=1)
-    curvatures = []
-    for j, i in graph.edge_index.t().tolist():
+    curvatures = {}  # by its two nodes, since both directions have the same
+    for j, i in graph.edge_index.sort(dim=0).values.unique(dim=1).t().tolist():
         ends = degree[[i, j]]
         low, high = ends.min().item(), ends.max().item()
         if low == 1:
-            curvatures.append(0.0)
+            curvatures[j, i] = 0.0
             continue
         triangles = (adjacency[i] * adjacency[j]).sum().item()
         squares = [_squares(adjacency, *pair) for pair in ((i, j), (j, i))]
         value = (2 / ends).sum().item() - 2 + 2 * triangles / high + triangles / low
         if most := max(s.max().item() for s in squares):
             value += sum((s > 0).sum().item() for s in squares) / (most * high)
-        curvatures.append(value)
-    return torch.tensor(curvatures)
+        curvatures[j, i] = value
+    return torch.tensor([curvatures[min(e), max(e)] for e in graph.edge_index.t().tolist()])
 
 
 def _squares(adjacency: Tensor, i: int, j: int) -> Float[Tensor, " N"]:
