@@ -228,11 +228,13 @@ def tails(histogram: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()
 
 
-def distribution_grid(histogram: pd.DataFrame) -> Figure:
+def distribution_grid(histogram: pd.DataFrame, laws: pd.DataFrame) -> Figure:
     """Figure B of the massive-activations paper: all layers of one network, and gamma laws.
 
-    The panels of the untrained one, then those of the trained; rows are of one run and seed.
+    The panels of the untrained one, then those of the trained; rows are of one run and seed, and
+    ``laws`` has their fits, as ``compare_laws`` gives them.
     """
+    fits = laws[laws["law"] == "gamma"].set_index(["state", "layer"])
     layers = sorted(histogram["layer"].unique())
     places = [(state, layer) for state in ("base", "best") for layer in layers]
     look = dict(size=(1.9, 1.75), sharex=True, sharey=True)
@@ -242,13 +244,14 @@ def distribution_grid(histogram: pd.DataFrame) -> Figure:
         counted = histogram_from_table(rows)  # with the empty bins, which the table leaves out
         edges, counts = _filled(counted)
         ax.stairs(counts, edges, fill=True, color=STATE_COLORS[state], alpha=0.8)
-        fit = fit_law(counted)
+        fit = fits.loc[(state, layer)]
         y = np.linspace(edges[0], edges[-1], 500)
-        density = fit.distribution.pdf(y) * fit.num_values * (edges[1] - edges[0])
+        law = stats.gamma(*fit[["shape", "loc", "scale"]])
+        density = law.pdf(y) * fit["num_values"] * (edges[1] - edges[0])
         ax.plot(y, density, color="black", lw=1)
         ax.axvline(-np.log10(MASSIVE_RATIO), **THRESHOLD_LOOK)
         ax.set(yscale="log", ylim=(0.5, 10 * counts.max()), title=f"layer {layer}, {state}")
-        note = f"KS {fit.ks.statistic:.3f}\nlog-lik. {fit.log_likelihood:.2f}"
+        note = f"KS {fit['ks_own']:.3f}\nlog-lik. {fit['log_likelihood']:.2f}"
         ax.text(0.97, 0.95, note, transform=ax.transAxes, ha="right", va="top", fontsize="small")
     figure.supxlabel("$-\\log_{10}$ activation ratio", fontsize="medium")
     figure.supylabel("activations", fontsize="medium")

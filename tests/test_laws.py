@@ -186,7 +186,7 @@ def test_tracked_laws_and_their_figure_are_those_of_tracked_histograms():
     tracked = tracked.set_index(["state", "law"]).loc[found.index]
     for column in ("ks_own", "ks_base", "ks_two_sample", "log_likelihood", "aic_rank"):
         np.testing.assert_allclose(found[column], tracked[column], rtol=1e-4, atol=1e-6)
-    figure = distribution_grid(table)
+    figure = distribution_grid(table, found.reset_index().assign(layer=0))
     assert [ax.get_title() for ax in figure.axes] == ["layer 0, base", "layer 0, best"]
     for ax, (state, rows) in zip(figure.axes, table.groupby("state"), strict=True):
         values, edges, _ = ax.patches[0].get_data()
