@@ -322,9 +322,9 @@ def probes(
     return titled(pd.DataFrame(rows))
 
 
-def read_trees(folder: Path | str, table: str = "runs") -> pd.DataFrame:
-    """``runs`` or ``curves`` of all tracked depths as one table."""
-    return titled(tables.read(folder, "", tuple(titles("trees")), table))
+def read_trees(folder: Path | str, table: str = "runs", group: str = "trees") -> pd.DataFrame:
+    """``runs`` or ``curves`` of all tracked depths, or of another group of titles, as one table."""
+    return titled(tables.read(folder, "", tuple(titles(group)), table))
 
 
 def titled(table: pd.DataFrame) -> pd.DataFrame:
