@@ -88,7 +88,8 @@ def toc_pages(toc: dict) -> Iterator[Path]:
 
 def execute(notebooks: list[Path]) -> list[str]:
     """Run the notebooks whose key changed, side by side; returns what failed."""
-    stale = [path for path in notebooks if not is_current(path)]
+    # The last pages first: they train most, and none should be left to run alone.
+    stale = [path for path in reversed(notebooks) if not is_current(path)]
     if not stale:
         return []
     import kernels  # only here, so that a build with nothing to do takes no second
@@ -254,8 +255,8 @@ def render() -> int:
     if status != 0:
         print(log.read_text(), file=sys.stderr)
         return status
-    for image in output.glob("html/_images/*.png"):
-        lighten(image)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lighten, output.glob("html/_images/*.png")))
     for page in output.glob("html/*/*.html"):
         text = re.sub(UNUSED, "", page.read_text())
         text = re.sub(SCRIPT.format("tex-svg"), LATER, text)
