@@ -150,7 +150,8 @@ def attack(
             raise ValueError(f"sigma: expected a standard deviation above 0, got {sigma!r}")
     if shared and masks is not None:
         raise ValueError("masks: expected none with shared noise, which is alike for all rows")
-    every = [(batch, targets(batch)) for batch in batches(graphs, batch_size)]
+    device = next(model.parameters()).device
+    every = [(batch, targets(batch)) for batch in batches(graphs, batch_size, device)]
     if loss == "l1" and not all(target.isfinite().all() for _, target in every):
         raise ValueError("targets: expected numbers for loss 'l1', got NaN or infinity")
     names, rows = EMBEDDINGS if masks is None else tuple(masks), []
@@ -180,6 +181,8 @@ def attack(
             parameters = [values.requires_grad_() for values in chain(*noise.values())]
 
             def add(number, name, x, noise=noise, sigma=sigma):
+                if not len(x):  # a batch without edges
+                    return x
                 values, mask = noise[name][0 if shared else number], places[number].get(name)
                 return x + scaled(values, sigma * units[name], centered=centered, mask=mask)
 

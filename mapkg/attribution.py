@@ -140,7 +140,7 @@ def heat_map(
     names = default_names(model) if names is None else names
     modules, start = hooks.resolve(model, names), 0
     counts: dict[str, Tensor] = {}
-    for batch, seen in hooks.scan(model, batches(graphs, 128), names):
+    for batch, seen in hooks.scan(model, batches(graphs, 128), [*modules]):
         of_batch = label[start : start + batch.num_edges]
         start += batch.num_edges
         for name, output in seen.items():
@@ -148,7 +148,7 @@ def heat_map(
             size = len(thresholds), num_labels, ratio.size(1)
             table = counts.setdefault(name, torch.zeros(size, dtype=torch.double))
             for row, threshold in zip(table, thresholds, strict=True):
-                row.index_add_(0, of_batch, is_massive(ratio, threshold).double())
+                row.index_add_(0, of_batch, is_massive(ratio, threshold).double().cpu())
     widths = {name: table.size(-1) for name, table in counts.items()}
     if len({*widths.values()}) > 1:
         raise ValueError(f"expected layers of one width, got {widths}: name those of one in names=")

@@ -98,8 +98,10 @@ def _named(model: nn.Module) -> list[inspect.Parameter]:
 def _carried(batch: Any, name: str) -> Any:
     """What a batch of PyG has under a name, or None."""
     if isinstance(batch, HeteroData):
-        return batch.collect(name[:-5]) if name.endswith("_dict") else None
+        values = batch.collect(name[:-5], allow_empty=True) if name.endswith("_dict") else {}
+        return values or None
     if not isinstance(batch, Data):
         return None
-    # Batches of graphs know their number without storing it.
-    return getattr(batch, name, None) if name == "batch_size" or name in batch else None
+    if name == "batch_size":  # batches of graphs know it; a sampled one means its seed nodes
+        return getattr(batch, name, None) if batch.batch is not None else None
+    return getattr(batch, name) if name in batch else None

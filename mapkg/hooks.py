@@ -63,11 +63,12 @@ def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode, and afterwards each submodule into the mode it was in."""
     training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
+        # Not by eval() and train(), which set all submodules of a module, too, or refuse to.
+        for module in training:
+            module.training = False
         yield
     finally:
-        # Not by train(), which sets all submodules of a module, too.
         for module, mode in training.items():
             module.training = mode
 
@@ -161,8 +162,8 @@ def scan(
             raise RuntimeError(f"{name!r} still has the edge mask of an explainer: {how}")
     parameter = next(model.parameters(), None)
     for batch in loader:
-        if parameter is not None and hasattr(batch, "to"):
-            batch = batch.to(parameter.device)
+        if parameter is not None:
+            batch = _on(parameter.device, batch)
         yield batch, _seen(model, batch, names, forward or call, reduce)
 
 
@@ -191,6 +192,20 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterato
         for places, function in found:
             stack.enter_context(_hooked(places, partial(replace, function)))
         yield
+
+
+def _on(device: torch.device, batch: Any) -> Any:
+    """A copy of a batch on a device; the batch itself if all of it is there."""
+    elsewhere: list[Any] = []
+
+    def move(tensor: Tensor) -> Tensor:
+        elsewhere.extend([tensor.device] if tensor.device != device else [])
+        return tensor.to(device)
+
+    moved = map_tensors(batch, move)
+    if elsewhere or not hasattr(batch, "to"):
+        return moved if elsewhere else batch
+    return batch.to(device)  # what holds its tensors in a way of its own
 
 
 def _seen(model, batch, names: list[str], forward: Forward, reduce: Reducer | None) -> dict:

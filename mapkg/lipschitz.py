@@ -68,6 +68,11 @@ def local_constant(
         dtype=np.float64,
     )
     start = np.random.default_rng(0).standard_normal(min(shape))
+    image = operator.matvec(start) if shape[0] >= shape[1] else operator.rmatvec(start)
+    if not np.isfinite(image).all():
+        raise ValueError("expected a function that is differentiable at this point")
+    if not image.any():  # of a random vector: all derivatives are zero
+        return 0.0
     return float(svds(operator, k=1, tol=1e-6, v0=start, return_singular_vectors=False)[0])
 
 
@@ -219,7 +224,8 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
             f"{num_nodes} have no self-loop; the bound needs them: use add_self_loops=True"
         )
     size = torch.bincount(target, minlength=num_nodes)
-    bound = math.exp(1 / norm.scale) / size.double().sqrt() + 4 / norm.scale  # L_i
+    scale = norm.scale / max(1, abs(layer.negative_slope))  # LeakyReLU's own constant
+    bound = math.exp(1 / scale) / size.double().sqrt() + 4 / scale  # L_i
     sums = scatter(bound.square().index_select(0, target), source, dim_size=num_nodes)
     weights = layer.lin.weight.detach().double().view(layer.heads, layer.out_channels, -1)
     spectral = torch.linalg.matrix_norm(weights, ord=2)  # of each head

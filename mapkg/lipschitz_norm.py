@@ -228,7 +228,9 @@ class _Normalised(nn.Module):
         _PASS.set({})
 
     def _end(self, layer: nn.Module, _inputs: tuple, _output: Any) -> None:
-        if not _PASS.get().get("divided"):
+        state = _PASS.get()
+        _PASS.set({})  # what it holds would keep the graph of this pass alive
+        if not state.get("divided"):
             raise RuntimeError(
                 f"the scores of {type(layer).__name__} were not normalized: torch.compile and "
                 "torch.export pass over the hooks of PyG's layers; run the network as it is"

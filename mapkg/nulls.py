@@ -81,11 +81,21 @@ class ProductNull:
         """
         return math.pi * math.sqrt(self.factors / 8)
 
-    @property
-    def _relative_variance(self) -> float:
-        # Var(V) / E(V)^2 of V, the variance of ln |x| in a row (divisor D - 1), exact: the excess
-        # kurtosis of ln |z| is 4, that of a sum of k of them 4 / k.
-        return 4 / (self.factors * self.channels) + 2 / (self.channels - 1)
+    def _variance(self, rows: int) -> stats.distributions.rv_frozen:
+        """The law of V / E(V), V the mean over rows of the variance of ``ln |x|`` (divisor D - 1).
+
+        Pearson's type III with the exact variance and skewness, those of the k-statistic
+        :math:`k_2`; the cumulants of ln |z| are polygamma functions at 1/2.
+        """
+        n, k = self.channels, self.factors
+        second, third, fourth, sixth = (
+            k * special.polygamma(order - 1, 0.5) / 2**order for order in (2, 3, 4, 6)
+        )
+        variance = fourth / n + 2 * second**2 / (n - 1)
+        moment = sixth / n**2 + 12 * fourth * second / (n * (n - 1)) + 8 * second**3 / (n - 1) ** 2
+        moment += 4 * (n - 2) * third**2 / (n * (n - 1) ** 2)
+        skewness = moment / variance**1.5 / math.sqrt(rows)
+        return stats.pearson3(skewness, loc=1, scale=math.sqrt(variance / rows) / second)
 
     @property
     def mean_spread(self) -> float:
@@ -94,7 +104,7 @@ class ProductNull:
         E sqrt(V) = sqrt(E V) (1 - v / 8) to first order in v = Var(V) / E(V)^2: good to 1 % from 20
         channels on, to 0.3 % from 32.
         """
-        return self.spread * (1 - self._relative_variance / 8)
+        return self.spread * (1 - self._variance(1).var() / 8)
 
     def chance(
         self, measure: str, value: float, rows: int, rate: float = 0.05
@@ -102,18 +112,21 @@ class ProductNull:
         """What chance exceeds at a rate, and the probability that it exceeds a value.
 
         Of independent rows: ``"row"``, the largest row ratio; ``"layer"``, the largest ratio to the
-        median of all entries, which is taken as known; ``"spread"``, the root of the mean variance
-        of ``ln |x|`` in rows, by the normal law of a mean; ``"isolation"``, the median over rows of
-        largest over second largest. Sun's rule depends on the scale.
+        median of all entries, which is taken as known beyond ``MAX_CHANNELS`` of them;
+        ``"spread"``, the root of the mean variance of ``ln |x|`` in rows, by a law with its
+        variance and skewness; ``"isolation"``, the median over rows of largest over second largest.
+        Sun's rule depends on the scale.
         """
         if measure == "row":
             return self.threshold(rate, rows), float(self.exceedance(value, rows))
         if measure == "spread":
-            error = math.sqrt(self._relative_variance / rows)
-            level = self.spread * math.sqrt(1 + error * stats.norm.isf(rate))
-            return level, float(stats.norm.sf(((value / self.spread) ** 2 - 1) / error))
+            law = self._variance(rows)
+            level = self.spread * math.sqrt(law.isf(rate))
+            return level, float(law.sf((value / self.spread) ** 2))
+        if measure == "layer" and (entries := rows * self.channels) <= MAX_CHANNELS:
+            return ProductNull(entries, self.factors).chance("row", value, 1, rate)
         if measure == "layer":
-            one, entries = self._beyond_median, rows * self.channels
+            one = self._beyond_median
             of_one = -math.expm1(math.log1p(-rate) / entries)
             return _root(one, of_one), float(-np.expm1(special.xlog1py(entries, -one(value))))
         if measure == "isolation":

@@ -9,6 +9,7 @@ Source: backward-oversmoothing paper.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, no_type_check
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ def relative_spread(
     the mean of all rows in every row. It is 0 if all rows are alike (in the ratio of
     ``direction``, see ``limits``), and for a matrix of zeros.
     """
+    x = _single(x)
     size = torch.linalg.matrix_norm(x)
     if direction is None:
         apart = x - x.mean(dim=0)
@@ -54,6 +56,7 @@ def spread(x: Float[Tensor, "N D"]) -> float:
     .. math:: E(X) = \Bigl(\frac{1}{2 N^2} \sum_{ij} \lVert x_i - x_j \rVert^2\Bigr)^{1/2}
         = \frac{1}{\sqrt N} \lVert X - 1 \bar x^\top \rVert_F
     """
+    x = _single(x)
     return (torch.linalg.matrix_norm(x - x.mean(dim=0)) / len(x) ** 0.5).item()
 
 
@@ -65,7 +68,7 @@ def rank_one_distance(x: Float[Tensor, "N D"]) -> float:
     The ``relative_spread`` from the best direction, for attention, whose limit direction depends
     on its input. With one channel it is always 0.
     """
-    values = torch.linalg.svdvals(x).square()
+    values = torch.linalg.svdvals(_single(x)).square()
     total = values.sum()
     return 0.0 if total == 0 else (values[1:].sum() / total).sqrt().item()
 
@@ -163,14 +166,18 @@ def smoothing_by_layer(
         distances from rank one, and ``error`` is the Frobenius norm of errors. NaN where there are
         fewer layers with features than with errors, as where the last has no activation.
 
-    Raises ``KeyError`` if a name matches nothing, and ``ValueError`` if a layer is run more than
-    once, or the loss does not depend on it.
+    Raises ``KeyError`` if a name matches nothing, ``TypeError`` if a layer returns no tensor, and
+    ``ValueError`` if it is run more than once, or the loss does not depend on it.
     """
     of_features = _outermost(resolve(model, features))
     of_errors = of_features if errors is None else _outermost(resolve(model, errors))
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Tensor) -> Tensor:
+    @no_type_check
+    def keep(name: str, output: Any) -> Tensor:
+        if not isinstance(output, Tensor):
+            what = f"expected a tensor of features, got a {type(output).__name__}"
+            raise TypeError(f"{name}: {what}; name a submodule that returns one")
         if name in seen:
             raise ValueError(f"{name}: expected one forward pass, it ran more than once")
         seen[name] = output
@@ -192,10 +199,15 @@ def smoothing_by_layer(
         "features_rank_one": [rank_one_distance(x) for x in forward],
         "errors": [relative_spread(b, errors_direction) for b in gradients],
         "errors_rank_one": [rank_one_distance(b) for b in gradients],
-        "error": [torch.linalg.matrix_norm(b).item() for b in gradients],
+        "error": [torch.linalg.matrix_norm(_single(b)).item() for b in gradients],
     }
     table = pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
     return table.rename_axis("layer").reset_index()
+
+
+def _single(x: Tensor) -> Tensor:
+    """Half precision as single, in which squares of features do not overflow."""
+    return x.float() if x.element_size() < 4 else x
 
 
 def _outermost(names: Iterable[str]) -> list[str]:

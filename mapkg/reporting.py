@@ -43,14 +43,15 @@ class Report:
         table: a row per layer, in the model's order, and measure. ``axes``, how the output was
             read; ``distinct_rows``, to ten bits of precision, which chance is reckoned by;
             ``zero_medians`` and ``nonfinite_rows``, which have no ratio; ``floored_rows``, whose
-            median a ReLU or an epsilon has made tiny and which are compared with the median above
-            it. By the row ratio: ``max_ratio``, ``rows_with_massive``, ``massive_channels`` (how
-            many) and ``top_channels``, five pairs (channel, rows in which it is massive);
-            ``max_abs`` of rows with a ratio. By the ``measure``: ``value`` (the largest row or
-            layer ratio; the share of rows that Sun's rule names; the root of the mean variance of
-            ``ln |x|`` in rows; the median over rows of largest over second largest);
-            ``share_rows_with_massive``, NaN without a threshold; ``chance_level``, what the null
-            exceeds in one case of twenty; ``p_value``, how likely it exceeds the value.
+            median a ReLU or an epsilon has made tiny and which the row ratio compares with the
+            median above it. By the row ratio: ``max_ratio``, ``rows_with_massive``,
+            ``massive_channels`` (how many) and ``top_channels``, five pairs (channel, rows in which
+            it is massive); ``max_abs`` of rows with a ratio. By the ``measure``: ``value`` (the
+            largest row or layer ratio; the share of rows that Sun's rule names; the root of the
+            mean variance of ``ln |x|`` in rows; the median over rows of largest over second
+            largest); ``share_rows_with_massive``, NaN without a threshold; ``chance_level``, what
+            the null exceeds in one case of twenty, NaN with fewer than 19 models; ``p_value``, how
+            likely it exceeds the value.
         model, threshold, null: the model's class, and what values are compared with.
     """
 
@@ -162,6 +163,7 @@ def report(
     """
     if names is None and isinstance(model, nn.Module):
         names = default_names(model)
+    names = names if isinstance(names, str) or not isinstance(names, Iterable) else list(names)
     if not threshold > 0:
         raise ValueError(f"threshold: expected a positive ratio, got {threshold!r}")
     for option, given, known in (("measure", measure, (*MEASURES, "all")), ("over", over, UNITS)):
@@ -206,7 +208,7 @@ def _layers(model, loader, *, names, forward, progress, **settings: Any) -> list
     if not layers:
         raise ValueError("names: expected at least one name or pattern, got none")
     reduce = lambda name, *seen: layers[name].update(*seen)  # noqa: E731
-    passes = hooks.scan(model, loader, names, forward=forward, reduce=reduce)
+    passes = hooks.scan(model, loader, [*layers], forward=forward, reduce=reduce)
     total = len(loader) if hasattr(loader, "__len__") else None
     num_batches = sum(1 for _ in tqdm(passes, total=total, disable=not progress))
     if num_batches == 0:
@@ -230,9 +232,9 @@ class _Layer:
         """Read an output as rows and add them."""
         x, axes = as_rows(self.name, self.module, output, batch, self.rows)
         self.axes[axes] = None
-        x, floored = off_floor(x)
+        lifted, floored = off_floor(x)
         try:
-            self.summary.update(x)
+            self.summary.update(lifted)
         except ValueError as error:  # another width than before
             raise ValueError(f"{self.name!r}: {error}; name a module of one width") from error
         self.runs += 1
@@ -243,7 +245,8 @@ class _Layer:
             if self.others is None:
                 settings = dict(threshold=self.summary.threshold, over=self.over, device=x.device)
                 self.others = AllMeasures(**settings)
-            graph, graphs = graphs_of_rows(batch, x)
+            graph, graphs = graphs_of_rows(self.name, batch, x)
+            x = lifted.where(x != 0, x)  # by all measures but the row ratio zeros are zeros
             self.others.update(x.unsqueeze(0), graph.unsqueeze(0), graphs)
 
     def statistics(self) -> dict[str, Any]:
@@ -252,7 +255,8 @@ class _Layer:
         if self.others is not None:
             found |= {name: value.item() for name, value in self.others.statistics().items()}
         found |= {"max_abs_of_all": found["max_abs"], **self.summary.statistics()}
-        found["share_sun"] = found["sun_edges"] / (found["rows"] or math.nan)
+        finite = found["rows"] - found["nonfinite_rows"]
+        found["share_sun"] = found["sun_edges"] / (finite or math.nan)
         sources = ("max_ratio", "max_layer_ratio", "share_sun", "spread_rms", "max_over_second_q50")
         finite = (found[name] if math.isfinite(found[name]) else math.nan for name in sources)
         return found | dict(zip(MEASURES, finite, strict=True))
@@ -267,7 +271,7 @@ class _Layer:
         if len(self.distinct) <= MAX_DISTINCT:
             distinct = min(usable, len(self.distinct))
         if draws is not None:
-            p, chance = float(p_value(value, draws)), float(np.nanquantile(draws, 0.95))
+            p, chance = float(p_value(value, draws)), _level(draws)
         elif measure != "sun" and value == value and 2 <= found["channels"] <= MAX_CHANNELS:
             chance, p = ProductNull(found["channels"]).chance(measure, value, distinct)
             if distinct < usable:
@@ -298,6 +302,7 @@ class _Layer:
             return "undefined: a single channel is its own median"
         if math.isnan(value):
             what = {"spread": "spread", "layer": "ratio to a median that is not zero"}
+            what["sun"] = "finite value"
             why = f" ({left_out})" if left_out else ""
             return f"undefined: no row has a {what.get(measure, 'ratio')}{why}"
         large = f"{value:{',.0f' if value >= 1000 else ',.3g'}}"
@@ -321,12 +326,19 @@ class _Layer:
         words = f"{'massive' if is_massive else 'none'} by {MEASURES[measure]}: {words}"
         if not math.isnan(p):
             words += f"; {'p < 0.000001' if p < 1e-6 else f'p = {p:.2g}'} ({source})"
-        if self.floored:
+        if self.floored and measure == "row":
             words += f"; {_rows(self.floored)} on a floor (a ReLU, an epsilon), compared with the "
             words += "median above it"
         if self.runs > 1:
             words += f"; runs {self.runs:.3g} times a batch"
         return words + (f"; left out: {left_out}" if left_out else "")
+
+
+def _level(draws: Sequence[float]) -> float:
+    """What a value must exceed for a p-value by rank of 0.05; NaN with less than 19 draws."""
+    among = np.sort(draws)[: np.isfinite(draws).sum()]
+    count = (len(among) + 1) // 20
+    return float(among[-count]) if count else math.nan
 
 
 def _rows(number: float | int, kind: str = "") -> str:

@@ -21,7 +21,7 @@ _ADVICE = """\
 name the module that makes such a tensor, or pass rows=lambda module, output, batch: \
 output.flatten(1) of [rows, heads, channels]; output.flatten(0, 1) of [graphs, nodes or tokens, \
 channels], output[mask] if some are padding; output.transpose(0, 1).flatten(1) of [stacks, rows, \
-channels]; output.values() if it is nested"""
+channels]; torch.cat(output.unbind()) if it is nested"""
 
 
 def default_names(model: nn.Module) -> str | list[str]:
@@ -102,13 +102,18 @@ def _numbers_of_rows(batch: Any) -> set[int]:
     return numbers - {graphs} if graphs > 1 else numbers
 
 
-def graphs_of_rows(batch: Any, x: Tensor) -> tuple[Int[Tensor, " rows"], int]:
-    """Which graph of a batch each row is of, and how many there are; one where it is not said."""
+def graphs_of_rows(name: str, batch: Any, x: Tensor) -> tuple[Int[Tensor, " rows"], int]:
+    """Which graph of a batch each row is of, and how many there are; one where it is not said.
+
+    Rows of the stages of PyG's layers are known to be of edges, or of nodes.
+    """
     vector = batch.batch if isinstance(batch, Data) else None
     if isinstance(vector, Tensor) and isinstance(batch.edge_index, Tensor):
         of_edges, others = vector[batch.edge_index[1]], batch.edge_index[0] != batch.edge_index[1]
         loops = torch.cat([of_edges, vector]), torch.cat([of_edges[others], vector])
-        fitting = [each for each in (vector, of_edges, *loops) if len(each) == len(x)]
+        among = (of_edges, *loops) if name.endswith((":message", ":edge_update")) else (vector,)
+        among = among if ":" in name else (vector, of_edges, *loops)
+        fitting = [each for each in among if len(each) == len(x)]
         if fitting and all(torch.equal(each, fitting[0]) for each in fitting):
             return fitting[0].to(x.device), int(vector.max()) + 1 if len(vector) else 0
     return torch.zeros(len(x), dtype=torch.long, device=x.device), 1

@@ -126,6 +126,13 @@ def test_the_attack_reaches_the_worst_case_of_a_linear_network(linear, graphs, k
     assert (losses.loc["random"] - losses.loc["none"]).abs().max() < 0.9 * worst
 
 
+def test_a_batch_without_edges_is_disturbed_at_its_nodes(linear, graphs):
+    alone = graphs[0].clone()
+    alone.edge_index, alone.edge_attr = alone.edge_index[:, :0], alone.edge_attr[:0]
+    table = run(linear, [alone, graphs[1]], 0.1, batch_size=1)
+    assert (table.loc[table["noise"] != "none", "loss"] != table["loss"].iloc[0]).all()
+
+
 def test_rows_losses_and_gain(network, molecules):
     options = dict(ascent=Ascent(lr=0.05, passes=15), progress=False)
     # Batches of different sizes, each with noise of its own; three restarts of each size.

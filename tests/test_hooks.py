@@ -12,11 +12,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
-from torch_geometric.data import Batch, Data, TemporalData
+from torch_geometric.data import Batch, Data, HeteroData, TemporalData
 from torch_geometric.nn import APPNP, GATConv, GATv2Conv, GINEConv, GraphConv, TransformerConv
 from torch_geometric.utils import scatter, to_torch_csr_tensor
 
-from mapkg.calling import call
+from mapkg.calling import call, map_tensors
 from mapkg.hooks import STAGES, edit, evaluating, record, resolve, scan
 from mapkg.rows import as_rows, default_names, with_loops_of_layers
 
@@ -635,6 +635,49 @@ def test_edges_keep_their_features_where_self_loops_are_put_last():
     assert changed.num_edges == EDGES + NODES and place[3] == EDGES + 1
     assert torch.equal(changed.edge_index[:, place], edge_index)
     assert torch.equal(changed.edge_attr[place], data.edge_attr)
+
+
+class Pooled(nn.Module):
+    """Takes what PyG's models take if it is there."""
+
+    def forward(self, x, batch=None, batch_size=None):
+        return batch_size
+
+
+class Typed(nn.Module):
+    def forward(self, x_dict, edge_attr_dict=None):
+        return edge_attr_dict
+
+
+def test_what_is_optional_is_given_where_a_batch_carries_it():
+    sampled = Data(x=X, batch_size=3)  # of a NeighborLoader: its seed nodes, not graphs
+    assert (call(Pooled(), sampled), call(Pooled(), NINE)) == (None, 9)
+    hetero = HeteroData(a={"x": X})
+    assert call(Typed(), hetero) is None
+    hetero["a", "to", "a"].edge_attr = EDGE_ATTR
+    assert [*call(Typed(), hetero)] == [("a", "to", "a")]
+
+
+@pytest.mark.parametrize("make", [lambda x: Data(x=x), lambda x: {"x": x}, lambda x: (x, [x])])
+def test_a_scan_leaves_batches_where_they_are(make):
+    given, model = make(X), sequential().to("meta")
+    ((batch, _),) = scan(model, [given], (), forward=lambda model, batch: None)
+    devices = []
+    map_tensors(batch, lambda x: devices.append(x.device.type))
+    map_tensors(given, lambda x: devices.append(x.device.type))
+    number = len(devices) // 2
+    assert devices == ["meta"] * number + ["cpu"] * number
+
+
+def test_a_module_that_refuses_to_change_its_mode_is_evaluated_as_it_is():
+    class Exported(nn.Module):
+        def train(self, mode=True):
+            raise NotImplementedError
+
+    model = nn.Sequential(nn.Dropout(), Exported())
+    with evaluating(model):
+        assert not model[0].training
+    assert model[0].training
 
 
 def test_models_that_are_wrapped_are_called_by_name_and_a_failing_call_says_how_it_was_made():

@@ -38,6 +38,10 @@ def test_the_constant_of_a_linear_map_is_its_largest_singular_value():
         local_constant(lambda: torch.ones(1))
     with pytest.raises(ValueError, match="finite values"):
         local_constant(lambda x: x / 0, torch.ones(2))
+    for size in (4096, 0):  # where derivatives vanish, or are infinite
+        assert local_constant(lambda x: (x - 9).relu(), both[0], exact_size=size) == 0
+        with pytest.raises(ValueError, match="differentiable"):
+            local_constant(torch.sqrt, torch.zeros(3).double(), exact_size=size)
 
 
 def test_scores_by_hand():
@@ -128,6 +132,8 @@ def test_the_bound_of_a_layer_in_numbers():
             layer.lin.weight.zero_()
             layer.lin.weight[0, 0], layer.lin.weight[3, 1] = 3.0, 4.0  # each head has three rows
         expected = heads * (math.exp(1 / scale) + 8 / scale)
+        assert gat_bound(layer, everyone, 4) == pytest.approx(expected)
+        layer.negative_slope, layer.score_norm.norm.scale = -5.0, 5 * scale
         assert gat_bound(layer, everyone, 4) == pytest.approx(expected)
     # A star: all send to node 0, which has four neighbors, and to themselves.
     star, layer = torch.tensor([[1, 2, 3], [0, 0, 0]]), gat(heads=1, residual=True)

@@ -1,9 +1,11 @@
 """Normalised scores against loops over their formulas, on PyG's layers and ours."""
 
 import copy
+import gc
 import itertools
 import math
 import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from functools import partial
@@ -193,6 +195,18 @@ def test_a_neighborhood_of_zeros_has_no_nan(make, mode):
     out.square().sum().backward()
     for tensor in (out, x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)):
         assert tensor.isfinite().all()
+
+
+@each
+def test_a_pass_leaves_nothing_alive(make):
+    layer, projected = lipschitz_normalise(make()), []
+    for module in layer.modules():
+        if type(module).__name__ == "Linear":
+            keep = lambda _module, _inputs, z: projected.append(weakref.ref(z))  # noqa: E731
+            module.register_forward_hook(keep)
+    run(layer, *graph())
+    gc.collect()
+    assert projected and all(reference() is None for reference in projected)
 
 
 @each

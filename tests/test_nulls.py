@@ -112,11 +112,26 @@ def test_the_largest_over_the_second_largest_and_its_median_over_rows_are_exact(
 
 
 def test_the_layer_ratio_of_entries_whose_median_is_known():
-    # One factor: the median of |z| is 0.6745, and |z| > 2.576 in one case of a hundred.
-    null, ratio = ProductNull(10, 1), 2.5758293 / 0.6744898
-    level, p = null.chance("layer", ratio, 7, rate=1 - 0.99**70)
-    assert p == pytest.approx(1 - 0.99**70, rel=1e-4)
+    # One factor: the median of |z| is 0.6745, and |z| > 4.4172 in one case of 100,000.
+    null, ratio, expected = ProductNull(10, 1), 4.4171734 / 0.6744898, 1 - 0.99999**11_000
+    level, p = null.chance("layer", ratio, 1100, rate=expected)
+    assert p == pytest.approx(expected, rel=1e-4)
     assert level == pytest.approx(ratio, rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_small_layers_are_large_and_wide_as_often_as_it_is_said(rows):
+    drawn = product_of_normals(100_000 * rows, 8, seed=1).abs().view(100_000, -1)
+    spread = drawn.log().view(100_000, rows, 8).var(dim=-1).mean(dim=1).sqrt()
+    largest = drawn.amax(dim=1) / drawn.median(dim=1).values
+    for measure, values, within in (("spread", spread, 0.15), ("layer", largest, 0.1)):
+        for rate in (0.05, 0.01):
+            value = values.quantile(1 - rate).item()
+            level, p = ProductNull(8).chance(measure, value, rows, rate)
+            assert p == pytest.approx(rate, rel=within)
+            assert ProductNull(8).chance(measure, level, rows)[1] == pytest.approx(rate, rel=1e-6)
+    far = spread.quantile(0.999).item()
+    assert 5e-4 < ProductNull(8).chance("spread", far, rows)[1] < 2e-3
 
 
 @pytest.mark.parametrize(

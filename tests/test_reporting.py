@@ -23,7 +23,7 @@ from torch_geometric.nn import (
 )
 
 from mapkg import hooks
-from mapkg.all_measures import UNITS, row_measures
+from mapkg.all_measures import UNITS, is_massive_by_sun, layer_ratio, row_measures
 from mapkg.measures import MEASURES, activation_ratio
 from mapkg.nulls import ProductNull, product_of_normals
 from mapkg.reporting import report
@@ -192,9 +192,23 @@ def test_untrained_models_as_null_give_a_p_value_by_rank(measure):
     assert row["p_value"] == 1 / 4 and row["verdict"].endswith("; p = 0.25 (3 null models)")
     row = only(null[-1], [x], null=[null[0], null[-1], model], names="second.score")
     assert row["p_value"] == 3 / 4  # a tie and a larger one
-    values = [report(each, [x], names="second.score").table["value"].item() for each in null]
-    row = only(model, [x], null=null, names="second.score")
-    assert row["chance_level"] == np.quantile(values, 0.95)
+    assert (
+        math.isnan(row["chance_level"])
+        and "no chance level"
+        in only(model, [x], null=null, names="second.score", measure="spread")["verdict"]
+    ), "three models cannot tell what is exceeded in one case of twenty"
+
+
+@pytest.mark.parametrize(("number", "place"), [(19, 1), (38, 1), (39, 2), (60, 3)])
+def test_the_chance_level_is_what_gives_a_p_value_of_a_twentieth(number, place):
+    settings = dict(names="", measure="isolation")
+    value = only(nn.Identity(), [MASSIVE], **settings)["value"]
+    draws = np.sort(np.random.default_rng(0).random(number))
+    for below, is_massive in ((0.0, False), (1e-9, True)):
+        null = {"": [*(draws - draws[-place] + value - below), math.nan]}
+        row = only(nn.Identity(), [MASSIVE], null=null, **settings)
+        assert row["chance_level"] == value - below
+        assert row["massive"] == is_massive == (row["p_value"] <= 0.05)
 
 
 def test_values_found_before_serve_as_null_and_each_layer_needs_them():
@@ -272,10 +286,15 @@ def test_rows_are_of_the_graphs_of_their_nodes_or_edges_and_of_one_if_that_is_no
         7: [0] * 7,
     }
     for count, graph in known.items():
-        found, number = graphs_of_rows(batch((3, 2), ([1, 2], [1, 1, 1, 0])), torch.ones(count, 1))
+        of_batch = batch((3, 2), ([1, 2], [1, 1, 1, 0]))
+        found, number = graphs_of_rows("", of_batch, torch.ones(count, 1))
         assert (found.tolist(), number) == (graph, max(graph) + 1)
     as_many = batch((3, 2), ([1], [1, 1, 1, 1]))  # five nodes, five edges
-    assert graphs_of_rows(as_many, torch.ones(5, 1))[1] == 1
+    assert graphs_of_rows("convs.0", as_many, torch.ones(5, 1))[1] == 1
+    stages = {"convs.0:message": [0, 1, 1, 1, 1], ":edge_update": [0, 1, 1, 1, 1]}
+    for stage, graph in (stages | {":aggregate": [0, 0, 0, 1, 1]}).items():
+        found, number = graphs_of_rows(stage, as_many, torch.ones(5, 1))
+        assert (found.tolist(), number) == (graph, 2)
 
 
 def edges_through(activation):
@@ -301,6 +320,20 @@ def test_a_floor_that_a_relu_or_an_epsilon_makes_is_no_median(layer):
     assert max(expected) < 100 and row["floored_rows"] == changed > 20
     words = f"; {changed} rows on a floor (a ReLU, an epsilon), compared with the median above it"
     assert row["verdict"].startswith("none") and words in row["verdict"]
+
+
+def test_by_other_measures_than_the_row_ratio_zeros_are_zeros():
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    x[:, :6], x[3, 9], x[4, 12] = 0, 2500, math.nan
+    table, massive = scored(x, measure="all"), is_massive_by_sun(x)
+    largest = layer_ratio(x).nan_to_num().max().item()
+    assert table.loc["layer", "value"] == pytest.approx(largest, rel=0.006)
+    assert massive.any() and table.loc["sun", "value"] == massive.any(dim=1).sum() / 39
+    assert table.loc["spread", "verdict"] == (
+        "undefined: no row has a spread (1 row with NaN or infinity, 39 rows with a zero)"
+    )
+    nothing = scored(x * math.nan, measure="sun").loc["sun", "verdict"]
+    assert nothing == "undefined: no row has a finite value (40 rows with NaN or infinity)"
 
 
 def test_what_is_massive_above_a_floor_or_stands_out_of_equal_channels_stays_so():

@@ -45,6 +45,14 @@ def test_hand_values():
     assert rank_one_distance(torch.zeros(2, 2)) == 0
 
 
+@pytest.mark.parametrize("measure", [relative_spread, spread, rank_one_distance])
+def test_half_precision_does_not_overflow(measure):
+    x = 300 + 20 * torch.randn(2000, 64, generator=torch.Generator().manual_seed(0))
+    for kind in (torch.half, torch.bfloat16):
+        x = x.to(kind)
+        assert measure(x) == measure(x.float()) > 0.05
+
+
 def test_limits_of_a_regular_graph_are_constant_and_its_contraction_the_second_eigenvalue():
     operator = regular_task(60, 6, seed=1).operator
     found = limits(3 * operator)
