@@ -198,7 +198,7 @@ class AllMeasures:
         self._counts = zeros(_COUNTS, dtype=torch.long)
         self._sums = zeros((*_MAXIMA, "spread", "spread_square"), dtype=torch.double)
         # One bin below the range, one above, and one for what is not counted.
-        self._bins = zeros(("magnitude", *_OF_ROWS), _BINS + 3, dtype=torch.int32)
+        self._bins = zeros(("magnitude", "finite", *_OF_ROWS), _BINS + 3, dtype=torch.int32)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -224,6 +224,7 @@ class AllMeasures:
         usable = finite & (median > 0)
         with_log = usable & (least > 0)
         self._bin("magnitude", ascending, finite.unsqueeze(-1))
+        self._bin("finite", largest, finite)  # the largest of a row, without a median, too
         for name in _OF_ROWS:
             self._bin(name, of_rows[name], usable)
         spread = of_rows["spread"].where(with_log, 0).double()
@@ -286,6 +287,7 @@ class AllMeasures:
         if self.over == "data":
             by_layer = largest / middle["magnitude"]
             layer_massive = self._share_above(self.threshold * middle["magnitude"])
+            layer_massive = layer_massive.where(middle["magnitude"] > 0, 0)
         mean = spread / with_log
         variance = (square - with_log * mean.square()).clamp(min=0) / (with_log - 1)
         return {
@@ -316,8 +318,8 @@ class AllMeasures:
         return center.where(sums[:, -1] > 0, torch.nan)
 
     def _share_above(self, magnitude: Float[Tensor, " stack"]) -> Float[Tensor, " stack"]:
-        """The share of usable rows whose largest magnitude lies in a bin above a magnitude."""
-        sums = self._bins["largest"][:, :-1].long().cumsum(dim=-1)
+        """The share of finite rows whose largest magnitude lies in a bin above a magnitude."""
+        sums = self._bins["finite"][:, :-1].long().cumsum(dim=-1)
         index = ((magnitude.log10() - _LOW) / BIN).floor().clamp(-1, _BINS).nan_to_num(-1) + 1
         below = sums.gather(-1, index.long().unsqueeze(-1)).squeeze(-1)
         return 1 - below / sums[:, -1]

@@ -138,7 +138,7 @@ def attack(
 
     Raises ``ValueError`` if there is no graph, a target is missing or (with ``"l1"``) not finite, a
     sigma is not above 0, or noise is shared and masked; ``TooFewEntries`` if a mask leaves fewer
-    than two entries in a batch.
+    than two entries in a batch that has rows of the embedding.
     """
     sigmas = tuple(sigmas)
     for name, values in {"graphs": graphs, "sigmas": sigmas, "restarts": restarts}.items():
@@ -150,7 +150,7 @@ def attack(
             raise ValueError(f"sigma: expected a standard deviation above 0, got {sigma!r}")
     if shared and masks is not None:
         raise ValueError("masks: expected none with shared noise, which is alike for all rows")
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), "cpu")
     every = [(batch, targets(batch)) for batch in batches(graphs, batch_size, device)]
     if loss == "l1" and not all(target.isfinite().all() for _, target in every):
         raise ValueError("targets: expected numbers for loss 'l1', got NaN or infinity")
@@ -163,6 +163,8 @@ def attack(
             for place, seen in zip(places, embedded, strict=True)
             for name, x in seen.items()
         )
+        if not any(len(x) for seen in embedded for x in seen.values()):
+            raise TooFewEntries("expected two entries or more to disturb, got none in any graph")
         units = dict.fromkeys(names, 1.0)
         if relative:
             joined = {n: torch.cat([seen[n].flatten() for seen in embedded]) for n in names}
@@ -273,6 +275,8 @@ def _ascend(
         total, number_of_losses = 0.0, 0
         for number, (batch, target) in enumerate(every):
             each = losses(forward(number, batch), target, loss)
+            if not each.requires_grad:  # nothing is disturbed in this batch
+                continue
             gradients = torch.autograd.grad(-each.mean(), noise, allow_unused=True)
             for values, gradient in zip(noise, gradients, strict=True):
                 values.grad = gradient  # None for the noise of other batches

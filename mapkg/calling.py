@@ -25,7 +25,7 @@ def call(model: nn.Module, batch: Any) -> object:
     advice, kind = "pass forward=lambda model, batch: model(...)", type(batch).__name__
     named = _named(model)
     required = [p.name for p in named if p.default is p.empty]
-    values = {p.name: _carried(batch, p.name) for p in named}
+    values = {p.name: _carried(batch, p.name, p.default is p.empty) for p in named}
     carried = {name: value for name, value in values.items() if value is not None}
     # A single parameter called "batch" means the whole batch, not its vector of that name.
     whole = len(required) == 1 and (required == ["batch"] or required[0] not in carried)
@@ -84,7 +84,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any], _seen: dict | Non
 def _has_tensor(value: Any) -> bool:
     items = value.values() if isinstance(value, dict) else value
     items = items if isinstance(value, dict | list | tuple) else [value]
-    return any(isinstance(item, Tensor) for item in items)
+    return any(isinstance(item, Tensor | BaseData) for item in items)
 
 
 def _named(model: nn.Module) -> list[inspect.Parameter]:
@@ -95,7 +95,7 @@ def _named(model: nn.Module) -> list[inspect.Parameter]:
     return _named(inner) if not named and isinstance(inner, nn.Module) else named
 
 
-def _carried(batch: Any, name: str) -> Any:
+def _carried(batch: Any, name: str, required: bool) -> Any:
     """What a batch of PyG has under a name, or None."""
     if isinstance(batch, HeteroData):
         values = batch.collect(name[:-5], allow_empty=True) if name.endswith("_dict") else {}
@@ -103,5 +103,5 @@ def _carried(batch: Any, name: str) -> Any:
     if not isinstance(batch, Data):
         return None
     if name == "batch_size":  # batches of graphs know it; a sampled one means its seed nodes
-        return getattr(batch, name, None) if batch.batch is not None else None
+        return getattr(batch, name, None) if required or batch.batch is not None else None
     return getattr(batch, name) if name in batch else None

@@ -61,15 +61,20 @@ def resolve(model: nn.Module, names: str | Iterable[str]) -> dict[str, nn.Module
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and afterwards each submodule into the mode it was in."""
-    training = {module: module.training for module in model.modules()}
+    """Put a model into evaluation mode, and afterwards each submodule into the mode it was in.
+
+    A part that ``torch.export`` has fixed in one mode stays in that.
+    """
+    modes = {m: m.training for m in model.modules() if hasattr(m, "training")}
     try:
-        # Not by eval() and train(), which set all submodules of a module, too, or refuse to.
-        for module in training:
+        with suppress(NotImplementedError):
+            model.eval()
+        for module in modes:
             module.training = False
         yield
     finally:
-        for module, mode in training.items():
+        # Not by train(), which sets all submodules of a module, too.
+        for module, mode in modes.items():
             module.training = mode
 
 
@@ -196,16 +201,12 @@ def edit(model: nn.Module, edits: Mapping[str, Callable[[Any], Any]]) -> Iterato
 
 def _on(device: torch.device, batch: Any) -> Any:
     """A copy of a batch on a device; the batch itself if all of it is there."""
-    elsewhere: list[Any] = []
-
-    def move(tensor: Tensor) -> Tensor:
-        elsewhere.extend([tensor.device] if tensor.device != device else [])
-        return tensor.to(device)
-
-    moved = map_tensors(batch, move)
-    if elsewhere or not hasattr(batch, "to"):
-        return moved if elsewhere else batch
-    return batch.to(device)  # what holds its tensors in a way of its own
+    devices: list[Any] = []
+    copied = map_tensors(batch, lambda x: devices.append(getattr(x, "device", device)) or x)
+    batch = batch if all(each == device for each in devices) else copied
+    if hasattr(batch, "to"):
+        return batch.to(device)  # what knows which part of it goes where
+    return batch if batch is not copied else map_tensors(batch, lambda x: x.to(device))
 
 
 def _seen(model, batch, names: list[str], forward: Forward, reduce: Reducer | None) -> dict:

@@ -71,9 +71,10 @@ def local_constant(
     image = operator.matvec(start) if shape[0] >= shape[1] else operator.rmatvec(start)
     if not np.isfinite(image).all():
         raise ValueError("expected a function that is differentiable at this point")
-    if not image.any():  # of a random vector: all derivatives are zero
+    if (unit := np.abs(image).max()) == 0:  # of a random vector: all derivatives are zero
         return 0.0
-    return float(svds(operator, k=1, tol=1e-6, v0=start, return_singular_vectors=False)[0])
+    operator = operator * (1 / unit)  # tiny derivatives are zeros to the iteration
+    return float(unit * svds(operator, k=1, tol=1e-6, v0=start, return_singular_vectors=False)[0])
 
 
 def linear_score(
@@ -187,7 +188,8 @@ def tied_keys(
 def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) -> float:
     r"""A bound of a normalized GAT layer's constant on a graph, the same for all features.
 
-    With :math:`n_i` neighbors of node i, itself included, and the scale f,
+    With :math:`n_i` neighbors of node i, itself included, and the scale f (over the LeakyReLU's
+    negative slope, where that is above 1),
 
     .. math::
         L_i &= \frac{e^{1/f}}{\sqrt{n_i}} + \frac{4}{f} \\

@@ -228,9 +228,7 @@ class _Normalised(nn.Module):
         _PASS.set({})
 
     def _end(self, layer: nn.Module, _inputs: tuple, _output: Any) -> None:
-        state = _PASS.get()
-        _PASS.set({})  # what it holds would keep the graph of this pass alive
-        if not state.get("divided"):
+        if not _PASS.get().get("divided"):
             raise RuntimeError(
                 f"the scores of {type(layer).__name__} were not normalized: torch.compile and "
                 "torch.export pass over the hooks of PyG's layers; run the network as it is"
@@ -262,7 +260,8 @@ class _OfGAT(_Normalised):
         else:
             source, target = directed(layer, edge_index)
         state = _PASS.get()
-        z = state["z"].view(-1, layer.heads, layer.out_channels)
+        # Not kept, since it would keep the graph of this pass alive.
+        z = state.pop("z").view(-1, layer.heads, layer.out_channels)
         att = torch.cat([layer.att_src, layer.att_dst], dim=-1).squeeze(0)
         divisor = self.norm(z, att, torch.stack([source, target]))
         state["divided"] = True

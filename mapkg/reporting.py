@@ -44,14 +44,14 @@ class Report:
             read; ``distinct_rows``, to ten bits of precision, which chance is reckoned by;
             ``zero_medians`` and ``nonfinite_rows``, which have no ratio; ``floored_rows``, whose
             median a ReLU or an epsilon has made tiny and which the row ratio compares with the
-            median above it. By the row ratio: ``max_ratio``, ``rows_with_massive``,
-            ``massive_channels`` (how many) and ``top_channels``, five pairs (channel, rows in which
-            it is massive); ``max_abs`` of rows with a ratio. By the ``measure``: ``value`` (the
-            largest row or layer ratio; the share of rows that Sun's rule names; the root of the
-            mean variance of ``ln |x|`` in rows; the median over rows of largest over second
-            largest); ``share_rows_with_massive``, NaN without a threshold; ``chance_level``, what
-            the null exceeds in one case of twenty, NaN with fewer than 19 models; ``p_value``, how
-            likely it exceeds the value.
+            median above it (other measures take rows as they are). By the row ratio: ``max_ratio``,
+            ``rows_with_massive``, ``massive_channels`` (how many) and ``top_channels``, five pairs
+            (channel, rows in which it is massive); ``max_abs`` of rows with a ratio. By the
+            ``measure``: ``value`` (the largest row or layer ratio; the share of rows that Sun's
+            rule names; the root of the mean variance of ``ln |x|`` in rows; the median over rows of
+            largest over second largest); ``share_rows_with_massive``, NaN without a threshold;
+            ``chance_level``, what the null exceeds in one case of twenty, NaN with fewer than 19
+            models; ``p_value``, how likely it exceeds the value.
         model, threshold, null: the model's class, and what values are compared with.
     """
 
@@ -144,11 +144,12 @@ def report(
             it does not say which graph a row is of, the batch is one.
         names: as for ``hooks.record``, of outputs of shape [rows, channels], or [rows, heads,
             channels] where the layer or the batch says so; None those of ``rows.default_names``.
-        null: what values are compared with. None means as many distinct rows, as wide, of
-            products of three normals (``ProductNull.chance``), of which no scale follows and so
-            no null of Sun's rule. Models, for example untrained ones of other seeds, are run over
-            the same batches, one after another, as an iterator makes them; the p-value is then by
-            rank (``p_value``). A mapping holds, for each layer, values that were found before.
+        null: what values are compared with. None means as many distinct rows, as wide, of products
+            of three normals (``ProductNull.chance``), of which no scale follows and so no null of
+            Sun's rule, nor one of layer ratios over graphs or batches. Models, for example
+            untrained ones of other seeds, are run over the same batches, one after another, as an
+            iterator makes them; the p-value is then by rank (``p_value``). A mapping holds, for
+            each layer, values that were found before.
         threshold: the row or layer ratio above which an activation is massive. Spread and
             isolation have none: massive is what is above the ``chance_level``.
         rows: makes rows of channels of outputs that have another shape, as in ``lambda module,
@@ -246,7 +247,6 @@ class _Layer:
                 settings = dict(threshold=self.summary.threshold, over=self.over, device=x.device)
                 self.others = AllMeasures(**settings)
             graph, graphs = graphs_of_rows(self.name, batch, x)
-            x = lifted.where(x != 0, x)  # by all measures but the row ratio zeros are zeros
             self.others.update(x.unsqueeze(0), graph.unsqueeze(0), graphs)
 
     def statistics(self) -> dict[str, Any]:
@@ -270,9 +270,13 @@ class _Layer:
         value, distinct, p, chance = found[measure], usable, math.nan, math.nan
         if len(self.distinct) <= MAX_DISTINCT:
             distinct = min(usable, len(self.distinct))
+        # No scale follows of products of normals, and of one median only what is beyond it.
+        has_null = measure != "sun" and (measure != "layer" or self.over == "data")
+        if measure == "spread" and value == value:
+            distinct = min(distinct, int(usable - found["rows_with_zero"]))
         if draws is not None:
             p, chance = float(p_value(value, draws)), _level(draws)
-        elif measure != "sun" and value == value and 2 <= found["channels"] <= MAX_CHANNELS:
+        elif has_null and value == value and 2 <= found["channels"] <= MAX_CHANNELS:
             chance, p = ProductNull(found["channels"]).chance(measure, value, distinct)
             if distinct < usable:
                 source += f", {_rows(distinct, 'distinct ')}"
@@ -336,7 +340,7 @@ class _Layer:
 
 def _level(draws: Sequence[float]) -> float:
     """What a value must exceed for a p-value by rank of 0.05; NaN with less than 19 draws."""
-    among = np.sort(draws)[: np.isfinite(draws).sum()]
+    among = np.sort(draws)[: (~np.isnan(draws)).sum()]
     count = (len(among) + 1) // 20
     return float(among[-count]) if count else math.nan
 

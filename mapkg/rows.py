@@ -111,8 +111,9 @@ def graphs_of_rows(name: str, batch: Any, x: Tensor) -> tuple[Int[Tensor, " rows
     if isinstance(vector, Tensor) and isinstance(batch.edge_index, Tensor):
         of_edges, others = vector[batch.edge_index[1]], batch.edge_index[0] != batch.edge_index[1]
         loops = torch.cat([of_edges, vector]), torch.cat([of_edges[others], vector])
-        among = (of_edges, *loops) if name.endswith((":message", ":edge_update")) else (vector,)
-        among = among if ":" in name else (vector, of_edges, *loops)
+        stage = name.rpartition(":")[2] if name.endswith(tuple(f":{s}" for s in STAGES)) else ""
+        among = {"": (vector, of_edges, *loops), "aggregate": (vector,)}
+        among = among.get(stage, (of_edges, *loops))
         fitting = [each for each in among if len(each) == len(x)]
         if fitting and all(torch.equal(each, fitting[0]) for each in fitting):
             return fitting[0].to(x.device), int(vector.max()) + 1 if len(vector) else 0

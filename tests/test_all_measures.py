@@ -58,7 +58,7 @@ def by_numpy(molecules):
         "row_median_q50": lower_median(median),
         "layer_median": layer_median,
         "max_layer_ratio": ordered.max() / layer_median,
-        "share_rows_with_layer_massive": (largest > 1000 * layer_median).mean(),
+        "share_rows_with_layer_massive": (ordered[:, -1] > 1000 * layer_median).mean(),
         "spread_mean": spreads.mean(),
         "spread_sd": spreads.std(ddof=1),
         "max_over_second_q50": lower_median(largest / rows[:, -2]),

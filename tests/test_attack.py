@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch_geometric.data import Data
 
-from mapkg.attack import Ascent, attack, scaled, where_massive
+from mapkg.attack import Ascent, TooFewEntries, attack, scaled, where_massive
 from mapkg.evaluation import batches, evaluate, predict
 from mapkg.hooks import record
 from mapkg.measures import activation_ratio
@@ -131,6 +131,11 @@ def test_a_batch_without_edges_is_disturbed_at_its_nodes(linear, graphs):
     alone.edge_index, alone.edge_attr = alone.edge_index[:, :0], alone.edge_attr[:0]
     table = run(linear, [alone, graphs[1]], 0.1, batch_size=1)
     assert (table.loc[table["noise"] != "none", "loss"] != table["loss"].iloc[0]).all()
+    edges, linear = mask_of("edge", 1.0), linear.requires_grad_(False)
+    table = run(linear, [alone, graphs[1]], 0.1, batch_size=1, masks=edges)
+    assert table["disturbed"].unique() == graphs[1].num_edges * 5
+    with pytest.raises(TooFewEntries, match="got none in any graph"):
+        run(linear, [alone], 0.1, masks=edges)
 
 
 def test_rows_losses_and_gain(network, molecules):

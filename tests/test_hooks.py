@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
@@ -644,6 +645,11 @@ class Pooled(nn.Module):
         return batch_size
 
 
+class Seeds(nn.Module):
+    def forward(self, x, batch_size):
+        return batch_size
+
+
 class Typed(nn.Module):
     def forward(self, x_dict, edge_attr_dict=None):
         return edge_attr_dict
@@ -652,10 +658,32 @@ class Typed(nn.Module):
 def test_what_is_optional_is_given_where_a_batch_carries_it():
     sampled = Data(x=X, batch_size=3)  # of a NeighborLoader: its seed nodes, not graphs
     assert (call(Pooled(), sampled), call(Pooled(), NINE)) == (None, 9)
+    assert call(Seeds(), sampled) == 3
     hetero = HeteroData(a={"x": X})
     assert call(Typed(), hetero) is None
     hetero["a", "to", "a"].edge_attr = EDGE_ATTR
     assert [*call(Typed(), hetero)] == [("a", "to", "a")]
+
+
+class Opaque:
+    """Says itself what goes to a device."""
+
+    def __init__(self, x):
+        self.x, self.moved = x, None
+
+    def to(self, device):
+        other = Opaque(self.x.to(device))
+        other.moved = device.type
+        return other
+
+
+def test_what_has_a_way_of_its_own_to_a_device_is_asked():
+    settings = dict(names=(), forward=lambda model, batch: None)
+    ((batch, _),) = scan(sequential().to("meta"), [Opaque(X)], **settings)
+    assert (batch.moved, batch.x.device.type) == ("meta", "meta")
+    packed = pack_sequence([torch.ones(3, 4), torch.ones(2, 4)])
+    ((batch, _),) = scan(sequential().to("meta"), [packed], **settings)
+    assert (batch.data.device.type, batch.batch_sizes.device.type) == ("meta", "cpu")
 
 
 @pytest.mark.parametrize("make", [lambda x: Data(x=x), lambda x: {"x": x}, lambda x: (x, [x])])
@@ -674,10 +702,15 @@ def test_a_module_that_refuses_to_change_its_mode_is_evaluated_as_it_is():
         def train(self, mode=True):
             raise NotImplementedError
 
-    model = nn.Sequential(nn.Dropout(), Exported())
+    class Flushing(nn.Module):
+        def train(self, mode=True):
+            self.flushed = not mode
+            return super().train(mode)
+
+    model = nn.Sequential(Flushing(), Exported(), nn.Dropout())
     with evaluating(model):
-        assert not model[0].training
-    assert model[0].training
+        assert not model[2].training and model[0].flushed, "what a module does itself is done"
+    assert model[0].training and model[2].training
 
 
 def test_models_that_are_wrapped_are_called_by_name_and_a_failing_call_says_how_it_was_made():

@@ -38,6 +38,8 @@ def test_the_constant_of_a_linear_map_is_its_largest_singular_value():
         local_constant(lambda: torch.ones(1))
     with pytest.raises(ValueError, match="finite values"):
         local_constant(lambda x: x / 0, torch.ones(2))
+    tiny = local_constant(lambda x: 1e-30 * (matrix @ x), normal(7), exact_size=0)
+    assert tiny == pytest.approx(1e-30 * expected, rel=1e-5)
     for size in (4096, 0):  # where derivatives vanish, or are infinite
         assert local_constant(lambda x: (x - 9).relu(), both[0], exact_size=size) == 0
         with pytest.raises(ValueError, match="differentiable"):

@@ -209,6 +209,19 @@ def test_a_pass_leaves_nothing_alive(make):
     assert projected and all(reference() is None for reference in projected)
 
 
+def test_a_normalized_layer_may_run_another_one():
+    class Two(GATConv):
+        def __init__(self):
+            super().__init__(HEADS * CHANNELS, HEADS * CHANNELS)
+            self.inner = GATConv(HEADS * CHANNELS, CHANNELS)
+
+        def forward(self, x, edge_index, **options):
+            return self.inner(super().forward(x, edge_index), edge_index)
+
+    (x, edge_index, _), layer = graph(), lipschitz_normalise(Two().double())
+    assert layer(x, edge_index).isfinite().all()
+
+
 @each
 def test_gradients_flow_through_the_norms(make):
     (x, *rest), layer = graph(8, nodes=6, edges=12), lipschitz_normalise(make())

@@ -143,6 +143,7 @@ def test_small_layers_are_large_and_wide_as_often_as_it_is_said(rows):
         (lambda: product_of_normals(3, 64, factors=0), "factors: expected 1 or more, got 0"),
         (lambda: ProductNull(8).threshold(1.0), r"expected a rate in \(0, 1\)"),
         (lambda: ProductNull(8).exceedance(3.0, 0), "rows: expected 1 or more, got 0"),
+        (lambda: ProductNull(8).chance("layer", 3.0, 0), "rows: expected 1 or more, got 0"),
         (lambda: ProductNull(8).threshold(math.nan), r"expected a rate in \(0, 1\)"),
         (lambda: ProductNull(8).chance("sun", 0.1, 9), "isolation, got 'sun', of which products"),
         (lambda: p_value(np.ones(3), np.ones((3, 2))), r"expected null values of shape \[n"),

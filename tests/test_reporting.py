@@ -204,6 +204,7 @@ def test_the_chance_level_is_what_gives_a_p_value_of_a_twentieth(number, place):
     settings = dict(names="", measure="isolation")
     value = only(nn.Identity(), [MASSIVE], **settings)["value"]
     draws = np.sort(np.random.default_rng(0).random(number))
+    draws[: number // 2] = -math.inf
     for below, is_massive in ((0.0, False), (1e-9, True)):
         null = {"": [*(draws - draws[-place] + value - below), math.nan]}
         row = only(nn.Identity(), [MASSIVE], null=null, **settings)
@@ -291,7 +292,8 @@ def test_rows_are_of_the_graphs_of_their_nodes_or_edges_and_of_one_if_that_is_no
         assert (found.tolist(), number) == (graph, max(graph) + 1)
     as_many = batch((3, 2), ([1], [1, 1, 1, 1]))  # five nodes, five edges
     assert graphs_of_rows("convs.0", as_many, torch.ones(5, 1))[1] == 1
-    stages = {"convs.0:message": [0, 1, 1, 1, 1], ":edge_update": [0, 1, 1, 1, 1]}
+    assert graphs_of_rows("layers.a:b", as_many, torch.ones(5, 1))[1] == 1
+    stages = {"convs.0:message": [0, 1, 1, 1, 1], ":message_inputs": [0, 1, 1, 1, 1]}
     for stage, graph in (stages | {":aggregate": [0, 0, 0, 1, 1]}).items():
         found, number = graphs_of_rows(stage, as_many, torch.ones(5, 1))
         assert (found.tolist(), number) == (graph, 2)
@@ -334,6 +336,35 @@ def test_by_other_measures_than_the_row_ratio_zeros_are_zeros():
     )
     nothing = scored(x * math.nan, measure="sun").loc["sun", "verdict"]
     assert nothing == "undefined: no row has a finite value (40 rows with NaN or infinity)"
+
+
+def test_rows_without_a_spread_do_not_count_in_its_chance():
+    x = product_of_normals(1000, 16, seed=1)
+    x[5:, 0] = 0
+    row = scored(x, measure="spread").loc["spread"]
+    assert (row["distinct_rows"], row["rows"]) == (5, 1000)
+    assert row["p_value"] == ProductNull(16).chance("spread", row["value"], 5)[1]
+
+
+def test_the_largest_of_a_row_without_a_median_counts_in_its_layer():
+    x = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    x[3, :10], x[3, 12] = 0, 5000
+    row = scored(x, measure="layer").loc["layer"]
+    assert row["massive"] and row["share_rows_with_massive"] == pytest.approx(1 / 40)
+
+
+def test_many_medians_have_no_null_and_names_may_come_one_by_one():
+    loader = DataLoader([Data(x=product_of_normals(3, 8, seed=n).float()) for n in range(9)], 3)
+    for over, has_level in (("graph", False), ("batch", False), ("data", True)):
+        found = report(
+            nn.Identity(),
+            loader,
+            names=(name for name in [""]),
+            measure="layer",
+            over=over,
+            forward=lambda model, batch: model(batch.x),
+        ).table
+        assert found["chance_level"].notna().all() == has_level == found["p_value"].notna().all()
 
 
 def test_what_is_massive_above_a_floor_or_stands_out_of_equal_channels_stays_so():

@@ -136,17 +136,24 @@ def test_layers_of_a_network_written_out():
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
 def test_what_cannot_be_measured_is_refused():
     torch.manual_seed(0)
     network, x = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}), torch.randn(3, 2)
     a, b = network.values()
+    network["two"] = two = Pair()
     for loss, names, words in (
         (lambda: a(a(x)).sum(), "a", "a: expected one forward pass, it ran more than once"),
         (lambda: a(x).sum(), ["a", "b"], "b: expected the loss to run it"),
         (lambda: a(x).sum() + 0 * len(b(x)), ["a", "b"], "b: expected a loss that depends on its"),
         (lambda: a(x).sum(), "convs.*", "convs"),
+        (lambda: two(x)[0].sum(), "two", "two: expected a tensor of features, got a tuple"),
     ):
-        with pytest.raises((ValueError, KeyError), match=words):
+        with pytest.raises((ValueError, KeyError, TypeError), match=words):
             smoothing_by_layer(network, loss, names)
     with pytest.raises(ValueError, match="one value for each of 3 nodes, got shape"):
         relative_spread(x, torch.ones(2))
