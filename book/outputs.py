@@ -7,12 +7,11 @@ compare a fresh run with. Run it after such a number has changed, and look at th
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
+import build
 import nbformat
 
-from studies import notebook
 from studies.files import write_atomically
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -20,16 +19,19 @@ CHECKED = "nbval-check-output"
 
 
 def main() -> None:
-    """Run every notebook and rewrite its stored outputs."""
-    with tempfile.TemporaryDirectory() as folder:
-        for path in sorted(FOLDER.glob("*.ipynb")):
-            executed = nbformat.read(notebook.run(path, Path(folder) / path.name, {}), 4)
-            by_id = {cell.id: cell for cell in executed.cells}
-            source = nbformat.read(path, 4)
-            for cell in source.cells:
-                if cell.cell_type == "code":
-                    store(cell, by_id[cell.id])
-            write_atomically(path, f"{nbformat.writes(source, indent=1)}\n".encode())
+    """Run the notebooks that changed and rewrite what is stored of all."""
+    notebooks = sorted(FOLDER.glob("*.ipynb"))
+    if failed := build.execute(notebooks):
+        sys.exit("\n\n".join(failed))
+    for path in notebooks:
+        executed = nbformat.read(build.EXECUTED / path.name, 4)
+        by_id = {cell.id: cell for cell in executed.cells}
+        source = nbformat.read(path, 4)
+        for cell in source.cells:
+            if cell.cell_type == "code":
+                store(cell, by_id[cell.id])
+        if (text := f"{nbformat.writes(source, indent=1)}\n") != path.read_text():
+            write_atomically(path, text.encode())
             print(f"stored the checked outputs of {path.name}", file=sys.stderr)
 
 
