@@ -189,7 +189,7 @@ def gat_bound(layer: GATConv, edge_index: Int[Tensor, "2 E"], num_nodes: int) ->
     r"""A bound of a normalized GAT layer's constant on a graph, the same for all features.
 
     With :math:`n_i` neighbors of node i, itself included, and the scale f (over the LeakyReLU's
-    negative slope, where that is above 1),
+    negative slope, where the size of that is above 1),
 
     .. math::
         L_i &= \frac{e^{1/f}}{\sqrt{n_i}} + \frac{4}{f} \\

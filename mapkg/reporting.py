@@ -255,8 +255,8 @@ class _Layer:
         if self.others is not None:
             found |= {name: value.item() for name, value in self.others.statistics().items()}
         found |= {"max_abs_of_all": found["max_abs"], **self.summary.statistics()}
-        finite = found["rows"] - found["nonfinite_rows"]
-        found["share_sun"] = found["sun_edges"] / (finite or math.nan)
+        finite_rows = found["rows"] - found["nonfinite_rows"]
+        found["share_sun"] = found["sun_edges"] / (finite_rows or math.nan)
         sources = ("max_ratio", "max_layer_ratio", "share_sun", "spread_rms", "max_over_second_q50")
         finite = (found[name] if math.isfinite(found[name]) else math.nan for name in sources)
         return found | dict(zip(MEASURES, finite, strict=True))
@@ -270,7 +270,7 @@ class _Layer:
         value, distinct, p, chance = found[measure], usable, math.nan, math.nan
         if len(self.distinct) <= MAX_DISTINCT:
             distinct = min(usable, len(self.distinct))
-        # No scale follows of products of normals, and of one median only what is beyond it.
+        # Products of normals have no scale, and say nothing of the largest over many medians.
         has_null = measure != "sun" and (measure != "layer" or self.over == "data")
         if measure == "spread" and value == value:
             distinct = min(distinct, int(usable - found["rows_with_zero"]))
@@ -305,8 +305,8 @@ class _Layer:
         if found["channels"] == 1:
             return "undefined: a single channel is its own median"
         if math.isnan(value):
-            what = {"spread": "spread", "layer": "ratio to a median that is not zero"}
-            what["sun"] = "finite value"
+            what = {"spread": "spread", "sun": "finite value"}
+            what |= {"layer": "ratio to a median that is not zero"}
             why = f" ({left_out})" if left_out else ""
             return f"undefined: no row has a {what.get(measure, 'ratio')}{why}"
         large = f"{value:{',.0f' if value >= 1000 else ',.3g'}}"
@@ -339,7 +339,7 @@ class _Layer:
 
 
 def _level(draws: Sequence[float]) -> float:
-    """What a value must exceed for a p-value by rank of 0.05; NaN with less than 19 draws."""
+    """What a value must exceed for a p-value by rank of 0.05; NaN with fewer than 19 draws."""
     among = np.sort(draws)[: (~np.isnan(draws)).sum()]
     count = (len(among) + 1) // 20
     return float(among[-count]) if count else math.nan

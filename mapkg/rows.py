@@ -109,12 +109,13 @@ def graphs_of_rows(name: str, batch: Any, x: Tensor) -> tuple[Int[Tensor, " rows
     """
     vector = batch.batch if isinstance(batch, Data) else None
     if isinstance(vector, Tensor) and isinstance(batch.edge_index, Tensor):
-        of_edges, others = vector[batch.edge_index[1]], batch.edge_index[0] != batch.edge_index[1]
-        loops = torch.cat([of_edges, vector]), torch.cat([of_edges[others], vector])
-        stage = name.rpartition(":")[2] if name.endswith(tuple(f":{s}" for s in STAGES)) else ""
-        among = {"": (vector, of_edges, *loops), "aggregate": (vector,)}
-        among = among.get(stage, (of_edges, *loops))
-        fitting = [each for each in among if len(each) == len(x)]
+        source, target = batch.edge_index
+        of_edges = vector[target]
+        loops = torch.cat([of_edges, vector]), torch.cat([of_edges[source != target], vector])
+        is_stage = ":" in name and name.rpartition(":")[2] in STAGES
+        of_nodes = [] if is_stage and not name.endswith(":aggregate") else [vector]
+        others = [] if name.endswith(":aggregate") else [of_edges, *loops]
+        fitting = [each for each in (*of_nodes, *others) if len(each) == len(x)]
         if fitting and all(torch.equal(each, fitting[0]) for each in fitting):
             return fitting[0].to(x.device), int(vector.max()) + 1 if len(vector) else 0
     return torch.zeros(len(x), dtype=torch.long, device=x.device), 1
