@@ -31,6 +31,7 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg import hooks
+from mapkg.calling import map_tensors
 from mapkg.evaluation import batches, check_targets, losses, measure, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.models.network import SCORES
@@ -144,7 +145,7 @@ def attack(
     for name, values in {"graphs": graphs, "sigmas": sigmas, "restarts": restarts}.items():
         if len(values) == 0:
             raise ValueError(f"{name}: expected at least one, got none")
-    check_targets(graphs)
+    check_targets(graphs, loss)
     for sigma in sigmas:
         if not 0 < sigma < math.inf:
             raise ValueError(f"sigma: expected a standard deviation above 0, got {sigma!r}")
@@ -152,8 +153,6 @@ def attack(
         raise ValueError("masks: expected none with shared noise, which is alike for all rows")
     device = next((parameter.device for parameter in model.parameters()), "cpu")
     every = [(batch, targets(batch)) for batch in batches(graphs, batch_size, device)]
-    if loss == "l1" and not all(target.isfinite().all() for _, target in every):
-        raise ValueError("targets: expected numbers for loss 'l1', got NaN or infinity")
     names, rows = EMBEDDINGS if masks is None else tuple(masks), []
     with hooks.evaluating(model):
         embedded = [seen for _, seen in hooks.scan(model, [b for b, _ in every], names)]
@@ -169,7 +168,7 @@ def attack(
         if relative:
             joined = {n: torch.cat([seen[n].flatten() for seen in embedded]) for n in names}
             units = {name: x.std().item() for name, x in joined.items()}
-        clean = _scores(lambda _, batch: predict(model, batch), every, loss)
+        clean = _scores(lambda _, batch: _predict(model, batch), every, loss)
         pairs = [*product(sigmas, restarts)]
         for sigma, restart in tqdm(pairs, "attacks", disable=not progress):
             generator = torch.Generator().manual_seed(restart)
@@ -191,7 +190,7 @@ def attack(
             def disturb(number, batch, add=add):
                 edits = {name: partial(add, number, name) for name in names}
                 with hooks.edit(model, edits):
-                    return predict(model, batch)
+                    return _predict(model, batch)
 
             random = _scores(disturb, every, loss)
             taken = _ascend(disturb, parameters, every, loss, ascent)
@@ -250,6 +249,10 @@ def where_massive(
         return (chosen.t() if by == "edges" else chosen).to(scores[0])
 
     return mask
+
+
+def _predict(model: nn.Module, batch: Any) -> Tensor:
+    return predict(model, map_tensors(batch, torch.clone))  # into which a model may write
 
 
 def _scores(forward: Predict, every: Sequence[tuple[Any, Tensor]], loss: str) -> dict[str, float]:

@@ -63,15 +63,19 @@ def attribute(
     Raises ``ValueError`` if labels do not fit the edges, there is no edge, ``massive`` has another
     number of them, or several edges from one node to another have different labels.
     """
-    label = _joined(graphs, labels, len(names)).numpy()
+    label, massive = _joined(graphs, labels, len(names)).numpy(), np.asarray(massive)
     if len(label) == 0:
         raise ValueError("expected graphs with edges; there is no edge in any of them")
-    if massive.shape[1] != len(label):
+    if massive.ndim != 2 or massive.shape[1] != len(label):
         raise ValueError(
-            f"expected {len(label)} edges in each row of massive, got {massive.shape[1]}"
+            f"massive: expected {len(label)} edges in each of its rows, got {massive.shape}"
         )
-    graph = np.repeat(np.arange(len(graphs)), [g.num_edges for g in graphs])
-    drawable, columns, kinds = int(graph[-1]) + 1, len(massive), len(names)
+    for name, value in {"resamples": resamples, "permutations": permutations}.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")
+    sizes = [graph.num_edges for graph in graphs if graph.num_edges]  # others are not drawn
+    graph = np.repeat(np.arange(len(sizes)), sizes)
+    drawable, columns, kinds = len(sizes), len(massive), len(names)
     of_cell = _sums(graph * kinds + label, drawable * kinds)
     total = (of_cell @ np.ones(len(label))).reshape(drawable, kinds)
     counts = (of_cell @ massive.T.astype(float)).reshape(drawable, kinds, columns)
@@ -168,7 +172,7 @@ def _joined(
                 f"from 0 to {number - 1}, got {len(of_graph)}, among them "
                 f"{sorted(set(of_graph.tolist()))[-3:]}"
             )
-    return torch.cat(list(labels))
+    return torch.cat([torch.empty(0, dtype=torch.long), *labels])
 
 
 def _sums(group: Int[np.ndarray, " members"], groups: int) -> sparse.csr_matrix:

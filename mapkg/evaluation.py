@@ -5,6 +5,8 @@ loss ``"bce"``) are logits, and a NaN among its targets is unlabeled and left ou
 regression (``"l1"``) a NaN is a bad value and shows in the loss.
 """
 
+import copy
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -42,13 +44,17 @@ def targets(batch: Any) -> Tensor:
     return batch.y
 
 
-def check_targets(graphs: Graphs) -> None:
-    """Raise ValueError if there is no graph, or one without a target."""
+def check_targets(graphs: Graphs, loss: str = "") -> None:
+    """Raise ValueError if there is no graph, or one without a target, which ``"l1"`` compares."""
     if not graphs:
         raise ValueError("expected graphs with targets y, got none")
     for place, graph in enumerate(graphs):
         if getattr(graph, "y", None) is None:
             raise ValueError(f"graph {place} has no target y, of shape [1, targets]")
+        if loss == "l1" and not graph.y.isfinite().all():
+            raise ValueError(
+                f"graph {place}: expected numbers as targets of loss 'l1', got NaN or inf"
+            )
 
 
 def predictions(
@@ -75,15 +81,17 @@ def each_loss(predicted: Values, target: Values, loss: str) -> Values:
     """
     if predicted.shape != target.shape:  # broadcasting would hide it
         shapes = f"{tuple(predicted.shape)} for targets of shape {tuple(target.shape)}"
-        raise ValueError(f"the model predicts {shapes}; set out_channels to the number of targets")
+        advice = "give each graph a y of [1, targets], and the model as many out_channels"
+        raise ValueError(f"the model predicts {shapes}; {advice}")
     if loss == "l1":
         return (predicted - target).abs()
     if loss != "bce":
         raise ValueError(f"loss: expected one of {LOSSES}, got {loss!r}")
     if not ((target == 0) | (target == 1) | target.isnan()).all():
         raise ValueError("loss 'bce': expected targets 0, 1 or NaN (unlabeled)")
+    kind = torch.promote_types(predicted.dtype, torch.float)
     each = nn.functional.binary_cross_entropy_with_logits(
-        predicted, target.nan_to_num(), reduction="none"
+        predicted.to(kind), target.nan_to_num().to(kind), reduction="none"
     )
     return each.where(~target.isnan(), torch.nan)
 
@@ -118,7 +126,7 @@ def mean_roc_auc(logits: Values, target: Values) -> float:
     As in Open Graph Benchmark, a target counts only if it has both classes; NaN if none has.
     """
     areas = []
-    for column, labels in zip(logits.detach().cpu().T, target.cpu().T, strict=True):
+    for column, labels in zip(logits.detach().cpu().double().T, target.cpu().T, strict=True):
         positive, negative = column[labels == 1].numpy(), column[labels == 0].numpy()
         if positive.size and negative.size:
             # The area is the Mann-Whitney statistic, as a share of all pairs of two classes.
@@ -136,10 +144,14 @@ def pooled_mean(
 ) -> tuple[float, float, float]:
     """A mean over all entries of all graphs, and the ends of its 95 % percentile interval.
 
-    ``sums`` and ``numbers`` are those of the entries of each graph; two or more graphs are drawn.
+    ``sums`` and ``numbers`` are those of the entries of each graph; graphs with some are drawn, two
+    or more.
     """
+    sums, numbers = sums[numbers > 0], numbers[numbers > 0]
     if len(sums) < 2:
-        raise ValueError(f"expected two graphs or more, to draw from, got {len(sums)}")
+        raise ValueError(f"expected two labeled graphs or more, to draw from, got {len(sums)}")
+    if np.isnan(sums).any():  # there is no mean
+        return math.nan, math.nan, math.nan
 
     def ratio(values: np.ndarray, counts: np.ndarray, axis: int = 0) -> Any:
         return np.sum(values, axis=axis) / np.sum(counts, axis=axis)
@@ -158,8 +170,12 @@ def calibrate_batch_norm(
     Without ``batch_size`` all graphs are one batch; otherwise statistics are the mean over such
     batches, in which every layer normalizes as in training, and depend on the number.
     """
+    check = "batch_size" if batch_size is not None else "graphs"
+    if (size := len(graphs) if batch_size is None else batch_size) < 1 or len(graphs) == 0:
+        raise ValueError(f"{check}: expected 1 graph or more, got {size}")
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
+    before = [copy.deepcopy(norm.state_dict()) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
@@ -170,8 +186,12 @@ def calibrate_batch_norm(
         predict(model, batch)
 
     try:
-        for _ in scan(model, batches(graphs, batch_size or len(graphs)), (), forward=forward):
+        for _ in scan(model, batches(graphs, size), (), forward=forward):
             pass
+    except BaseException:
+        for norm, state in zip(norms, before, strict=True):
+            norm.load_state_dict(state)
+        raise
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

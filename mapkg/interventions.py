@@ -17,7 +17,8 @@ from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
 from mapkg import hooks
-from mapkg.evaluation import batches, each_loss, pooled_mean, predict, targets
+from mapkg.calling import map_tensors
+from mapkg.evaluation import batches, check_targets, each_loss, pooled_mean, predict, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 
 RULES = ("channel mean", "zero", "clip")
@@ -63,15 +64,15 @@ def intervene(
         these layers), ``changed`` (how many of them), ``before`` and ``after`` (predictions,
         logits for ``"bce"``), ``loss_before`` and ``loss_after`` (NaN where unlabeled).
 
-    Raises ``ValueError`` if the threshold is below 1, there is no graph, the reference has no edge,
-    or an output has not a row of channels per edge.
+    Raises ``ValueError`` if the threshold is below 1, there is no graph, a target is missing or
+    (with ``"l1"``) not finite, the reference has no edge, there is not one prediction per graph, or
+    an output has not a row of channels per edge.
     """
     layers = (layers,) if isinstance(layers, str) else tuple(layers)
     if not threshold >= 1:
         # From 1 on at most half of a row is massive, so that the controls find enough others.
         raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold!r}")
-    if len(graphs) == 0:
-        raise ValueError("expected graphs to predict, got none")
+    check_targets(graphs, loss)
     means = channel_means(model, reference, list(hooks.resolve(model, layers)))
     # Drawn on the CPU, so that a seed means the same on every device.
     generator, first = torch.Generator().manual_seed(seed), 0
@@ -79,6 +80,9 @@ def intervene(
     massive: dict[str, tuple[Tensor, Tensor]] = {}  # how many of each edge, and their factors
     for batch, seen in hooks.scan(model, batches(graphs, 128), ""):
         before, target = seen[""], targets(batch)
+        if len(before) != batch.num_graphs:
+            counts = f"one for each of {batch.num_graphs} graphs, got {len(before)}"
+            raise ValueError(f"expected predictions of whole graphs, {counts}")
         graph_of_edge = batch.batch[batch.edge_index[0]]
         edges = graph_of_edge.bincount(minlength=batch.num_graphs)
         start = generator.get_state()
@@ -108,7 +112,7 @@ def intervene(
 
             edits = {name: partial(change, name) for name in means}
             with hooks.evaluating(model), hooks.edit(model, edits):
-                after = predict(model, batch)
+                after = predict(model, map_tensors(batch, torch.clone))  # it may write there
             columns = {
                 "graph": torch.arange(batch.num_graphs).unsqueeze(1) + first,
                 "target": torch.arange(target.size(1)),
@@ -118,6 +122,8 @@ def intervene(
                 "loss_before": each_loss(before, target, loss),
                 "loss_after": each_loss(after, target, loss),
             }
+            halves = {k: v for k, v in columns.items() if v.element_size() == 2}
+            columns |= {k: v.float() for k, v in halves.items()}  # NumPy has no bfloat16
             flat = {k: v.cpu().expand(target.shape).flatten().numpy() for k, v in columns.items()}
             constant = {"layers": ", ".join(layers), "threshold": float(threshold)}
             tables[rule].append(pd.DataFrame(constant | {"rule": rule, "what": what} | flat))
@@ -151,7 +157,7 @@ def summarise_interventions(table: pd.DataFrame, *, resamples: int = 2000) -> pd
         labeled targets; ``loss_change``, their difference, and ``shift``, the mean magnitude of
         the change of a prediction, both with ``_low`` and ``_high``.
 
-    Raises ``ValueError`` if there are fewer than two graphs.
+    Raises ``ValueError`` if fewer than two graphs are labeled.
     """
     keys = ["layers", "threshold", "rule", "what"]
     table = table.assign(
@@ -164,10 +170,14 @@ def summarise_interventions(table: pd.DataFrame, *, resamples: int = 2000) -> pd
     for key, part in table.groupby(keys, sort=False):
         by_graph = part.groupby("graph")
         names = ["loss_before", "loss_after", "loss_change", "shift", "labeled", "predictions"]
-        sums, counts = by_graph[names].sum(), by_graph[["changed", "activations"]].first().sum()
+        unlabeled = ~part["labeled"].to_numpy()[:, None]
+        sums = part[names].mask(unlabeled & part[names].isna(), 0)
+        sums = sums.groupby(part["graph"]).sum(skipna=False)
+        counts = by_graph[["changed", "activations"]].first().sum()
         row = dict(zip(keys, key, strict=True)) | {"graphs": len(sums)}
         row |= {"changed": counts["changed"], "share": counts["changed"] / counts["activations"]}
-        row |= dict(sums[["loss_before", "loss_after"]].sum() / sums["labeled"].sum())
+        losses = sums[["loss_before", "loss_after"]].sum(skipna=False)
+        row |= dict(losses / sums["labeled"].sum())
         for name, number in (("loss_change", "labeled"), ("shift", "predictions")):
             pairs = sums[name].to_numpy(), sums[number].to_numpy()
             mean = pooled_mean(*pairs, resamples=resamples)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
+from torch_geometric.nn import DNAConv, FAConv, FeaStConv, GATConv, MessagePassing, TransformerConv
 from torch_geometric.utils import is_torch_sparse_tensor, scatter, to_edge_index
 
 from mapkg.models.edge_attention import EdgeAttention
@@ -192,11 +192,12 @@ def _refusal(layer: nn.Module) -> str | None:
 
 
 def _attends(layer: nn.Module) -> bool:
-    """Whether a layer has an attention of its own; convolutions with one import ``softmax``."""
+    """Whether a layer has an attention of its own; most such convolutions import ``softmax``."""
     home, name = type(layer).__module__, type(layer).__name__
     if isinstance(layer, MessagePassing):
         is_on = getattr(layer, "attention", True) and getattr(layer, "use_attention", True)
-        return bool(is_on) and hasattr(sys.modules[home], "softmax")
+        has_softmax = hasattr(sys.modules.get(home), "softmax")
+        return bool(is_on) and (has_softmax or isinstance(layer, DNAConv | FAConv | FeaStConv))
     of_pyg = home.startswith("torch_geometric.nn.attention.") and name.endswith("Attention")
     return of_pyg or isinstance(layer, nn.MultiheadAttention)
 

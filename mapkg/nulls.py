@@ -49,7 +49,7 @@ class ProductNull:
     The largest ratio of a row, by one integral over the median: given the median m of D channels
     (the lower middle magnitude), the D // 2 greater magnitudes are independent and each exceeds
     t m with probability S(t m) / S(m), where S is the probability that a single magnitude exceeds
-    its argument. Good to 1e-4 of the probability itself, however small, down to 1e-100.
+    its argument. Good to 1e-4 of the probability itself, down to 1e-100, at ratios up to 1e10.
 
     Rows are taken as independent. Edges that share a node are not: large ratios come in
     clusters then, and over many rows their probability is rather below what is given here.
@@ -119,6 +119,7 @@ class ProductNull:
         """
         if rows < 1:
             raise ValueError(f"rows: expected 1 or more, got {rows}")
+        _check_rate(rate)
         if measure == "row":
             return self.threshold(rate, rows), float(self.exceedance(value, rows))
         if measure == "spread":
@@ -155,8 +156,7 @@ class ProductNull:
 
     def threshold(self, rate: float, rows: int = 1) -> float:
         """The ratio that the largest of ``rows`` rows exceeds at a rate in (0, 1)."""
-        if not 0 < rate < 1:
-            raise ValueError(f"expected a rate in (0, 1), got {rate}")
+        _check_rate(rate)
         return _root(lambda ratio: self.exceedance(ratio, rows), rate)
 
     def _one_row(self, ratio: float) -> float:
@@ -166,6 +166,11 @@ class ProductNull:
         above = np.exp(log_survival(grid + math.log(ratio)) - log_survival(grid))
         any_above = -np.expm1(special.xlog1py(self.channels // 2, -above))
         return min(float(_median_weight(self.channels, self.factors) @ any_above), 1.0)
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 < rate < 1:
+        raise ValueError(f"rate: expected one in (0, 1), got {rate}")
 
 
 def _root(exceedance: Callable[[float], float], rate: float) -> float:

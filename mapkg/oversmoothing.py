@@ -6,6 +6,7 @@ a layer returns have the shape of H.
 Source: backward-oversmoothing paper.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy import linalg, sparse
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 from torch import Tensor, nn
 from torch_geometric.utils import remove_self_loops, to_scipy_sparse_matrix
 
@@ -35,7 +36,7 @@ def relative_spread(
     the mean of all rows in every row. It is 0 if all rows are alike (in the ratio of
     ``direction``, see ``limits``), and for a matrix of zeros.
     """
-    x = _single(x)
+    x = x.double()  # squares of tiny errors are 0 in single precision
     size = torch.linalg.matrix_norm(x)
     if direction is None:
         apart = x - x.mean(dim=0)
@@ -56,7 +57,7 @@ def spread(x: Float[Tensor, "N D"]) -> float:
     .. math:: E(X) = \Bigl(\frac{1}{2 N^2} \sum_{ij} \lVert x_i - x_j \rVert^2\Bigr)^{1/2}
         = \frac{1}{\sqrt N} \lVert X - 1 \bar x^\top \rVert_F
     """
-    x = _single(x)
+    x = x.double()
     return (torch.linalg.matrix_norm(x - x.mean(dim=0)) / len(x) ** 0.5).item()
 
 
@@ -66,9 +67,11 @@ def rank_one_distance(x: Float[Tensor, "N D"]) -> float:
     .. math:: \Bigl(1 - \frac{\sigma_1^2}{\sum_k \sigma_k^2}\Bigr)^{1/2}
 
     The ``relative_spread`` from the best direction, for attention, whose limit direction depends
-    on its input. With one channel it is always 0.
+    on its input. With one channel it is always 0, and NaN if an entry is not finite.
     """
-    values = torch.linalg.svdvals(_single(x)).square()
+    if not x.isfinite().all():
+        return math.nan
+    values = torch.linalg.svdvals(x.double()).square()
     total = values.sum()
     return 0.0 if total == 0 else (values[1:].sum() / total).sqrt().item()
 
@@ -94,11 +97,12 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
     ``ValueError`` if P is no square matrix of such entries, its graph is not connected (strongly,
     if it is directed), or it alternates, so that nothing converges.
     """
-    matrix = operator.detach().double().numpy()
-    if matrix.ndim != 2 or len(matrix) != matrix.shape[1] or (matrix < 0).any():
+    matrix = operator.detach().to_dense().double().numpy()
+    is_square = matrix.ndim == 2 and len(matrix) == matrix.shape[1] > 0
+    if not (is_square and np.isfinite(matrix).all() and (matrix >= 0).all()):
         raise ValueError(
-            f"operator: expected a square matrix without negative entries, got shape "
-            f"{tuple(matrix.shape)}"
+            f"operator: expected a square matrix of numbers that are not negative, got shape "
+            f"{tuple(matrix.shape)} with values from {matrix.min(initial=0)}"
         )
     parts, _ = connected_components(matrix, connection="strong")
     if parts > 1:
@@ -111,8 +115,8 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
     contraction = float(abs(values[order[1]] / values[order[0]])) if len(matrix) > 1 else 0.0
     if contraction > 1 - 1e-12:
         raise ValueError(
-            "operator: expected one eigenvalue of the largest modulus, got two (a bipartite graph "
-            "without self-loops alternates); add self-loops"
+            "operator: expected one eigenvalue of the largest modulus, got several (as a bipartite "
+            "graph without self-loops, it alternates); add self-loops"
         )
     features, errors = (torch.from_numpy(np.abs(v[:, order[0]].real)) for v in (right, left))
     return Limits(features, errors, contraction)
@@ -136,7 +140,14 @@ def uniform_attention_limits(edge_index: Int[Tensor, "2 E"], num_nodes: int) -> 
     roots = sparse.diags(degrees**-0.5)
     symmetric = roots @ (adjacency.astype(float) + sparse.eye(num_nodes)) @ roots  # similar to P
     start = np.random.default_rng(0).standard_normal(num_nodes)
-    values = eigsh(symmetric, k=2, which="LM", v0=start, return_eigenvectors=False)
+    options = dict(v0=start, return_eigenvectors=False)
+    try:
+        values = eigsh(symmetric, k=2, which="LM", maxiter=300, **options)
+    except ArpackNoConvergence:  # eigenvalues of long graphs crowd, but are told apart by inverses
+        symmetric, least = symmetric.tocsc(), 2 / degrees.max() - 1  # no eigenvalue is below
+        values = eigsh(symmetric, k=2, sigma=1 + 1e-9, **options)
+        low = eigsh(symmetric, k=1, sigma=least - 1e-9, **options)
+        values = np.maximum(values, np.abs(low))
     vectors = (torch.from_numpy(x / np.linalg.norm(x)) for x in (np.ones(num_nodes), degrees))
     return Limits(*vectors, contraction=float(np.abs(values).min()))
 
@@ -149,7 +160,7 @@ def smoothing_by_layer(
     *,
     errors_direction: Float[Tensor, " nodes"] | None = None,
 ) -> pd.DataFrame:
-    """Smoothness of features and errors in every layer of any network, which stays as it is.
+    """Smoothness of features and errors in every layer of any network, frozen or not.
 
     Args:
         model: any module; PyG's layers or others.
@@ -180,8 +191,10 @@ def smoothing_by_layer(
             raise TypeError(f"{name}: {what}; name a submodule that returns one")
         if name in seen:
             raise ValueError(f"{name}: expected one forward pass, it ran more than once")
+        if not output.requires_grad:  # nothing before it is trained
+            output = output.detach().requires_grad_()
         seen[name] = output
-        return output
+        return output.clone()  # which the network may change in place
 
     every = dict.fromkeys([*of_features, *of_errors])
     with edit(model, {name: partial(keep, name) for name in every}), torch.enable_grad():
@@ -199,15 +212,10 @@ def smoothing_by_layer(
         "features_rank_one": [rank_one_distance(x) for x in forward],
         "errors": [relative_spread(b, errors_direction) for b in gradients],
         "errors_rank_one": [rank_one_distance(b) for b in gradients],
-        "error": [torch.linalg.matrix_norm(_single(b)).item() for b in gradients],
+        "error": [torch.linalg.matrix_norm(b.double()).item() for b in gradients],
     }
     table = pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
     return table.rename_axis("layer").reset_index()
-
-
-def _single(x: Tensor) -> Tensor:
-    """Half precision as single, in which squares of features do not overflow."""
-    return x.float() if x.element_size() < 4 else x
 
 
 def _outermost(names: Iterable[str]) -> list[str]:

@@ -228,7 +228,7 @@ BAD = [
     *(({name: []}, f"{name}: expected at least one") for name in ("sigmas", "restarts", "graphs")),
     ({"batch_size": 0}, "batch_size: expected 1 graph or more, got 0"),
     *(
-        ({"graphs": with_targets(1.0, bad)}, "targets: expected numbers for loss 'l1', got NaN or")
+        ({"graphs": with_targets(1.0, bad)}, "expected numbers as targets of loss 'l1', got NaN or")
         for bad in (torch.nan, torch.inf, -torch.inf)
     ),
     ({"graphs": with_targets(1.0, None)}, "graph 1 has no target y"),

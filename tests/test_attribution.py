@@ -1,6 +1,7 @@
 """Shares, enrichment, intervals and tests of massive edges by label, and the heat map."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from random_graphs import path
@@ -71,6 +72,12 @@ def test_the_interval_is_that_of_a_bootstrap_over_graphs():
     assert found["share_low"] == pytest.approx(expected.low, abs=0.015)
     assert found["share_high"] == pytest.approx(expected.high, abs=0.015)
     assert (found["enrichment_low"], found["enrichment_high"]) == (1, 1), "there is one label"
+    for sizes in ([0] * 9 + [1, 2, 3], [1, 0, 2, 3] + [0] * 8):  # graphs without edges, anywhere
+        massive, options = np.arange(12)[None] < 4, dict(resamples=200, permutations=1)
+        rows = [
+            attributed([[0] * n for n in each], massive, **options) for each in (sizes, [1, 2, 3])
+        ]
+        pd.testing.assert_frame_equal(*rows)
 
 
 PATH = path(0, 0, 0).edge_index
@@ -120,10 +127,18 @@ def test_bad_labels_are_refused():
         (graph, labels - 1, "ab", 4, r"from 0 to 1, got 4, among them \[-1, 0\]"),
         (empty, none, "a", 0, "there is no edge"),
         (twice, both, "ab", 8, "to another to have the same label"),
-        (graph, labels, "ab", 5, "expected 4 edges in each row of massive, got 5"),
+        (graph, labels, "ab", 5, r"expected 4 edges in each of its rows, got \(1, 5\)"),
     ):
         with pytest.raises(ValueError, match=words):
             attribute([of], [label], tuple(names), np.ones((1, edges), dtype=bool))
+    massive = torch.ones(1, 4, dtype=torch.bool)
+    for given, words in (
+        (([], [], "a", massive), "there is no edge"),
+        (([graph], [labels], "ab", massive[0]), r"massive: expected 4 edges .*, got \(4,\)"),
+        (([graph], [labels], "ab", massive, 0), "resamples: expected 1 or more, got 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            attribute(*given[:4], **dict(zip(["resamples"], given[4:], strict=False)))
     with pytest.raises(ValueError, match="from 0 to 0, got 4, among them"):
         heat_map(build(SMALL), [graph], [labels], 1)
 

@@ -58,7 +58,7 @@ def test_a_target_with_one_class_is_left_out_of_the_area_under_the_curve():
     [
         (torch.zeros(2, 1), torch.full((2, 1), NAN), "bce", "every target is NaN"),
         (torch.zeros(1, 1), torch.tensor([[2.0]]), "bce", "expected targets 0, 1 or NaN"),
-        (torch.zeros(4, 1), torch.zeros(4, 2), "l1", r"predicts \(4, 1\) for .* \(4, 2\)"),
+        (torch.zeros(4, 1), torch.zeros(4, 2), "l1", r"predicts \(4, 1\) for .* \(4, 2\); give"),
         (torch.zeros(1, 1), torch.zeros(1, 1), "mse", r"'l1', 'bce'.* got 'mse'"),
     ],
 )
@@ -75,8 +75,64 @@ def test_the_pooled_mean_weighs_entries_alike_and_draws_whole_graphs():
     same = pooled_mean(np.repeat(sums, 25), np.repeat(numbers, 25), resamples=500)
     assert same[0] == pytest.approx(mean)
     assert same[2] - same[1] < (high - low) / 2  # more graphs, a narrower interval
-    with pytest.raises(ValueError, match="two graphs"):
-        pooled_mean(sums[:1], numbers[:1])
+    few = np.eye(1, 900)[0] + np.eye(1, 900, 5)[0]  # the others are not drawn
+    assert pooled_mean(3 * few, few, resamples=200) == (3, 3, 3)
+    with pytest.raises(ValueError, match="two labeled graphs or more, to draw from, got 1"):
+        pooled_mean(sums[:2], numbers[:2])
+
+
+@pytest.mark.parametrize("kind", [torch.long, torch.bool, torch.double])
+def test_labels_of_any_kind_and_halves_are_compared_in_single_precision(kind):
+    logits, target = torch.tensor([[0.5], [-2.0], [3.0]]), torch.tensor([[1], [0], [0]])
+    expected = measure(logits, target.float(), "bce")
+    assert measure(logits, target.to(kind), "bce") == expected
+    assert measure(logits.bfloat16(), target.to(kind), "bce") == expected  # exact in eight bits
+
+
+def test_statistics_of_a_calibration_that_fails_stay(graphs):
+    model = build(CONFIG)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    far = graphs[0].clone().update({"x": graphs[0].x + 99})
+    for options, bad, words in (
+        ({}, [], "graphs: expected 1 graph or more, got 0"),
+        ({"batch_size": -1}, graphs, "batch_size: expected 1 graph or more, got -1"),
+        ({}, [Data(x=graphs[0].x)], "GraphNetwork.forward: it needs x, edge_index, edge_attr"),
+        ({"batch_size": 3}, [*graphs[:3], far], "out of range"),
+    ):
+        with pytest.raises((ValueError, TypeError, IndexError), match=words):
+            calibrate_batch_norm(model, bad, **options)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Writes(nn.Module):
+    """A network that writes into what it is given, as networks of GraphGym do."""
+
+    def __init__(self):
+        super().__init__()
+        net = build(CONFIG)
+        self.node_embedding, self.edge_embedding = net.node_embedding, net.edge_embedding
+        self.net = net
+
+    def forward(self, data):
+        data.x, data.edge_attr = self.node_embedding(data.x), self.edge_embedding(data.edge_attr)
+        values = data.x, data.edge_index, data.edge_attr, data.batch, data.batch_size
+        return self.net.from_embedded(*values)
+
+
+def test_a_model_that_writes_into_its_batch_is_disturbed_as_any_other(graphs):
+    torch.manual_seed(0)
+    model = Writes()
+    same = dict(reference=graphs, layers="net.layers.*.score", threshold=1e9)
+    changed = interventions.intervene(model, graphs, **same)
+    assert (changed["changed"] == 0).all()
+    assert np.array_equal(changed["before"], changed["after"])
+    assert changed["loss_after"].mean() == pytest.approx(evaluate(model, graphs), rel=1e-5)
+    mask = {"edge_embedding": lambda batch: torch.ones(batch.num_edges, 1)}
+    for found in (
+        attack(model, graphs, [1e-9], **BRIEF),
+        attack(model, graphs, [1e-9], masks=mask, **BRIEF),
+    ):
+        assert found["loss"].tolist() == pytest.approx([evaluate(model, graphs)] * 3, rel=1e-5)
 
 
 class Sums(nn.Module):

@@ -1,6 +1,7 @@
 """Interventions: dense loops on three atoms, exact counts, controls, and what stays as it was."""
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,7 @@ def molecules(*smiles):
 
 
 REFERENCE = molecules("CCN", "CC=O", "CF")
+UNKNOWN = [*molecules("CCO"), molecule_graph("CF", math.nan)]
 
 
 def found(model, graphs=None, **options):
@@ -177,13 +179,38 @@ def test_graphs_of_a_second_batch_are_as_if_alone():
     [
         *(({"threshold": t}, ValueError, f"at least 1, got {t}") for t in (0.99, float("nan"))),
         ({"layers": "layers.7.attention.score"}, KeyError, r"layers\.7"),
-        ({"graphs": []}, ValueError, "expected graphs to predict, got none"),
+        ({"graphs": []}, ValueError, "expected graphs with targets y, got none"),
         ({"reference": []}, ValueError, "expected reference graphs with edges"),
         ({"reference": [molecule_graph("C")]}, ValueError, "expected reference graphs with edges"),
         ({"layers": ["layers.1.node_block"]}, ValueError, "node_block: expected a row of channels"),
-        ({"graphs": molecules("CCO")}, ValueError, "two graphs or more, to draw from, got 1"),
+        ({"graphs": molecules("CCO")}, ValueError, "two labeled graphs or more, to draw .*, got 1"),
+        (
+            {"graphs": UNKNOWN},
+            ValueError,
+            "graph 1: expected numbers as targets of loss 'l1', got NaN",
+        ),
+        (
+            {"model": network(readout=None)},
+            ValueError,
+            "predictions of whole graphs, one for each of 6 graphs, got 29",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_an_error_that_says_what_was_expected(changes, error, words):
     with pytest.raises(error, match=words):
-        summarise_interventions(found(network(), **changes))
+        summarise_interventions(found(**{"model": network()} | changes))
+
+
+def test_a_network_that_breaks_has_no_mean_loss_and_unlabeled_graphs_do_not_count():
+    graphs = molecules()
+    for graph, label in zip(graphs, (0, 1, math.nan, 1, 0, math.nan), strict=True):
+        graph.y = torch.full((1, 1), label).double()
+    table = found(network(), graphs, loss="bce")
+    expected = table.groupby(["rule", "what"], sort=False)["loss_after"].mean()
+    summary = summarise_interventions(table, resamples=20)
+    assert summary["loss_after"].tolist() == pytest.approx(expected.tolist())
+    columns = ["after", "loss_after"]
+    table.loc[table["graph"] == 1, columns] = math.nan
+    summary = summarise_interventions(table, resamples=20)
+    assert summary[["loss_after", "loss_change", "shift"]].isna().all(axis=None)
+    assert summary["loss_before"].notna().all()

@@ -153,6 +153,11 @@ def test_an_embedding_of_several_columns_is_the_sum_of_one_table_per_column():
     for floats in (ids[:, 0].float(), columns[:, 1:].float()):
         with pytest.raises(ValueError, match="expected type ids, whole numbers, or one-hot rows"):
             embedding(floats)
+    for bad in ([[3, 0, 0]], [[0, -1, 0]], [[0, 0, 4]]):  # rows of another table, or of none
+        with pytest.raises(IndexError, match="out of range"):
+            embedding(torch.tensor(bad))
+    with pytest.raises(ValueError, match=r"ids of shape \[rows, 1\], .* got shape \[2, 3\]"):
+        one(ids)
     # Each table starts Glorot uniform.
     for table in TypeEmbedding((5, 1000), 64).weight.split([5, 1000]):
         bound = (6 / (table.size(0) + 64)) ** 0.5

@@ -294,6 +294,7 @@ def test_all_layers_are_normalized_and_those_that_stay_as_they_are_are_named():
     assert norms == ["LipschitzNorm", "QuadraticLipschitzNorm", "QuadraticLipschitzNorm"]
     named = [GATv2Conv(2, 2), pyg.SuperGATConv(2, 2), nn.MultiheadAttention(4, 2)]
     named += [pyg.GeneralConv(2, 2, attention=True), pyg.attention.PerformerAttention(4, 2)]
+    named += [pyg.DNAConv(4), pyg.FeaStConv(2, 2), pyg.FAConv(2)]  # without PyG's softmax
     others = [pyg.GCNConv(2, 2), pyg.GeneralConv(2, 2), pyg.HypergraphConv(2, 2), nn.Linear(2, 2)]
     with pytest.warns(UserWarning, match="is not normalized and stays as it is: ") as caught:
         lipschitz_normalise(nn.ModuleList([*named, *others, gat()]))

@@ -1,6 +1,7 @@
 """Smoothness against hand values, and its limits on regular and on other graphs."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -53,6 +54,15 @@ def test_half_precision_does_not_overflow(measure):
         assert measure(x) == measure(x.float()) > 0.05
 
 
+@pytest.mark.parametrize("measure", [relative_spread, rank_one_distance])
+def test_how_alike_rows_are_does_not_depend_on_their_scale(measure):
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    for scale in (1e-30, 1e-20, 1e20, 1e35):
+        assert measure(scale * x) == pytest.approx(measure(x), rel=1e-5)
+    x[3, 4] = np.nan
+    assert np.isnan(measure(x))
+
+
 def test_limits_of_a_regular_graph_are_constant_and_its_contraction_the_second_eigenvalue():
     operator = regular_task(60, 6, seed=1).operator
     found = limits(3 * operator)
@@ -94,12 +104,24 @@ def test_limits_of_uniform_attention_are_those_of_its_matrix(is_regular):
         assert found.contraction == pytest.approx(expected.contraction)
 
 
+def test_a_long_ring_has_the_contraction_of_its_cosines():
+    nodes = 3000
+    ring = torch.stack([torch.arange(nodes), (torch.arange(nodes) + 1) % nodes])
+    expected = (1 + 2 * np.cos(2 * np.pi / nodes)) / 3
+    assert uniform_attention_limits(to_undirected(ring), nodes).contraction == pytest.approx(
+        expected, abs=1e-12
+    )
+
+
 def test_what_has_no_limits_is_refused():
     for operator, message in (
         ([[0.5, 0.5], [0.0, 1.0]], "got one of 2 parts; features"),
         ([[0.0, 1.0], [1.0, 0.0]], "bipartite graph without self-loops"),
-        ([[1.0, -1.0], [1.0, 1.0]], "without negative entries"),
+        ([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], "got several"),
+        ([[1.0, -1.0], [1.0, 1.0]], "of numbers that are not negative, .* with values from -1.0"),
+        ([[1.0, np.nan], [1.0, 1.0]], "of numbers that are not negative"),
         ([[1.0, 1.0]], "square matrix"),
+        ([[]], r"square matrix .*, got shape \(1, 0\)"),
     ):
         with pytest.raises(ValueError, match=message):
             limits(torch.tensor(operator))
@@ -134,6 +156,21 @@ def test_layers_of_a_network_written_out():
     assert table["features_spread"].tolist()[:2] == pytest.approx([*map(spread, features)])
     assert table["error"].tolist() == pytest.approx([b.norm().item() for b in errors])
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("frozen", [[], [0], [0, 2, 4]])
+def test_frozen_layers_and_what_is_changed_in_place_are_measured_as_they_were(frozen):
+    def table(in_place, frozen=frozen):
+        torch.manual_seed(0)
+        parts = [m for _ in range(3) for m in (nn.Linear(4, 4), nn.ReLU(inplace=in_place))]
+        network, x = nn.Sequential(*parts), torch.randn(9, 4)
+        for place in frozen:
+            network[place].requires_grad_(False)
+        return smoothing_by_layer(network, lambda: network(x).square().sum(), ["0", "2", "4"])
+
+    expected = table(in_place=False, frozen=[])
+    pd.testing.assert_frame_equal(table(in_place=False), expected)
+    pd.testing.assert_frame_equal(table(in_place=True), expected)
 
 
 class Pair(nn.Module):

@@ -41,8 +41,9 @@ class TypeEmbedding(nn.Module):
         else:
             for table in self.weight.detach().split(self.sizes):
                 nn.init.xavier_uniform_(table)
-        offsets = torch.tensor([0, *self.sizes[:-1]]).cumsum(0)
-        self.register_buffer("offsets", offsets, persistent=False)
+        sizes = torch.tensor(self.sizes)
+        self.register_buffer("limits", sizes, persistent=False)
+        self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
 
     def forward(self, types: Shaped[Tensor, "rows ..."]) -> Float[Tensor, "rows D"]:
         """Embed ids of shape [rows] or [rows, columns], or float rows [rows, sum(num_types)]."""
@@ -53,14 +54,17 @@ class TypeEmbedding(nn.Module):
                     f"{len(self.weight)}, got floats of shape {list(types.shape)}"
                 )
             return types @ self.weight
-        if len(self.sizes) == 1:
-            return nn.functional.embedding(types.flatten(), self.weight)
-        if types.dim() != 2 or types.size(1) != len(self.sizes):
+        columns, shape = len(self.sizes), tuple(types.shape[1:])
+        if shape != (columns,) and (columns, shape) != (1, ()):
             raise ValueError(
-                f"expected ids of shape [rows, {len(self.sizes)}], one column per table of sizes "
+                f"expected ids of shape [rows, {columns}], one column per table of sizes "
                 f"{self.sizes}, got shape {list(types.shape)}"
             )
-        return nn.functional.embedding(types + self.offsets, self.weight).sum(dim=1)
+        if columns == 1:
+            return nn.functional.embedding(types.flatten(), self.weight)
+        is_known = (types >= 0) & (types < self.limits)
+        places = (types + self.offsets).where(is_known, -1)  # which no table has
+        return nn.functional.embedding(places, self.weight).sum(dim=1)
 
 
 class GraphNetwork(nn.Module):
