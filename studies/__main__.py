@@ -70,10 +70,12 @@ RANGES = {
     **dict.fromkeys(("seed", "seeds", "first_seed"), (0, 10**9)),
     **dict.fromkeys(("layers", "depths", "heads"), (1, 1000)),
     **dict.fromkeys(("dropout", "attention_dropout"), (0, 1)),
-    **{"epochs": (0, 10**5), "threads": (1, 1024), "networks": (1, 10**4), "lr": (0, 100)},
+    **{"epochs": (1, 10**5), "threads": (1, 1024), "networks": (1, 10**4), "lr": (0, 100)},
+    "train:epochs": (0, 10**5),
     "squares": (0, 10**8),
 }
-"""What numbers may be, by the name of their option; all others count something, or weigh it."""
+"""What numbers may be, by the name of their option, also with that of its function; all others
+count something, or weigh it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = vars(parser(arguments).parse_args(arguments))
     (place, _, kinds), study = parsed.pop("command"), parsed.pop("study", None)
     try:
+        for name, values in parsed.items():
+            if isinstance(values, list) and len(set(map(str, values))) < len(values):
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: expected different values, got {values}"
+                )
         if kinds:
             import_module("studies.data").expect_kind(parsed["dataset"], kinds, "--dataset")
         module, name = place.split(":")
@@ -199,6 +206,8 @@ def _add_study(command: argparse.ArgumentParser, place: str, _: str, kinds: Sequ
     if takes >= {"folder", "splits"}:
         about = "the change of the data that they were trained with"
         command.add_argument("--change", metavar="NAME", help=about)
+        about = "permute the targets, if they were trained so"
+        command.add_argument("--permute-targets", action="store_true", help=about)
         about = "only so many graphs of each split, if they were trained on so many"
         command.add_argument("--limit", type=_number("limit", int), metavar="N", help=about)
     about = "what names of tables begin with, for example data/results/my"
@@ -219,7 +228,9 @@ def _add_parameters(command: argparse.ArgumentParser, place: str, required: Any)
         name, default = parameter.arg, defaults.get(parameter)
         if name in ("folder", "splits", "prefix", "progress"):  # that ``commands.make`` gives
             continue
-        how = _how(name, ast.unparse(parameter.annotation))
+        of_function = f"{function.name}:{name}"
+        key = of_function if of_function in RANGES else name
+        how = _how(key, ast.unparse(parameter.annotation))
         how["help"] = lines[parameter.lineno - 1].partition("#")[2].strip()
         if parameter in by_place:
             command.add_argument(name, **how | {"action": None, "metavar": name.upper()})

@@ -49,7 +49,7 @@ def train(
     epochs: int | None = None,  # at most so many; without it as many as the network states
     set: Sequence[str] = (),  # values of the network to change, for example heads=4 lr=0.001
     change: str | None = None,  # change the data first, for example shuffled-types
-    permute_targets: bool = False,  # a null: give each graph the targets of another one
+    permute_targets: bool = False,  # a null: permute the targets among the graphs of a split
     keep_every: int | None = None,  # also keep the weights of each Nth epoch
     limit: int | None = None,  # only so many graphs of each split, to try out
     device: str = "cpu",  # for example cuda
@@ -126,6 +126,7 @@ def make(
     output: str,
     folders: Sequence[Path] = (),
     change: str | None = None,
+    permute_targets: bool = False,
     limit: int | None = None,
     threads: int | None = None,
     **settings: Any,
@@ -157,6 +158,8 @@ def make(
     for number, folder in enumerate(folders):
         print(folder, file=sys.stderr)
         of_run = [changed(splits, seeds[number]) for splits in data]
+        if permute_targets:
+            of_run = [with_permuted_targets(splits, seeds[number]) for splits in of_run]
         parts.append(function(folder, *of_run, **settings))
     parts = [{"": part} if isinstance(part, pd.DataFrame) else part for part in parts]
     joined = {name: pd.concat([p[name] for p in parts], ignore_index=True) for name in parts[0]}

@@ -53,6 +53,8 @@ class Parameter:
         """Raise unless a value of the right type is one that the comment allows."""
         entries = value if isinstance(value, list | tuple) else [value]
         expected = self.help.partition(":")[0]
+        if isinstance(value, list) and len(set(map(repr, value))) < len(value):
+            raise ValueError(f"expected different values, got {value!r}, as parameter {self}")
         if kind := re.match(r"a data set of (\w+): ", self.help):
             from studies.data import expect_kind  # which takes seconds
 
@@ -120,7 +122,10 @@ def parameters(path: Path | str) -> dict[str, Parameter]:
 
 def parse(path: Path | str, assignments: Iterable[Sequence[str]]) -> dict[str, Any]:
     """Values of parameters from pairs of name and text, each checked against the notebook."""
-    return _checked(path, dict(assignments), _readings)
+    pairs = [tuple(each) for each in assignments]
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError(f"expected each parameter once, got {' '.join(name for name, _ in pairs)}")
+    return _checked(path, values, _readings)
 
 
 def injected(path: Path | str, values: Mapping[str, Any]) -> nbformat.NotebookNode:

@@ -23,6 +23,9 @@ from studies.laws import compare_laws
 from studies.published import titles
 from studies.tables import span
 
+OF_TRAINING = ("config", "dataset", "seed", "epochs", "commit")
+"""Columns that are the same in all tables of a training."""
+
 TABLES = ("summary", "trajectory", "graph_maxima", "histogram", "history")
 ORIGIN = ("config", "changes", "dataset", "epochs", "versions", "commit")
 """Columns of these tables that say where a row is from, beside its seed."""
@@ -46,10 +49,27 @@ class Emergence:
 
 
 def read_emergence(folder: Path | str, prefix: str = "") -> Emergence:
-    """Read the tables that ``emergence`` wrote to a folder, or ``of_run`` with a prefix."""
+    """Read the tables that ``emergence`` wrote to a folder, or ``of_run`` with a prefix.
+
+    ValueError if a table lacks columns, or they are of several trainings, as where one was stopped
+    while it wrote them.
+    """
     writes = "python -m studies train, or study emergence,"
     paths = {table: Path(folder) / f"{prefix}{table}.csv.gz" for table in TABLES}
-    return Emergence(**{name: tables.read_one(path, writes) for name, path in paths.items()})
+    found = {name: tables.read_one(path, writes) for name, path in paths.items()}
+    trainings = {}
+    for name, table in found.items():
+        if lacking := {*OF_TRAINING} - {*table}:
+            raise ValueError(
+                f"{paths[name]}: no table of train, it lacks {', '.join(sorted(lacking))}"
+            )
+        trainings[name] = {*table[[*OF_TRAINING]].drop_duplicates().itertuples(index=False)}
+    if other := [name for name, of in trainings.items() if of != trainings["summary"]]:
+        raise ValueError(
+            f"{folder}: expected tables of the same training, but {other[0]} is of another than "
+            "summary; repeat the command that trained it, which goes on and writes all"
+        )
+    return Emergence(**found)
 
 
 def read_runs(folder: Path | str, names: Iterable[str]) -> Emergence:

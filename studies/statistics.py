@@ -17,9 +17,15 @@ LEVEL = 0.95
 
 def t_interval(values: pd.Series | np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
     """Mean and both ends of Student's interval; the ends are NaN of a single value."""
+    _refuse_nan(values)
     mean, count = float(np.mean(values)), len(values)
     half = stats.sem(values) * stats.t.isf((1 - level) / 2, count - 1) if count > 1 else np.nan
     return mean, mean - half, mean + half
+
+
+def _refuse_nan(values: pd.Series | np.ndarray) -> None:
+    if missing := int(np.isnan(values).sum()):
+        raise ValueError(f"expected numbers, got {missing} of {len(values)} that are NaN")
 
 
 def paired(change: pd.Series) -> dict[str, float]:
@@ -34,6 +40,7 @@ def sign_flips(change: pd.Series | np.ndarray) -> float:
     """Two-sided exact p-value of a mean change, its signs flipped in all 2^n ways (n up to 20)."""
     if not 1 <= len(change) <= 20:
         raise ValueError(f"expected 1 to 20 paired changes, got {len(change)}")
+    _refuse_nan(change)
     signs = 1 - 2 * (np.arange(2 ** len(change))[:, None] >> np.arange(len(change)) & 1)
     means = np.abs(signs @ np.asarray(change, dtype=float))
     return float((means >= means[0] * (1 - 1e-12)).mean())
@@ -73,7 +80,10 @@ def contrasts(
     Student's paired test, ``holm`` corrects it for all pairs, ``flips`` is exact, and ``alike`` is
     of the equivalence within the margin, a factor. What neither shows is ``open``.
     """
-    logs, rows = np.log(table.set_index(["label", "run", "seed"])[value]).sort_index(), {}
+    keys, rows = ["label", "run", "seed"], {}
+    if table.duplicated(keys).any():
+        raise ValueError(f"expected one row for each {', '.join(keys)}, got several of one")
+    logs = np.log(table.set_index(keys)[value]).sort_index()
     for title, (one, other) in pairs.items():
         change = (logs[other] - logs[one]).dropna()
         ends = zip(("factor", "low", "high"), np.exp(t_interval(change)), strict=True)
@@ -101,8 +111,9 @@ def hierarchical_bootstrap(
     are drawn, in each its kinds, in each the molecules, in each the rows. Each unit weighs as much
     as its neighbors, whatever it holds. The interval of a level with one unit says nothing of it.
     """
-    if table.empty or table[value].isna().any():
-        raise ValueError(f"expected rows with a {value} each, got {len(table)} rows, some without")
+    if table.empty or table[[value, *levels]].isna().any(axis=None):
+        wanted = " and a ".join((value, *levels))
+        raise ValueError(f"expected rows with a {wanted} each, got {len(table)} rows, some without")
     rng = np.random.default_rng(0)
 
     def tree(rows: pd.DataFrame, names: Sequence[str]) -> list | np.ndarray:

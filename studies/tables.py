@@ -3,6 +3,7 @@
 import gzip
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,15 +157,25 @@ def run_study(
     """Do what is not done yet of trainings, pairs of settings and what does it; write after each.
 
     Tables are ``PREFIX_runs.csv.gz`` and, with those settings that are ``labels``, ``_curves``.
+    Labels tell trainings apart: ValueError if two have the same, or one has other settings there.
     """
+    keys = [_key(about, labels) for about, _ in trainings]
+    if twice := [key for key, number in Counter(keys).items() if number > 1]:
+        raise ValueError(f"expected different trainings, got {_said(twice[0])} twice")
     paths = {n: Path(f"{prefix}_{n}.csv.gz") for n in ("curves", "runs") if prefix is not None}
     place = (None,) if prefix is None else (Path(prefix).parent, Path(prefix).name)
     with alone(*place):
         study = _read(paths, {name for about, _ in trainings for name in about}, labels)
-        done = [_texts(row) for row in study.runs.to_dict("records")]
+        done = {_key(row, labels): row for row in study.runs.to_dict("records")}
+        for (about, _), key in zip(trainings, keys, strict=True):
+            if other := key in done and _texts(about) - _texts(done[key]):
+                raise ValueError(
+                    f"{paths['runs']} has {_said(key)} with other settings than {_said(other)}; "
+                    "name another prefix, or remove the file"
+                )
         origin = {"versions": versions(), "commit": commit()}
         for about, train in tqdm(trainings, "trainings", disable=not progress):
-            if any(_texts(about) <= row for row in done):
+            if _key(about, labels) in done:
                 continue
             values, curve = train()
             row = pd.DataFrame([{**about, **values, **origin}])
@@ -187,7 +198,8 @@ def _read(paths: Mapping[str, Path], settings: set[str], labels: Sequence[str]) 
     if "runs" not in there:
         return Study()
     done = Study(**{name: read_one(path, "the study") for name, path in paths.items()})
-    _refuse_another_study(paths["runs"], settings <= {*done.runs})
+    for name, columns in {"runs": settings, "curves": {*labels}}.items():
+        _refuse_another_study(paths[name], columns <= {*getattr(done, name)})
     whole = pd.MultiIndex.from_frame(done.runs[[*labels]])
     done.curves = done.curves[pd.MultiIndex.from_frame(done.curves[[*labels]]).isin(whole)]
     return done
@@ -202,7 +214,13 @@ def _refuse_another_study(path: Path, is_same: bool) -> None:
 
 def _texts(settings: Mapping[str, Any]) -> set[tuple[str, str]]:
     """Settings, alike before and after they are written to a table."""
-    return {
-        (name, "none" if pd.isna(value) else f"{value}".removesuffix(".0"))
-        for name, value in settings.items()
-    }
+    texts = {name: f"{v:.6g}" if isinstance(v, float) else str(v) for name, v in settings.items()}
+    return {(n, "none" if pd.isna(settings[n]) else text.lower()) for n, text in texts.items()}
+
+
+def _key(settings: Mapping[str, Any], labels: Sequence[str]) -> frozenset[tuple[str, str]]:
+    return frozenset(_texts({name: settings[name] for name in labels}))
+
+
+def _said(settings: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(" ".join(each) for each in sorted(settings))

@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY, few_molecules
 
 from mapkg.models.config import Config
-from studies import checkpoint
+from studies import checkpoint, tables
 from studies.__main__ import COMMANDS, STUDIES, USAGE_ERROR, main
 from studies.commands import overrides
 from studies.emergence import emergence, with_permuted_targets, without_training
@@ -136,6 +136,8 @@ DEPTH = "study depth --architecture gat --norms none -o x --dataset"
         (f"{TRAIN} --set lr=inf", "--set lr=inf: expected a number up to 1000000"),
         (f"{DEPTH} citation --layers 1 1001", "a whole number from 1 to 1000, got '1001'"),
         (f"{DEPTH} citation --dropout nan", "a number from 0 to 1, got 'nan'"),
+        (f"{DEPTH} citation --epochs 0", "a whole number from 1 to 100000, got '0'"),
+        (f"{DEPTH} citation --seeds 0 1 0", "--seeds: expected different values, got [0, 1, 0]"),
         # Data of another kind.
         ("train --config GT-ZINC --dataset cora --out x", "molecules or graphs (moses, moses-tr"),
         (f"{DEPTH} trees-2", "got 'trees-2', one of trees"),
@@ -230,6 +232,24 @@ def test_another_run_is_refused_and_permuted_targets_are_of_its_seed_and_said_in
     same = emergence(SMALL, with_permuted_targets(limited(), 1), seed=1, progress=False).history
     columns = ["train_loss", "val_loss"]
     pd.testing.assert_frame_equal(found.history[columns], same[columns], rtol=1e-5)
+    of_run = ["study", "bonds", str(tmp_path), "--dataset", "moses", "--limit", str(LIMIT)]
+    of_run += ["--by", "type", "-o", str(tmp_path / "of_run")]
+    assert main(of_run) == USAGE_ERROR
+    assert main([*of_run, "--permute-targets"]) == 0
+
+
+def test_tables_of_two_trainings_in_one_folder_are_refused(runs, tmp_path):
+    for name in TABLES:
+        shutil.copy(runs[0] / f"{name}.csv.gz", tmp_path)
+    history = pd.read_csv(tmp_path / "history.csv.gz")
+    tables.write(tmp_path / "history.csv.gz", history.assign(epochs=99))
+    with pytest.raises(ValueError, match="same training, but history is of another than summary"):
+        read_emergence(tmp_path)
+    tables.write(tmp_path / "history.csv.gz", history[["epoch"]])
+    with pytest.raises(
+        ValueError, match=r"history.csv.gz: no table of train, it lacks commit, conf"
+    ):
+        read_emergence(tmp_path)
 
 
 def test_tables_of_runs_are_joined_in_their_order(runs, tmp_path, capsys):

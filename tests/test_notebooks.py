@@ -145,6 +145,8 @@ def test_a_text_or_a_number_becomes_a_value_of_the_declared_type(name, given, co
         words = ["run", str(page), "-p", name, given, "-o", "out.ipynb"]
         values = notebook.parse(page, parser(words).parse_args(words).parameter)
     assert notebook.injected(page, values).cells[1].source == code
+    with pytest.raises(ValueError, match=f"expected each parameter once, got {name} {name}"):
+        notebook.parse(page, [(name, given)] * 2)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,8 @@ def test_a_text_or_a_number_becomes_a_value_of_the_declared_type(name, given, co
         ({"ids": '["a", 1.5]'}, "expected type"),
         ({"ids": [1, -1]}, "expected 0 to 1e9, got [1, -1]"),
         ({"ids": []}, "expected 0 to 1e9, got []"),
+        ({"ids": [1, 2, 1]}, "expected different values, got [1, 2, 1]"),
+        ({"dataset": "mosses"}, "unknown data set 'mosses'; known: citation, "),
         ({"flag": "1"}, "expected type bool, got '1'"),
         ({"color": 5}, "expected type str, got 5"),
         ({"norm": "pair"}, "expected one of none, layer, got 'pair'"),

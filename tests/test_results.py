@@ -140,6 +140,21 @@ def test_what_is_written_is_not_done_again(study, tmp_path, scale):
     assert log == [0, 1, 0] and len(other.runs) == 3
 
 
+@pytest.mark.parametrize("value", ["true", "0 1 2", "7", 0.0012345678, 123456.789, None, 3])
+def test_settings_are_the_same_after_they_were_written(study, value):
+    log = []
+    for _ in range(2):
+        some = [({**about, "how": value}, train) for about, train in trainings(log)]
+        assert len(study(some).runs) == 2 and log == [0, 1]
+    with pytest.raises(
+        ValueError, match=r"runs.csv.gz has scale none, seed 1 with other settings t"
+    ):
+        study([({**about, "how": "another"}, train) for about, train in trainings(log)[1:]])
+    with pytest.raises(ValueError, match="different trainings, got scale none, seed 2 twice"):
+        study(trainings(log, [2, 2]))
+    assert log == [0, 1]
+
+
 def test_a_study_that_was_stopped_anywhere_goes_on_with_nothing_lost_or_doubled(study, tmp_path):
     def fails():
         raise RuntimeError("out of luck")
@@ -167,9 +182,14 @@ def test_what_would_write_over_another_study_is_refused(study, tmp_path):
     study([({"norm": "none", "scale": None, "seed": 9}, meanwhile)])
     before = {path.name: path.read_bytes() for path in (tmp_path / "deep").iterdir()}
     assert set(before) == {"study_runs.csv.gz", "study_curves.csv.gz"}
-    others = [({"model": "GCN", "scale": 1, "seed": 0}, train) for _, train in trainings([])]
+    others = [({"model": "GCN", "scale": 1, "seed": 0}, trainings([])[0][1])]
     with pytest.raises(ValueError, match=r"study_runs.csv.gz holds the table of another study"):
         study(others)
+    place = tmp_path / "deep" / "study_curves.csv.gz"
+    write(place, pd.DataFrame({"epoch": [1], "model": "GCN"}))
+    with pytest.raises(ValueError, match=r"study_curves.csv.gz holds the table of another study"):
+        study(trainings([], [9]))
+    place.write_bytes(before[place.name])
     assert {path.name: path.read_bytes() for path in (tmp_path / "deep").iterdir()} == before
     (tmp_path / "deep" / "study_curves.csv.gz").unlink()
     with pytest.raises(ValueError, match=r"expected .*curves.csv.gz beside .*runs.csv.gz"):

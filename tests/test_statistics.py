@@ -107,6 +107,10 @@ def test_what_differs_between_networks_is_not_made_sure_by_more_molecules():
     assert high - low == pytest.approx(expected, rel=0.2)
 
 
+UNKNOWN = pd.DataFrame({"v": [1.0, 2.0], "k": [0.5, np.nan]})
+TWICE = pd.DataFrame({"label": "a", "run": "b", "seed": [0, 0], "v": 1.0})
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -114,6 +118,14 @@ def test_what_differs_between_networks_is_not_made_sure_by_more_molecules():
         (lambda: study.equivalence(CHANGE, 0.0), "got 5 and 0.0"),
         (lambda: study.sign_flips(np.array([])), "expected 1 to 20 paired changes, got 0"),
         (lambda: study.hierarchical_bootstrap(pd.DataFrame({"v": []}), "v", []), "got 0 rows"),
+        (lambda: study.hierarchical_bootstrap(UNKNOWN, "v", ["k"]), "a v and a k each, got 2 rows"),
+        (lambda: study.sign_flips(UNKNOWN["k"]), "expected numbers, got 1 of 2 that are NaN"),
+        (lambda: study.paired(UNKNOWN["k"]), "expected numbers, got 1 of 2 that are NaN"),
+        (lambda: study.equivalence(UNKNOWN["k"], 0.1), "expected numbers, got 1 of 2 that are NaN"),
+        (
+            lambda: study.contrasts(TWICE, {}, "v", 1.25),
+            "one row for each label, run, seed, got sev",
+        ),
     ],
 )
 def test_what_cannot_be_tested_is_an_error(call, words):

@@ -239,6 +239,31 @@ def test_tables_are_published_as_a_whole_and_what_became_of_them_since_is_said(
     assert publish.stale({"x": "0"}) == {"x": f"lacks {layers}"}
 
 
+def test_a_run_may_be_called_by_a_date_and_keeps_its_tables_to_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "data" / "results"
+    for name in ("x-20261129", "x-20261130", "x"):
+        table = tmp_path / f"idle_{name}-12345678.csv.gz"
+        table.write_bytes(name.encode())
+        publish.publish(name, "0", [table])
+        assert (results / f"idle_{name}.csv.gz").read_bytes() == name.encode()
+    with pytest.raises(ValueError, match=r"y: expected tables of its own, got idle_x.csv.gz of x"):
+        publish.publish("y", "0", [results / "idle_x.csv.gz"])
+    assert publish.stale(dict.fromkeys(("x-20261129", "x-20261130", "x"), "0")) == {}
+    (results / "made.json").write_text('{"x": ')
+    with pytest.raises(SystemExit, match=r"made.json: damaged, .*; restore it with git"):
+        publish.publish("x", "0", [])
+
+
+def test_tables_of_what_is_no_longer_in_the_grid_are_named(capsys, monkeypatch):
+    entries = publish.made(REPOSITORY / publish.RESULTS)
+    monkeypatch.setattr(
+        publish, "made", lambda *_: entries | {"gone": {"digest": "0", "tables": {}}}
+    )
+    assert publish.main([]) == 1
+    assert "gone is in made.json, and no longer in the grid" in capsys.readouterr().err
+
+
 @needs_snakemake
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_profile_says_what_trainings_need_and_where_a_cluster_keeps_their_files(

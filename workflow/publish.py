@@ -77,7 +77,10 @@ def wanted(runs: Mapping[str, Any], studies: Mapping[str, Any]) -> dict[str, str
 def made(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """What was published."""
     path = results / "made.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise SystemExit(f"{path}: damaged, {error}; restore it with git") from error
 
 
 def stale(digests: Mapping[str, str], results: Path = RESULTS) -> dict[str, str]:
@@ -99,11 +102,15 @@ def stale(digests: Mapping[str, str], results: Path = RESULTS) -> dict[str, str]
 
 def publish(name: str, expected: str, tables: Sequence[Path], results: Path = RESULTS) -> None:
     """Put all tables of a run or study in place of those that it had."""
-    contents = {re.sub(r"-[0-9a-f]{8}", "", path.name): path.read_bytes() for path in tables}
+    named = rf"(?<={re.escape(name)})-[0-9a-f]{{8}}(?=[_.])"
+    contents = {re.sub(named, "", path.name, count=1): path.read_bytes() for path in tables}
     results.mkdir(parents=True, exist_ok=True)
     (results.parents[1] / "runs").mkdir(exist_ok=True)
     with FileLock(results.parents[1] / "runs" / "made.lock"):
         entries = made(results)
+        for other in entries.keys() - {name}:
+            if taken := entries[other]["tables"].keys() & contents:
+                raise ValueError(f"{name}: expected tables of its own, got {min(taken)} of {other}")
         for table in entries.get(name, {"tables": {}})["tables"].keys() - contents:
             (results / table).unlink(missing_ok=True)
         for table, content in contents.items():
@@ -122,8 +129,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     grid = yaml.safe_load((ROOT / "workflow" / "grid.yaml").read_text(encoding="utf-8"))
     runs = {name: grid["defaults"] | run for name, run in grid["runs"].items()}
-    found, results = stale(wanted(runs, grid["studies"]), ROOT / RESULTS), ROOT / RESULTS
-    known = {table for entry in made(results).values() for table in entry["tables"]}
+    digests, results = wanted(runs, grid["studies"]), ROOT / RESULTS
+    found, entries = stale(digests, results), made(results)
+    found |= dict.fromkeys(entries.keys() - digests, "is in made.json, and no longer in the grid")
+    known = {table for entry in entries.values() for table in entry["tables"]}
     for path in sorted(results.glob("*.csv.gz")):
         if path.name not in known and not any(path.match(other) for other in grid["others"]):
             found[path.name] = "is of no run or study of the grid"

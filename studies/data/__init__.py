@@ -67,14 +67,21 @@ _FROM_NETWORK = (
 
 
 def expect_kind(name: str, kinds: Sequence[str], what: str) -> None:
-    """Raise if a data set is of another kind, before it is read; ``load`` knows its name or not."""
+    """Raise if a data set is unknown or of another kind, before it is read."""
     held = [kind for kind, names in KINDS.items() if name in names]
-    if held and held[0] not in kinds:
+    if not held:
+        raise _unknown(name)
+    if held[0] not in kinds:
         names = ", ".join(name for kind in kinds for name in KINDS[kind])
         raise ValueError(
             f"{what}: expected a data set of {' or '.join(kinds)} ({names}), got {name!r}, one of "
             f"{held[0]}"
         )
+
+
+def _unknown(name: str) -> ValueError:
+    known = ", ".join(sorted({**_DRAWN, **_SOURCES}))
+    return ValueError(f"unknown data set {name!r}; known: {known}")
 
 
 def load(name: str, root: Path | str | None = None, *, download: bool = True) -> Splits:
@@ -88,8 +95,7 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
     if name in _DRAWN:
         return _DRAWN[name]()
     if name not in _SOURCES:
-        known = ", ".join(sorted({**_DRAWN, **_SOURCES}))
-        raise ValueError(f"unknown data set {name!r}; known: {known}")
+        raise _unknown(name)
     roots = [user_cache(), BUNDLED] if root is None else [Path(os.path.expanduser(root))]
     if root is None and (named := os.environ.get("MAPKG_DATA")):
         roots.insert(0, Path(os.path.expanduser(named)))
