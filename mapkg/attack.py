@@ -31,8 +31,8 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from mapkg import hooks
-from mapkg.calling import map_tensors
-from mapkg.evaluation import batches, check_targets, losses, measure, predict, targets
+from mapkg.calling import call_on_copy
+from mapkg.evaluation import batches, check_targets, losses, measure, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 from mapkg.models.network import SCORES
 
@@ -168,7 +168,7 @@ def attack(
         if relative:
             joined = {n: torch.cat([seen[n].flatten() for seen in embedded]) for n in names}
             units = {name: x.std().item() for name, x in joined.items()}
-        clean = _scores(lambda _, batch: _predict(model, batch), every, loss)
+        clean = _scores(lambda _, batch: call_on_copy(model, batch), every, loss)
         pairs = [*product(sigmas, restarts)]
         for sigma, restart in tqdm(pairs, "attacks", disable=not progress):
             generator = torch.Generator().manual_seed(restart)
@@ -190,7 +190,7 @@ def attack(
             def disturb(number, batch, add=add):
                 edits = {name: partial(add, number, name) for name in names}
                 with hooks.edit(model, edits):
-                    return _predict(model, batch)
+                    return call_on_copy(model, batch)
 
             random = _scores(disturb, every, loss)
             taken = _ascend(disturb, parameters, every, loss, ascent)
@@ -249,10 +249,6 @@ def where_massive(
         return (chosen.t() if by == "edges" else chosen).to(scores[0])
 
     return mask
-
-
-def _predict(model: nn.Module, batch: Any) -> Tensor:
-    return predict(model, map_tensors(batch, torch.clone))  # into which a model may write
 
 
 def _scores(forward: Predict, every: Sequence[tuple[Any, Tensor]], loss: str) -> dict[str, float]:

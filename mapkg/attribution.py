@@ -32,7 +32,7 @@ def attribute(
     graphs: Sequence[Data],
     labels: Sequence[Int[Tensor, " _"]],
     names: Sequence[str],
-    massive: Bool[np.ndarray, "columns E"],
+    massive: Bool[np.ndarray | Tensor, "columns E"],
     *,
     resamples: int = 1000,
     permutations: int = 1000,

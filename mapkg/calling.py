@@ -6,6 +6,7 @@ from collections.abc import Callable, MutableMapping, MutableSequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
@@ -46,6 +47,11 @@ def call(model: nn.Module, batch: Any) -> object:
     raise TypeError(f"{type(model).__name__}.forward: {reason}: {advice}")
 
 
+def call_on_copy(model: nn.Module, batch: Any) -> Any:
+    """``call`` on a copy of the batch, since a model may write into what it is given."""
+    return call(model, map_tensors(batch, torch.clone))
+
+
 def map_tensors(value: Any, function: Callable[[Tensor], Any], _seen: dict | None = None) -> Any:
     """The same structure with what a function makes of each tensor in its place.
 
@@ -60,7 +66,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any], _seen: dict | Non
         items = [map_tensors(item, function, seen) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, BaseData):
-        return copy.copy(value).apply(function)
+        return copy.copy(value).apply(lambda x: x if isinstance(x, str) else function(x))
     if id(value) in seen or isinstance(value, nn.Module | type):
         return seen.get(id(value), value)
     if isinstance(value, MutableMapping | MutableSequence):

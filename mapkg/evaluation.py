@@ -26,7 +26,7 @@ Graphs = Sequence[Data]
 """What a model is run on."""
 
 # Not "rows targets" for both: losses() itself says what is wrong if the shapes differ.
-Values = Float[Tensor, "_ _"]
+Values, Targets = Float[Tensor, "_ _"], Shaped[Tensor, "_ _"]
 
 
 def batches(
@@ -45,13 +45,13 @@ def targets(batch: Any) -> Tensor:
 
 
 def check_targets(graphs: Graphs, loss: str = "") -> None:
-    """Raise ValueError if there is no graph, or one without a target, which ``"l1"`` compares."""
+    """Raise ValueError if there is no graph, a target is missing or, with ``"l1"``, not finite."""
     if not graphs:
         raise ValueError("expected graphs with targets y, got none")
     for place, graph in enumerate(graphs):
         if getattr(graph, "y", None) is None:
             raise ValueError(f"graph {place} has no target y, of shape [1, targets]")
-        if loss == "l1" and not graph.y.isfinite().all():
+        if loss == "l1" and not torch.as_tensor(graph.y).isfinite().all():
             raise ValueError(
                 f"graph {place}: expected numbers as targets of loss 'l1', got NaN or inf"
             )
@@ -73,7 +73,7 @@ def evaluate(model: nn.Module, graphs: Graphs, *, loss: str = "l1", batch_size: 
     return metrics["mae" if loss == "l1" else loss]
 
 
-def each_loss(predicted: Values, target: Values, loss: str) -> Values:
+def each_loss(predicted: Values, target: Targets, loss: str) -> Values:
     """The loss of every entry where it stands, NaN where a target is NaN.
 
     ``"l1"`` is the absolute error, ``"bce"`` the binary cross-entropy of logits with targets of 0,
@@ -96,13 +96,13 @@ def each_loss(predicted: Values, target: Values, loss: str) -> Values:
     return each.where(~target.isnan(), torch.nan)
 
 
-def losses(predicted: Values, target: Values, loss: str) -> Float[Tensor, " labeled"]:
+def losses(predicted: Values, target: Targets, loss: str) -> Float[Tensor, " labeled"]:
     """The loss of every labeled entry, flat; otherwise as ``each_loss``."""
     each = each_loss(predicted, target, loss)
     return each.flatten() if loss == "l1" else each[~target.isnan()]
 
 
-def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
+def measure(predicted: Values, target: Targets, loss: str) -> dict[str, float]:
     """The metrics that go with a loss, over all labeled entries.
 
     Returns:
@@ -120,7 +120,7 @@ def measure(predicted: Values, target: Values, loss: str) -> dict[str, float]:
     return {"bce": mean, "roc_auc": mean_roc_auc(predicted, target), "accuracy": accuracy}
 
 
-def mean_roc_auc(logits: Values, target: Values) -> float:
+def mean_roc_auc(logits: Values, target: Targets) -> float:
     """Area under the ROC curve, the mean over targets.
 
     As in Open Graph Benchmark, a target counts only if it has both classes; NaN if none has.
@@ -150,7 +150,7 @@ def pooled_mean(
     sums, numbers = sums[numbers > 0], numbers[numbers > 0]
     if len(sums) < 2:
         raise ValueError(f"expected two labeled graphs or more, to draw from, got {len(sums)}")
-    if np.isnan(sums).any():  # there is no mean
+    if not np.isfinite(sums).all():  # there is no mean
         return math.nan, math.nan, math.nan
 
     def ratio(values: np.ndarray, counts: np.ndarray, axis: int = 0) -> Any:
@@ -170,9 +170,9 @@ def calibrate_batch_norm(
     Without ``batch_size`` all graphs are one batch; otherwise statistics are the mean over such
     batches, in which every layer normalizes as in training, and depend on the number.
     """
-    check = "batch_size" if batch_size is not None else "graphs"
-    if (size := len(graphs) if batch_size is None else batch_size) < 1 or len(graphs) == 0:
-        raise ValueError(f"{check}: expected 1 graph or more, got {size}")
+    if len(graphs) == 0:
+        raise ValueError("graphs: expected 1 graph or more, got 0")
+    size = len(graphs) if batch_size is None else batch_size
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     before = [copy.deepcopy(norm.state_dict()) for norm in norms]

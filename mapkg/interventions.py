@@ -17,8 +17,8 @@ from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
 from mapkg import hooks
-from mapkg.calling import map_tensors
-from mapkg.evaluation import batches, check_targets, each_loss, pooled_mean, predict, targets
+from mapkg.calling import call_on_copy
+from mapkg.evaluation import batches, check_targets, each_loss, pooled_mean, targets
 from mapkg.measures import MASSIVE_RATIO, activation_ratio, is_massive
 
 RULES = ("channel mean", "zero", "clip")
@@ -112,7 +112,7 @@ def intervene(
 
             edits = {name: partial(change, name) for name in means}
             with hooks.evaluating(model), hooks.edit(model, edits):
-                after = predict(model, map_tensors(batch, torch.clone))  # it may write there
+                after = call_on_copy(model, batch)
             columns = {
                 "graph": torch.arange(batch.num_graphs).unsqueeze(1) + first,
                 "target": torch.arange(target.size(1)),
@@ -161,7 +161,7 @@ def summarise_interventions(table: pd.DataFrame, *, resamples: int = 2000) -> pd
     """
     keys = ["layers", "threshold", "rule", "what"]
     table = table.assign(
-        labeled=table["loss_before"].notna(),
+        labeled=table["loss_before"].notna() | table["before"].isna(),
         loss_change=table["loss_after"] - table["loss_before"],
         shift=(table["after"] - table["before"]).abs(),
         predictions=1,
@@ -170,9 +170,8 @@ def summarise_interventions(table: pd.DataFrame, *, resamples: int = 2000) -> pd
     for key, part in table.groupby(keys, sort=False):
         by_graph = part.groupby("graph")
         names = ["loss_before", "loss_after", "loss_change", "shift", "labeled", "predictions"]
-        unlabeled = ~part["labeled"].to_numpy()[:, None]
-        sums = part[names].mask(unlabeled & part[names].isna(), 0)
-        sums = sums.groupby(part["graph"]).sum(skipna=False)
+        part = part.assign(**part[names[:3]].where(part["labeled"], 0))
+        sums = part.groupby("graph")[names].sum(skipna=False)
         counts = by_graph[["changed", "activations"]].first().sum()
         row = dict(zip(keys, key, strict=True)) | {"graphs": len(sums)}
         row |= {"changed": counts["changed"], "share": counts["changed"] / counts["activations"]}

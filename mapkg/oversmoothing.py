@@ -36,7 +36,7 @@ def relative_spread(
     the mean of all rows in every row. It is 0 if all rows are alike (in the ratio of
     ``direction``, see ``limits``), and for a matrix of zeros.
     """
-    x = x.double()  # squares of tiny errors are 0 in single precision
+    x = _exact(x)
     size = torch.linalg.matrix_norm(x)
     if direction is None:
         apart = x - x.mean(dim=0)
@@ -57,7 +57,7 @@ def spread(x: Float[Tensor, "N D"]) -> float:
     .. math:: E(X) = \Bigl(\frac{1}{2 N^2} \sum_{ij} \lVert x_i - x_j \rVert^2\Bigr)^{1/2}
         = \frac{1}{\sqrt N} \lVert X - 1 \bar x^\top \rVert_F
     """
-    x = x.double()
+    x = _exact(x)
     return (torch.linalg.matrix_norm(x - x.mean(dim=0)) / len(x) ** 0.5).item()
 
 
@@ -71,7 +71,7 @@ def rank_one_distance(x: Float[Tensor, "N D"]) -> float:
     """
     if not x.isfinite().all():
         return math.nan
-    values = torch.linalg.svdvals(x.double()).square()
+    values = torch.linalg.svdvals(_exact(x)).square()
     total = values.sum()
     return 0.0 if total == 0 else (values[1:].sum() / total).sqrt().item()
 
@@ -101,8 +101,8 @@ def limits(operator: Float[Tensor, "N nodes"]) -> Limits:
     is_square = matrix.ndim == 2 and len(matrix) == matrix.shape[1] > 0
     if not (is_square and np.isfinite(matrix).all() and (matrix >= 0).all()):
         raise ValueError(
-            f"operator: expected a square matrix of numbers that are not negative, got shape "
-            f"{tuple(matrix.shape)} with values from {matrix.min(initial=0)}"
+            "operator: expected a square matrix of numbers that are not negative, got "
+            + ("others" if is_square else f"shape {tuple(matrix.shape)}")
         )
     parts, _ = connected_components(matrix, connection="strong")
     if parts > 1:
@@ -212,10 +212,15 @@ def smoothing_by_layer(
         "features_rank_one": [rank_one_distance(x) for x in forward],
         "errors": [relative_spread(b, errors_direction) for b in gradients],
         "errors_rank_one": [rank_one_distance(b) for b in gradients],
-        "error": [torch.linalg.matrix_norm(b.double()).item() for b in gradients],
+        "error": [torch.linalg.matrix_norm(_exact(b)).item() for b in gradients],
     }
     table = pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
     return table.rename_axis("layer").reset_index()
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In double precision, where squares of tiny errors are not 0, and on the CPU, which has it."""
+    return x.detach().cpu().double()
 
 
 def _outermost(names: Iterable[str]) -> list[str]:

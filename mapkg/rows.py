@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import add_remaining_self_loops
 
-from mapkg.calling import call
+from mapkg.calling import call_on_copy
 from mapkg.hooks import STAGES
 
 Rows = Callable[[nn.Module, Any, Any], Tensor]
@@ -187,7 +187,9 @@ def with_loops_of_layers(model: nn.Module, batch: Any) -> tuple[Any, Int[Tensor,
     for key, value in batch:
         if key != "edge_index" and batch.is_edge_attr(key):
             changed[key] = value[taken]
-    if not torch.allclose(call(model, batch), call(model, changed), rtol=1e-4, atol=1e-5):
+    if not torch.allclose(
+        *(call_on_copy(model, b) for b in (batch, changed)), rtol=1e-4, atol=1e-5
+    ):
         raise ValueError(
             "expected layers that all replace self-loops or none, got a graph with loops and "
             "layers of both kinds; take them out with torch_geometric.utils.remove_self_loops"

@@ -85,7 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (place, _, kinds), study = parsed.pop("command"), parsed.pop("study", None)
     try:
         for name, values in parsed.items():
-            if isinstance(values, list) and len(set(map(str, values))) < len(values):
+            if (
+                name != "folders"
+                and isinstance(values, list)
+                and len(set(map(str, values))) < len(values)
+            ):
                 raise ValueError(
                     f"--{name.replace('_', '-')}: expected different values, got {values}"
                 )

@@ -202,6 +202,8 @@ def overrides(assignments: Iterable[str]) -> dict[str, Any]:
         if not sign or name not in types:
             names = ", ".join(types)
             raise ValueError(f"--set {assignment}: expected NAME=VALUE with NAME one of {names}")
+        if name in values:
+            raise ValueError(f"--set {assignment}: {name} is set twice")
         kinds = get_args(types[name]) or (types[name],)  # int | None has two
         try:
             is_none = NoneType in kinds and text.lower() == "none"

@@ -188,7 +188,7 @@ def mechanism(
         table = run.observations[["seed", "epoch", "layer", *KEPT]]
         losses = run.history[["seed", "epoch", "train_loss", "val_loss"]]
         table = table.merge(losses, on=["seed", "epoch"], how="left")
-        return {}, table.assign(state=table.pop("epoch").map(seen))
+        return {"seeds": len(seeds)}, table.assign(state=table.pop("epoch").map(seen))
 
     trainings = []
     for arm in arms or ARMS:
@@ -198,7 +198,7 @@ def mechanism(
         config = CONFIGS["GT-ZINC"].replace(**sizes, **schedule)
         about = {"arm": arm, **settings, "dataset": splits.description.title}
         about |= {**sizes, "graphs": graphs, "epochs": epochs, "lr": lr, "weight_decay": decay}
-        about["seeds"] = " ".join(map(str, seeds))
+        about["of_seeds"] = " ".join(map(str, seeds))
         trainings.append((about, partial(train, config, settings)))
     return run_study(trainings, labels=("arm",), prefix=prefix, progress=progress)
 

@@ -64,7 +64,7 @@ def read_emergence(folder: Path | str, prefix: str = "") -> Emergence:
                 f"{paths[name]}: no table of train, it lacks {', '.join(sorted(lacking))}"
             )
         trainings[name] = {*table[[*OF_TRAINING]].drop_duplicates().itertuples(index=False)}
-    if other := [name for name, of in trainings.items() if of != trainings["summary"]]:
+    if other := [name for name, of in trainings.items() if of and of != trainings["summary"]]:
         raise ValueError(
             f"{folder}: expected tables of the same training, but {other[0]} is of another than "
             "summary; repeat the command that trained it, which goes on and writes all"

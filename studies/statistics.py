@@ -17,15 +17,15 @@ LEVEL = 0.95
 
 def t_interval(values: pd.Series | np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
     """Mean and both ends of Student's interval; the ends are NaN of a single value."""
-    _refuse_nan(values)
+    _expect_numbers(values)
     mean, count = float(np.mean(values)), len(values)
     half = stats.sem(values) * stats.t.isf((1 - level) / 2, count - 1) if count > 1 else np.nan
     return mean, mean - half, mean + half
 
 
-def _refuse_nan(values: pd.Series | np.ndarray) -> None:
-    if missing := int(np.isnan(values).sum()):
-        raise ValueError(f"expected numbers, got {missing} of {len(values)} that are NaN")
+def _expect_numbers(values: pd.Series | np.ndarray) -> None:
+    if missing := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"expected numbers, got {missing} of {len(values)} that are NaN or inf")
 
 
 def paired(change: pd.Series) -> dict[str, float]:
@@ -40,7 +40,7 @@ def sign_flips(change: pd.Series | np.ndarray) -> float:
     """Two-sided exact p-value of a mean change, its signs flipped in all 2^n ways (n up to 20)."""
     if not 1 <= len(change) <= 20:
         raise ValueError(f"expected 1 to 20 paired changes, got {len(change)}")
-    _refuse_nan(change)
+    _expect_numbers(change)
     signs = 1 - 2 * (np.arange(2 ** len(change))[:, None] >> np.arange(len(change)) & 1)
     means = np.abs(signs @ np.asarray(change, dtype=float))
     return float((means >= means[0] * (1 - 1e-12)).mean())
@@ -85,7 +85,7 @@ def contrasts(
         raise ValueError(f"expected one row for each {', '.join(keys)}, got several of one")
     logs = np.log(table.set_index(keys)[value]).sort_index()
     for title, (one, other) in pairs.items():
-        change = (logs[other] - logs[one]).dropna()
+        change = np.subtract(*logs[other].align(logs[one], join="inner"))  # of the same seeds
         ends = zip(("factor", "low", "high"), np.exp(t_interval(change)), strict=True)
         rows[title] = dict(ends) | {"seeds": len(change), "flips": sign_flips(change)}
         rows[title]["alike"] = equivalence(change, np.log(margin))["p"]

@@ -169,9 +169,10 @@ def run_study(
         done = {_key(row, labels): row for row in study.runs.to_dict("records")}
         for (about, _), key in zip(trainings, keys, strict=True):
             if other := key in done and _texts(about) - _texts(done[key]):
+                has = _texts({name: done[key][name] for name, _ in other})
                 raise ValueError(
-                    f"{paths['runs']} has {_said(key)} with other settings than {_said(other)}; "
-                    "name another prefix, or remove the file"
+                    f"{paths['runs']} has {_said(key)} with {_said(has)}, not {_said(other)}; name "
+                    "another prefix, or remove the file"
                 )
         origin = {"versions": versions(), "commit": commit()}
         for about, train in tqdm(trainings, "trainings", disable=not progress):

@@ -182,15 +182,15 @@ def topology(
                 calibrate_batch_norm(network, data.train)
             table = ranks(edge_table(network.eval(), data.test, "layers.*.score"))
             tables.append(table.assign(seed=seed, state=state, error=evaluate(network, data.test)))
-        return {}, pd.concat(tables, ignore_index=True)
+        return {"seeds": len(seeds)}, pd.concat(tables, ignore_index=True)
 
     trainings = []
-    for data, passes in ((joined, epochs), (few, epochs // 4)):
+    for data, passes in ((joined, epochs), (few, max(1, epochs // 4))):
         schedule = dict(lr=1e-3, lr_patience=passes, max_epochs=passes)
         types = dict(num_node_types=data.description.num_node_types)
         config = CONFIGS["GT-ZINC"].replace(**sizes, **schedule, **types)
         settings = {"dataset": data.description.title, **sizes, "epochs": passes}
-        settings |= {"graphs": len(data.train), "seeds": " ".join(map(str, seeds))}
+        settings |= {"graphs": len(data.train), "of_seeds": " ".join(map(str, seeds))}
         trainings.append((settings, partial(train, data, config)))
     return run_study(trainings, labels=("dataset",), prefix=prefix, progress=progress)
 

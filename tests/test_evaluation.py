@@ -95,6 +95,7 @@ def test_statistics_of_a_calibration_that_fails_stay(graphs):
     far = graphs[0].clone().update({"x": graphs[0].x + 99})
     for options, bad, words in (
         ({}, [], "graphs: expected 1 graph or more, got 0"),
+        ({"batch_size": 3}, [], "graphs: expected 1 graph or more, got 0"),
         ({"batch_size": -1}, graphs, "batch_size: expected 1 graph or more, got -1"),
         ({}, [Data(x=graphs[0].x)], "GraphNetwork.forward: it needs x, edge_index, edge_attr"),
         ({"batch_size": 3}, [*graphs[:3], far], "out of range"),

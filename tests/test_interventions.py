@@ -209,8 +209,13 @@ def test_a_network_that_breaks_has_no_mean_loss_and_unlabeled_graphs_do_not_coun
     expected = table.groupby(["rule", "what"], sort=False)["loss_after"].mean()
     summary = summarise_interventions(table, resamples=20)
     assert summary["loss_after"].tolist() == pytest.approx(expected.tolist())
-    columns = ["after", "loss_after"]
-    table.loc[table["graph"] == 1, columns] = math.nan
-    summary = summarise_interventions(table, resamples=20)
-    assert summary[["loss_after", "loss_change", "shift"]].isna().all(axis=None)
-    assert summary["loss_before"].notna().all()
+    numbers = ["loss_before", "loss_after", "loss_change", "shift"]
+    for graph, columns, known in (
+        (1, ["after", "loss_after"], [True, False, False, False]),
+        (1, ["before", "loss_before"], [False, True, False, False]),
+        (2, ["after"], [True, True, True, False]),  # without a label
+    ):
+        broken = table.copy()
+        broken.loc[table["graph"] == graph, columns] = math.nan
+        summary = summarise_interventions(broken, resamples=20)
+        assert (summary[numbers].notna() == known).all(axis=None)

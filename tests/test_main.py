@@ -122,6 +122,7 @@ DEPTH = "study depth --architecture gat --norms none -o x --dataset"
         (f"{TRAIN} --set lr", "--set lr: expected NAME=VALUE with NAME one of architecture, "),
         (f"{TRAIN} --set dataset=cora", "--set dataset=cora: expected NAME=VALUE with NAME one "),
         (f"{TRAIN} --set source=me", "--set source=me: expected NAME=VALUE with NAME one of "),
+        (f"{TRAIN} --set heads=2 heads=4", "--set heads=4: heads is set twice"),
         (f"{TRAIN} --set heads=two", "--set heads=two: expected a int"),
         (f"{TRAIN} --set heads=3", "hidden_channels (64) must be a multiple of heads (3)"),
         (f"{TRAIN} --set num_node_types=5", "the configuration has 5, but MOSES sample has 28"),
@@ -236,6 +237,12 @@ def test_another_run_is_refused_and_permuted_targets_are_of_its_seed_and_said_in
     of_run += ["--by", "type", "-o", str(tmp_path / "of_run")]
     assert main(of_run) == USAGE_ERROR
     assert main([*of_run, "--permute-targets"]) == 0
+
+
+def test_a_run_of_no_epoch_can_be_read(tmp_path):
+    assert train(tmp_path, epochs=0) == 0
+    found = read_emergence(tmp_path)
+    assert len(found.history) == 0 < len(found.summary)
 
 
 def test_tables_of_two_trainings_in_one_folder_are_refused(runs, tmp_path):

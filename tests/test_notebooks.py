@@ -92,6 +92,7 @@ flag = False
 norm: str = "none"  # one of none, layer: what follows a layer
 odd: "Unknown" = None
 norms: list = ["pair"]  # names of studies.deep.NORMS: live
+scales: list = [1.0]  # 0 to 9: sizes
 dataset: str = "moses"  # a data set of molecules: what is drawn
 """
 
@@ -116,7 +117,7 @@ def printed(path):
 def test_parameters_are_listed_as_they_are_written(page, capsys):
     assert main(["run", str(page), "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert len(listed) == 12
+    assert len(listed) == 13
     assert listed[:2] == [
         "  seed: int | float = 3",
         "  epochs: int = 2  # 1 to 9: passes over the data",
@@ -162,6 +163,7 @@ def test_a_text_or_a_number_becomes_a_value_of_the_declared_type(name, given, co
         ({"ids": '["a", 1.5]'}, "expected type"),
         ({"ids": [1, -1]}, "expected 0 to 1e9, got [1, -1]"),
         ({"ids": []}, "expected 0 to 1e9, got []"),
+        ({"scales": [0, 0.0]}, "expected different values, got [0, 0.0]"),
         ({"ids": [1, 2, 1]}, "expected different values, got [1, 2, 1]"),
         ({"dataset": "mosses"}, "unknown data set 'mosses'; known: citation, "),
         ({"flag": "1"}, "expected type bool, got '1'"),

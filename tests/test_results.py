@@ -147,7 +147,7 @@ def test_settings_are_the_same_after_they_were_written(study, value):
         some = [({**about, "how": value}, train) for about, train in trainings(log)]
         assert len(study(some).runs) == 2 and log == [0, 1]
     with pytest.raises(
-        ValueError, match=r"runs.csv.gz has scale none, seed 1 with other settings t"
+        ValueError, match=r"runs.csv.gz has scale none, seed 1 with how .*, not how another; name"
     ):
         study([({**about, "how": "another"}, train) for about, train in trainings(log)[1:]])
     with pytest.raises(ValueError, match="different trainings, got scale none, seed 2 twice"):

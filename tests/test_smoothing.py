@@ -118,7 +118,7 @@ def test_what_has_no_limits_is_refused():
         ([[0.5, 0.5], [0.0, 1.0]], "got one of 2 parts; features"),
         ([[0.0, 1.0], [1.0, 0.0]], "bipartite graph without self-loops"),
         ([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]], "got several"),
-        ([[1.0, -1.0], [1.0, 1.0]], "of numbers that are not negative, .* with values from -1.0"),
+        ([[1.0, -1.0], [1.0, 1.0]], "of numbers that are not negative, got others"),
         ([[1.0, np.nan], [1.0, 1.0]], "of numbers that are not negative"),
         ([[1.0, 1.0]], "square matrix"),
         ([[]], r"square matrix .*, got shape \(1, 0\)"),

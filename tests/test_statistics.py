@@ -108,6 +108,9 @@ def test_what_differs_between_networks_is_not_made_sure_by_more_molecules():
 
 
 UNKNOWN = pd.DataFrame({"v": [1.0, 2.0], "k": [0.5, np.nan]})
+ODD = pd.DataFrame(
+    {"label": "a", "run": ["b", "b", "c", "c"], "seed": [0, 1, 0, 1], "v": [1, 2, 3, np.nan]}
+)
 TWICE = pd.DataFrame({"label": "a", "run": "b", "seed": [0, 0], "v": 1.0})
 
 
@@ -122,6 +125,11 @@ TWICE = pd.DataFrame({"label": "a", "run": "b", "seed": [0, 0], "v": 1.0})
         (lambda: study.sign_flips(UNKNOWN["k"]), "expected numbers, got 1 of 2 that are NaN"),
         (lambda: study.paired(UNKNOWN["k"]), "expected numbers, got 1 of 2 that are NaN"),
         (lambda: study.equivalence(UNKNOWN["k"], 0.1), "expected numbers, got 1 of 2 that are NaN"),
+        (
+            lambda: study.contrasts(ODD, {"t": (("a", "b"), ("a", "c"))}, "v", 1.25),
+            "expected numbers, got 1 of 2 that are NaN",
+        ),
+        (lambda: study.t_interval(np.array([1, np.inf])), "got 1 of 2 that are NaN or inf"),
         (
             lambda: study.contrasts(TWICE, {}, "v", 1.25),
             "one row for each label, run, seed, got sev",

@@ -131,7 +131,8 @@ def main(arguments: Sequence[str]) -> int:
     runs = {name: grid["defaults"] | run for name, run in grid["runs"].items()}
     digests, results = wanted(runs, grid["studies"]), ROOT / RESULTS
     found, entries = stale(digests, results), made(results)
-    found |= dict.fromkeys(entries.keys() - digests, "is in made.json, and no longer in the grid")
+    gone = sorted(entries.keys() - digests.keys())
+    found |= dict.fromkeys(gone, "is in made.json, and no longer in the grid")
     known = {table for entry in entries.values() for table in entry["tables"]}
     for path in sorted(results.glob("*.csv.gz")):
         if path.name not in known and not any(path.match(other) for other in grid["others"]):
