@@ -168,10 +168,10 @@ def summarise_interventions(table: pd.DataFrame, *, resamples: int = 2000) -> pd
     )
     rows = []
     for key, part in table.groupby(keys, sort=False):
-        by_graph = part.groupby("graph")
         names = ["loss_before", "loss_after", "loss_change", "shift", "labeled", "predictions"]
         part = part.assign(**part[names[:3]].where(part["labeled"], 0))
-        sums = part.groupby("graph")[names].sum(skipna=False)
+        by_graph = part.groupby("graph")
+        sums = by_graph[names].sum(skipna=False)
         counts = by_graph[["changed", "activations"]].first().sum()
         row = dict(zip(keys, key, strict=True)) | {"graphs": len(sums)}
         row |= {"changed": counts["changed"], "share": counts["changed"] / counts["activations"]}
