@@ -16,21 +16,11 @@ import torch
 
 from mapkg.evaluation import predictions
 from mapkg.models.config import Config
-from studies.converged import BEYOND, MEASURES, with_measures
+from studies.converged import thinned, windows, with_measures, with_phases
 from studies.data import Splits, load_table
 from studies.extras import build
 from studies.files import commit, versions
 from studies.tables import write as write_table
-
-WINDOW = 50
-"""Epochs at the end of a phase that ``windows`` looks at; every fifth of them was recorded."""
-
-KEPT_EPOCHS, KEPT_STEP = (0, 1, 2, 5, 10), 20
-STATISTICS = [
-    *("rows", "max_ratio", "rows_with_massive", "max_abs", "row_median_q50"),
-    *("max_layer_ratio", "sun_molecules", *BEYOND.values()),
-]
-LOSSES = ["train_loss", "val_loss", "test_loss", "lr"]
 
 
 def main() -> None:
@@ -55,58 +45,11 @@ def main() -> None:
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """What a run is, and a row per seed, recorded epoch and layer, with its measures.
-
-    ``halved`` is the first epoch of the seed at a lower rate, ``epochs`` its last one, ``state``
-    one of ``converged.STATES`` or empty.
-    """
+    """What a run is, and a row per seed, recorded epoch and layer, with its measures."""
     about = json.loads((folder / "run.json").read_text())
     every = pd.read_csv(folder / "epochs.csv.gz")
-    trained = every.dropna(subset="lr")
-    lower = trained[trained["lr"] < 0.99 * about["config"]["lr"]]
-    seed = every["seed"]
-    every["halved"] = seed.map(lower.groupby("seed")["epoch"].min())
-    every["epochs"] = seed.map(trained.groupby("seed")["epoch"].max())
-    every["best_epoch"] = seed.map({int(s): v["best_epoch"] for s, v in about["by_seed"].items()})
-    table = every.dropna(subset="layer").astype({"layer": int}).reset_index(drop=True)
-    epoch, seeds = table["epoch"], table["seed"]
-    distance = (epoch - table["best_epoch"]).abs()
-    ends = {
-        "last": epoch == epoch.groupby(seeds).transform("max"),
-        "best": distance == distance.groupby(seeds).transform("min"),
-        "high": epoch == epoch.where(epoch < table["halved"]).groupby(seeds).transform("max"),
-        "untrained": epoch == 0,
-    }
-    table["state"] = ""
-    for state, rows in ends.items():
-        table.loc[rows, "state"] = state
-    return about, with_measures(table)
-
-
-def thinned(run: pd.DataFrame) -> pd.DataFrame:
-    """Epochs 0, 1, 2, 5 and 10, every twentieth one, and those of ``converged.STATES``."""
-    epoch = run["epoch"]
-    kept = epoch.isin(KEPT_EPOCHS) | (epoch % KEPT_STEP == 0) | (run["state"] != "")
-    first = ["seed", "epoch", "layer", "state", "halved", "best_epoch", "epochs"]
-    return run.loc[kept, [*first, *STATISTICS, *LOSSES]].reset_index(drop=True)
-
-
-def windows(run: pd.DataFrame) -> pd.DataFrame:
-    """In how many ``recorded`` epochs of the last ``WINDOW`` of a phase a layer has each measure.
-
-    Phases are ``high`` and the ``end`` of training. Only multiples of five count, since no others
-    were recorded late.
-    """
-    parts = []
-    for phase, end in (("high", run["halved"] - 1), ("end", run["epochs"])):
-        epoch = run["epoch"]
-        inside = (epoch > end - WINDOW) & (epoch <= end) & (epoch % 5 == 0) & (epoch > 0)
-        groups = run[inside].groupby(["seed", "layer"])
-        counts = groups[list(MEASURES)].sum().reset_index()
-        counts.insert(1, "phase", phase)
-        counts.insert(3, "recorded", groups.size().to_numpy())
-        parts.append(counts)
-    return pd.concat(parts, ignore_index=True)
+    best = {int(seed): found["best_epoch"] for seed, found in about["by_seed"].items()}
+    return about, with_measures(with_phases(every, best, about["config"]["lr"]))
 
 
 def errors(folder: Path, splits: Splits, batch_size: int = 128) -> pd.DataFrame:

@@ -1,8 +1,9 @@
-"""GT on ZINC trained to the end of its schedule: phases, measures, tests, beside what is published.
+"""Networks trained to the end of their schedule: phases, measures, tests, beside what is published.
 
 The *high-rate phase* of a seed ends with the epoch before its learning rate is first halved.
 """
 
+import platform
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -12,10 +13,18 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from scipy import stats
+from tqdm import tqdm
 
 from mapkg.measures import MASSIVE_RATIO
+from mapkg.models import build
+from studies.commands import overrides
+from studies.data import Splits
+from studies.emergence import fit_to_data
 from studies.figures import STATE_COLORS, THRESHOLD_LOOK, legend_once, panels
+from studies.published import CONFIGS, known
 from studies.statistics import LEVEL, paired, with_holm
+from studies.tables import write_all
+from studies.train import fit
 
 MEASURES = {
     "row": "row ratio > 1000",
@@ -41,6 +50,109 @@ STATES = ("untrained", "high", "best", "last")
 ANCHOR = {"test": (0.264, 0.008), "train": (0.048, 0.006), "epochs": 321.5, "seeds": 4}
 """Mean and standard deviation over seeds of the MAE, of Dwivedi and Bresson 2021, Table 1, with
 sparse graphs, BatchNorm and no positional encoding. Their code counts epochs from 0."""
+
+
+WINDOW = 50
+"""Epochs at the end of a phase that ``windows`` looks at; every fifth of them was recorded."""
+
+KEPT_EPOCHS, KEPT_STEP = (0, 1, 2, 5, 10), 20
+STATISTICS = [
+    *("rows", "max_ratio", "rows_with_massive", "max_abs", "row_median_q50"),
+    *("max_layer_ratio", "sun_molecules", *BEYOND.values()),
+]
+LOSSES = ["train_loss", "val_loss", "test_loss", "lr"]
+
+
+def to_the_end(
+    splits: Splits,
+    *,
+    config: str,  # a network of studies/published.toml, for example SAN-TU
+    seeds: Sequence[int] = (0, 1, 2),  # of initial weights, order and dropout
+    set: Sequence[str] = (),  # values of the network to change, for example hidden_channels=96
+    prefix: Path | str,
+) -> None:
+    """Train a network by its schedule to the end, seed by seed, with all measures on the way.
+
+    Writes ``PREFIX_epochs`` and ``PREFIX_windows``, see ``thinned`` and ``windows``; a run that was
+    stopped goes on from ``PREFIX_state``.
+    """
+    settings = known("--config", config, CONFIGS).replace(**overrides(set))
+    settings, parts = fit_to_data(settings, splits.description), []
+    for seed in seeds:
+        with tqdm(desc=f"{config}, seed {seed}", unit=" epochs") as bar:
+
+            def watch(run, bar=bar):
+                bar.update(run.epoch - bar.n)
+
+            folder = Path(f"{prefix}_state") / str(seed)
+            recorded = dict(record_epochs=lambda epoch: epoch <= 20 or epoch % 5 == 0)
+            recorded |= dict(save_seconds=60.0, watch=watch)
+            made = fit(build, splits, settings, seeds=[seed], folder=folder, **recorded)
+        every = made.observations.merge(made.history, on=["seed", "epoch"], how="outer")
+        parts.append(with_phases(every, made.best_epoch, settings.lr))
+        parts[-1] = parts[-1].assign(versions=made.versions, commit=made.commit)
+    run = with_measures(pd.concat(parts, ignore_index=True))
+    origin = {"config": config, "changes": " ".join(set), "dataset": splits.description.title}
+    origin |= {"machine": platform.processor() or platform.machine()}
+    by_seed = run.groupby("seed")[["versions", "commit"]].first()
+    tables = {"epochs": thinned(run), "windows": windows(run)}
+    for path in write_all(
+        prefix, {n: t.assign(**origin).join(by_seed, on="seed") for n, t in tables.items()}, {}
+    ):
+        print(path)
+
+
+def with_phases(every: pd.DataFrame, best_epoch: Mapping[int, int], lr: float) -> pd.DataFrame:
+    """Rows of recorded epochs, of a run's table of losses and measures, with what they are.
+
+    ``halved`` is the first epoch of the seed below the rate ``lr``, ``epochs`` its last one,
+    ``state`` one of ``STATES`` or empty.
+    """
+    trained = every.dropna(subset="lr")
+    lower = trained[trained["lr"] < 0.99 * lr]
+    seed = every["seed"]
+    halved = seed.map(lower.groupby("seed")["epoch"].min())
+    epochs = seed.map(trained.groupby("seed")["epoch"].max())
+    every = every.assign(halved=halved, epochs=epochs, best_epoch=seed.map(best_epoch))
+    table = every.dropna(subset="layer").astype({"layer": int}).reset_index(drop=True)
+    epoch, seeds = table["epoch"], table["seed"]
+    distance = (epoch - table["best_epoch"]).abs()
+    ends = {
+        "last": epoch == epoch.groupby(seeds).transform("max"),
+        "best": distance == distance.groupby(seeds).transform("min"),
+        "high": epoch == epoch.where(epoch < table["halved"]).groupby(seeds).transform("max"),
+        "untrained": epoch == 0,
+    }
+    table["state"] = ""
+    for state, rows in ends.items():
+        table.loc[rows, "state"] = state
+    return table
+
+
+def thinned(run: pd.DataFrame) -> pd.DataFrame:
+    """Epochs 0, 1, 2, 5 and 10, every twentieth one, and those of ``STATES``."""
+    epoch = run["epoch"]
+    kept = epoch.isin(KEPT_EPOCHS) | (epoch % KEPT_STEP == 0) | (run["state"] != "")
+    first = ["seed", "epoch", "layer", "state", "halved", "best_epoch", "epochs"]
+    return run.loc[kept, [*first, *STATISTICS, *LOSSES]].reset_index(drop=True)
+
+
+def windows(run: pd.DataFrame) -> pd.DataFrame:
+    """In how many ``recorded`` epochs of the last ``WINDOW`` of a phase a layer has each measure.
+
+    Phases are ``high`` and the ``end`` of training. Only multiples of five count, since no others
+    were recorded late.
+    """
+    parts = []
+    for phase, end in (("high", run["halved"] - 1), ("end", run["epochs"])):
+        epoch = run["epoch"]
+        inside = (epoch > end - WINDOW) & (epoch <= end) & (epoch % 5 == 0) & (epoch > 0)
+        groups = run[inside].groupby(["seed", "layer"])
+        counts = groups[list(MEASURES)].sum().reset_index()
+        counts.insert(1, "phase", phase)
+        counts.insert(3, "recorded", groups.size().to_numpy())
+        parts.append(counts)
+    return pd.concat(parts, ignore_index=True)
 
 
 def read_converged(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

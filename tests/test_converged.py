@@ -59,11 +59,11 @@ def test_states_windows_and_thinning_follow_the_rate(folder):
     assert one["halved"].unique() == [13] and one["epochs"].unique() == [20]
     states = {0: "untrained", 5: "", 10: "high", 15: "best", 20: "last"}
     assert one["state"].to_dict() == states
-    counts = tables.windows(run).set_index(["phase", "seed"])
+    counts = study.windows(run).set_index(["phase", "seed"])
     assert counts.loc[("high", 1), ["recorded", "row"]].tolist() == [2, 1]
     assert counts.loc[("end", 1), ["recorded", "row"]].tolist() == [4, 3]
-    assert len(tables.thinned(run[run["epoch"] != 5])) == 8
-    assert study.steady(tables.windows(run)).loc[study.MEASURES["row"]].tolist() == [2, 2]
+    assert len(study.thinned(run[run["epoch"] != 5])) == 8
+    assert study.steady(study.windows(run)).loc[study.MEASURES["row"]].tolist() == [2, 2]
 
 
 def test_errors_are_those_of_the_stored_weights(folder):
