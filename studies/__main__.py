@@ -49,7 +49,7 @@ STUDIES = {
     "mechanism": ("mechanism:mechanism", "What makes scores massive, arm by arm (14)", MOLECULES),
     "topology": ("topology:topology", "Ratios by curvature of the edge (16)", MOLECULES),
     "kinds": ("crossed_types:crossed", "Frequency crossed with meaning (10)", MOLECULES),
-    "converged": ("converged:to_the_end", "A network to the end of its schedule (13)", GRAPHS),
+    "converged": ("commands:converged", "A network to the end of its schedule (13)", GRAPHS),
     "trees": ("neighbors_match:trees", "Accuracy on Tree-NeighborsMatch (23)", ("trees",)),
 }
 """Where each command and study is, what it does, and the kinds of data it takes. The tables in

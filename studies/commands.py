@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from mapkg.models.config import Config
 from studies import checkpoint, tables
 from studies.bond_changes import CHANGES
+from studies.converged import to_the_end
 from studies.data import SPLITS, NodesOfGraph, Splits, load
 from studies.emergence import (
     emergence,
@@ -100,6 +101,20 @@ def nulls(
     settings, splits, _ = _network(config, dataset, set, None, "cpu")
     seeds = range(first_seed, first_seed + networks)
     return {"networks": measured(settings, splits, seeds, graphs=graphs, name=config)}
+
+
+def converged(
+    *,
+    config: str,  # a network of studies/published.toml, for example SAN-TU
+    dataset: str,  # a data set, for example proteins
+    seeds: Sequence[int] = (0, 1, 2),  # of initial weights, order of the data and dropout
+    set: Sequence[str] = (),  # values of the network to change, for example hidden_channels=96
+    limit: int | None = None,  # only so many graphs of each split, to try out
+    prefix: Path | str,
+) -> None:
+    """``converged.to_the_end`` of a configuration and a data set by name."""
+    settings, splits, _ = _network(config, dataset, set, limit, "cpu")
+    to_the_end(settings, splits, seeds, prefix=prefix, name=config, changes=" ".join(set))
 
 
 def data(

@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from mapkg.measures import MASSIVE_RATIO
 from mapkg.models import build
-from studies.commands import overrides
+from mapkg.models.config import Config
 from studies.data import Splits
 from studies.emergence import fit_to_data
 from studies.figures import STATE_COLORS, THRESHOLD_LOOK, legend_once, panels
-from studies.published import CONFIGS, known
 from studies.statistics import LEVEL, paired, with_holm
 from studies.tables import write_all
 from studies.train import fit
+from studies.train_stacked import Progress
 
 MEASURES = {
     "row": "row ratio > 1000",
@@ -64,41 +64,41 @@ LOSSES = ["train_loss", "val_loss", "test_loss", "lr"]
 
 
 def to_the_end(
+    config: Config,
     splits: Splits,
+    seeds: Sequence[int],
     *,
-    config: str,  # a network of studies/published.toml, for example SAN-TU
-    seeds: Sequence[int] = (0, 1, 2),  # of initial weights, order and dropout
-    set: Sequence[str] = (),  # values of the network to change, for example hidden_channels=96
     prefix: Path | str,
+    name: str = "custom",
+    changes: str = "",
 ) -> None:
     """Train a network by its schedule to the end, seed by seed, with all measures on the way.
 
-    Writes ``PREFIX_epochs`` and ``PREFIX_windows``, see ``thinned`` and ``windows``; a run that was
-    stopped goes on from ``PREFIX_state``.
+    Writes ``PREFIX_epochs`` and ``PREFIX_windows``, see ``thinned`` and ``windows``, once all seeds
+    are done. A run that was stopped goes on from ``PREFIX_state``. ``changes`` say in what the
+    configuration differs from that of the ``name``.
     """
-    settings = known("--config", config, CONFIGS).replace(**overrides(set))
-    settings, parts = fit_to_data(settings, splits.description), []
+    config, parts = fit_to_data(config, splits.description), []
+    recorded = dict(record_epochs=lambda epoch: epoch <= 20 or epoch % 5 == 0, save_seconds=60.0)
     for seed in seeds:
-        with tqdm(desc=f"{config}, seed {seed}", unit=" epochs") as bar:
+        with tqdm(desc=f"{name}, seed {seed}", unit=" epochs") as bar:
 
-            def watch(run, bar=bar):
+            def watch(run: Progress, bar: tqdm = bar) -> None:
                 bar.update(run.epoch - bar.n)
 
             folder = Path(f"{prefix}_state") / str(seed)
-            recorded = dict(record_epochs=lambda epoch: epoch <= 20 or epoch % 5 == 0)
-            recorded |= dict(save_seconds=60.0, watch=watch)
-            made = fit(build, splits, settings, seeds=[seed], folder=folder, **recorded)
+            made = fit(build, splits, config, seeds=[seed], folder=folder, watch=watch, **recorded)
         every = made.observations.merge(made.history, on=["seed", "epoch"], how="outer")
-        parts.append(with_phases(every, made.best_epoch, settings.lr))
-        parts[-1] = parts[-1].assign(versions=made.versions, commit=made.commit)
+        origin = {"stopped": made.stop_reason[seed], "versions": made.versions}
+        of_seed = with_phases(every, made.best_epoch, config.lr)
+        parts.append(of_seed.assign(**origin, commit=made.commit))
     run = with_measures(pd.concat(parts, ignore_index=True))
-    origin = {"config": config, "changes": " ".join(set), "dataset": splits.description.title}
-    origin |= {"machine": platform.processor() or platform.machine()}
-    by_seed = run.groupby("seed")[["versions", "commit"]].first()
+    origin = dict(config=name, changes=changes, dataset=splits.description.title)
+    origin["machine"] = platform.processor() or platform.machine()
+    of_seeds = run.groupby("seed")[["stopped", "versions", "commit"]].first()
     tables = {"epochs": thinned(run), "windows": windows(run)}
-    for path in write_all(
-        prefix, {n: t.assign(**origin).join(by_seed, on="seed") for n, t in tables.items()}, {}
-    ):
+    tables = {n: table.assign(**origin).join(of_seeds, on="seed") for n, table in tables.items()}
+    for path in write_all(prefix, tables, {}):
         print(path)
 
 

@@ -14,6 +14,7 @@ from conftest import REPOSITORY, few_molecules
 from mapkg.models import build
 from studies import converged as study
 from studies.published import CONFIGS
+from studies.train import fit
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import stacked_tables as tables
@@ -64,6 +65,20 @@ def test_states_windows_and_thinning_follow_the_rate(folder):
     assert counts.loc[("end", 1), ["recorded", "row"]].tolist() == [4, 3]
     assert len(study.thinned(run[run["epoch"] != 5])) == 8
     assert study.steady(study.windows(run)).loc[study.MEASURES["row"]].tolist() == [2, 2]
+
+
+def test_networks_are_trained_to_the_end_of_their_schedule(tmp_path):
+    splits = few_molecules(9, 5, 3)
+    # An error that never falls by enough: the rate is halved after epochs 2, 3 and 4.
+    config = CONFIG.replace(lr=1e-9, min_lr=2e-10, lr_patience=0, max_epochs=9)
+    settings = dict(prefix=tmp_path / "of", name="GT-ZINC", changes="some")
+    study.to_the_end(config, splits, [3, 4], **settings)
+    table = pd.read_csv(tmp_path / "of_epochs.csv.gz", keep_default_na=False)
+    states = table[table["seed"] == 4].set_index("epoch")["state"].to_dict()
+    assert states == {0: "untrained", 1: "best", 2: "high", 4: "last"}
+    assert set(table["stopped"]) == {"min lr"} and set(table["changes"]) == {"some"}
+    alone = fit(build, splits, config, seeds=[4])
+    assert alone.history["lr"].tolist() == [1e-9, 1e-9, 5e-10, 2.5e-10]
 
 
 def test_errors_are_those_of_the_stored_weights(folder):
