@@ -156,13 +156,16 @@ def windows(run: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_converged(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The tracked tables: recorded epochs with their measures, windows, and errors."""
-    epochs, counts, measured = (
-        pd.read_csv(Path(folder) / f"converged_gt_zinc_{name}.csv.gz")
-        for name in ("epochs", "windows", "errors")
-    )
-    epochs["state"] = epochs["state"].fillna("")
-    return with_measures(epochs), counts, measured
+    """The tables of GT on ZINC: recorded epochs with their measures, windows, and errors."""
+    path = f"{folder}/converged_gt_zinc"
+    counts, measured = (pd.read_csv(f"{path}_{name}.csv.gz") for name in ("windows", "errors"))
+    return read_epochs(folder, "gt_zinc"), counts, measured
+
+
+def read_epochs(folder: Path | str, run: str) -> pd.DataFrame:
+    """Recorded epochs of a run with their measures; an epoch without a ``state`` has an empty one."""
+    epochs = pd.read_csv(Path(folder) / f"converged_{run}_epochs.csv.gz")
+    return with_measures(epochs.fillna({"state": ""}))
 
 
 def with_measures(table: pd.DataFrame) -> pd.DataFrame:
@@ -198,6 +201,22 @@ def compare_phases(table: pd.DataFrame) -> pd.DataFrame:
         before, after = layers["high"], layers["last"]
         rows[title] = {"before": before.mean(), "after": after.mean()} | paired(after - before)
     return with_holm(pd.DataFrame(rows).T)
+
+
+def beside_one_another(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Seeds of each run that have a measure with a threshold in some layer, at both times.
+
+    ``layers`` is the mean change of how many layers have it, with Student's 95 % interval.
+    """
+    rows = {}
+    for title, table in runs.items():
+        counted, changes = seeds_by_layer(table)["any"], compare_phases(table)
+        for measure in (MEASURES[name] for name in ("row", "layer_wide", "sun")):
+            row = {"seeds": table["seed"].nunique()}
+            row |= {state: counted[measure, state] for state in ("high", "last")}
+            change = changes.loc[measure, ["change", "low", "high"]].astype(float)
+            rows[title, measure] = row | {"layers": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*change)}
+    return pd.DataFrame(rows).T.rename_axis(index=["network", "measure"])
 
 
 def seeds_that_change(table: pd.DataFrame, places: Sequence[tuple[str, int]]) -> pd.DataFrame:
