@@ -163,7 +163,7 @@ def read_converged(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame, pd.D
 
 
 def read_epochs(folder: Path | str, run: str) -> pd.DataFrame:
-    """Recorded epochs of a run with their measures; an epoch without a ``state`` has an empty one."""
+    """Recorded epochs of a run, with their measures; most have an empty ``state``."""
     epochs = pd.read_csv(Path(folder) / f"converged_{run}_epochs.csv.gz")
     return with_measures(epochs.fillna({"state": ""}))
 
@@ -206,7 +206,7 @@ def compare_phases(table: pd.DataFrame) -> pd.DataFrame:
 def beside_one_another(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Seeds of each run that have a measure with a threshold in some layer, at both times.
 
-    ``layers`` is the mean change of how many layers have it, with Student's 95 % interval.
+    ``fewer`` and ``more`` are seeds in which fewer or more layers have it at the end.
     """
     rows = {}
     for title, table in runs.items():
@@ -214,9 +214,8 @@ def beside_one_another(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         for measure in (MEASURES[name] for name in ("row", "layer_wide", "sun")):
             row = {"seeds": table["seed"].nunique()}
             row |= {state: counted[measure, state] for state in ("high", "last")}
-            change = changes.loc[measure, ["change", "low", "high"]].astype(float)
-            rows[title, measure] = row | {"layers": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*change)}
-    return pd.DataFrame(rows).T.rename_axis(index=["network", "measure"])
+            rows[title, measure] = row | changes.loc[measure, ["fewer", "more"]].to_dict()
+    return pd.DataFrame(rows).T.astype(int).rename_axis(index=["network", "measure"])
 
 
 def seeds_that_change(table: pd.DataFrame, places: Sequence[tuple[str, int]]) -> pd.DataFrame:

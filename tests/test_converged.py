@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -79,6 +80,21 @@ def test_networks_are_trained_to_the_end_of_their_schedule(tmp_path):
     assert set(table["stopped"]) == {"min lr"} and set(table["changes"]) == {"some"}
     alone = fit(build, splits, config, seeds=[4])
     assert alone.history["lr"].tolist() == [1e-9, 1e-9, 5e-10, 2.5e-10]
+
+
+def test_networks_beside_one_another_lose_and_gain_layers():
+    places = [*product((0, 1), (0, 1), enumerate(study.STATES))]
+    table = pd.concat(
+        rows_of(seed=[seed], layer=layer, epoch=epoch, state=state)
+        for seed, layer, (epoch, state) in places
+    ).reset_index(drop=True)
+    # One seed loses its layer, the other one gains two.
+    table.loc[table.query("seed == 0 and layer == 1 and state == 'high'").index, "max_ratio"] = 1001
+    table.loc[table.query("seed == 1 and state == 'last'").index, "max_ratio"] = 1001
+    rows = study.beside_one_another({"a": study.with_measures(table)}).loc["a"]
+    columns = ["seeds", "high", "last", "fewer", "more"]
+    assert rows.loc[study.MEASURES["row"], columns].tolist() == [2, 1, 1, 1, 1]
+    assert rows.loc[study.MEASURES["sun"], columns].tolist() == [2, 0, 0, 0, 0]
 
 
 def test_errors_are_those_of_the_stored_weights(folder):
