@@ -95,6 +95,10 @@ def edge_importance(
     if masked := sum(getattr(m, "_edge_mask", None) is not None for m in network.modules()):
         warn(f"an explainer left its edge mask in {masked} layers, ignored here", stacklevel=2)
         clear_masks(network)
+    for module in network.modules():  # an empty place would cut the next mask off from its gradient
+        if "_edge_mask" in module._parameters:
+            del module._parameters["_edge_mask"]
+            module._edge_mask = None
     size, parts = 1 if method == "GNNExplainer" else batch_size, []
     look = dict(total=-(-len(graphs) // size), delay=1, disable=not progress)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):

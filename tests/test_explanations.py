@@ -12,6 +12,7 @@ from random_graphs import path
 from torch import nn
 from torch_geometric import nn as pyg
 from torch_geometric.data import Batch, Data
+from torch_geometric.explain import Explainer, GNNExplainer
 from torch_geometric.explain.algorithm.utils import set_masks
 
 from mapkg import hooks
@@ -223,6 +224,18 @@ def test_what_cannot_be_explained_is_said(graphs):
     set_masks(model, torch.zeros(3), graph.edge_index)
     with pytest.warns(UserWarning, match="left its edge mask in 1 layers, ignored"):
         torch.testing.assert_close(edge_importance(model, [graph], "ratio"), expected)
+
+
+@pytest.mark.parametrize("method", ["edge mask", "GNNExplainer"])
+def test_what_explained_a_model_before_does_not_matter(method):
+    graph = Data(x=torch.randn(4, 3), edge_index=torch.tensor([[0, 0, 1], [0, 1, 2]]))
+    model = Pooled(pyg.GATConv(3, 3))
+    expected = edge_importance(model, [graph], method)
+    config = dict(mode="regression", task_level="graph", return_type="raw")
+    explain = Explainer(model, GNNExplainer(epochs=2), "model", config, edge_mask_type="object")
+    explain(graph.x, graph.edge_index)
+    assert "_edge_mask" in model.conv._parameters, "PyG leaves no place: the repair can go"
+    torch.testing.assert_close(edge_importance(model, [graph], method), expected)
 
 
 def test_a_bond_has_the_larger_importance_of_its_directions_in_any_order_of_edges():
