@@ -5,8 +5,8 @@
 #           that PGExplainer afterwards finds what it would have found before.
 # Happens:  it learns nothing of the prediction any more. In each layer an empty place for a parameter has
 #           stayed, and a mask put there is made a parameter of its own, cut off from what computed it. The
-#           loss still falls by its terms for small and certain masks, and the mask is the same whatever is
-#           to be explained. A deep copy has the places, too; a new network with the same weights has not.
+#           mask that is learned is the same whatever is to be explained. A deep copy has the places, too;
+#           a new network with the same weights has not.
 #           (A star around node 0. Node 3 alone has a large feature: edge 3->0 decides about node 0.)
 # Output:
 #   before: edge 3->0 1.00, the others at most 0.00; to explain 0 instead: other numbers
