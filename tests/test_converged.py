@@ -68,18 +68,26 @@ def test_states_windows_and_thinning_follow_the_rate(folder):
     assert study.steady(study.windows(run)).loc[study.MEASURES["row"]].tolist() == [2, 2]
 
 
-def test_networks_are_trained_to_the_end_of_their_schedule(tmp_path):
+def test_networks_are_trained_to_the_end_of_their_schedule(tmp_path, capsys):
     splits = few_molecules(9, 5, 3)
     # An error that never falls by enough: the rate is halved after epochs 2, 3 and 4.
     config = CONFIG.replace(lr=1e-9, min_lr=2e-10, lr_patience=0, max_epochs=9)
     settings = dict(prefix=tmp_path / "of", name="GT-ZINC", changes="some")
+    study.to_the_end(config, splits, [4], **settings)
     study.to_the_end(config, splits, [3, 4], **settings)
+    assert "resumed after epoch 4" in capsys.readouterr().err, "seed 4 is not trained again"
     table = pd.read_csv(tmp_path / "of_epochs.csv.gz", keep_default_na=False)
-    states = table[table["seed"] == 4].set_index("epoch")["state"].to_dict()
-    assert states == {0: "untrained", 1: "best", 2: "high", 4: "last"}
     assert set(table["stopped"]) == {"min lr"} and set(table["changes"]) == {"some"}
-    alone = fit(build, splits, config, seeds=[4])
-    assert alone.history["lr"].tolist() == [1e-9, 1e-9, 5e-10, 2.5e-10]
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        alone = fit(build(config), splits, config, seed=seed, progress=False).history
+        assert alone["lr"].tolist() == [1e-9, 1e-9, 5e-10, 2.5e-10]
+        rows = table[table["seed"] == seed].set_index("epoch")
+        assert rows["state"].to_dict() == {0: "untrained", 1: "best", 2: "high", 4: "last"}
+        expected = alone.set_index("epoch").loc[[1, 2, 4], "val_loss"]
+        assert rows.loc[[1, 2, 4], "val_loss"].astype(float).tolist() == pytest.approx(
+            expected.tolist(), rel=1e-5
+        )
 
 
 def test_networks_beside_one_another_lose_and_gain_layers():
