@@ -165,8 +165,13 @@ MODELS = {
     "GAT-Lip": Variant(architecture="gat", norm="lipschitz"),
     "GAT, residual": Variant(residual=True),
     "GAT, balanced": Variant(balanced=True),
+    "GAT, LayerNorm": Variant(norm="layer"),
+    "GAT, no dropout": Variant(dropout=0.0, attention_dropout=0.0),
+    "GAT, DropEdge": Variant(drop_edge=0.5),
+    "GAT, jumping knowledge": Variant(jumping=True),
+    "GCNII": Variant(architecture="gcnii"),
 }
-"""The networks of the table of missing features, by their names in it, and two rivals."""
+"""The networks of the table of missing features, by their names in it, and their rivals."""
 
 CHOICES = {"validation": ("val_best", "test_best"), "test": ("test_last", "test_last")}
 """What the number of layers is chosen by, and what is reported. ``validation``, the mean of the

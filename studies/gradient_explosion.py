@@ -236,6 +236,7 @@ def dose(
     epochs: int = 40,  # of each training, at a constant rate
     hidden: int = 16,  # channels of a head
     heads: int = 4,  # of attention
+    norm: str = "none",  # one of studies.deep.NORMS, in every network
     no_rivals: bool = False,  # leave out remedies at the published dropouts
     further: bool = False,  # remedies that no paper has, and nothing else
     prefix: Path | str | None = None,
@@ -251,8 +252,8 @@ def dose(
     for seed, (arm, *both) in product(seeds, cases):
         settings = dict(zip(("dropout", "attention_dropout"), both, strict=True)) | arms[arm]
         clip = settings.pop("clip", math.inf)
-        variant = Variant(hidden_channels=hidden, heads=heads, **settings)
-        about = {"arm": arm, **settings, "hidden_channels": hidden, "heads": heads}
+        variant = Variant(hidden_channels=hidden, heads=heads, norm=norm, **settings)
+        about = {"arm": arm, **settings, "norm": norm, "hidden_channels": hidden, "heads": heads}
         about |= dict(num_layers=layers, seed=seed, epochs=epochs, dataset=splits.description.title)
         trainings.append((about, partial(_peaks, variant, splits, layers, seed, epochs, clip)))
     labels = ("arm", "dropout", "attention_dropout", "seed")
