@@ -44,12 +44,15 @@ BEYOND = {
     "q90": "max_over_q90_q50",
 }
 
+WITH_THRESHOLD = ("row", "layer_wide", "sun")
+
 STATES = ("untrained", "high", "best", "last")
 """Recorded epochs, 0, the last at the high rate, nearest to the least validation loss, the last."""
 
 ANCHOR = {"test": (0.264, 0.008), "train": (0.048, 0.006), "epochs": 321.5, "seeds": 4}
 """Mean and standard deviation over seeds of the MAE, of Dwivedi and Bresson 2021, Table 1, with
-sparse graphs, BatchNorm and no positional encoding. Their code counts epochs from 0."""
+sparse graphs, BatchNorm and no positional encoding. Their code counts epochs from 0. The deviation
+is of the population, since their notebook of statistics takes it with ``np.std``."""
 
 
 WINDOW = 50
@@ -211,11 +214,28 @@ def beside_one_another(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = {}
     for title, table in runs.items():
         counted, changes = seeds_by_layer(table)["any"], compare_phases(table)
-        for measure in (MEASURES[name] for name in ("row", "layer_wide", "sun")):
+        for measure in (MEASURES[name] for name in WITH_THRESHOLD):
             row = {"seeds": table["seed"].nunique()}
             row |= {state: counted[measure, state] for state in ("high", "last")}
             rows[title, measure] = row | changes.loc[measure, ["fewer", "more"]].to_dict()
     return pd.DataFrame(rows).T.astype(int).rename_axis(index=["network", "measure"])
+
+
+def kept(table: pd.DataFrame) -> pd.DataFrame:
+    """Networks, and layers of networks, that have a measure with a threshold before the rate falls.
+
+    Of these ``kept`` and ``lost`` do or do not have it at the end, where ``gained`` are new.
+    """
+    rows = {}
+    for name in WITH_THRESHOLD:
+        has = table.set_index(["state", "seed", "layer"])[name].sort_index()
+        of_network = has.groupby(["state", "seed"]).any()
+        for title, values in {"networks": of_network, "layers of a network": has}.items():
+            before, after = values["high"], values["last"]
+            row = {"before": before, "kept": before & after}
+            row |= {"lost": before & ~after, "gained": ~before & after}
+            rows[MEASURES[name], title] = {column: each.sum() for column, each in row.items()}
+    return pd.DataFrame(rows).T.rename_axis(index=["measure", "of"])
 
 
 def seeds_that_change(table: pd.DataFrame, places: Sequence[tuple[str, int]]) -> pd.DataFrame:
@@ -247,12 +267,17 @@ def steady(counts: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside_anchor(measured: pd.DataFrame) -> pd.DataFrame:
-    """Errors of both states on a split beside the anchor's, with Welch's test and interval."""
+    """Errors of both states on a split beside the anchor's, with Welch's test and interval.
+
+    Welch's variances are those of samples. So the anchor's deviation, which is that of a
+    population, is multiplied by the root of n / (n - 1).
+    """
     found, rows = measured.set_index(["split", "state"])["mae_of_batches"].sort_index(), {}
     for split, state in product(("train", "test"), ("best", "last")):
-        (theirs, spread), mae = ANCHOR[split], found[split, state]
-        parts = np.array([mae.var() / len(mae), spread**2 / ANCHOR["seeds"]])
-        freedom = parts.sum() ** 2 / (parts**2 / [len(mae) - 1, ANCHOR["seeds"] - 1]).sum()
+        (theirs, spread), mae, n = ANCHOR[split], found[split, state], ANCHOR["seeds"]
+        spread *= np.sqrt(n / (n - 1))
+        parts = np.array([mae.var() / len(mae), spread**2 / n])
+        freedom = parts.sum() ** 2 / (parts**2 / [len(mae) - 1, n - 1]).sum()
         difference, error = mae.mean() - theirs, np.sqrt(parts.sum())
         low, high = stats.t.interval(LEVEL, freedom, difference, error)
         row = {"mae": mae.mean(), "deviation": mae.std(), "seeds": len(mae)}

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import REPOSITORY, few_molecules
+from scipy import stats
 
 from mapkg.models import build
 from studies import converged as study
@@ -99,10 +100,29 @@ def test_networks_beside_one_another_lose_and_gain_layers():
     # One seed loses its layer, the other one gains two.
     table.loc[table.query("seed == 0 and layer == 1 and state == 'high'").index, "max_ratio"] = 1001
     table.loc[table.query("seed == 1 and state == 'last'").index, "max_ratio"] = 1001
-    rows = study.beside_one_another({"a": study.with_measures(table)}).loc["a"]
+    # By another measure one seed keeps its layer.
+    table.loc[table.query("seed == 0 and layer == 0 and epoch > 0").index, "sun_molecules"] = 1
+    table = study.with_measures(table)
+    rows = study.beside_one_another({"a": table}).loc["a"]
     columns = ["seeds", "high", "last", "fewer", "more"]
     assert rows.loc[study.MEASURES["row"], columns].tolist() == [2, 1, 1, 1, 1]
-    assert rows.loc[study.MEASURES["sun"], columns].tolist() == [2, 0, 0, 0, 0]
+    assert rows.loc[study.MEASURES["sun"], columns].tolist() == [2, 1, 1, 0, 0]
+    of_row, of_sun = (study.kept(table).loc[study.MEASURES[name]] for name in ("row", "sun"))
+    assert of_row.columns.tolist() == ["before", "kept", "lost", "gained"]
+    assert of_row.to_numpy().tolist() == [[1, 0, 1, 1], [1, 0, 1, 2]]
+    assert of_sun.to_numpy().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+def test_the_anchor_is_compared_as_four_seeds_with_its_mean_and_deviation_would_be():
+    theirs, ours = [0.256, 0.256, 0.272, 0.272], [0.27, 0.28, 0.3]
+    assert (np.mean(theirs), np.std(theirs)) == pytest.approx(study.ANCHOR["test"])
+    places = product(("train", "test"), ("best", "last"), ours)
+    measured = pd.DataFrame(places, columns=["split", "state", "mae_of_batches"])
+    row = study.beside_anchor(measured).loc[("test", "last")]
+    welch = stats.ttest_ind(ours, theirs, equal_var=False)
+    assert row["p"] == pytest.approx(welch.pvalue)
+    assert row[["low", "high"]].tolist() == pytest.approx([*welch.confidence_interval()])
+    assert row["anchor deviation"] == pytest.approx(np.std(theirs, ddof=1))
 
 
 def test_errors_are_those_of_the_stored_weights(folder):
