@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from uuid import uuid4
 
@@ -86,11 +86,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 @cache
 def versions() -> str:
     """Versions that results depend on, for example ``"python 3.11.7; torch 2.13.0; ..."``."""
+
+    def number(name: str) -> str:
+        try:  # a build tag such as +cpu says how torch was packaged, not what it computes
+            return version(name).split("+")[0]
+        except PackageNotFoundError:  # RDKit, where networks are trained from prepared tensors
+            return "not installed"
+
     packages = ("torch", "torch-geometric", "numpy", "rdkit")
-    numbers = [f"python {platform.python_version()}"]
-    # A build tag such as +cpu says how torch was packaged, not what it computes.
-    numbers += [f"{name} {version(name).split('+')[0]}" for name in packages]
-    return "; ".join(numbers)
+    numbers = {"python": platform.python_version()} | {name: number(name) for name in packages}
+    return "; ".join(map(" ".join, numbers.items()))
 
 
 def warn_of_another_rdkit(stored: str, path: Path) -> None:

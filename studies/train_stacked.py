@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -25,9 +25,11 @@ from mapkg.models.config import Config
 from mapkg.models.network import CLAMPED, SCORES
 from studies import stacked
 from studies.checkpoint import Fit, SeedProgress, read_state, refuse_another_run, write_state
-from studies.data import SPLITS, Splits
 from studies.files import commit, versions
 from studies.stacked import FlatGraphs, assemble, losses
+
+if TYPE_CHECKING:  # it imports RDKit, which flat graphs do without
+    from studies.data import Splits
 
 STATE_FILE = "stacked.safetensors"
 _TABLES = {
@@ -157,7 +159,7 @@ class Stack:
 
 def fit_stacked(
     build: Callable[[Config], nn.Module],
-    splits: Splits | Mapping[str, FlatGraphs],
+    splits: "Splits | Mapping[str, FlatGraphs]",
     config: Config,
     *,
     seeds: Sequence[int],
@@ -178,7 +180,7 @@ def fit_stacked(
     if not isinstance(splits, Mapping):
         if len(splits.test) == 0:
             raise ValueError("the test split is empty; training needs at least one graph")
-        splits = {name: FlatGraphs.of(getattr(splits, name)) for name in SPLITS}
+        splits = {n: FlatGraphs.of(getattr(splits, n)) for n in ("train", "val", "test")}
     if len(seeds) == 0 or len(set(seeds)) < len(seeds) or [*map(int, seeds)] != [*seeds]:
         raise ValueError(f"seeds: expected different whole numbers, one or more, got {[*seeds]}")
     device = torch.device(device)

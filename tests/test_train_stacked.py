@@ -1,6 +1,7 @@
 """Stacked training against training one by one, in double precision on the CPU."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -195,3 +196,32 @@ def test_the_script_trains_and_goes_on_from_prepared_tensors(tmp_path, capsys, m
     printed = capsys.readouterr()
     assert "stopped: {0: 'max epochs', 1: 'max epochs'}" in printed.out
     assert "falls back to 'eager': a CUDA graph needs CUDA" in printed.err
+
+
+ELSEWHERE = """
+import importlib.metadata as metadata, sys
+version = metadata.version
+def installed(name):
+    if name == "rdkit":
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+metadata.version = installed
+absent = "rdkit", "sklearn", "networkx", "snakemake", "matplotlib", "captum", "platformdirs"
+sys.modules |= dict.fromkeys(absent)
+sys.path.insert(0, "benchmarks")
+import stacked
+small = dict(hidden_channels=8, heads=2, num_layers=1, batch_size=8, max_epochs=1)
+stacked.CONFIGS = {"GT-ZINC": stacked.CONFIGS["GT-ZINC"].replace(**small)}
+stacked.main()
+"""
+"""A machine that has a copy of the repository, torch and PyG, but nothing that reads molecules."""
+
+
+def test_the_script_trains_where_there_is_no_rdkit(tmp_path):
+    data = {name: script.random_graphs(12, seed) for seed, name in enumerate(SPLITS)}
+    script.save_splits(tmp_path / script.DATA_FILE, data)
+    words = f"--data {tmp_path} --out {tmp_path / 'out'} --seeds 2".split()
+    subprocess.run([sys.executable, "-c", ELSEWHERE, *words], cwd=REPOSITORY, check=True)
+    about = json.loads((tmp_path / "out" / script.ABOUT_FILE).read_text())
+    assert about["epoch"] == 1 and about["by_seed"].keys() == {"0", "1"}
+    assert about["versions"].endswith("; rdkit not installed")
