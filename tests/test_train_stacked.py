@@ -80,6 +80,9 @@ GRID = [
     ("EGAT-ZINC", {}),
     ("GT-ZINC", {"dropout": 0.3, "score_dropout": 0.2, "lr_patience": 0}),
     ("GT-ZINC", {"batch_norm": False, "layer_norm": True, "explicit_bias": "published"}),
+    ("SAN-ZINC", {"explicit_bias": "published"}),
+    ("GraphiT-ZINC", {"explicit_bias": "published"}),
+    ("GT-ZINC", {"batch_norm": False}),
 ]
 
 
