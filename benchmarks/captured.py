@@ -19,6 +19,8 @@ GRADIENT_TOLERANCE = 0.01  # of compiled layers; single precision is a hundred t
 class CapturedStack(Stack):
     """Falls back to the next simpler engine if it must, and says why on stderr."""
 
+    worth = 0.5  # to capture steps takes as long as many epochs
+
     def __init__(self, *about, engine: str) -> None:
         super().__init__(*about)
         self.engine, self.plain = engine, self.update

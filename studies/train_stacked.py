@@ -37,7 +37,8 @@ _TABLES = {
     "measures": ["seed", "epoch", "layer", *COLUMNS],
 }
 
-_KEPT = ("epoch", "seconds", "commit", "versions")
+_KEPT = ("epoch", "seconds", "commit", "versions", "in_stack")
+_OPTIMIZER = ("first", "second", "steps")
 
 
 class Stack:
@@ -45,6 +46,8 @@ class Stack:
 
     What a step needs and adds up has fixed addresses, so that a CUDA graph can hold it.
     """
+
+    worth = 1.0  # it is made anew for the seeds that run when they are this share of it or less
 
     def __init__(self, single, tensors, data, config, shape):
         self.data, self.config, self.shape = data, config, shape
@@ -208,10 +211,12 @@ class Progress:
 
     def __init__(self, networks, splits, config, seeds, device, stack, folder):
         self.config, self.device, self.single, self.host = config, device, networks[0], splits
+        self.make = stack
         self.path = None if folder is None else Path(folder) / STATE_FILE
         self.epoch, self.seconds, self.commit, self.versions = 0, 0.0, commit(), versions()
         self.tables = {n: torch.zeros(0, len(c)).double() for n, c in _TABLES.items()}
         self.seeds = {seed: SeedProgress(seed, config.lr) for seed in seeds}
+        self.in_stack = list(self.seeds)  # those whose networks take part in a step
         states = [network.state_dict() for network in networks]
         state = {"state": {n: torch.stack([one[n] for one in states]) for n in states[0]}}
         if self.path is not None and self.path.is_file():
@@ -226,14 +231,30 @@ class Progress:
         self.shape = stacked.padded(*(max(int(r[kind].max()) for r in rows) for kind in (0, 1)))
         dtype = next(self.single.parameters()).dtype
         data = {name: graphs.to(device, dtype) for name, graphs in splits.items()}
-        self.stack = stack(self.single, state["state"], data, config, self.shape)
+        self._build(state, data, fixed)
+        kept = {name: state.get(name, state["state"]) for name in ("best", "last")}
+        self.weights = {
+            name: {key: of[key].to(device, copy=True) for key in self.stack.state()}
+            for name, of in kept.items()
+        }
+
+    def _build(self, state, data, fixed) -> None:
+        self.stack = self.make(self.single, state["state"], data, self.config, self.shape)
         for name, tensor in state.get("optimizer", {}).items():
             getattr(self.stack, name).copy_(tensor)
         self.stack.prepare(self.orders(self.epoch + 1)[0], fixed)
-        self.weights = {name: self.stack.state() for name in ("best", "last")}
-        for name, weights in self.weights.items():
-            for key, tensor in state.get(name, {}).items():
-                weights[key].copy_(tensor)
+
+    def _drop_finished(self) -> None:
+        """Make the stack anew without seeds that have stopped, if that is worth it."""
+        running, old = self.running, self.stack
+        if len(running) == len(self.in_stack) or len(running) > old.worth * len(self.in_stack):
+            return
+        places, data, fixed = [*map(self.in_stack.index, running)], old.data, old.fixed
+        state = {"state": old.state(), "optimizer": {n: getattr(old, n) for n in _OPTIMIZER}}
+        state = {g: {n: t[places] for n, t in named.items()} for g, named in state.items()}
+        old.calls.clear()  # what was captured goes before there is more
+        self.in_stack, self.stack, old = running, None, None
+        self._build(state, data, fixed)
 
     @property
     def running(self) -> list[int]:
@@ -241,25 +262,27 @@ class Progress:
         return [seed for seed, one in self.seeds.items() if not one.stop_reason]
 
     def orders(self, epoch: int) -> tuple[Tensor, list[torch.Generator]]:
-        """Batches of the seeds in an epoch, [S, steps, graphs], and their generators."""
+        """Batches of the stacked seeds in an epoch, [S, steps, graphs], and their generators."""
         graphs, batch_size = len(self.host["train"]), self.config.batch_size
-        return stacked.epoch_batches(graphs, self.seeds, epoch, batch_size)
+        return stacked.epoch_batches(graphs, self.in_stack, epoch, batch_size)
 
     def keep_measures(self) -> None:
         """Keep what was measured of the scores of the test split in the epoch at hand."""
         tables = (measures.table() for measures in self.stack.measures)
         rows = [
-            torch.cat([torch.tensor([one.seed, self.epoch, layer]), values])
-            for one, *layers in zip(self.seeds.values(), *tables, strict=True)
+            torch.cat([torch.tensor([seed, self.epoch, layer]), values])
+            for seed, *layers in zip(self.in_stack, *tables, strict=True)
             for layer, values in enumerate(layers)
-            if not one.stop_reason
+            if not self.seeds[seed].stop_reason
         ]
         self.tables["measures"] = torch.cat([self.tables["measures"], torch.stack(rows)])
 
     def train_epoch(self, record_epochs: Callable[[int], bool]) -> None:
-        """Train all seeds for one epoch, evaluate, and let the schedule of each decide."""
-        start, epoch, stack = time.perf_counter(), self.epoch + 1, self.stack
-        lrs = [one.lr for one in self.seeds.values()]
+        """Train the seeds that run for an epoch, evaluate, and let the schedule of each decide."""
+        start = time.perf_counter()
+        self._drop_finished()
+        epoch, stack, ones = self.epoch + 1, self.stack, [self.seeds[s] for s in self.in_stack]
+        lrs = [one.lr for one in ones]
         stack.lr.copy_(torch.tensor(lrs, dtype=torch.double))
         if self.device.type == "cuda":  # dropout is drawn on the device
             torch.cuda.manual_seed(zlib.crc32(repr((list(self.seeds), epoch)).encode()))
@@ -276,9 +299,9 @@ class Progress:
         if (sums[0, 1] == 0).any():
             raise ValueError("every training target is NaN; training needs one label or more")
         rows, at = [], {"best": [], "last": []}
-        for index, (one, lr) in enumerate(zip(self.seeds.values(), lrs, strict=True)):
+        for index, (one, lr) in enumerate(zip(ones, lrs, strict=True)):
             if one.stop_reason:
-                continue  # runs on for nothing
+                continue  # runs on until a smaller stack is worth its making
             train, val, test = (sums[:, 0, index] / sums[:, 1, index]).tolist()
             rows.append([one.seed, epoch, train, val, test, lr, seconds])
             one.last_epoch = epoch
@@ -288,9 +311,9 @@ class Progress:
                 one.stop_reason = self._reason_to_stop(one)
                 if val < one.best_loss:
                     one.best_loss, one.best_epoch = val, epoch
-                    at["best"].append(index)
+                    at["best"].append(one.seed)
             if one.stop_reason:
-                at["last"].append(index)
+                at["last"].append(one.seed)
         history = self.tables["history"]
         self.tables["history"] = torch.cat([history, history.new_tensor(rows)])
         self._keep(**at)
@@ -307,16 +330,18 @@ class Progress:
             return "min lr"
         return "time limit" if self.seconds >= self.config.max_hours * 3600 else ""
 
-    def _keep(self, **places: list[int]) -> None:
-        for key, tensor in self.stack.state().items():
-            for name, chosen in places.items():
-                self.weights[name][key][chosen] = tensor[chosen]
+    def _keep(self, **seeds: list[int]) -> None:
+        state = self.stack.state()
+        for name, chosen in seeds.items():
+            to, of = ([*map(all_.index, chosen)] for all_ in ([*self.seeds], self.in_stack))
+            for key, tensor in state.items():
+                self.weights[name][key][to] = tensor[of]
 
     def save(self) -> None:
         """Write the state, if there is a place for it."""
         if self.path is None:
             return
-        optimizer = {name: getattr(self.stack, name) for name in ("first", "second", "steps")}
+        optimizer = {name: getattr(self.stack, name) for name in _OPTIMIZER}
         tensors = {"tables": self.tables, "state": self.stack.state(), "optimizer": optimizer}
         seeds = [asdict(one) for one in self.seeds.values()]
         kept = {name: getattr(self, name) for name in _KEPT}
@@ -328,7 +353,7 @@ class Progress:
         epochs = values["epoch"], self.config.max_epochs
         refuse_another_run(self.path, values["identity"], self._identity(), epochs)
         self.seeds = {one["seed"]: SeedProgress(**one) for one in values["seeds"]}
-        vars(self).update({name: values[name] for name in _KEPT})
+        vars(self).update({name: values[name] for name in _KEPT if name in values})
         self.tables = tensors["tables"]
         for one in self.seeds.values():  # a stop by the length of a run that is longer now
             if one.stop_reason in ("max epochs", "time limit"):
@@ -348,7 +373,7 @@ class Progress:
 
     def fit(self) -> Fit:
         """What each seed has come to."""
-        self._keep(last=[list(self.seeds).index(seed) for seed in self.running])
+        self._keep(last=self.running)
         steps = -(-len(self.host["train"]) // self.config.batch_size)
 
         def weights(name: str) -> dict[int, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from studies.observation import summarise_scores
 from studies.published import CONFIGS
 from studies.stacked import check_stackable
 from studies.train import fit, seed_all
+from studies.train_stacked import Stack
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import stacked as script
@@ -105,13 +106,30 @@ def test_classification_with_missing_labels_is_that_of_each_alone(splits):
     assert_same(stacked(labeled, config), one_by_one(labeled, config))
 
 
-def test_each_seed_follows_its_own_schedule_and_stops_by_itself(splits, tmp_path):
-    config = config_of("GT-ZINC", lr=0.01, lr_patience=0, min_lr=4e-3, max_epochs=20)
+def test_seeds_stop_by_their_own_schedules_and_leave_the_stack(splits, tmp_path, monkeypatch):
+    plateaus = dict(lr=0.02, lr_patience=0, min_lr=0.008, dropout=0.3, max_epochs=11)
+    config = config_of("GT-ZINC", batch_norm=False, layer_norm=True, **plateaus)
     expected = one_by_one(splits, config)
-    reasons = {single.stop_reason for single in expected.values()}
-    assert reasons == {"min lr", "max epochs"}, "choose another rate"
-    for _ in range(2):  # the second time all is done
-        assert_same(stacked(splits, config, folder=tmp_path), expected, tolerance=1e-5)
+    stops = {seed: len(single.history) for seed, single in expected.items()}
+    assert sorted(stops.values()) == [6, 9, 11], "choose another rate"
+    sizes, measures = {}, []
+
+    def look(run):
+        sizes[Stack.worth, run.epoch] = run.stack.networks
+
+    settings = dict(record_epochs=lambda epoch: True, watch=look)
+    for worth, *ends in ((1.0, 11), (1.0, 6, 8, 11, 11), (0.5, 11)):  # in one go, and resumed
+        monkeypatch.setattr(Stack, "worth", worth)
+        folder = tmp_path if len(ends) > 1 else None
+        for end in ends:
+            run = stacked(splits, config.replace(max_epochs=end), **settings, folder=folder)
+        assert_same(run, expected)
+        assert run.observations.groupby("seed")["epoch"].max().to_dict() == stops
+        measures.append(run.observations)
+    for others in measures[1:]:
+        pd.testing.assert_frame_equal(measures[0], others, rtol=TOLERANCE)
+    assert [sizes[1.0, epoch] for epoch in range(12)] == [3] * 7 + [2] * 3 + [1] * 2
+    assert [sizes[0.5, epoch] for epoch in range(12)] == [3] * 10 + [1] * 2
 
 
 def test_a_resumed_run_is_that_of_an_uninterrupted_one(splits, tmp_path):
