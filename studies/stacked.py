@@ -7,9 +7,11 @@ belongs to a graph of its own and is masked.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import psutil
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
@@ -310,6 +312,35 @@ def check_stackable(network: nn.Module) -> None:
                 "every graph, by itself, or has unusual weights or statistics, so that its "
                 "networks cannot be stacked; train them one by one with studies.train.fit"
             )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    is_cuda = device.type == "cuda"
+    return torch.cuda.mem_get_info(device)[0] if is_cuda else psutil.virtual_memory().available
+
+
+def check_memory(
+    gradient: Callable[[], Any], weights: int, networks: int, device: torch.device
+) -> None:
+    """Raise if networks need more than is free, by the gradient of one and its weights in bytes."""
+    kept: dict[int, int] = {}  # for the backward pass, the weights too
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        gradient()
+    # Beside them moments, best, last and saved weights, and gradients, one by one and joined. The
+    # backward pass takes some more: a peak of 1.27 of the sum was measured for GT-ZINC on a CPU.
+    each, free = (sum(kept.values()) + 7 * weights) * 4 // 3, free_memory(device)
+    if networks * each > free:
+        raise ValueError(
+            f"seeds: {networks} networks at once need about {each / 1e6:.2f} MB each, and "
+            f"{free / 1e6:.2f} MB are free, so that {free // each} fit; train fewer at once, or "
+            "take a smaller batch_size"
+        )
 
 
 def losses(

@@ -211,8 +211,7 @@ class Progress:
 
     def __init__(self, networks, splits, config, seeds, device, stack, folder):
         self.config, self.device, self.single, self.host = config, device, networks[0], splits
-        self.make = stack
-        self.path = None if folder is None else Path(folder) / STATE_FILE
+        self.make, self.path = stack, None if folder is None else Path(folder) / STATE_FILE
         self.epoch, self.seconds, self.commit, self.versions = 0, 0.0, commit(), versions()
         self.tables = {n: torch.zeros(0, len(c)).double() for n, c in _TABLES.items()}
         self.seeds = {seed: SeedProgress(seed, config.lr) for seed in seeds}
@@ -231,6 +230,7 @@ class Progress:
         self.shape = stacked.padded(*(max(int(r[kind].max()) for r in rows) for kind in (0, 1)))
         dtype = next(self.single.parameters()).dtype
         data = {name: graphs.to(device, dtype) for name, graphs in splits.items()}
+        self._check_memory({name: of[:1] for name, of in state["state"].items()}, data)
         self._build(state, data, fixed)
         kept = {name: state.get(name, state["state"]) for name in ("best", "last")}
         self.weights = {
@@ -243,6 +243,12 @@ class Progress:
         for name, tensor in state.get("optimizer", {}).items():
             getattr(self.stack, name).copy_(tensor)
         self.stack.prepare(self.orders(self.epoch + 1)[0], fixed)
+
+    def _check_memory(self, state, data) -> None:
+        one, order = Stack(self.single, state, data, self.config, self.shape), self.orders(0)[0]
+        largest = int(self.host["train"].rows(order[0])[1].argmax())
+        one.order = order[:1, largest : largest + 1].to(self.device)
+        stacked.check_memory(one.gradient, one.weights.nbytes, len(self.in_stack), self.device)
 
     def _drop_finished(self) -> None:
         """Make the stack anew without seeds that have stopped, if that is worth it."""

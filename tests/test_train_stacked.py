@@ -1,6 +1,7 @@
 """Stacked training against training one by one, in double precision on the CPU."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import nn
 
 from mapkg.all_measures import COLUMNS
 from mapkg.models import build
+from studies import stacked as networks
 from studies.data import SPLITS
 from studies.observation import summarise_scores
 from studies.published import CONFIGS
@@ -190,6 +192,21 @@ def test_what_cannot_be_stacked_is_refused(splits):
     network.layers[0].node_block.batch_norm1 = nn.BatchNorm1d(8, momentum=None)
     with pytest.raises(ValueError, match=r"layers\.0\.node_block\.batch_norm1: BatchNorm1d is not"):
         check_stackable(network)
+
+
+def test_more_seeds_than_memory_holds_are_refused_and_those_that_fit_are_trained(
+    splits, monkeypatch
+):
+    config, free = config_of("GT-ZINC", max_epochs=1), 0
+    monkeypatch.setattr(networks, "free_memory", lambda device: free)
+    with pytest.raises(ValueError, match=r"^seeds: 3 networks at once .* so that 0 fit;") as error:
+        stacked(splits, config)
+    each = 1e6 * float(re.search(r"([\d.]+) MB each", str(error.value))[1])
+    assert each > 8 * sum(weights.nbytes for weights in build_double(config).parameters())
+    free = int(2.5 * each)
+    with pytest.raises(ValueError, match="so that 2 fit; train fewer at once, or take a smaller"):
+        stacked(splits, config)
+    assert len(stacked(splits, config, seeds=SEEDS[:2]).history) == 2
 
 
 def test_losses_that_are_not_finite_stop_a_run(splits):
