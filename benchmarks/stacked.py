@@ -8,7 +8,8 @@
 The second command times a step of one network, trained the plain way, and of all networks stacked;
 checks that both give the same; and trains by the published schedule to its end or to the time
 limit. Results are written as they come. The same command again goes on where it was stopped.
-A copy of the repository, torch, PyG and a folder of prepared tensors are all it needs.
+A copy of the repository and a folder of prepared tensors are all it needs beside torch, PyG,
+pandas, jaxtyping, safetensors, filelock and PyYAML.
 """
 
 import argparse
