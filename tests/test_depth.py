@@ -30,6 +30,7 @@ COMMANDS = {
         runs=2 * 2 * 3
     ),
     "missing --layers 1 2 --seeds 0 --epochs 1": dict(runs=5 * 2 * 2, curves=5 * 2 * 2),
+    "missing --models GCNII --layers 2 --seeds 0 --epochs 1": dict(runs=2, curves=2),
     "smoothing --layers 1 2 --epochs 1 --seeds 0 --depths 1 --steps 10": dict(
         deep=2 * 5 * 2 * (1 + 2), training=4 * 2 * 2
     ),
@@ -191,6 +192,22 @@ def test_the_table_of_gradients_has_medians_ranges_and_overflows():
         "plain": ["2e+10 [3e+07, 5e+12]", "10 [10, 10]", "0/3"],
         "normed": ["18.8 [12.5, 25]", "10 [10, 10]", "1/3"],
     }
+
+
+def test_peaks_by_dose_are_the_largest_gradients_of_networks_with_the_norm(papers):
+    sizes = dict(heads=2, seeds=[5], epochs=3)
+    study = explosion.dose(
+        papers, rates=[0.0], norm="lipschitz", no_rivals=True, layers=3, hidden=4, **sizes
+    )
+    assert study.runs["norm"].tolist() == ["lipschitz"] * 2
+    rates = [(0.0, 0.0), explosion.PUBLISHED_DROPOUTS]
+    for peak, (dropout, attention_dropout) in zip(study.runs["peak"], rates, strict=True):
+        of_cell = dict(dropout=dropout, attention_dropout=attention_dropout)
+        variant = Variant(norm="lipschitz", hidden_channels=4, heads=2, **of_cell)
+        about = dict(num_layers=3, seeds=[5], schedule=Schedule(epochs=3), progress=False)
+        gradients = explosion.gradient_evolution(papers, {"": variant}, **about)
+        expected = gradients.loc[gradients["kind"] == "weights", "norm"].max()
+        assert peak == pytest.approx(expected, rel=1e-6)
 
 
 def test_no_constant_exceeds_its_bounds():
