@@ -30,9 +30,9 @@ from studies.data import SPLITS, Splits
 from studies.emergence import with_permuted_targets
 from studies.published import CONFIGS, known
 from studies.stacked import adam
+from studies.steps import Stack
 from studies.tables import Result, Study, run_study
 from studies.train import fit
-from studies.train_stacked import Stack
 
 EPS = 1e-12
 

@@ -14,18 +14,10 @@ from mapkg.evaluation import Graphs, batches, calibrate_batch_norm, measure, pre
 from mapkg.measures import ActivationSummary, activation_ratio
 from mapkg.models import pyg_layers as standard
 from mapkg.models.config import Config
-from mapkg.models.network import CLAMPED, SCORES
+from mapkg.models.network import CLAMPED, SCORES, looked_at
 from mapkg.rows import default_names, edge_rows
 from studies.data import Splits, directions
 from studies.extras import build
-
-
-def looked_at(architecture: str) -> str:
-    """Pattern of what is looked at of an architecture: scores, messages (gat) or nodes (gps)."""
-    if architecture not in standard.ARCHITECTURES:
-        return SCORES
-    names = standard.RECORDED[architecture]
-    return names[-1] if architecture == "gps" else names[0]
 
 
 def _choice(config: Config) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Rows 0 to R - 1 of every tensor belong to the first of S networks, the next R rows to the second,
 and so on. Only modules that own weights, or that mix rows, are exchanged for a form that knows S
 weights; all others run as they are, and hooks see them. Rows that no graph needs are padding, which
-belongs to a graph of its own and is masked.
+belongs to a graph of its own and is masked. ``studies.steps`` has what cannot be stacked so.
 """
 
 import copy
@@ -278,12 +278,10 @@ class _RowsOfTerm(nn.Module):
 
 
 def stack_networks(
-    single: nn.Module, tensors: Mapping[str, Shaped[Tensor, "S ..."]]
-) -> tuple[nn.Module, Layout]:
-    """One network over the disjoint union of the batches of S networks, and its layout."""
-    check_stackable(single)
+    single: nn.Module, tensors: Mapping[str, Shaped[Tensor, "S ..."]], layout: Layout
+) -> nn.Module:
+    """One network over the disjoint union of the batches of S networks of a layout."""
     network = copy.deepcopy(single)
-    layout = Layout(len(next(iter(tensors.values()))))
     for name, module in list(single.named_modules()):
         own = {k.rpartition(".")[2]: v for k, v in tensors.items() if k.rpartition(".")[0] == name}
         parent, _, child = name.rpartition(".")
@@ -294,11 +292,11 @@ def stack_networks(
             attention, rows = network.get_submodule(name), _RowsOfTerm(layout)
             attention._parameters[term] = nn.Parameter(own[term])
             parametrize.register_parametrization(attention, term, rows, unsafe=True)
-    return network, layout
+    return network
 
 
-def check_stackable(network: nn.Module) -> None:
-    """Raise if a network cannot be stacked; names the module and says why."""
+def why_not_stackable(network: nn.Module) -> str:
+    """Which module of a network cannot be stacked, and why; empty if all can."""
     for name, module in network.named_modules():
         kind = type(module)
         own = kind in _ROW_BY_ROW or getattr(kind, "is_row_by_row", False)
@@ -307,11 +305,11 @@ def check_stackable(network: nn.Module) -> None:
             needed = ("weight", "bias", "momentum", "running_mean")
             stackable = all(getattr(module, each, 0) is not None for each in needed)
         if not stackable:
-            raise ValueError(
+            return (
                 f"{name or 'the network'}: {kind.__name__} is not known to treat every row, or "
-                "every graph, by itself, or has unusual weights or statistics, so that its "
-                "networks cannot be stacked; train them one by one with studies.train.fit"
+                "every graph, by itself, or has unusual weights or statistics"
             )
+    return ""
 
 
 def free_memory(device: torch.device) -> int:

@@ -9,24 +9,20 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
-from mapkg import hooks
-from mapkg.all_measures import COLUMNS, AllMeasures
+from mapkg.all_measures import COLUMNS
 from mapkg.models.config import Config
-from mapkg.models.network import CLAMPED, SCORES
 from studies import stacked
 from studies.checkpoint import Fit, SeedProgress, read_state, refuse_another_run, write_state
 from studies.files import commit, versions
-from studies.stacked import FlatGraphs, assemble, losses
+from studies.stacked import FlatGraphs, why_not_stackable
+from studies.steps import Stack
 
 if TYPE_CHECKING:  # it imports RDKit, which flat graphs do without
     from studies.data import Splits
@@ -39,125 +35,6 @@ _TABLES = {
 
 _KEPT = ("epoch", "seconds", "commit", "versions", "in_stack")
 _OPTIMIZER = ("first", "second", "steps")
-
-
-class Stack:
-    """S networks on a device, their optimizer, and the steps that train and measure them.
-
-    What a step needs and adds up has fixed addresses, so that a CUDA graph can hold it.
-    """
-
-    worth = 1.0  # it is made anew for the seeds that run when they are this share of it or less
-
-    def __init__(self, single, tensors, data, config, shape):
-        self.data, self.config, self.shape = data, config, shape
-        self.device, self.dtype = data["train"].y.device, data["train"].y.dtype
-        tensors = {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
-        self.network, self.layout = stacked.stack_networks(single.to(self.device), tensors)
-        self.networks, self.layers = self.layout.networks, self.network.layers
-        self.parameters = list(self.network.parameters())
-        sizes = [parameter[0].numel() for parameter in self.parameters]
-        self.weights = torch.cat([p.detach().flatten(1) for p in self.parameters], dim=1)
-        for parameter, part in zip(self.parameters, self.weights.split(sizes, 1), strict=True):
-            parameter.data = part.view(parameter.shape)
-        self.first, self.second = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
-        zeros = dict(dtype=torch.double, device=self.device)
-        self.steps, self.lr = (torch.zeros(self.networks, **zeros) for _ in range(2))
-        self.sums = {split: torch.zeros(2, self.networks, **zeros) for split in data}
-        self.cursor = torch.zeros(1, dtype=torch.long, device=self.device)
-        heads = config.heads if config.architecture in CLAMPED else None
-        about = dict(heads=heads, device=self.device)
-        self.measures = [AllMeasures(self.networks, **about) for _ in self.layers]
-        self.update = stacked.adam
-
-    def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:
-        """Make the steps ready for batches of these sizes."""
-        self.fixed = {split: ids.to(self.device) for split, ids in fixed.items()}
-        self.order = order.to(self.device, copy=True)
-        self.calls = self.all_steps()
-
-    def all_steps(self) -> dict[str, Callable[[], None]]:
-        """What is done with a batch, by what the batch is for."""
-        steps = {name: partial(self._evaluate_step, name) for name in self.fixed}
-        return {"train": self._train_step, **steps}
-
-    def begin(self, name: str) -> None:
-        """Go to the first batch, in the mode of a step."""
-        self.cursor.zero_()
-        self.network.train(name == "train")
-
-    def train(self, order: Tensor, generators: list[torch.Generator]) -> None:
-        """Train for an epoch on batches [S, steps, graphs]; generators draw exact dropout."""
-        self.layout.generators = generators if self.device.type == "cpu" else None
-        self.order.copy_(order)
-        self.sums["train"].zero_()
-        self.begin("train")
-        for _ in range(order.size(1)):
-            self.calls["train"]()
-
-    def evaluate(self, name: str) -> None:
-        """Evaluate on a split, and measure the scores of ``record``, the test split again."""
-        for of_layer in self.measures if name == "record" else ():
-            of_layer.reset()
-        self.sums[name].zero_()
-        self.begin(name)
-        for _ in range(len(self.fixed[name])):
-            self.calls[name]()
-
-    def state(self) -> dict[str, Tensor]:
-        """Weights and running statistics of all networks by their plain names, copied, [S, ...]."""
-        return {
-            name.replace("parametrizations.", "").removesuffix(".original"): tensor.clone()
-            for name, tensor in self.network.state_dict().items()
-        }
-
-    def gradient(self) -> tuple[Float[Tensor, "S P"], Float[Tensor, " S"], Int[Tensor, " S"]]:
-        """Gradient of each network's mean loss; sum and number of the losses."""
-        ids = self.order.index_select(1, self.cursor).squeeze(1)
-        values, count = losses(self.network, self._take("train", ids), self.config.loss)
-        total, decay = values.sum(dim=(1, 2)), self.config.weight_decay
-        mean = (total / count.clamp(min=1)).sum()
-        gradients = torch.autograd.grad(mean, self.parameters, allow_unused=True)
-        parts = [  # torch's Adam does not decay a parameter without a gradient either
-            torch.zeros_like(p) if g is None else g.add(p.detach(), alpha=decay) if decay else g
-            for g, p in zip(gradients, self.parameters, strict=True)
-        ]
-        return torch.cat([p.flatten(1) for p in parts], dim=1), total.detach(), count
-
-    def _train_step(self) -> None:
-        gradient, total, count = self.gradient()
-        with torch.no_grad():
-            active = (count > 0).double()  # a batch without a label teaches nothing
-            moments = self.first, self.second, self.steps
-            self.update(self.weights, gradient, *moments, self.lr, active)
-            # The mean as torch has it, in the precision of the networks.
-            mean = (total / count.clamp(min=1)).double()
-            self.sums["train"] += torch.stack([mean * count, count.double()])
-            self.cursor += 1
-
-    @torch.no_grad()
-    def _evaluate_step(self, split: str) -> None:
-        ids = self.fixed[split].index_select(0, self.cursor).expand(self.networks, -1)
-        batch = self._take(split, ids)
-        names = list(hooks.resolve(self.network, SCORES)) if split == "record" else []
-
-        def measure(name: str, score: Tensor) -> None:
-            of_network = score.unflatten(0, (self.networks, -1))
-            edges = batch.edge_graph, ids.size(1), batch.edge_mask.squeeze(-1)
-            self.measures[names.index(name)].update(of_network, *edges)
-
-        with hooks.record(self.network, names, reduce=measure):
-            values, count = losses(self.network, batch, self.config.loss)
-        self.sums[split] += torch.stack([values.double().sum(dim=(1, 2)), count.double()])
-        self.cursor += 1
-
-    def _take(self, split: str, ids: Int[Tensor, "S graphs"]) -> Data:
-        data, shape = self.data[split], self.shape
-        if not ids.is_cuda:  # a captured step needs one shape, another one no more than its own
-            shape = stacked.padded(*(int(count.max()) for count in data.rows(ids)))
-        batch = assemble(data, ids, *shape)
-        self.layout.masks = [mask.to(self.dtype) for mask in (batch.node_mask, batch.edge_mask)]
-        return batch
 
 
 def fit_stacked(
@@ -216,6 +93,8 @@ class Progress:
         self.tables = {n: torch.zeros(0, len(c)).double() for n, c in _TABLES.items()}
         self.seeds = {seed: SeedProgress(seed, config.lr) for seed in seeds}
         self.in_stack = list(self.seeds)  # those whose networks take part in a step
+        if why := why_not_stackable(networks[0]):
+            print(f"{why}, so that networks are trained one by one", file=sys.stderr)
         states = [network.state_dict() for network in networks]
         state = {"state": {n: torch.stack([one[n] for one in states]) for n in states[0]}}
         if self.path is not None and self.path.is_file():
@@ -385,9 +264,9 @@ class Progress:
         def weights(name: str) -> dict[int, dict[str, Tensor]]:
             return {
                 one.seed: {
-                    key: torch.tensor(vars(one)[f"{name}_epoch"] * steps)
-                    if key.endswith("num_batches_tracked")
-                    else self.weights[name][key][place].cpu().clone()
+                    key: self.weights[name][key][place].cpu().clone()
+                    if key in self.weights[name]
+                    else torch.tensor(vars(one)[f"{name}_epoch"] * steps)  # batches of BatchNorm
                     for key in self.single.state_dict()
                 }
                 for place, one in enumerate(self.seeds.values())

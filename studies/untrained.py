@@ -16,6 +16,7 @@ from mapkg.all_measures import SUN_MAGNITUDE, row_measures
 from mapkg.evaluation import batches, calibrate_batch_norm
 from mapkg.measures import LOG_EPS, MASSIVE_RATIO
 from mapkg.models.config import Config
+from mapkg.models.network import looked_at
 from mapkg.models.pyg_layers import recorded_rows
 from mapkg.nulls import p_value
 from studies.data import Splits
@@ -23,7 +24,6 @@ from studies.emergence import fit_to_data
 from studies.extras import build
 from studies.figures import legend_once, panels
 from studies.files import commit, versions
-from studies.observation import looked_at
 from studies.results import ORIGIN, Emergence, read_emergence, read_network, with_spread
 from studies.statistics import hierarchical_bootstrap
 from studies.train import seed_all

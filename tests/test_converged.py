@@ -91,6 +91,14 @@ def test_networks_are_trained_to_the_end_of_their_schedule(tmp_path, capsys):
         )
 
 
+def test_a_network_that_cannot_be_stacked_is_trained_to_the_end_too(tmp_path):
+    config, splits = CONFIG.replace(architecture="gatv2", max_epochs=2), few_molecules(9, 5, 3)
+    study.to_the_end(config, splits, [0, 1], prefix=tmp_path / "of")
+    table = pd.read_csv(tmp_path / "of_epochs.csv.gz")
+    assert table.groupby("seed")["epoch"].max().tolist() == [2, 2]
+    assert table[["max_ratio", "kurtosis_q50", "sun_molecules"]].notna().all(axis=None)
+
+
 def test_networks_beside_one_another_lose_and_gain_layers():
     places = [*product((0, 1), (0, 1), enumerate(study.STATES))]
     table = pd.concat(

@@ -11,9 +11,9 @@ from torch_geometric.loader import DataLoader
 from mapkg.evaluation import calibrate_batch_norm, predict, targets
 from mapkg.hooks import record, resolve
 from mapkg.measures import ActivationSummary
-from mapkg.models.network import ARCHITECTURES, CLAMPED, SCORES
+from mapkg.models.network import ARCHITECTURES, CLAMPED, SCORES, looked_at
 from studies.extras import build
-from studies.observation import looked_at, observe_states, summarise
+from studies.observation import observe_states, summarise
 from studies.published import CONFIGS
 from studies.train import seed_all
 

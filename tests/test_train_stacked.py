@@ -18,9 +18,9 @@ from studies import stacked as networks
 from studies.data import SPLITS
 from studies.observation import summarise_scores
 from studies.published import CONFIGS
-from studies.stacked import check_stackable
+from studies.stacked import why_not_stackable
+from studies.steps import Stack
 from studies.train import fit, seed_all
-from studies.train_stacked import Stack
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import stacked as script
@@ -49,16 +49,16 @@ def splits():
     return whole
 
 
-def stacked(splits, config, seeds=SEEDS, **settings):
+def stacked(splits, config, seeds=SEEDS, make=build_double, **settings):
     settings = {"record_epochs": lambda epoch: False} | settings
-    return fit(build_double, splits, config, seeds=seeds, **settings)
+    return fit(make, splits, config, seeds=seeds, **settings)
 
 
-def one_by_one(splits, config, seeds=SEEDS):
+def one_by_one(splits, config, seeds=SEEDS, make=build_double):
     fits = {}
     for seed in seeds:
         seed_all(seed)
-        fits[seed] = fit(build_double(config), splits, config, seed=seed, progress=False)
+        fits[seed] = fit(make(config), splits, config, seed=seed, progress=False)
     return fits
 
 
@@ -87,9 +87,15 @@ GRID = [
     ("GraphiT-ZINC", {"explicit_bias": "published"}),
     ("GT-ZINC", {"batch_norm": False}),
 ]
+ONE_BY_ONE = [
+    ("GAT-ZINC", {"dropout": 0.3}),
+    ("GATv2-ZINC", {}),
+    ("TransformerConv-ZINC", {"weight_decay": 0.1, "lr_patience": 0}),
+    ("GPS-ZINC", {"dropout": 0.3, "batch_size": 1}),
+]
 
 
-@pytest.mark.parametrize(("name", "changes"), GRID)
+@pytest.mark.parametrize(("name", "changes"), GRID + ONE_BY_ONE)
 def test_three_epochs_of_stacked_seeds_are_those_of_each_alone(splits, name, changes):
     config = config_of(name, **changes)
     assert_same(stacked(splits, config), one_by_one(splits, config))
@@ -164,8 +170,9 @@ def test_a_resumed_run_is_that_of_an_uninterrupted_one(splits, tmp_path):
         stacked(splits, config, folder=tmp_path)
 
 
-def test_scores_are_measured_as_those_of_a_single_network(splits):
-    config = config_of("GT-ZINC", max_epochs=2)
+@pytest.mark.parametrize("name", ["GT-ZINC", *(name for name, _ in ONE_BY_ONE)])
+def test_scores_are_measured_as_those_of_a_single_network(splits, name):
+    config = config_of(name, max_epochs=2)
     found = stacked(splits, config, record_epochs=lambda epoch: epoch in (0, 2))
     assert found.observations["epoch"].unique().tolist() == [0, 2]
     assert len(found.observations) == 2 * len(SEEDS) * config.num_layers
@@ -174,24 +181,35 @@ def test_scores_are_measured_as_those_of_a_single_network(splits):
         model.load_state_dict(found.last_weights[seed])
         last = found.observations.query("seed == @seed and epoch == 2")
         for layer, summary in enumerate(summarise_scores(model, config, splits.test)):
-            expected = summary.statistics()
+            expected = {n: v for n, v in summary.statistics().items() if v is not None}
             for name in set(expected) & set(COLUMNS):
                 assert last[name].iloc[layer] == pytest.approx(expected[name], rel=0.012), name
 
 
-def test_what_cannot_be_stacked_is_refused(splits):
+def test_seeds_that_are_none_or_repeated_and_empty_splits_are_refused(splits):
     for seeds in ((), (1, 2, 1), (1.5,), "01"):
         with pytest.raises(ValueError, match="seeds: expected different whole numbers"):
             stacked(splits, config_of("GT-ZINC"), seeds=seeds)
     with pytest.raises(ValueError, match="the test split is empty"):
         stacked(replace(splits, test=[]), config_of("GT-ZINC"))
-    for name in ("GAT-ZINC", "GPS-ZINC"):
-        with pytest.raises(ValueError, match=r"train them one by one with studies\.train\.fit"):
-            check_stackable(build(CONFIGS[name]))
-    network = build(config_of("GT-ZINC"))
-    network.layers[0].node_block.batch_norm1 = nn.BatchNorm1d(8, momentum=None)
-    with pytest.raises(ValueError, match=r"layers\.0\.node_block\.batch_norm1: BatchNorm1d is not"):
-        check_stackable(network)
+
+
+def test_what_cannot_be_stacked_is_trained_one_by_one_and_says_so(splits, tmp_path, capsys):
+    def unusual(config):
+        network = build_double(config)
+        norm = nn.BatchNorm1d(8, momentum=None).double()  # a mean of all batches, counted
+        network.layers[0].node_block.batch_norm1 = norm
+        network.layers[1].node_block.batch_norm1 = norm  # and one module of two layers
+        return network
+
+    config = config_of("GT-ZINC", dropout=0.3)
+    reason = "layers.0.node_block.batch_norm1: BatchNorm1d"
+    for epochs in (2, 5):  # and goes on
+        run = stacked(splits, config.replace(max_epochs=epochs), make=unusual, folder=tmp_path)
+    told = capsys.readouterr().err
+    assert f"{reason} is not known" in told and "networks are trained one by one" in told
+    assert_same(run, one_by_one(splits, config.replace(max_epochs=5), make=unusual))
+    assert not why_not_stackable(build(config)) and why_not_stackable(unusual(config))
 
 
 def test_more_seeds_than_memory_holds_are_refused_and_those_that_fit_are_trained(

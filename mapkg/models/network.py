@@ -171,6 +171,14 @@ ARCHITECTURES = (*LAYERS, *OTHERS, *standard.ARCHITECTURES)
 """What ``build`` builds, the paper's networks, its comparison, and the layers of PyG."""
 
 
+def looked_at(architecture: str) -> str:
+    """Pattern of what is looked at of an architecture: scores, messages (gat) or nodes (gps)."""
+    if architecture not in standard.ARCHITECTURES:
+        return SCORES
+    names = standard.RECORDED[architecture]
+    return names[-1] if architecture == "gps" else names[0]
+
+
 def build(config: Config) -> GraphNetwork:
     """The untrained network that a configuration describes; seed torch before to fix its weights.
 
