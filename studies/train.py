@@ -68,7 +68,8 @@ def fit(
     """Train a model in place; stopped and resumed it gets the same weights as in one go.
 
     Args:
-        model: for several ``seeds``, trained at once, what gives an untrained one of a Config.
+        model: for several ``seeds``, trained at once, or one by one if they cannot be stacked,
+            what gives an untrained one of a Config.
         task: what to train on; or splits, those of graphs with a Config as ``schedule``.
         seed: of order and dropout. The initial weights are the model's own.
         folder: where the state is written after each row of the history, and gone on from.
@@ -83,7 +84,10 @@ def fit(
     schedule = Schedule() if schedule is None else schedule
     if seeds is not None:
         if not isinstance(task, GraphTask):
-            raise ValueError("seeds: only networks for graphs are trained at once, see the Config")
+            raise ValueError(
+                "seeds: expected splits of graphs and a Config; networks for nodes and trees are "
+                "trained one after the other, with seed=, which takes a CPU less time"
+            )
         settings = dict(seeds=seeds, folder=folder, device=device, **stacked)
         with alone(folder):
             return fit_stacked(model, task.splits, task.config, **settings)

@@ -154,7 +154,9 @@ def test_what_cannot_be_trained_on_is_refused(splits, papers, trees):
         "depth 2, with 7 nodes, got 15": lambda: fit(small_trees(), trees[3], progress=False),
         "expected Trees, as load.*, got NodesOfGraph": lambda: TreeTask(papers),
         "sampling: expected one of": lambda: TreeTask(trees[2], "group"),
-        "only networks for graphs": lambda: fit(node_network, papers, NODES, seeds=range(2)),
+        "trained one after the other, with seed=": lambda: fit(
+            node_network, papers, NODES, seeds=range(2)
+        ),
         "batch_size: expected 1 or more, got 0": lambda: Schedule(batch_size=0),
         r"lr: expected a value above 0, got 0\.0": lambda: Schedule(lr=0.0),
         r"lr: expected min_lr, 0\.1, or more, got 0\.05": lambda: Schedule(lr=0.05, min_lr=0.1),
