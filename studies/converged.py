@@ -167,8 +167,19 @@ def read_converged(folder: Path | str) -> tuple[pd.DataFrame, pd.DataFrame, pd.D
 
 def read_epochs(folder: Path | str, run: str) -> pd.DataFrame:
     """Recorded epochs of a run, with their measures; most have an empty ``state``."""
-    epochs = pd.read_csv(Path(folder) / f"converged_{run}_epochs.csv.gz")
-    return with_measures(epochs.fillna({"state": ""}))
+    return with_measures(_read(folder, run, "epochs").fillna({"state": ""}))
+
+
+def read_windows(folder: Path | str, run: str) -> pd.DataFrame:
+    """The windows of a run, of measures with a threshold: others depend on what ran with a seed."""
+    return _read(folder, run, "windows").drop(columns=[*BEYOND])
+
+
+def _read(folder: Path | str, run: str, table: str) -> pd.DataFrame:
+    """A table of a run, and of its further seeds if there are some."""
+    names = [f"converged_{run}{part}_{table}.csv.gz" for part in ("", "_further")]
+    paths = [path for path in (Path(folder) / name for name in names) if path.exists()]
+    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
 
 
 def with_measures(table: pd.DataFrame) -> pd.DataFrame:
@@ -262,7 +273,7 @@ def factors(table: pd.DataFrame, column: str, layers: Sequence[int]) -> pd.DataF
 
 def steady(counts: pd.DataFrame) -> pd.DataFrame:
     """Seeds with each measure in at least half of a window's epochs, by phase and layer."""
-    half = counts[list(MEASURES)].ge(counts["recorded"] / 2, axis=0)
+    half = counts[[name for name in MEASURES if name in counts]].ge(counts["recorded"] / 2, axis=0)
     return half.groupby([counts["phase"], counts["layer"]]).sum().T.rename(index=MEASURES)
 
 

@@ -19,6 +19,9 @@ from mapkg.models.pyg_layers import recorded_rows
 from studies import stacked
 from studies.stacked import Layout, assemble, losses, why_not_stackable
 
+LARGE = 50_000
+"""Edges of a batch times channels above which a CPU takes networks one by one."""
+
 
 class OneByOne(nn.Module):
     """S networks of any kind, which takes and gives rows as a stacked network does.
@@ -85,8 +88,9 @@ class Stack:
         self.data, self.config, self.shape = data, config, shape
         self.device, self.dtype = data["train"].y.device, data["train"].y.dtype
         tensors = {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
-        make = OneByOne if why_not_stackable(single) else stacked.stack_networks
-        self.layout = Layout(len(next(iter(tensors.values()))))
+        self.layout, self.names = Layout(len(next(iter(tensors.values())))), [*tensors]
+        apart = why_not_stackable(single) or (self.device.type == "cpu" and self._is_large())
+        make = OneByOne if apart else stacked.stack_networks
         self.network = make(single.to(self.device), tensors, self.layout)
         self.inside = getattr(self.network, "each", self.network)  # where hooks look
         self.networks, self.layers = self.layout.networks, self.inside.layers
@@ -105,6 +109,10 @@ class Stack:
         about = dict(heads=heads, device=self.device)
         self.measures = [AllMeasures(self.networks, **about) for _ in self.layers]
         self.update = stacked.adam
+
+    def _is_large(self) -> bool:
+        """Whether a core is faster with one network at a time, see benchmarks/README.md."""
+        return self.layout.networks == 1 or self.shape[1] * self.config.hidden_channels > LARGE
 
     def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:
         """Make the steps ready for batches of these sizes."""
@@ -142,10 +150,11 @@ class Stack:
 
     def state(self) -> dict[str, Tensor]:
         """Weights and running statistics of all networks by their plain names, copied, [S, ...]."""
-        return {
-            name.replace("parametrizations.", "").removesuffix(".original"): tensor.clone()
+        state = {
+            name.replace("parametrizations.", "").removesuffix(".original"): tensor
             for name, tensor in self.inside.state_dict().items()
         }
+        return {name: state[name].clone() for name in self.names if name in state}
 
     def gradient(self) -> tuple[Float[Tensor, "S P"], Float[Tensor, " S"], Int[Tensor, " S"]]:
         """Gradient of each network's mean loss; sum and number of the losses."""
