@@ -50,7 +50,7 @@ class CapturedStack(Stack):
             raise
         except Exception as error:  # of a compiler or driver: whatever it is, train without it
             text = str(error).strip().splitlines() or [""]
-            self.calls, self.inside.layers, self.update = self.all_steps(), self.layers, self.plain
+            self.calls, self.network.layers, self.update = self.all_steps(), self.layers, self.plain
             self._fall_back(f"{type(error).__name__}: {text[0]}")
             traceback.print_exc()
             return False
@@ -105,8 +105,8 @@ class CapturedStack(Stack):
         """Hooks need the modules as they are, and evaluation differs from recording by nothing."""
         super().begin(name)
         use_compiled = self.engine == "compile+graph" and name in ("train", "val", "test")
-        self.inside.layers = self.compiled if use_compiled else self.layers
-        self.inside.layers.train(name == "train")
+        self.network.layers = self.compiled if use_compiled else self.layers
+        self.network.layers.train(name == "train")
 
 
 class _Compiled(nn.Module):

@@ -165,6 +165,7 @@ class Layout:
     networks: int
     masks: Sequence[Float[Tensor, "S _ 1"]] = ()  # of real nodes and of real edges
     generators: Sequence[torch.Generator] | None = None  # of dropout; without, torch's for all
+    turn: Sequence[int] = ()  # the networks whose rows there are, where not all are passed at once
 
     def mask(self, rows: int) -> Float[Tensor, "S R 1"]:
         """The mask of the kind of rows of which each network has this many."""
@@ -319,9 +320,12 @@ def free_memory(device: torch.device) -> int:
 
 
 def check_memory(
-    gradient: Callable[[], Any], weights: int, networks: int, device: torch.device
+    gradient: Callable[[], Any], weights: int, networks: int, at_once: int, device: torch.device
 ) -> None:
-    """Raise if networks need more than is free, by the gradient of one and its weights in bytes."""
+    """Raise if networks need more than is free, by the gradient of one and its weights in bytes.
+
+    ``at_once`` is how many are in one backward pass.
+    """
     kept: dict[int, int] = {}  # for the backward pass, the weights too
 
     def keep(tensor: Tensor) -> Tensor:
@@ -332,7 +336,10 @@ def check_memory(
         gradient()
     # Beside them moments, best, last and saved weights, and gradients, one by one and joined. The
     # backward pass takes some more: a peak of 1.27 of the sum was measured for GT-ZINC on a CPU.
-    each, free = (sum(kept.values()) + 7 * weights) * 4 // 3, free_memory(device)
+    each, free = (
+        (sum(kept.values()) * at_once // networks + 7 * weights) * 4 // 3,
+        free_memory(device),
+    )
     if networks * each > free:
         raise ValueError(
             f"seeds: {networks} networks at once need about {each / 1e6:.2f} MB each, and "

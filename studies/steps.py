@@ -1,7 +1,7 @@
 """The steps of many networks of one configuration: stacked as one, or else one by one."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch_geometric.data import Data
 
 from mapkg import hooks
@@ -20,48 +19,37 @@ from studies import stacked
 from studies.stacked import Layout, assemble, losses, why_not_stackable
 
 LARGE = 50_000
-"""Edges of a batch times channels above which a CPU takes networks one by one."""
+"""Edges of a batch times channels above which a CPU is faster with one network at a time."""
 
 
 class OneByOne(nn.Module):
-    """S networks of any kind, which takes and gives rows as a stacked network does.
+    """S networks of any kind, which take and give rows as a stacked network does.
 
-    ``each`` holds the weights of all, [S, ...], and runs with those of one after the other. What
-    its hooks see is of one network, without padding.
+    What hooks see is of one of ``each``, without padding.
     """
 
     def __init__(self, single: nn.Module, tensors: Mapping[str, Tensor], layout: Layout) -> None:
         super().__init__()
-        self.layout, self.each = layout, copy.deepcopy(single)
-        kept = single.state_dict(keep_vars=True)
-        shared: dict[int, Tensor] = {}  # what modules share they go on sharing
-        places: dict[tuple[int, str], str] = {}  # and a module that stands twice is one
-        for name, tensor in tensors.items():
-            owner, _, own = name.rpartition(".")
-            module = self.each.get_submodule(owner)
-            places[id(module), own] = name
-            if is_weight := own in module._parameters:
-                tensor = nn.Parameter(tensor)
-            kind = module._parameters if is_weight else module._buffers
-            kind[own] = shared.setdefault(id(kept[name]), tensor)
-        self.names = [*places.values()]
+        self.layout = layout
+        self.each = nn.ModuleList(copy.deepcopy(single) for _ in range(layout.networks))
+        for i, one in enumerate(self.each):
+            own = {name: of_all[i] for name, of_all in tensors.items()}
+            one.load_state_dict(one.state_dict() | own)
 
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor, batch_size: int
     ) -> Float[Tensor, "rows targets"]:
-        """Predictions for the graphs of all networks, padding among them."""
-        networks, graphs = self.layout.networks, batch_size // self.layout.networks
-        of_all = self.each.state_dict(keep_vars=True)
-        weights = {name: of_all[name].unbind() for name in self.names}
+        """Predictions of the networks of ``layout.turn`` for their graphs, padding among them."""
+        turn = self.layout.turn
         nodes, edges = (mask.sum(dim=(1, 2)).long().tolist() for mask in self.layout.masks)
-        x, edge_attr, batch = (t.unflatten(0, (networks, -1)) for t in (x, edge_attr, batch))
-        edge_index, predicted = edge_index.unflatten(1, (networks, -1)), []
-        for i, (n, e) in enumerate(zip(nodes, edges, strict=True)):
-            own = {name: of_each[i] for name, of_each in weights.items()}
-            ends, graph = edge_index[:, i, :e] - i * x.size(1), batch[i, :n] - i * graphs
-            about = x[i, :n], ends, edge_attr[i, :e], graph, graphs
-            with self._drawing(i):
-                predicted.append(functional_call(self.each, own, about, tie_weights=False))
+        x, edge_attr, batch = (t.unflatten(0, (len(turn), -1)) for t in (x, edge_attr, batch))
+        edge_index, graphs = edge_index.unflatten(1, (len(turn), -1)), batch_size // len(turn)
+        predicted = []
+        for place, (number, n, e) in enumerate(zip(turn, nodes, edges, strict=True)):
+            ends = edge_index[:, place, :e] - place * x.size(1)
+            about = ends, edge_attr[place, :e], batch[place, :n] - place * graphs, graphs
+            with self._drawing(number):
+                predicted.append(self.each[number](x[place, :n], *about))
         return torch.cat(predicted)
 
     @contextmanager
@@ -89,16 +77,21 @@ class Stack:
         self.device, self.dtype = data["train"].y.device, data["train"].y.dtype
         tensors = {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
         self.layout, self.names = Layout(len(next(iter(tensors.values())))), [*tensors]
-        apart = why_not_stackable(single) or (self.device.type == "cpu" and self._is_large())
-        make = OneByOne if apart else stacked.stack_networks
+        is_large = self.device.type == "cpu" and shape[1] * config.hidden_channels > LARGE
+        self.is_apart = is_large or bool(why_not_stackable(single))
+        make = OneByOne if self.is_apart else stacked.stack_networks
         self.network = make(single.to(self.device), tensors, self.layout)
-        self.inside = getattr(self.network, "each", self.network)  # where hooks look
-        self.networks, self.layers = self.layout.networks, self.inside.layers
-        self.parameters = list(self.network.parameters())
-        sizes = [parameter[0].numel() for parameter in self.parameters]
-        self.weights = torch.cat([p.detach().flatten(1) for p in self.parameters], dim=1)
-        for parameter, part in zip(self.parameters, self.weights.split(sizes, 1), strict=True):
-            parameter.data = part.view(parameter.shape)
+        self.parts = [*self.network.each] if self.is_apart else [self.network]
+        self.networks, self.layers = self.layout.networks, self.parts[0].layers
+        self.turns = [*torch.arange(self.networks).chunk(len(self.parts))]
+        parameters = [[p.detach() for p in part.parameters()] for part in self.parts]
+        rows = self.networks // len(self.parts)
+        of_parts = [torch.cat([p.reshape(rows, -1) for p in own], dim=1) for own in parameters]
+        self.weights = torch.cat(of_parts)
+        for part, own in zip(self.parts, self.weights.split(rows), strict=True):
+            sizes = [parameter.numel() // rows for parameter in part.parameters()]
+            for parameter, values in zip(part.parameters(), own.split(sizes, 1), strict=True):
+                parameter.data = values.view(parameter.shape)
         self.first, self.second = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
         zeros = dict(dtype=torch.double, device=self.device)
         self.steps, self.lr = (torch.zeros(self.networks, **zeros) for _ in range(2))
@@ -109,10 +102,6 @@ class Stack:
         about = dict(heads=heads, device=self.device)
         self.measures = [AllMeasures(self.networks, **about) for _ in self.layers]
         self.update = stacked.adam
-
-    def _is_large(self) -> bool:
-        """Whether a core is faster with one network at a time, see benchmarks/README.md."""
-        return self.layout.networks == 1 or self.shape[1] * self.config.hidden_channels > LARGE
 
     def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:
         """Make the steps ready for batches of these sizes."""
@@ -150,24 +139,34 @@ class Stack:
 
     def state(self) -> dict[str, Tensor]:
         """Weights and running statistics of all networks by their plain names, copied, [S, ...]."""
-        state = {
-            name.replace("parametrizations.", "").removesuffix(".original"): tensor
-            for name, tensor in self.inside.state_dict().items()
+        found = [part.state_dict() for part in self.parts]
+        if self.is_apart:
+            return {name: torch.stack([one[name] for one in found]) for name in self.names}
+        return {
+            name.replace("parametrizations.", "").removesuffix(".original"): tensor.clone()
+            for name, tensor in found[0].items()
         }
-        return {name: state[name].clone() for name in self.names if name in state}
 
     def gradient(self) -> tuple[Float[Tensor, "S P"], Float[Tensor, " S"], Int[Tensor, " S"]]:
         """Gradient of each network's mean loss; sum and number of the losses."""
         ids = self.order.index_select(1, self.cursor).squeeze(1)
-        values, count = losses(self.network, self._take("train", ids), self.config.loss)
+        of_parts = [
+            self._gradient([*part.parameters()], self._take("train", ids[turn], turn.tolist()))
+            for part, turn in zip(self.parts, self.turns, strict=True)
+        ]
+        return tuple(torch.cat(values) for values in zip(*of_parts, strict=True))
+
+    def _gradient(self, parameters: list[nn.Parameter], batch: Data) -> tuple[Tensor, ...]:
+        values, count = losses(self.network, batch, self.config.loss)
         total, decay = values.sum(dim=(1, 2)), self.config.weight_decay
         mean = (total / count.clamp(min=1)).sum()
-        gradients = torch.autograd.grad(mean, self.parameters, allow_unused=True)
+        gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
         parts = [  # torch's Adam does not decay a parameter without a gradient either
             torch.zeros_like(p) if g is None else g.add(p.detach(), alpha=decay) if decay else g
-            for g, p in zip(gradients, self.parameters, strict=True)
+            for g, p in zip(gradients, parameters, strict=True)
         ]
-        return torch.cat([p.flatten(1) for p in parts], dim=1), total.detach(), count
+        flat = torch.cat([part.reshape(len(count), -1) for part in parts], dim=1)
+        return flat, total.detach(), count
 
     def _train_step(self) -> None:
         gradient, total, count = self.gradient()
@@ -183,13 +182,17 @@ class Stack:
     @torch.no_grad()
     def _evaluate_step(self, split: str) -> None:
         ids = self.fixed[split].index_select(0, self.cursor).expand(self.networks, -1)
-        batch = self._take(split, ids)
-        modules = hooks.resolve(self.inside, self.looked_at) if split == "record" else {}
-        names, seen = [*modules], {name: [] for name in modules}
+        batch = self._take(split, ids, range(self.networks))
+        root, names = self.network, self.looked_at
+        if self.is_apart:
+            root, names = self.network.each, f"*.{names}"
+        modules = hooks.resolve(root, names) if split == "record" else {}
+        layers = {name: i % len(self.layers) for i, name in enumerate(modules)}
+        seen: list[list[Tensor]] = [[] for _ in self.layers]
 
         def measure(name: str, output: Any) -> None:
-            graph, mask, parts = batch.edge_graph, batch.edge_mask.squeeze(-1), seen[name]
-            if isinstance(self.network, OneByOne):  # without padding, some with rows of nodes
+            graph, mask, parts = batch.edge_graph, batch.edge_mask.squeeze(-1), seen[layers[name]]
+            if self.is_apart:  # without padding, some with rows of nodes
                 nodes = batch.batch[: int(batch.node_mask[0].sum())]
                 parts.append(recorded_rows(modules[name], output, nodes))
                 if len(parts) < self.networks:
@@ -198,17 +201,18 @@ class Stack:
                     graph = nodes.expand(self.networks, -1)
                 output, graph, mask = torch.cat(parts), graph[:, : len(parts[0])], None
             rows = output.unflatten(0, (self.networks, -1))
-            self.measures[names.index(name)].update(rows, graph, ids.size(1), mask)
+            self.measures[layers[name]].update(rows, graph, ids.size(1), mask)
 
-        with hooks.record(self.inside, names, reduce=measure):
+        with hooks.record(root, [*modules], reduce=measure):
             values, count = losses(self.network, batch, self.config.loss)
         self.sums[split] += torch.stack([values.double().sum(dim=(1, 2)), count.double()])
         self.cursor += 1
 
-    def _take(self, split: str, ids: Int[Tensor, "S graphs"]) -> Data:
+    def _take(self, split: str, ids: Int[Tensor, "_ graphs"], turn: Sequence[int]) -> Data:
         data, shape = self.data[split], self.shape
         if not ids.is_cuda:  # a captured step needs one shape, another one no more than its own
             shape = stacked.padded(*(int(count.max()) for count in data.rows(ids)))
         batch = assemble(data, ids, *shape)
+        self.layout.turn = turn
         self.layout.masks = [mask.to(self.dtype) for mask in (batch.node_mask, batch.edge_mask)]
         return batch

@@ -127,7 +127,9 @@ class Progress:
         one, order = Stack(self.single, state, data, self.config, self.shape), self.orders(0)[0]
         largest = int(self.host["train"].rows(order[0])[1].argmax())
         one.order = order[:1, largest : largest + 1].to(self.device)
-        stacked.check_memory(one.gradient, one.weights.nbytes, len(self.in_stack), self.device)
+        number = len(self.in_stack)
+        at_once = 1 if one.is_apart else number
+        stacked.check_memory(one.gradient, one.weights.nbytes, number, at_once, self.device)
 
     def _drop_finished(self) -> None:
         """Make the stack anew without seeds that have stopped, if that is worth it."""

@@ -15,6 +15,7 @@ from torch import nn
 from mapkg.all_measures import COLUMNS
 from mapkg.models import build
 from studies import stacked as networks
+from studies import steps
 from studies.data import SPLITS
 from studies.observation import summarise_scores
 from studies.published import CONFIGS
@@ -210,6 +211,26 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_and_says_so(splits, tmp_pa
     assert f"{reason} is not known" in told and "networks are trained one by one" in told
     assert_same(run, one_by_one(splits, config.replace(max_epochs=5), make=unusual))
     assert not why_not_stackable(build(config)) and why_not_stackable(unusual(config))
+
+
+@pytest.mark.parametrize("changes", [{"dropout": 0.3, "score_dropout": 0.2}, {"lr_patience": 0}])
+def test_large_batches_are_trained_one_by_one_with_the_same_weights(
+    splits, tmp_path, monkeypatch, changes
+):
+    config, kinds, standard = config_of("GT-ZINC", **changes), [], steps.LARGE
+
+    def look(run):
+        kinds.append(run.stack.is_apart)
+
+    for large, epochs in ((standard, 1), (0, 2), (standard, 3)):  # and goes on as the other
+        monkeypatch.setattr(steps, "LARGE", large)
+        settings = dict(folder=tmp_path, watch=look, record_epochs=lambda epoch: True)
+        run = stacked(splits, config.replace(max_epochs=epochs), **settings)
+    assert kinds == [False] * 2 + [True] * 2 + [False] * 2
+    assert_same(run, one_by_one(splits, config))
+    alone = stacked(splits, config, seeds=SEEDS[1:2], record_epochs=lambda epoch: True).observations
+    found = run.observations.query("seed == @SEEDS[1]").reset_index(drop=True)
+    pd.testing.assert_frame_equal(found, alone, rtol=TOLERANCE)
 
 
 def test_more_seeds_than_memory_holds_are_refused_and_those_that_fit_are_trained(
