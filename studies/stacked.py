@@ -336,10 +336,8 @@ def check_memory(
         gradient()
     # Beside them moments, best, last and saved weights, and gradients, one by one and joined. The
     # backward pass takes some more: a peak of 1.27 of the sum was measured for GT-ZINC on a CPU.
-    each, free = (
-        (sum(kept.values()) * at_once // networks + 7 * weights) * 4 // 3,
-        free_memory(device),
-    )
+    free, of_batch = free_memory(device), sum(kept.values()) * at_once // networks
+    each = (of_batch + 7 * weights) * 4 // 3
     if networks * each > free:
         raise ValueError(
             f"seeds: {networks} networks at once need about {each / 1e6:.2f} MB each, and "
