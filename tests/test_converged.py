@@ -153,6 +153,23 @@ def test_errors_are_those_of_the_stored_weights(folder):
     assert row["recorded"] == 1.0
 
 
+def test_further_seeds_are_read_with_the_first(tmp_path):
+    windows = pd.DataFrame({"seed": [0], "phase": "end", "layer": 0, "recorded": 10})
+    windows = windows.assign(**dict.fromkeys(study.MEASURES, 4) | {"sun": 5})
+    for part, seed, spread in (("", 0, 1.0), ("_further", 1, 3.0)):
+        rows = rows_of(seed=[seed] * 2, layer=0, epoch=[0, 1], state=["untrained", "last"])
+        rows = rows.assign(spread_mean=[spread, 2.0])
+        rows.to_csv(tmp_path / f"converged_of{part}_epochs.csv.gz", index=False)
+        of_seed = windows.assign(seed=seed)
+        of_seed.to_csv(tmp_path / f"converged_of{part}_windows.csv.gz", index=False)
+    last = study.read_epochs(tmp_path, "of").query("state == 'last'")
+    assert last["seed"].tolist() == [0, 1]
+    assert not last["spread"].any(), "untrained are the networks of both"
+    steady = study.steady(study.read_windows(tmp_path, "of"))["end"][0]
+    names = [study.MEASURES[name] for name in study.WITH_THRESHOLD]
+    assert steady.to_dict() == dict(zip(names, (0, 0, 2), strict=True))
+
+
 def test_figures_show_what_the_tables_say():
     table = study.read_converged(REPOSITORY / "data" / "results")[0]
     counted = study.seeds_by_layer(table)
