@@ -30,12 +30,15 @@ class CapturedStack(Stack):
         super().prepare(order, fixed)
         if self.engine != "eager" and self.device.type != "cuda":
             self._fall_back(f"a CUDA graph needs CUDA, the device is {self.device.type}")
+        if self.engine != "eager" and self.is_apart:
+            self._fall_back("networks that are trained one by one are not captured")
+            self.engine = "eager"
         while self.engine != "eager" and not self._is_ready():
             pass
 
     def changed(self) -> list[torch.Tensor]:
         """Every tensor that a step changes, but those of the measures."""
-        statistics = [b for name, b in self.network.named_buffers() if "running_" in name]
+        statistics = [*self.network.buffers()]
         state = [self.weights, self.first, self.second, self.steps, self.cursor]
         return [*state, *self.sums.values(), *statistics]
 
@@ -104,6 +107,8 @@ class CapturedStack(Stack):
     def begin(self, name: str) -> None:
         """Hooks need the modules as they are, and evaluation differs from recording by nothing."""
         super().begin(name)
+        if self.is_apart:
+            return
         use_compiled = self.engine == "compile+graph" and name in ("train", "val", "test")
         self.network.layers = self.compiled if use_compiled else self.layers
         self.network.layers.train(name == "train")

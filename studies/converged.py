@@ -177,8 +177,10 @@ def read_windows(folder: Path | str, run: str) -> pd.DataFrame:
 
 def _read(folder: Path | str, run: str, table: str) -> pd.DataFrame:
     """A table of a run, and of its further seeds if there are some."""
-    names = [f"converged_{run}{part}_{table}.csv.gz" for part in ("", "_further")]
-    paths = [path for path in (Path(folder) / name for name in names) if path.exists()]
+    first, further = (
+        Path(folder) / f"converged_{run}{part}_{table}.csv.gz" for part in ("", "_further")
+    )
+    paths = [first, *([further] if further.exists() else [])]
     return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
 
 

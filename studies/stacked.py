@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch_geometric.data import Data
@@ -166,6 +166,7 @@ class Layout:
     masks: Sequence[Float[Tensor, "S _ 1"]] = ()  # of real nodes and of real edges
     generators: Sequence[torch.Generator] | None = None  # of dropout; without, torch's for all
     turn: Sequence[int] = ()  # the networks whose rows there are, where not all are passed at once
+    graphs: Bool[Tensor, "_ graphs"] | None = None  # which of their graphs are real
 
     def mask(self, rows: int) -> Float[Tensor, "S R 1"]:
         """The mask of the kind of rows of which each network has this many."""
@@ -297,7 +298,14 @@ def stack_networks(
 
 
 def why_not_stackable(network: nn.Module) -> str:
-    """Which module of a network cannot be stacked, and why; empty if all can."""
+    """What of a network cannot be stacked, and why; empty if all can."""
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            return f"{name}: it is frozen"
+    for kind in (network.named_modules, network.named_parameters):
+        alone, found = dict(kind()), dict(kind(remove_duplicate=False))
+        if shared := found.keys() - alone.keys():
+            return f"{min(shared)}: it stands in the network twice"
     for name, module in network.named_modules():
         kind = type(module)
         own = kind in _ROW_BY_ROW or getattr(kind, "is_row_by_row", False)
@@ -305,10 +313,12 @@ def why_not_stackable(network: nn.Module) -> str:
         if kind in (nn.BatchNorm1d, nn.LayerNorm):
             needed = ("weight", "bias", "momentum", "running_mean")
             stackable = all(getattr(module, each, 0) is not None for each in needed)
+            # Rows of graphs have no mask.
+            stackable &= kind is nn.LayerNorm or name.startswith("layers.")
         if not stackable:
             return (
                 f"{name or 'the network'}: {kind.__name__} is not known to treat every row, or "
-                "every graph, by itself, or has unusual weights or statistics"
+                "every graph, by itself, or has unusual weights, statistics or rows"
             )
     return ""
 
@@ -320,11 +330,11 @@ def free_memory(device: torch.device) -> int:
 
 
 def check_memory(
-    gradient: Callable[[], Any], weights: int, networks: int, at_once: int, device: torch.device
+    gradient: Callable[[], Any], weights: int, networks: int, is_apart: bool, device: torch.device
 ) -> None:
     """Raise if networks need more than is free, by the gradient of one and its weights in bytes.
 
-    ``at_once`` is how many are in one backward pass.
+    Those that are apart have their backward passes one after the other.
     """
     kept: dict[int, int] = {}  # for the backward pass, the weights too
 
@@ -336,13 +346,14 @@ def check_memory(
         gradient()
     # Beside them moments, best, last and saved weights, and gradients, one by one and joined. The
     # backward pass takes some more: a peak of 1.27 of the sum was measured for GT-ZINC on a CPU.
-    free, of_batch = free_memory(device), sum(kept.values()) * at_once // networks
-    each = (of_batch + 7 * weights) * 4 // 3
-    if networks * each > free:
+    of_batch, free = sum(kept.values()), free_memory(device)
+    once, each = (of_batch, 8 * weights) if is_apart else (0, of_batch + 7 * weights)
+    once, each = once * 4 // 3, each * 4 // 3
+    if networks > (fit := max(0, free - once) // each):
         raise ValueError(
-            f"seeds: {networks} networks at once need about {each / 1e6:.2f} MB each, and "
-            f"{free / 1e6:.2f} MB are free, so that {free // each} fit; train fewer at once, or "
-            "take a smaller batch_size"
+            f"seeds: {networks} networks need about {each / 1e6:.2f} MB each and "
+            f"{once / 1e6:.2f} MB beside, and {free / 1e6:.2f} MB are free, so that {fit} fit; "
+            "train fewer at once, or take a smaller batch_size"
         )
 
 

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ LARGE = 50_000
 class OneByOne(nn.Module):
     """S networks of any kind, which take and give rows as a stacked network does.
 
-    What hooks see is of one of ``each``, without padding.
+    Each sees its own graphs alone, without padding, and so do hooks.
     """
 
     def __init__(self, single: nn.Module, tensors: Mapping[str, Tensor], layout: Layout) -> None:
@@ -39,17 +40,18 @@ class OneByOne(nn.Module):
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor, batch_size: int
     ) -> Float[Tensor, "rows targets"]:
-        """Predictions of the networks of ``layout.turn`` for their graphs, padding among them."""
-        turn = self.layout.turn
+        """Predictions of the networks of ``layout.turn`` for their graphs, 0 for padding."""
+        turn, real = self.layout.turn, self.layout.graphs.sum(dim=1).tolist()
         nodes, edges = (mask.sum(dim=(1, 2)).long().tolist() for mask in self.layout.masks)
         x, edge_attr, batch = (t.unflatten(0, (len(turn), -1)) for t in (x, edge_attr, batch))
         edge_index, graphs = edge_index.unflatten(1, (len(turn), -1)), batch_size // len(turn)
         predicted = []
-        for place, (number, n, e) in enumerate(zip(turn, nodes, edges, strict=True)):
+        for place, (number, n, e, g) in enumerate(zip(turn, nodes, edges, real, strict=True)):
             ends = edge_index[:, place, :e] - place * x.size(1)
-            about = ends, edge_attr[place, :e], batch[place, :n] - place * graphs, graphs
+            about = ends, edge_attr[place, :e], batch[place, :n] - place * graphs, g
             with self._drawing(number):
-                predicted.append(self.each[number](x[place, :n], *about))
+                of_graphs = self.each[number](x[place, :n], *about)
+            predicted.append(nn.functional.pad(of_graphs, (0, 0, 0, graphs - g)))
         return torch.cat(predicted)
 
     @contextmanager
@@ -83,14 +85,14 @@ class Stack:
         self.network = make(single.to(self.device), tensors, self.layout)
         self.parts = [*self.network.each] if self.is_apart else [self.network]
         self.networks, self.layers = self.layout.networks, self.parts[0].layers
-        self.turns = [*torch.arange(self.networks).chunk(len(self.parts))]
-        parameters = [[p.detach() for p in part.parameters()] for part in self.parts]
+        self.parameters = [[*part.parameters()] for part in self.parts]
         rows = self.networks // len(self.parts)
-        of_parts = [torch.cat([p.reshape(rows, -1) for p in own], dim=1) for own in parameters]
-        self.weights = torch.cat(of_parts)
-        for part, own in zip(self.parts, self.weights.split(rows), strict=True):
-            sizes = [parameter.numel() // rows for parameter in part.parameters()]
-            for parameter, values in zip(part.parameters(), own.split(sizes, 1), strict=True):
+        self.turns = [range(first, first + rows) for first in range(0, self.networks, rows)]
+        flat = ([p.detach().reshape(rows, -1) for p in own] for own in self.parameters)
+        self.weights = torch.cat([torch.cat(own, dim=1) for own in flat])
+        for parameters, own in zip(self.parameters, self.weights.split(rows), strict=True):
+            sizes = [parameter.numel() // rows for parameter in parameters]
+            for parameter, values in zip(parameters, own.split(sizes, 1), strict=True):
                 parameter.data = values.view(parameter.shape)
         self.first, self.second = torch.zeros_like(self.weights), torch.zeros_like(self.weights)
         zeros = dict(dtype=torch.double, device=self.device)
@@ -100,7 +102,8 @@ class Stack:
         heads = config.heads if config.architecture in CLAMPED else None
         self.looked_at = looked_at(config.architecture)
         about = dict(heads=heads, device=self.device)
-        self.measures = [AllMeasures(self.networks, **about) for _ in self.layers]
+        # Of each layer, for all networks at once or apart.
+        self.measures = [[AllMeasures(rows, **about) for _ in self.parts] for _ in self.layers]
         self.update = stacked.adam
 
     def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:
@@ -130,8 +133,8 @@ class Stack:
 
     def evaluate(self, name: str) -> None:
         """Evaluate on a split, and measure the scores of ``record``, the test split again."""
-        for of_layer in self.measures if name == "record" else ():
-            of_layer.reset()
+        for of_part in chain.from_iterable(self.measures) if name == "record" else ():
+            of_part.reset()
         self.sums[name].zero_()
         self.begin(name)
         for _ in range(len(self.fixed[name])):
@@ -147,23 +150,29 @@ class Stack:
             for name, tensor in found[0].items()
         }
 
+    def tables(self) -> list[Float[Tensor, "S columns"]]:
+        """What was measured of each layer."""
+        return [torch.cat([of_part.table() for of_part in parts]) for parts in self.measures]
+
     def gradient(self) -> tuple[Float[Tensor, "S P"], Float[Tensor, " S"], Int[Tensor, " S"]]:
         """Gradient of each network's mean loss; sum and number of the losses."""
         ids = self.order.index_select(1, self.cursor).squeeze(1)
-        of_parts = [
-            self._gradient([*part.parameters()], self._take("train", ids[turn], turn.tolist()))
-            for part, turn in zip(self.parts, self.turns, strict=True)
-        ]
+        of_parts = []
+        for parameters, turn in zip(self.parameters, self.turns, strict=True):
+            batch = self._take("train", ids[turn.start : turn.stop], turn)
+            of_parts.append(self._gradient(parameters, batch))
         return tuple(torch.cat(values) for values in zip(*of_parts, strict=True))
 
     def _gradient(self, parameters: list[nn.Parameter], batch: Data) -> tuple[Tensor, ...]:
         values, count = losses(self.network, batch, self.config.loss)
         total, decay = values.sum(dim=(1, 2)), self.config.weight_decay
         mean = (total / count.clamp(min=1)).sum()
-        gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
+        learned = [p for p in parameters if p.requires_grad]
+        found = torch.autograd.grad(mean, learned, allow_unused=True)
+        gradients = dict(zip(map(id, learned), found, strict=True))
         parts = [  # torch's Adam does not decay a parameter without a gradient either
             torch.zeros_like(p) if g is None else g.add(p.detach(), alpha=decay) if decay else g
-            for g, p in zip(gradients, parameters, strict=True)
+            for p, g in ((p, gradients.get(id(p))) for p in parameters)
         ]
         flat = torch.cat([part.reshape(len(count), -1) for part in parts], dim=1)
         return flat, total.detach(), count
@@ -187,21 +196,27 @@ class Stack:
         if self.is_apart:
             root, names = self.network.each, f"*.{names}"
         modules = hooks.resolve(root, names) if split == "record" else {}
-        layers = {name: i % len(self.layers) for i, name in enumerate(modules)}
-        seen: list[list[Tensor]] = [[] for _ in self.layers]
+        places = {name: divmod(i, len(self.layers)) for i, name in enumerate(modules)}
+        if modules and len(modules) != len(self.parts) * len(self.layers):
+            raise ValueError(
+                f"{names}: expected one to be recorded in each of {len(self.layers)} layers, found "
+                f"{len(modules) // len(self.parts)}; nothing is recorded with record_epochs=lambda "
+                "epoch: False"
+            )
 
         def measure(name: str, output: Any) -> None:
-            graph, mask, parts = batch.edge_graph, batch.edge_mask.squeeze(-1), seen[layers[name]]
-            if self.is_apart:  # without padding, some with rows of nodes
-                nodes = batch.batch[: int(batch.node_mask[0].sum())]
-                parts.append(recorded_rows(modules[name], output, nodes))
-                if len(parts) < self.networks:
-                    return
+            part, layer = places[name]
+            graph, mask = batch.edge_graph, batch.edge_mask.squeeze(-1)
+            if self.is_apart:  # without padding, some with rows of nodes or with further edges
+                nodes, edges = (int(of[0].sum()) for of in (batch.node_mask, mask))
+                output = recorded_rows(modules[name], output, batch.batch[:nodes])
                 if isinstance(modules[name], nn.MultiheadAttention):
-                    graph = nodes.expand(self.networks, -1)
-                output, graph, mask = torch.cat(parts), graph[:, : len(parts[0])], None
-            rows = output.unflatten(0, (self.networks, -1))
-            self.measures[layers[name]].update(rows, graph, ids.size(1), mask)
+                    graph = batch.batch[:nodes].unsqueeze(0)
+                else:
+                    output, graph = output[:edges], graph[:1, :edges]
+                mask = None
+            rows = output.unflatten(0, (len(self.turns[part]), -1))
+            self.measures[layer][part].update(rows, graph, ids.size(1), mask)
 
         with hooks.record(root, [*modules], reduce=measure):
             values, count = losses(self.network, batch, self.config.loss)
@@ -213,6 +228,6 @@ class Stack:
         if not ids.is_cuda:  # a captured step needs one shape, another one no more than its own
             shape = stacked.padded(*(int(count.max()) for count in data.rows(ids)))
         batch = assemble(data, ids, *shape)
-        self.layout.turn = turn
+        self.layout.turn, self.layout.graphs = turn, batch.graph_mask
         self.layout.masks = [mask.to(self.dtype) for mask in (batch.node_mask, batch.edge_mask)]
         return batch

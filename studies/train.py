@@ -68,8 +68,7 @@ def fit(
     """Train a model in place; stopped and resumed it gets the same weights as in one go.
 
     Args:
-        model: for several ``seeds``, trained at once, or one by one if they cannot be stacked,
-            what gives an untrained one of a Config.
+        model: for several ``seeds``, see ``fit_stacked``, what gives an untrained one of a Config.
         task: what to train on; or splits, those of graphs with a Config as ``schedule``.
         seed: of order and dropout. The initial weights are the model's own.
         folder: where the state is written after each row of the history, and gone on from.

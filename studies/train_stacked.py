@@ -52,10 +52,12 @@ def fit_stacked(
 ) -> Fit:
     """Train one network per seed, all at once.
 
-    ``build`` gives an untrained network after torch was seeded, ``stack`` one with steps of another
-    kind. The scores of the test split are measured at ``record_epochs``, the state is written
-    after ``save_seconds`` or more. ``watch`` is called before the first epoch and after each one,
-    and stops the run for now if it returns true.
+    One by one, with the same weights, what cannot be stacked or, on a CPU, is large. ``build``
+    gives an untrained network after torch was seeded, ``stack`` one with steps of another kind. A
+    weight without a gradient in a batch has one of zero there, where a network alone leaves it out.
+    The scores of the test split are measured at ``record_epochs``, the state is written after
+    ``save_seconds`` or more. ``watch`` is called before the first epoch and after each one, and
+    stops the run for now if it returns true.
     """
     if not isinstance(splits, Mapping):
         if len(splits.test) == 0:
@@ -127,9 +129,8 @@ class Progress:
         one, order = Stack(self.single, state, data, self.config, self.shape), self.orders(0)[0]
         largest = int(self.host["train"].rows(order[0])[1].argmax())
         one.order = order[:1, largest : largest + 1].to(self.device)
-        number = len(self.in_stack)
-        at_once = 1 if one.is_apart else number
-        stacked.check_memory(one.gradient, one.weights.nbytes, number, at_once, self.device)
+        about = one.gradient, one.weights.nbytes, len(self.in_stack), one.is_apart, self.device
+        stacked.check_memory(*about)
 
     def _drop_finished(self) -> None:
         """Make the stack anew without seeds that have stopped, if that is worth it."""
@@ -155,7 +156,7 @@ class Progress:
 
     def keep_measures(self) -> None:
         """Keep what was measured of the scores of the test split in the epoch at hand."""
-        tables = (measures.table() for measures in self.stack.measures)
+        tables = self.stack.tables()
         rows = [
             torch.cat([torch.tensor([seed, self.epoch, layer]), values])
             for seed, *layers in zip(self.in_stack, *tables, strict=True)
