@@ -63,6 +63,9 @@ class FlatGraphs:
     def of(cls, graphs: Sequence[Data]) -> "FlatGraphs":
         """Flatten PyG graphs."""
         data, ptr, _ = collate(Data, list(graphs), increment=False, add_batch=False)
+        if data.edge_index.numel() == 0:  # one of no graph, for padding to stand on
+            data.edge_index = data.edge_index.new_zeros(2, 1)
+            data.edge_attr = data.edge_attr.new_zeros(1, *data.edge_attr.shape[1:])
         tensors = data.x, data.edge_index, data.edge_attr, data.y
         return cls(*tensors, node_ptr=ptr["x"], edge_ptr=ptr["edge_index"])
 
@@ -215,14 +218,16 @@ class _StackedBatchNorm(_Stacked):
             shift = self.bias - self.running_mean * scale
             return (stacked * scale.unsqueeze(1) + shift.unsqueeze(1)).view_as(x)
         mask = self.layout.mask(stacked.size(1))
-        count = mask.sum(dim=1, keepdim=True).clamp(min=1)
+        rows = mask.sum(dim=1, keepdim=True)
+        count = rows.clamp(min=1)
         mean = (stacked * mask).sum(dim=1, keepdim=True) / count
         centered = (stacked - mean) * mask
         variance = centered.square().sum(dim=1, keepdim=True) / count
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp(min=1))
-            self.running_mean.lerp_(mean.squeeze(1), self.momentum)
-            self.running_var.lerp_(unbiased.squeeze(1), self.momentum)
+            share = self.momentum * rows.clamp(max=1).squeeze(1)  # without rows they stay
+            self.running_mean.lerp_(mean.squeeze(1), share)
+            self.running_var.lerp_(unbiased.squeeze(1), share)
         scale = (variance + self.eps).rsqrt() * self.weight.unsqueeze(1)
         return torch.addcmul(self.bias.unsqueeze(1), centered, scale).view_as(x)
 

@@ -115,6 +115,15 @@ def test_classification_with_missing_labels_is_that_of_each_alone(splits):
     assert_same(stacked(labeled, config), one_by_one(labeled, config))
 
 
+@pytest.mark.parametrize("name", ["GT-ZINC", "GATv2-ZINC"])
+def test_graphs_without_an_edge_are_trained_on_as_alone(splits, name):
+    parts = {split: [graph.clone() for graph in getattr(splits, split)] for split in SPLITS}
+    for graph in [graph for part in parts.values() for graph in part]:
+        graph.edge_index, graph.edge_attr = graph.edge_index[:, :0], graph.edge_attr[:0]
+    bare, config = replace(splits, **parts), config_of(name, batch_norm=True, lr=1e-3)
+    assert_same(stacked(bare, config), one_by_one(bare, config), 1e-7)
+
+
 def test_seeds_stop_by_their_own_schedules_and_leave_the_stack(splits, tmp_path, monkeypatch):
     plateaus = dict(lr=0.02, lr_patience=0, min_lr=0.008, dropout=0.3, max_epochs=11)
     config = config_of("GT-ZINC", batch_norm=False, layer_norm=True, **plateaus)
