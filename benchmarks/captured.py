@@ -30,17 +30,15 @@ class CapturedStack(Stack):
         super().prepare(order, fixed)
         if self.engine != "eager" and self.device.type != "cuda":
             self._fall_back(f"a CUDA graph needs CUDA, the device is {self.device.type}")
-        if self.engine != "eager" and self.is_apart:
+        while self.engine != "eager" and self.is_apart:
             self._fall_back("networks that are trained one by one are not captured")
-            self.engine = "eager"
         while self.engine != "eager" and not self._is_ready():
             pass
 
     def changed(self) -> list[torch.Tensor]:
         """Every tensor that a step changes, but those of the measures."""
-        statistics = [*self.network.buffers()]
         state = [self.weights, self.first, self.second, self.steps, self.cursor]
-        return [*state, *self.sums.values(), *statistics]
+        return [*state, *self.sums.values(), *self.network.buffers()]
 
     def _is_ready(self) -> bool:
         """Whether the engine could be made ready; otherwise it is the next simpler one now."""

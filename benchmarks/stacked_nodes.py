@@ -24,9 +24,8 @@ from studies.deep import Variant
 from studies.neighbors_match import untrained
 from studies.tasks import Examples
 
-NODES = [  # architecture, channels of a head, heads, layers
-    *(("gat", 4, 2, 10), ("gat", 16, 4, 10), ("gat", 16, 4, 30), ("gt", 16, 4, 10)),
-]
+# Architecture, channels of a head, heads, layers.
+NODES = [("gat", 4, 2, 10), ("gat", 16, 4, 10), ("gat", 16, 4, 30), ("gt", 16, 4, 10)]
 TREES = [2, 3, 4]  # depths
 Loss = Callable[[nn.Module], Tensor]
 

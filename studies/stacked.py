@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.adam import adam as functional_adam
 from torch_geometric.data import Data
 from torch_geometric.data.collate import collate
 from torch_geometric.nn.aggr import SumAggregation
@@ -308,8 +309,7 @@ def why_not_stackable(network: nn.Module) -> str:
         if not parameter.requires_grad:
             return f"{name}: it is frozen"
     for kind in (network.named_modules, network.named_parameters):
-        alone, found = dict(kind()), dict(kind(remove_duplicate=False))
-        if shared := found.keys() - alone.keys():
+        if shared := dict(kind(remove_duplicate=False)).keys() - dict(kind()).keys():
             return f"{min(shared)}: it stands in the network twice"
     for name, module in network.named_modules():
         kind = type(module)
@@ -318,8 +318,7 @@ def why_not_stackable(network: nn.Module) -> str:
         if kind in (nn.BatchNorm1d, nn.LayerNorm):
             needed = ("weight", "bias", "momentum", "running_mean")
             stackable = all(getattr(module, each, 0) is not None for each in needed)
-            # Rows of graphs have no mask.
-            stackable &= kind is nn.LayerNorm or name.startswith("layers.")
+            stackable &= kind is nn.LayerNorm or name.startswith("layers.")  # graphs have no mask
         if not stackable:
             return (
                 f"{name or 'the network'}: {kind.__name__} is not known to treat every row, or "
@@ -380,6 +379,18 @@ def losses(
 
 def adam(weights, gradient, first, second, steps, lr, active) -> None:
     """A step of torch's Adam in place, for weights [S, P], with a rate [S]; 0 in active: none."""
+    if weights.is_cuda:
+        return capturable_adam(weights, gradient, first, second, steps, lr, active)
+    for i in active.nonzero().flatten().tolist():
+        rows = ([of[i]] for of in (weights, gradient, first, second))
+        about = dict(lr=lr[i].item(), weight_decay=0.0, eps=_EPS, amsgrad=False, maximize=False)
+        about |= dict(beta1=_BETAS[0], beta2=_BETAS[1], fused=True)
+        functional_adam(*rows, [], [steps[i].float()], **about)
+    steps.add_(active)
+
+
+def capturable_adam(weights, gradient, first, second, steps, lr, active) -> None:
+    """The same as operations that a CUDA graph can hold; on a CPU they take many times as long."""
     (beta1, beta2), share = _BETAS, active.to(weights.dtype).unsqueeze(1)
     steps.add_(active)
     first.lerp_(gradient, (1 - beta1) * share)

@@ -85,7 +85,7 @@ class Stack:
         self.network = make(single.to(self.device), tensors, self.layout)
         self.parts = [*self.network.each] if self.is_apart else [self.network]
         self.networks, self.layers = self.layout.networks, self.parts[0].layers
-        self.parameters = [[*part.parameters()] for part in self.parts]
+        self.parameters = [[p for p in part.parameters() if p.requires_grad] for part in self.parts]
         rows = self.networks // len(self.parts)
         self.turns = [range(first, first + rows) for first in range(0, self.networks, rows)]
         flat = ([p.detach().reshape(rows, -1) for p in own] for own in self.parameters)
@@ -167,12 +167,10 @@ class Stack:
         values, count = losses(self.network, batch, self.config.loss)
         total, decay = values.sum(dim=(1, 2)), self.config.weight_decay
         mean = (total / count.clamp(min=1)).sum()
-        learned = [p for p in parameters if p.requires_grad]
-        found = torch.autograd.grad(mean, learned, allow_unused=True)
-        gradients = dict(zip(map(id, learned), found, strict=True))
+        gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
         parts = [  # torch's Adam does not decay a parameter without a gradient either
             torch.zeros_like(p) if g is None else g.add(p.detach(), alpha=decay) if decay else g
-            for p, g in ((p, gradients.get(id(p))) for p in parameters)
+            for p, g in zip(parameters, gradients, strict=True)
         ]
         flat = torch.cat([part.reshape(len(count), -1) for part in parts], dim=1)
         return flat, total.detach(), count

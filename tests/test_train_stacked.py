@@ -124,6 +124,27 @@ def test_graphs_without_an_edge_are_trained_on_as_alone(splits, name):
     assert_same(stacked(bare, config), one_by_one(bare, config), 1e-7)
 
 
+def test_both_forms_of_adam_take_the_steps_of_torchs():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 50, generator=generator).double()
+    lr, off = torch.tensor([1e-3, 2e-3, 3e-3]).double(), (1, 4)  # network, step without a label
+    single = [nn.Parameter(row.clone()) for row in start]
+    optimizers = [torch.optim.Adam([p], lr=r.item()) for p, r in zip(single, lr, strict=True)]
+    zeros = [torch.zeros_like(start) for _ in range(2)] + [torch.zeros(3).double()]
+    states = [[tensor.clone() for tensor in (start, *zeros)] for _ in range(2)]
+    for step in range(8):
+        gradient = torch.randn(3, 50, generator=generator).double()
+        active = torch.tensor([(i, step) != off for i in range(3)]).double()
+        for update, state in zip((networks.adam, networks.capturable_adam), states, strict=True):
+            update(state[0], gradient, *state[1:], lr, active)
+        for i, optimizer in enumerate(optimizers):
+            single[i].grad = gradient[i].clone() if active[i] else None
+            optimizer.step()
+    for weights, *_, steps_done in states:
+        torch.testing.assert_close(weights, torch.stack(single).detach(), rtol=0, atol=1e-12)
+        assert steps_done.tolist() == [8, 7, 8]
+
+
 def test_seeds_stop_by_their_own_schedules_and_leave_the_stack(splits, tmp_path, monkeypatch):
     plateaus = dict(lr=0.02, lr_patience=0, min_lr=0.008, dropout=0.3, max_epochs=11)
     config = config_of("GT-ZINC", batch_norm=False, layer_norm=True, **plateaus)
