@@ -33,6 +33,7 @@ from captured import ENGINES, CapturedStack
 
 from mapkg.models import build
 from mapkg.models.config import Config
+from studies import steps
 from studies.checkpoint import Fit
 from studies.files import write_atomically
 from studies.published import CONFIGS
@@ -65,9 +66,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     parser.add_argument("--compare", action="store_true", help="only time, for several sizes")
     parser.add_argument("--batch-size", type=int, default=128, help="molecules, of --compare")
+    parser.add_argument("--always", action="store_true", help="stack what is large, too")
     parser.add_argument("--self-test", action="store_true", help="everything, tiny, some seconds")
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
+    if parsed.always:
+        steps.LARGE = float("inf")
     if parsed.prepare:
         prepare(parsed.table, parsed.prepare)
     elif parsed.self_test:

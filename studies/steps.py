@@ -19,7 +19,7 @@ from mapkg.models.pyg_layers import recorded_rows
 from studies import stacked
 from studies.stacked import Layout, assemble, losses, why_not_stackable
 
-LARGE = 50_000
+LARGE = 30_000
 """Edges of a batch times channels above which a CPU is faster with one network at a time."""
 
 
