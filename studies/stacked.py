@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim.adam import adam as functional_adam
 from torch_geometric.data import Data
 from torch_geometric.data.collate import collate
 from torch_geometric.nn.aggr import SumAggregation
@@ -41,7 +40,6 @@ _ROW_BY_ROW = (
 )
 """Modules that own no weight but ``TERMS`` and treat every row, or every graph, by itself."""
 
-_BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's defaults of Adam, as studies.train has them
 _ROW_MULTIPLE = 64  # of rows per network, for matrix products of even sizes
 _PADDING_TARGETS = 16  # nodes over which padding edges are spread: sums at one would take turns
 
@@ -53,12 +51,12 @@ class FlatGraphs:
     x: Shaped[Tensor, "nodes ..."]
     edge_index: Int[Tensor, "2 edges"]
     edge_attr: Shaped[Tensor, "edges ..."]
-    y: Float[Tensor, "graphs targets"]
+    y: Float[Tensor, "_ targets"]  # of each graph, or of each node
     node_ptr: Int[Tensor, " ptr"]  # first row of each graph, and the number of rows
     edge_ptr: Int[Tensor, " ptr"]
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self.node_ptr) - 1
 
     @classmethod
     def of(cls, graphs: Sequence[Data]) -> "FlatGraphs":
@@ -115,10 +113,13 @@ def padded(nodes: int, edges: int) -> tuple[int, int]:
     return nodes, edges + _ROW_MULTIPLE * (edges == nodes)
 
 
-def assemble(data: FlatGraphs, ids: Int[Tensor, "S graphs"], nodes: int, edges: int) -> Data:
+def assemble(
+    data: FlatGraphs, ids: Int[Tensor, "S graphs"], nodes: int, edges: int, of_nodes: bool = False
+) -> Data:
     """The batches of graphs with these ids, -1 for none, one network below another.
 
     Each network has one more graph, the padding; ``edge_graph`` [S, edges] counts within a network.
+    Targets ``y`` [S, rows, targets] are those of graphs, or ``of_nodes``.
     """
     real = ids >= 0
     ids = ids.clamp(min=0)
@@ -136,7 +137,8 @@ def assemble(data: FlatGraphs, ids: Int[Tensor, "S graphs"], nodes: int, edges: 
         batch=(graph + network * (graphs + 1)).flatten(),
         batch_size=networks * (graphs + 1),
         edge_graph=edge_graph,
-        y=data.y[ids],
+        y=data.y[rows if of_nodes else ids],
+        has_target=node_mask if of_nodes else real,
         graph_mask=real,
         node_mask=node_mask.unsqueeze(-1),
         edge_mask=edge_mask.unsqueeze(-1),
@@ -171,6 +173,7 @@ class Layout:
     generators: Sequence[torch.Generator] | None = None  # of dropout; without, torch's for all
     turn: Sequence[int] = ()  # the networks whose rows there are, where not all are passed at once
     graphs: Bool[Tensor, "_ graphs"] | None = None  # which of their graphs are real
+    of_nodes: bool = False  # what is predicted is that of nodes, not of graphs
 
     def mask(self, rows: int) -> Float[Tensor, "S R 1"]:
         """The mask of the kind of rows of which each network has this many."""
@@ -363,11 +366,12 @@ def check_memory(
 
 def losses(
     network: nn.Module, batch: Data, loss: str
-) -> tuple[Float[Tensor, "S graphs targets"], Int[Tensor, " S"]]:
+) -> tuple[Float[Tensor, "S rows targets"], Int[Tensor, " S"]]:
     """Losses, 0 where a batch has no label, and the number of labels of each network."""
     about = batch.edge_index, batch.edge_attr, batch.batch, batch.batch_size
-    predicted = network(batch.x, *about).unflatten(0, (len(batch.y), -1))[:, :-1]
-    labeled = batch.graph_mask.unsqueeze(-1).expand_as(batch.y)
+    predicted = network(batch.x, *about).unflatten(0, (len(batch.y), -1))
+    predicted = predicted[:, : batch.y.size(1)]  # but for the graph that is padding
+    labeled = batch.has_target.unsqueeze(-1).expand_as(batch.y)
     if loss == "bce":
         labeled = labeled & ~batch.y.isnan()
     y = torch.where(labeled, batch.y, 0)
@@ -375,26 +379,3 @@ def losses(
     each = f.binary_cross_entropy_with_logits if loss == "bce" else f.l1_loss
     values = each(predicted, y, reduction="none")
     return torch.where(labeled, values, 0), labeled.sum(dim=(1, 2))
-
-
-def adam(weights, gradient, first, second, steps, lr, active) -> None:
-    """A step of torch's Adam in place, for weights [S, P], with a rate [S]; 0 in active: none."""
-    if weights.is_cuda:
-        return capturable_adam(weights, gradient, first, second, steps, lr, active)
-    for i in active.nonzero().flatten().tolist():
-        rows = ([of[i]] for of in (weights, gradient, first, second))
-        about = dict(lr=lr[i].item(), weight_decay=0.0, eps=_EPS, amsgrad=False, maximize=False)
-        about |= dict(beta1=_BETAS[0], beta2=_BETAS[1], fused=True)
-        functional_adam(*rows, [], [steps[i].float()], **about)
-    steps.add_(active)
-
-
-def capturable_adam(weights, gradient, first, second, steps, lr, active) -> None:
-    """The same as operations that a CUDA graph can hold; on a CPU they take many times as long."""
-    (beta1, beta2), share = _BETAS, active.to(weights.dtype).unsqueeze(1)
-    steps.add_(active)
-    first.lerp_(gradient, (1 - beta1) * share)
-    second.lerp_(gradient.square(), (1 - beta2) * share)
-    size = (lr * active / (1 - beta1**steps).clamp(min=1e-3)).to(weights.dtype).unsqueeze(1)
-    root = (1 - beta2**steps).clamp(min=1e-4).sqrt().to(weights.dtype).unsqueeze(1)
-    weights.sub_(size * first / (second.sqrt() / root + _EPS))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim.adam import adam as functional_adam
 from torch_geometric.data import Data
 
 from mapkg import hooks
@@ -21,6 +22,8 @@ from studies.stacked import Layout, assemble, losses, why_not_stackable
 
 LARGE = 30_000
 """Edges of a batch times channels above which a CPU is faster with one network at a time."""
+
+_BETAS, _EPS = (0.9, 0.999), 1e-8  # torch's defaults of Adam, as studies.train has them
 
 
 class OneByOne(nn.Module):
@@ -40,7 +43,7 @@ class OneByOne(nn.Module):
     def forward(
         self, x: Tensor, edge_index: Tensor, edge_attr: Tensor, batch: Tensor, batch_size: int
     ) -> Float[Tensor, "rows targets"]:
-        """Predictions of the networks of ``layout.turn`` for their graphs, 0 for padding."""
+        """Predictions of the networks of ``layout.turn``, 0 for padding."""
         turn, real = self.layout.turn, self.layout.graphs.sum(dim=1).tolist()
         nodes, edges = (mask.sum(dim=(1, 2)).long().tolist() for mask in self.layout.masks)
         x, edge_attr, batch = (t.unflatten(0, (len(turn), -1)) for t in (x, edge_attr, batch))
@@ -50,8 +53,9 @@ class OneByOne(nn.Module):
             ends = edge_index[:, place, :e] - place * x.size(1)
             about = ends, edge_attr[place, :e], batch[place, :n] - place * graphs, g
             with self._drawing(number):
-                of_graphs = self.each[number](x[place, :n], *about)
-            predicted.append(nn.functional.pad(of_graphs, (0, 0, 0, graphs - g)))
+                own = self.each[number](x[place, :n], *about)
+            rows = x.size(1) if self.layout.of_nodes else graphs
+            predicted.append(nn.functional.pad(own, (0, 0, 0, rows - len(own))))
         return torch.cat(predicted)
 
     @contextmanager
@@ -79,6 +83,7 @@ class Stack:
         self.device, self.dtype = data["train"].y.device, data["train"].y.dtype
         tensors = {name: tensor.to(self.device, copy=True) for name, tensor in tensors.items()}
         self.layout, self.names = Layout(len(next(iter(tensors.values())))), [*tensors]
+        self.layout.of_nodes = config.readout is None
         is_large = self.device.type == "cpu" and shape[1] * config.hidden_channels > LARGE
         self.is_apart = is_large or bool(why_not_stackable(single))
         make = OneByOne if self.is_apart else stacked.stack_networks
@@ -104,7 +109,7 @@ class Stack:
         about = dict(heads=heads, device=self.device)
         # Of each layer, for all networks at once or apart.
         self.measures = [[AllMeasures(rows, **about) for _ in self.parts] for _ in self.layers]
-        self.update = stacked.adam
+        self.update = adam
 
     def prepare(self, order: Int[Tensor, "S steps graphs"], fixed: Mapping[str, Tensor]) -> None:
         """Make the steps ready for batches of these sizes."""
@@ -225,7 +230,30 @@ class Stack:
         data, shape = self.data[split], self.shape
         if not ids.is_cuda:  # a captured step needs one shape, another one no more than its own
             shape = stacked.padded(*(int(count.max()) for count in data.rows(ids)))
-        batch = assemble(data, ids, *shape)
+        batch = assemble(data, ids, *shape, self.layout.of_nodes)
         self.layout.turn, self.layout.graphs = turn, batch.graph_mask
         self.layout.masks = [mask.to(self.dtype) for mask in (batch.node_mask, batch.edge_mask)]
         return batch
+
+
+def adam(weights, gradient, first, second, steps, lr, active) -> None:
+    """A step of torch's Adam in place, for weights [S, P], with a rate [S]; 0 in active: none."""
+    if weights.is_cuda:
+        return capturable_adam(weights, gradient, first, second, steps, lr, active)
+    for i in active.nonzero().flatten().tolist():
+        rows = ([of[i]] for of in (weights, gradient, first, second))
+        about = dict(lr=lr[i].item(), weight_decay=0.0, eps=_EPS, amsgrad=False, maximize=False)
+        about |= dict(beta1=_BETAS[0], beta2=_BETAS[1], fused=True)
+        functional_adam(*rows, [], [steps[i].float()], **about)
+    steps.add_(active)
+
+
+def capturable_adam(weights, gradient, first, second, steps, lr, active) -> None:
+    """The same as operations that a CUDA graph can hold; on a CPU they take many times as long."""
+    (beta1, beta2), share = _BETAS, active.to(weights.dtype).unsqueeze(1)
+    steps.add_(active)
+    first.lerp_(gradient, (1 - beta1) * share)
+    second.lerp_(gradient.square(), (1 - beta2) * share)
+    size = (lr * active / (1 - beta1**steps).clamp(min=1e-3)).to(weights.dtype).unsqueeze(1)
+    root = (1 - beta2**steps).clamp(min=1e-4).sqrt().to(weights.dtype).unsqueeze(1)
+    weights.sub_(size * first / (second.sqrt() / root + _EPS))

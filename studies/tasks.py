@@ -119,7 +119,8 @@ def _faults_of_graph(graph: Any, first: Data, config: Config) -> Iterator[str]:
     yield from _faults_of_values(
         "edge_attr", graph.edge_attr, graph.num_edges, config.num_edge_types
     )
-    y, shape = graph.y, (1, config.out_channels)
+    y, rows = graph.y, graph.num_nodes if config.readout is None else 1
+    shape = (rows, config.out_channels)
     if y is None:
         yield f"no target y, of shape {list(shape)}"
     if not isinstance(y, Tensor) or y.shape != shape or not y.is_floating_point():

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import gzip
 import os
 import shutil
 from dataclasses import replace
@@ -88,6 +89,27 @@ def papers():
     }
     about = replace(load("citation").description, num_targets=SMALL_CITATION["num_classes"])
     return Splits(**parts, description=about)
+
+
+OGB = {
+    "raw/num-node-list": "5",
+    "raw/num-edge-list": "4",
+    "raw/edge": "0,1\n2,1\n3,2\n0,2",
+    "raw/edge-feat": "0,0,0,0,.7,0,0,.3\n0,0,0,0,0,.2,0,.2\n1,0,0,0,0,0,0,0\n0,.5,0,0,0,0,0,0",
+    "raw/node_species": "9606\n3702\n9606\n4932\n9606",
+    "raw/node-label": "1,0\n0,1\n1,1\n0,0\n1,0",
+    "split/species/train": "3\n0",
+    "split/species/valid": "1",
+    "split/species/test": "2",
+}
+"""A small network of proteins as OGB lays it out; protein 4 has no edge and is in no split."""
+
+
+def ogb_files(folder, **changes):
+    """The folder with these files, some of them with other text."""
+    for name, text in (OGB | changes).items():
+        write(folder / f"{name}.csv.gz", gzip.compress(text.encode()))
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -374,6 +374,7 @@ def test_without_a_home_the_cache_is_a_temporary_folder_with_a_warning(
         ("moses", MOSES, "comes with the repository as data/molecules/moses12k"),
         ("proteins", "TUDataset/PROTEINS/raw", "MAPKG_DATA .*studies data proteins"),
         ("pubmed-missing", "Planetoid-missing100/PubMed/raw", "not fetched here"),
+        ("string-ppi", "string_ppi/macaque101_ogb_layout/raw", "read_ogb_proteins"),
     ],
 )
 def test_an_absent_data_set_is_an_error_that_says_what_would_help(name, place, advice, tmp_path):

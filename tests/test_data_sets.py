@@ -11,11 +11,13 @@ from collections import Counter
 import pandas as pd
 import pytest
 import torch
-from conftest import NOT_BUNDLED, all_graphs, not_bundled, write
+from conftest import NOT_BUNDLED, all_graphs, not_bundled, ogb_files, write
 from rdkit import Chem, RDLogger
 from torch_geometric.datasets import MoleculeNet, Planetoid, TUDataset
 from torch_geometric.utils import from_smiles
 
+from mapkg.evaluation import predict
+from mapkg.models import build
 from studies.data import SPLITS, load, load_table, networks, read_smiles
 from studies.data.graph_classification import (
     PAIR_TYPES,
@@ -25,6 +27,8 @@ from studies.data.graph_classification import (
     read_tox21,
     scaffold_split,
 )
+from studies.emergence import fit_to_data
+from studies.published import CONFIGS
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -219,6 +223,67 @@ def test_proteins_has_the_pairs_of_its_files_and_each_class_alike():
     expected = Counter("-".join(STRUCTURES[int(end)] for end in pair) for pair in ends)
     types = torch.cat([graph.edge_type for graph in all_graphs(splits)])
     assert Counter(splits.description.edge_types[i] for i in types.tolist()) == expected
+
+
+def test_a_network_of_proteins_is_the_graph_written_by_hand_with_the_labels_of_each_split(tmp_path):
+    graphs = networks.read_ogb_proteins(ogb_files(tmp_path))
+    nan = torch.nan
+    known = dict(train=[0, 3], val=[1], test=[2])
+    labels = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0], [1, 0.0]])
+    for name, nodes in known.items():
+        graph, y = graphs[name], torch.full((5, 2), nan)
+        y[nodes] = labels[nodes]
+        torch.testing.assert_close(graph.y, y, equal_nan=True)
+        assert graph.x.tolist() == [2, 0, 2, 1, 2]  # the places of 9606, 3702 and 4932
+        ends = [[0, 0, 1, 1, 2, 2, 2, 3], [1, 2, 0, 2, 0, 1, 3, 2]]
+        assert graph.edge_index.tolist() == ends
+        channels = ["coexpression", "neighborhood", "coexpression", "experimental"]
+        channels += ["neighborhood", "experimental", "homology", "homology"]
+        assert [networks.CHANNELS[i] for i in graph.edge_type.tolist()] == channels
+        weights = torch.tensor([0.7, 0.5, 0.7, 0.2, 0.5, 0.2, 1, 1])
+        assert torch.equal(graph.edge_attr.amax(dim=1), weights)
+        assert torch.equal(graph.edge_attr[0], torch.tensor([0, 0, 0, 0, 0.7, 0, 0, 0.3]))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("raw/num-node-list", "5\n5", "expected one graph"),
+        ("raw/num-node-list", "6", "as many species and rows of labels as nodes"),
+        ("raw/node-label", "1,0\n0,1", "as many species and rows of labels as nodes"),
+        ("raw/node-label", "1,0\n0,1\n1,1\n0,2\n1,0", "labels of 0, 1 or nothing"),
+        ("raw/edge", "0,1\n2,1\n3,2", "as many edges and rows of weights"),
+        ("raw/edge", "0,1\n2,1\n3,2\n0,5", "edges between two nodes"),
+        ("raw/edge", "0,1\n2,1\n3,2\n0,1.5", "edges between two nodes"),
+        ("raw/edge", "0,1\n2,1\n3,two\n0,2", r"edge\.csv\.gz: expected a table of numbers"),
+        ("raw/edge-feat", "0\n0\n0\n0", "8 weights from 0 to 1"),
+        ("raw/edge-feat", "\n".join(["0,0,0,0,0,0,0,1.2"] * 4), "8 weights from 0 to 1"),
+        ("split/species/test", "0", "each node in one split at most"),
+        ("split/species/test", "5", "each node in one split at most"),
+        ("split/species/valid", "", r"valid\.csv\.gz: expected a table of numbers"),
+    ],
+)
+def test_a_bad_network_of_proteins_is_refused(name, text, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        networks.read_ogb_proteins(ogb_files(tmp_path, **{name: text}))
+
+
+def test_the_network_of_string_has_the_sizes_of_its_source_and_tells_no_protein_from_another():
+    splits = not_bundled("string-ppi")
+    for name, number in zip(SPLITS, (61, 20, 20), strict=True):
+        (graph,) = getattr(splits, name)
+        assert (graph.num_nodes, graph.num_edges) == (101, 2 * 3561)
+        assert (~graph.y.isnan()).sum(dim=0).tolist() == [number] * 104
+        assert graph.edge_attr.shape == (7122, 8) and graph.is_undirected()
+    y = torch.stack([graph.y for graph in all_graphs(splits)]).nansum(dim=0)
+    assert [y.sum(dim=0).min(), y.sum(dim=0).max()] == [20, 73]
+    with pytest.raises(ValueError, match=r"out_channels: .* 112, but STRING, macaque has 104"):
+        fit_to_data(CONFIGS["GT-PROTEINS"], splits.description)
+    config = CONFIGS["GT-PROTEINS"].replace(out_channels=104)
+    network = build(fit_to_data(config, splits.description)).eval()
+    predicted = predict(network, splits.test[0])
+    assert predicted.shape == (101, 104)
+    torch.testing.assert_close(predicted, predicted[:1].expand_as(predicted), rtol=0, atol=1e-5)
 
 
 # Files that are damaged, or of something else

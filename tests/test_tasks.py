@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import few_molecules
+from conftest import few_molecules, ogb_files
 
 from mapkg.evaluation import batches, predict
-from studies.data import load
+from studies.data import Splits, load, networks
 from studies.data.graph_classification import TASKS, read_proteins, read_tox21, split_proteins
 from studies.emergence import _changes, emergence, fit_to_data
 from studies.extras import build
@@ -26,6 +26,7 @@ SMILES = [
     *("CC=C", "CCOCC", "ClC=CCl", "CC(N)C(=O)O"),
 ]
 QUICK = [*((name, "moses") for name in ON_ZINC), ("GT-ZINC", "tox21"), ("SAN-TU", "proteins")]
+QUICK += [("GT-PROTEINS", "network")]
 RUNS = [
     *QUICK,
     *((name, "tox21") for name in ON_ZINC if name != "GT-ZINC"),
@@ -69,11 +70,21 @@ def data(cache, tmp_path_factory):
         "moses": few_molecules(24, 8, 9),
         "tox21": read_tox21(folder / "tox21.csv", "random"),
         "proteins": split_proteins(read_proteins(folder)),
+        "network": network_of_proteins(folder),
     }
+
+
+def network_of_proteins(folder):
+    about = dict(task="node classification", num_node_types=3, edge_channels=8, num_targets=2)
+    description = replace(load("citation").description, **about)
+    graphs = networks.read_ogb_proteins(ogb_files(folder))
+    return Splits(**{name: [graph] for name, graph in graphs.items()}, description=description)
 
 
 def config_for(name, data="moses", **changes):
     name, _, is_full = name.partition(" ")
+    if data == "network":
+        changes |= dict(out_channels=2)
     if data == "tox21":
         changes |= dict(num_node_types=None, num_edge_types=None, out_channels=12, loss="bce")
     return CONFIGS[name].replace(**SIZES | changes | ({"full_graph": True} if is_full else {}))

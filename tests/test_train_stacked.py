@@ -115,6 +115,35 @@ def test_classification_with_missing_labels_is_that_of_each_alone(splits):
     assert_same(stacked(labeled, config), one_by_one(labeled, config))
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("GT-PROTEINS", {"batch_size": 2}),
+        ("SAN-PROTEINS", {"batch_size": 1, "lr_patience": 0}),
+        ("EGAT-PROTEINS", {"weight_decay": 0.1}),
+        ("GATv2-ZINC", {"readout": None, "num_edge_types": None, "edge_channels": 8}),
+    ],
+)
+def test_labels_of_nodes_are_learned_as_by_each_alone(splits, name, changes):
+    generator, parts = torch.Generator().manual_seed(0), {}
+    for split in SPLITS:
+        parts[split] = [graph.clone() for graph in getattr(splits, split)[:5]]
+        for graph in parts[split]:
+            graph.edge_attr = torch.rand(graph.num_edges, 8, generator=generator).double()
+            graph.y = torch.randint(2, (graph.num_nodes, 2), generator=generator).double()
+            graph.y[torch.rand(graph.y.shape, generator=generator) < 0.5] = torch.nan
+    labeled = replace(splits, **parts)
+    config = config_of(name, num_node_types=28, out_channels=2, loss="bce", **changes)
+    found, expected = stacked(labeled, config), one_by_one(labeled, config)
+    assert_same(found, expected)
+    assert bool(why_not_stackable(build(config))) == (name == "GATv2-ZINC")
+    graph = parts["train"][0]
+    graph.y = graph.y[:1]
+    rows = rf"y: expected floats of shape \[{graph.num_nodes}, 2\], got .* \[1, 2\]"
+    with pytest.raises(ValueError, match=f"train graph 0: {rows}"):
+        stacked(labeled, config)
+
+
 @pytest.mark.parametrize("name", ["GT-ZINC", "GATv2-ZINC"])
 def test_graphs_without_an_edge_are_trained_on_as_alone(splits, name):
     parts = {split: [graph.clone() for graph in getattr(splits, split)] for split in SPLITS}
@@ -135,7 +164,7 @@ def test_both_forms_of_adam_take_the_steps_of_torchs():
     for step in range(8):
         gradient = torch.randn(3, 50, generator=generator).double()
         active = torch.tensor([(i, step) != off for i in range(3)]).double()
-        for update, state in zip((networks.adam, networks.capturable_adam), states, strict=True):
+        for update, state in zip((steps.adam, steps.capturable_adam), states, strict=True):
             update(state[0], gradient, *state[1:], lr, active)
         for i, optimizer in enumerate(optimizers):
             single[i].grad = gradient[i].clone() if active[i] else None

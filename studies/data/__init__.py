@@ -33,7 +33,8 @@ __all__ += ["NodesOfGraph", "Trees"]
 BUNDLED = Path(__file__).parents[2] / "data"
 """The data that the repository carries."""
 
-_SOURCES = molecules.SOURCES | graph_classification.SOURCES | networks.SOURCES
+_SOURCES = molecules.SOURCES | graph_classification.SOURCES
+_SOURCES |= networks.SOURCES | networks.PROTEINS
 _DRAWN = {
     "citation": load_citation_like,
     **{f"trees-{depth}": partial(load_trees, depth) for depth in range(2, 6)},
@@ -41,7 +42,7 @@ _DRAWN = {
 
 KINDS = {
     "molecules": (*molecules.SOURCES, "tox21", "tox21-random"),
-    "graphs": ("proteins",),
+    "graphs": ("proteins", *networks.PROTEINS),
     "nodes": ("citation", *networks.SOURCES),
     "trees": tuple(name for name in _DRAWN if name.startswith("trees")),
 }
@@ -57,6 +58,8 @@ _ADVICE = {
     "moses-triple": _BUNDLED_ADVICE,
     "zinc-substitute": ". It is not fetched here: tracked results of ZINC were made with it, and "
     "new ones are better made with 'zinc'",
+    "string-ppi": ". It is not fetched here: it is a network of STRING in the layout of "
+    "ogbn-proteins, whose files studies.data.networks.read_ogb_proteins reads",
     "pubmed-missing": ". It is not fetched here: it is the raw files of PubMed with features of "
     "zero outside the training nodes",
 }
@@ -89,8 +92,9 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
 
     ``root`` is the only folder to look in. Graphs have node type ids ``x`` and edge type ids
     ``edge_attr`` ([N] and [E], or a column for each kind of id), the ids ``edge_type`` [E] that
-    the description names, and targets ``y`` [1, targets], NaN where unknown; molecules have
-    ``smiles``. The splits of citation networks are ``NodesOfGraph``, those of trees ``Trees``.
+    the description names, and targets ``y`` [1, targets], of nodes [N, targets], NaN where
+    unknown; edges of proteins have float weights, molecules ``smiles``. The splits of citation
+    networks are ``NodesOfGraph``, those of trees ``Trees``.
     """
     if name in _DRAWN:
         return _DRAWN[name]()

@@ -1,10 +1,13 @@
-"""Graphs whose nodes are predicted: citation networks, real and synthetic, trees, regular graphs.
+"""Graphs whose nodes are predicted: citation networks, proteins, trees, regular graphs.
 
 In a citation network a paper is a node, a citation an edge in both directions, features say which
 words it has. A split is the nodes that count, on the whole graph.
 
 In Tree-NeighborsMatch (Alon and Yahav, 2021) the root of a binary tree has a key k, leaf t the pair
 (t, pi(t)) with a permutation pi, and the root's class is pi(k): all of a permutation has to pass.
+
+In a network of proteins an edge has eight weights, one for each kind of evidence, and a protein has
+many labels. A split is the whole graph with the labels of its own proteins.
 """
 
 import random
@@ -16,6 +19,7 @@ from pathlib import Path
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from sklearn.model_selection import train_test_split
@@ -82,8 +86,92 @@ def _planetoid(name: str) -> Source:
     return Source(files, read, None if is_missing else fetch)
 
 
+CHANNELS = (
+    *("homology", "neighborhood", "fusion", "cooccurrence"),
+    *("coexpression", "experimental", "database", "text mining"),
+)
+"""Kinds of evidence of STRING, in the order in which ogbn-proteins has their weights."""
+
+_RAW = ("num-node-list", "num-edge-list", "edge", "edge-feat", "node_species", "node-label")
+_OGB_SPLITS = dict(train="train", val="valid", test="test")
+
+
+def read_ogb_proteins(folder: Path | str, split: str = "species") -> dict[str, Data]:
+    """The graph of ``raw`` and ``split`` as OGB unpacks ogbn-proteins, once for each split.
+
+    Nodes have the place of their species among all as type id, both directions of an edge its
+    weights [8] and as ``edge_type`` the first channel with the largest one. Targets ``y``
+    [N, tasks] are NaN outside the split. ogbn-proteins itself needs sampling, which is not here.
+    """
+    folder, tables = Path(folder), {}
+    files = {name: folder / "raw" / f"{name}.csv.gz" for name in _RAW}
+    files |= {n: folder / "split" / split / f"{of}.csv.gz" for n, of in _OGB_SPLITS.items()}
+    for name, path in files.items():
+        try:
+            tables[name] = torch.tensor(pd.read_csv(path, header=None).to_numpy())
+        except Exception as error:  # of the table, or of its compression
+            raise ValueError(f"{path}: expected a table of numbers: {error}") from error
+    number, edges, ends, weights, species, y = (tables[name] for name in _RAW)
+    nodes = torch.cat([tables[name].flatten() for name in SPLITS])
+    right = {
+        "one graph": number.numel() == edges.numel() == 1,
+        "as many species and rows of labels as nodes": len(species) == len(y) == number.sum(),
+        "as many edges and rows of weights": len(ends) == len(weights) == edges.sum(),
+        f"{len(CHANNELS)} weights from 0 to 1": weights.size(1) == len(CHANNELS)
+        and bool(((weights >= 0) & (weights <= 1)).all()),
+        "labels of 0, 1 or nothing": bool(((y == 0) | (y == 1) | y.isnan()).all()),
+        "edges between two nodes": ends.size(1) == 2 and _are_ids(ends, len(y)),
+        "each node in one split at most": len(nodes.unique()) == len(nodes)
+        and _are_ids(nodes, len(y)),
+    }
+    for what, is_so in right.items():
+        if not is_so:
+            raise ValueError(f"{folder}: expected {what}; a file is cut short or of other data")
+    edge_index, weights = to_undirected(ends.t(), weights.float(), num_nodes=len(y), reduce="max")
+    graph = Data(species.flatten().unique(return_inverse=True)[1], edge_index, weights)
+    graph.edge_type = weights.argmax(dim=1)
+    is_in = {name: index_to_mask(tables[name].flatten(), len(y)).unsqueeze(1) for name in SPLITS}
+    return {n: Data(y=y.float().where(mask, torch.nan), **dict(graph)) for n, mask in is_in.items()}
+
+
+def _are_ids(values: Tensor, number: int) -> bool:
+    return not values.is_floating_point() and 0 <= values.min() <= values.max() < number
+
+
+def _string(*raw: Path) -> Splits:
+    graphs = read_ogb_proteins(raw[0].parents[1], "random")
+    x, y = graphs["train"].x, graphs["train"].y
+    about = Description(
+        **dict(name="string-ppi", title="STRING, macaque", task="node classification"),
+        **dict(target=f"{y.size(1)} terms of the Gene Ontology, present or not"),
+        **dict(num_node_types=int(x.max()) + 1, num_edge_types=None, num_targets=y.size(1)),
+        **dict(edge_channels=len(CHANNELS), edge_types=dict(enumerate(CHANNELS))),
+        source="an export of STRING, 101 proteins of Macaca fascicularis, in the layout of "
+        "ogbn-proteins",
+        licence="CC BY 4.0",
+        deviations=(
+            "Not ogbn-proteins, which has 132,534 proteins of eight species and 112 terms.",
+            "One species: all nodes have the same type, so that a network whose values come from "
+            "nodes alone, as those of the paper, predicts the same for each.",
+            "The split is random and ours. Every step sees the whole graph, where the published "
+            "code draws neighborhoods.",
+        ),
+    )
+    return Splits(**{name: [graph] for name, graph in graphs.items()}, description=about)
+
+
+_STRING = "string_ppi/macaque101_ogb_layout"
 SOURCES = {name: [_planetoid(name)] for name in ("cora", "citeseer", "pubmed", "pubmed-missing")}
-"""Where each network is from, under the names that PyG gives files."""
+PROTEINS = {
+    "string-ppi": [
+        Source(
+            [f"{_STRING}/raw/{name}.csv.gz" for name in _RAW]
+            + [f"{_STRING}/split/random/{name}.csv.gz" for name in _OGB_SPLITS.values()],
+            _string,
+        )
+    ]
+}
+"""Where each network is from, under the names that PyG and OGB give files."""
 
 
 def load_citation_like() -> Splits:
