@@ -54,7 +54,8 @@ def attribute(
         A row per row of ``massive`` (``column``, its index) and label, with ``edges``, ``graphs``
         with such an edge, ``massive_edges``, ``share`` and ``enrichment`` with the ``_low`` and
         ``_high`` ends of 95 % intervals, ``share_bound`` and ``p_value``. NaN is what cannot be
-        computed, shares of a label without an edge, enrichment where no edge is massive.
+        computed, shares of a label without an edge, enrichment where no edge is massive, intervals
+        of a single graph.
         The interval of a share of zero is empty: ``share_bound`` is the exact one-sided 95 % bound
         of the share of *graphs* whose edges of this label include a massive one. The p-value is
         two-sided, for the number of massive edges of the label if labels had been dealt out at
@@ -89,7 +90,8 @@ def attribute(
         times = rng.multinomial(drawable, uniform, size=size).astype(float)
         resampled = (times @ counts.reshape(drawable, -1)).reshape(-1, columns, kinds)
         drawn.append(_shares(times @ total, resampled))
-    ends = [_interval(np.concatenate(part)) for part in zip(*drawn, strict=True)]
+    known = 1.0 if drawable > 1 else np.nan
+    ends = [_interval(known * np.concatenate(part)) for part in zip(*drawn, strict=True)]
     edge_index = np.concatenate([np.asarray(g.edge_index) for g in graphs], axis=1)
     joined = np.vstack([graph, np.sort(edge_index, axis=0)])
     bond = np.unique(joined, axis=1, return_inverse=True)[1]

@@ -50,7 +50,7 @@ def check_targets(graphs: Graphs, loss: str = "") -> None:
         raise ValueError("expected graphs with targets y, got none")
     for place, graph in enumerate(graphs):
         if getattr(graph, "y", None) is None:
-            raise ValueError(f"graph {place} has no target y, of shape [1, targets]")
+            raise ValueError(f"graph {place} has no target y, of shape [1 or nodes, targets]")
         if loss == "l1" and not torch.as_tensor(graph.y).isfinite().all():
             raise ValueError(
                 f"graph {place}: expected numbers as targets of loss 'l1', got NaN or inf"
@@ -60,7 +60,7 @@ def check_targets(graphs: Graphs, loss: str = "") -> None:
 def predictions(
     model: nn.Module, graphs: Graphs, *, batch_size: int = 128
 ) -> tuple[Float[Tensor, "rows targets"], Float[Tensor, "rows targets"]]:
-    """Predictions and targets ``y``, [1, targets] each, of all graphs, in evaluation mode."""
+    """Predictions and targets ``y`` of all graphs, or of their nodes, in evaluation mode."""
     check_targets(graphs)
     passes = scan(model, batches(graphs, batch_size), "")
     predicted, target = zip(*((seen[""], targets(batch)) for batch, seen in passes), strict=True)
@@ -81,7 +81,7 @@ def each_loss(predicted: Values, target: Targets, loss: str) -> Values:
     """
     if predicted.shape != target.shape:  # broadcasting would hide it
         shapes = f"{tuple(predicted.shape)} for targets of shape {tuple(target.shape)}"
-        advice = "give each graph a y of [1, targets], and the model as many out_channels"
+        advice = "give each graph, or each node if there is no readout, a row of as many targets"
         raise ValueError(f"the model predicts {shapes}; {advice}")
     if loss == "l1":
         return (predicted - target).abs()

@@ -139,8 +139,10 @@ def _shares(
 def _losses(model: nn.Module, splits: Splits, kind: str, resamples: int) -> pd.DataFrame:
     predicted, target = predictions(model, splits.test)
     each = each_loss(predicted, target, kind)
-    pairs = each.nansum(dim=1).numpy(), each.isfinite().sum(dim=1).numpy()
-    loss, low, high = pooled_mean(*pairs, resamples=resamples)
+    of_graphs = each.split([len(graph.y) for graph in splits.test])
+    sums = np.array([of_graph.nansum() for of_graph in of_graphs])
+    numbers = np.array([of_graph.isfinite().sum() for of_graph in of_graphs])
+    loss, low, high = pooled_mean(sums, numbers, resamples=resamples)
     y = torch.cat([graph.y for graph in splits.train])  # the best logit is a million to one at most
     constant = y.nanmean(dim=0).logit(eps=1e-6) if kind == "bce" else y.quantile(0.5, dim=0)
     constant = losses(constant.expand_as(target), target, kind).mean().item()

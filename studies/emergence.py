@@ -186,6 +186,12 @@ def with_permuted_targets(splits: Splits, seed: int) -> Splits:
             "expected whole graphs, whose targets can change places, but "
             f"{splits.description.title} has nodes of one graph; use a data set of graphs"
         )
+    if min(len(splits.train), len(splits.val)) < 2:
+        raise ValueError(
+            f"expected two graphs or more in each split, whose targets can change places, but "
+            f"{splits.description.title} has {len(splits.train)} and {len(splits.val)} for "
+            "training and validation"
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def permuted(graphs: list[Data]) -> list[Data]:

@@ -139,6 +139,7 @@ def assemble(
         edge_graph=edge_graph,
         y=data.y[rows if of_nodes else ids],
         has_target=node_mask if of_nodes else real,
+        of_nodes=of_nodes,
         graph_mask=real,
         node_mask=node_mask.unsqueeze(-1),
         edge_mask=edge_mask.unsqueeze(-1),
@@ -364,13 +365,22 @@ def check_memory(
         )
 
 
+def check_rows(found: int, expected: int, of_nodes: bool) -> None:
+    """Raise if a network does not predict for what it is trained on, graphs or nodes."""
+    if found != expected:
+        what = "node, since readout is None" if of_nodes else "graph, since there is a readout"
+        raise ValueError(f"expected {expected} predictions, one for each {what}, got {found}")
+
+
 def losses(
     network: nn.Module, batch: Data, loss: str
 ) -> tuple[Float[Tensor, "S rows targets"], Int[Tensor, " S"]]:
     """Losses, 0 where a batch has no label, and the number of labels of each network."""
     about = batch.edge_index, batch.edge_attr, batch.batch, batch.batch_size
     predicted = network(batch.x, *about).unflatten(0, (len(batch.y), -1))
-    predicted = predicted[:, : batch.y.size(1)]  # but for the graph that is padding
+    rows = batch.y.size(1)
+    check_rows(predicted.size(1), rows + (not batch.of_nodes), batch.of_nodes)
+    predicted = predicted[:, :rows]  # but for the graph that is padding
     labeled = batch.has_target.unsqueeze(-1).expand_as(batch.y)
     if loss == "bce":
         labeled = labeled & ~batch.y.isnan()

@@ -54,7 +54,8 @@ class OneByOne(nn.Module):
             about = ends, edge_attr[place, :e], batch[place, :n] - place * graphs, g
             with self._drawing(number):
                 own = self.each[number](x[place, :n], *about)
-            rows = x.size(1) if self.layout.of_nodes else graphs
+            rows, expected = (x.size(1), n) if self.layout.of_nodes else (graphs, g)
+            stacked.check_rows(len(own), expected, self.layout.of_nodes)
             predicted.append(nn.functional.pad(own, (0, 0, 0, rows - len(own))))
         return torch.cat(predicted)
 

@@ -124,7 +124,10 @@ def _faults_of_graph(graph: Any, first: Data, config: Config) -> Iterator[str]:
     if y is None:
         yield f"no target y, of shape {list(shape)}"
     if not isinstance(y, Tensor) or y.shape != shape or not y.is_floating_point():
-        yield f"y: expected floats of shape {list(shape)}, got {_look(y)}; convert with .float()"
+        advice = "; a row for each node, since readout is None" if config.readout is None else ""
+        if isinstance(y, Tensor) and not y.is_floating_point():
+            advice = "; convert with .float()"
+        yield f"y: expected floats of shape {list(shape)}, got {_look(y)}{advice}"
     if config.loss == "l1" and not y.float().isfinite().all():
         yield f"y: expected finite targets, got {y.flatten().tolist()}"
     for name in ("x", "edge_attr"):

@@ -84,8 +84,8 @@ def fit(
     if seeds is not None:
         if not isinstance(task, GraphTask):
             raise ValueError(
-                "seeds: expected splits of graphs and a Config; networks for nodes and trees are "
-                "trained one after the other, with seed=, which takes a CPU less time"
+                "seeds: expected lists of graphs and a Config; networks for NodesOfGraph and trees "
+                "are trained one after the other, with seed=, which takes a CPU less time"
             )
         settings = dict(seeds=seeds, folder=folder, device=device, **stacked)
         with alone(folder):

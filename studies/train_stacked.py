@@ -64,6 +64,13 @@ def fit_stacked(
         if len(splits.test) == 0:
             raise ValueError("the test split is empty; training needs at least one graph")
         splits = {n: FlatGraphs.of(getattr(splits, n)) for n in ("train", "val", "test")}
+    for name, graphs in splits.items():
+        rows = len(graphs.x) if config.readout is None else len(graphs)
+        if len(graphs.y) != rows:
+            of = "graph" if config.readout else "node, since readout is None"
+            raise ValueError(
+                f"{name}: expected {rows} rows of targets y, one for each {of}, got {len(graphs.y)}"
+            )
     if len(seeds) == 0 or len(set(seeds)) < len(seeds) or [*map(int, seeds)] != [*seeds]:
         raise ValueError(f"seeds: expected different whole numbers, one or more, got {[*seeds]}")
     device = torch.device(device)
@@ -185,8 +192,9 @@ class Progress:
             self.keep_measures()
         seconds = time.perf_counter() - start
         self.seconds += seconds
-        if (sums[0, 1] == 0).any():
-            raise ValueError("every training target is NaN; training needs one label or more")
+        for name, of_split in zip(("training", "validation"), sums, strict=False):
+            if (of_split[1] == 0).any():
+                raise ValueError(f"every {name} target is NaN; training needs one label or more")
         rows, at = [], {"best": [], "last": []}
         for index, (one, lr) in enumerate(zip(ones, lrs, strict=True)):
             if one.stop_reason:

@@ -78,6 +78,9 @@ def test_the_interval_is_that_of_a_bootstrap_over_graphs():
             attributed([[0] * n for n in each], massive, **options) for each in (sizes, [1, 2, 3])
         ]
         pd.testing.assert_frame_equal(*rows)
+    of_one = attributed([[0, 0, 1]], np.arange(6)[None] < 2, resamples=50, permutations=50)
+    ends = [f"{value}_{end}" for value in ("share", "enrichment") for end in ("low", "high")]
+    assert of_one[ends].isna().all(axis=None) and of_one["share"].tolist()[:2] == [0.5, 0]
 
 
 PATH = path(0, 0, 0).edge_index

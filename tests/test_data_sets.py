@@ -227,6 +227,8 @@ def test_proteins_has_the_pairs_of_its_files_and_each_class_alike():
 
 def test_a_network_of_proteins_is_the_graph_written_by_hand_with_the_labels_of_each_split(tmp_path):
     graphs = networks.read_ogb_proteins(ogb_files(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"random/train\.csv\.gz"):
+        networks.read_ogb_proteins(tmp_path, "random")
     nan = torch.nan
     known = dict(train=[0, 3], val=[1], test=[2])
     labels = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0], [1, 0.0]])
@@ -256,6 +258,7 @@ def test_a_network_of_proteins_is_the_graph_written_by_hand_with_the_labels_of_e
         ("raw/edge", "0,1\n2,1\n3,2\n0,5", "edges between two nodes"),
         ("raw/edge", "0,1\n2,1\n3,2\n0,1.5", "edges between two nodes"),
         ("raw/edge", "0,1\n2,1\n3,two\n0,2", r"edge\.csv\.gz: expected a table of numbers"),
+        ("raw/node_species", "1,2\n1,2\n1,2\n1,2\n1,2", "one species of each node"),
         ("raw/edge-feat", "0\n0\n0\n0", "8 weights from 0 to 1"),
         ("raw/edge-feat", "\n".join(["0,0,0,0,0,0,0,1.2"] * 4), "8 weights from 0 to 1"),
         ("split/species/test", "0", "each node in one split at most"),
@@ -268,7 +271,7 @@ def test_a_bad_network_of_proteins_is_refused(name, text, message, tmp_path):
         networks.read_ogb_proteins(ogb_files(tmp_path, **{name: text}))
 
 
-def test_the_network_of_string_has_the_sizes_of_its_source_and_tells_no_protein_from_another():
+def test_the_network_of_string_has_the_sizes_of_its_source_and_proteins_that_are_alike_at_first():
     splits = not_bundled("string-ppi")
     for name, number in zip(SPLITS, (61, 20, 20), strict=True):
         (graph,) = getattr(splits, name)

@@ -148,6 +148,8 @@ def test_training_and_validation_graphs_keep_their_targets_in_another_order():
 def test_data_that_cannot_be_used_are_refused(splits, papers):
     with pytest.raises(ValueError, match=r"expected whole graphs, .* nodes of one graph"):
         study.with_permuted_targets(papers, 0)
+    with pytest.raises(ValueError, match=r"two graphs or more in each split.* has 64 and 1 for"):
+        study.with_permuted_targets(replace(splits, val=splits.val[:1]), 0)
     with pytest.raises(ValueError, match="test split is empty"):
         emergence(SMALL, replace(splits, test=[]), progress=False)
 

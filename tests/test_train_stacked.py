@@ -22,6 +22,7 @@ from studies.published import CONFIGS
 from studies.stacked import why_not_stackable
 from studies.steps import Stack
 from studies.train import fit, seed_all
+from studies.train_stacked import fit_stacked
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import stacked as script
@@ -137,11 +138,51 @@ def test_labels_of_nodes_are_learned_as_by_each_alone(splits, name, changes):
     found, expected = stacked(labeled, config), one_by_one(labeled, config)
     assert_same(found, expected)
     assert bool(why_not_stackable(build(config))) == (name == "GATv2-ZINC")
-    graph = parts["train"][0]
+    for readout, other in (("mean", None), (None, "mean")):  # what is built is another network
+
+        def make(config, other=other):
+            return build_double(config.replace(readout=other))
+
+        of = "graph" if readout else "node"
+        fitting = replace(labeled, **parts)
+        if readout:
+            fitting = replace(fitting, **{n: [of_graph(g) for g in parts[n]] for n in SPLITS})
+        with pytest.raises(ValueError, match=f"predictions, one for each {of}, since .*readout"):
+            stacked(fitting, config.replace(readout=readout), make=make)
+
+
+def of_graph(graph):
+    graph = graph.clone()
     graph.y = graph.y[:1]
-    rows = rf"y: expected floats of shape \[{graph.num_nodes}, 2\], got .* \[1, 2\]"
-    with pytest.raises(ValueError, match=f"train graph 0: {rows}"):
-        stacked(labeled, config)
+    return graph
+
+
+def test_targets_of_the_other_kind_are_refused_in_every_split(splits):
+    config = config_of("GT-ZINC", readout=None)
+    with pytest.raises(
+        ValueError, match=r"train graph 0: y: expected .* \[\d+, 1\], got .* each node"
+    ):
+        stacked(splits, config)
+    for kind, readout in (("graph", "mean"), ("node, since readout is None", None)):
+        flat = {name: networks.FlatGraphs.of(getattr(splits, name)) for name in SPLITS}
+        if readout:
+            flat["test"] = replace(flat["test"], y=torch.zeros(len(flat["test"].x), 1))
+        else:
+            flat["train"] = replace(flat["train"], y=torch.zeros(len(flat["train"].x), 1))
+        name = "test" if readout else "val"
+        with pytest.raises(
+            ValueError, match=f"{name}: expected .* rows of .*, one for each {kind}"
+        ):
+            fit_stacked(build, flat, config.replace(readout=readout), seeds=[0])
+    unlabeled = [graph.clone() for graph in splits.val]
+    for graph in unlabeled:
+        graph.y = graph.y * torch.nan
+    with pytest.raises(ValueError, match="every validation target is NaN"):
+        config = config_of("GT-ZINC", loss="bce")
+        train = [graph.clone() for graph in splits.train]
+        for graph in train:
+            graph.y = (graph.y > 0).double()
+        stacked(replace(splits, train=train, val=unlabeled), config)
 
 
 @pytest.mark.parametrize("name", ["GT-ZINC", "GATv2-ZINC"])

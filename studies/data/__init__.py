@@ -93,8 +93,8 @@ def load(name: str, root: Path | str | None = None, *, download: bool = True) ->
     ``root`` is the only folder to look in. Graphs have node type ids ``x`` and edge type ids
     ``edge_attr`` ([N] and [E], or a column for each kind of id), the ids ``edge_type`` [E] that
     the description names, and targets ``y`` [1, targets], of nodes [N, targets], NaN where
-    unknown; edges of proteins have float weights, molecules ``smiles``. The splits of citation
-    networks are ``NodesOfGraph``, those of trees ``Trees``.
+    unknown; edges of ``string-ppi`` have float weights, molecules ``smiles``. The splits of
+    citation networks are ``NodesOfGraph``, those of trees ``Trees``.
     """
     if name in _DRAWN:
         return _DRAWN[name]()
