@@ -29,8 +29,7 @@ from mapkg.models.network import build
 from studies.data import SPLITS, Splits
 from studies.emergence import with_permuted_targets
 from studies.published import CONFIGS, known
-from studies.stacked import adam
-from studies.steps import Stack
+from studies.steps import Stack, adam
 from studies.tables import Result, Study, run_study
 from studies.train import fit
 
