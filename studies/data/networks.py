@@ -139,7 +139,8 @@ def read_ogb_proteins(folder: Path | str, split: str = "species") -> dict[str, D
 
 
 def _are_ids(values: Tensor, number: int) -> bool:
-    return not values.is_floating_point() and 0 <= values.min() <= values.max() < number
+    whole = not values.is_floating_point()
+    return whole and bool(0 <= values.min() <= values.max() < number)
 
 
 def _string(*raw: Path) -> Splits:
