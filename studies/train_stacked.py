@@ -54,8 +54,9 @@ def fit_stacked(
 
     One by one, with the same weights, what cannot be stacked or, on a CPU, is large. ``build``
     gives an untrained network after torch was seeded, with ``layers`` and called as a
-    ``GraphNetwork``, ``stack`` one with steps of another kind. A weight without a gradient in a
-    batch has one of zero there, where a network alone leaves it out.
+    ``GraphNetwork``, which predicts for nodes where ``config.readout`` is None; ``stack`` one with
+    steps of another kind. A weight without a gradient in a batch has one of zero there, where a
+    network alone leaves it out.
     The scores of the test split are measured at ``record_epochs``, the state is written after
     ``save_seconds`` or more. ``watch`` is called before the first epoch and after each one, and
     stops the run for now if it returns true.

@@ -229,11 +229,10 @@ def test_a_network_of_proteins_is_the_graph_written_by_hand_with_the_labels_of_e
     graphs = networks.read_ogb_proteins(ogb_files(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"random/train\.csv\.gz"):
         networks.read_ogb_proteins(tmp_path, "random")
-    nan = torch.nan
     known = dict(train=[0, 3], val=[1], test=[2])
     labels = torch.tensor([[1, 0], [0, 1], [1, 1], [0, 0], [1, 0.0]])
     for name, nodes in known.items():
-        graph, y = graphs[name], torch.full((5, 2), nan)
+        graph, y = graphs[name], torch.full((5, 2), torch.nan)
         y[nodes] = labels[nodes]
         torch.testing.assert_close(graph.y, y, equal_nan=True)
         assert graph.x.tolist() == [2, 0, 2, 1, 2]  # the places of 9606, 3702 and 4932

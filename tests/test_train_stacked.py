@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain
 
 import pandas as pd
 import pytest
@@ -163,26 +164,23 @@ def test_targets_of_the_other_kind_are_refused_in_every_split(splits):
         ValueError, match=r"train graph 0: y: expected .* \[\d+, 1\], got .* each node"
     ):
         stacked(splits, config)
-    for kind, readout in (("graph", "mean"), ("node, since readout is None", None)):
-        flat = {name: networks.FlatGraphs.of(getattr(splits, name)) for name in SPLITS}
-        if readout:
-            flat["test"] = replace(flat["test"], y=torch.zeros(len(flat["test"].x), 1))
-        else:
-            flat["train"] = replace(flat["train"], y=torch.zeros(len(flat["train"].x), 1))
-        name = "test" if readout else "val"
-        with pytest.raises(
-            ValueError, match=f"{name}: expected .* rows of .*, one for each {kind}"
-        ):
-            fit_stacked(build, flat, config.replace(readout=readout), seeds=[0])
-    unlabeled = [graph.clone() for graph in splits.val]
-    for graph in unlabeled:
+    flat = {name: networks.FlatGraphs.of(getattr(splits, name)) for name in SPLITS}
+    with pytest.raises(ValueError, match=r"train: expected \d+ rows .*, one for each node, since"):
+        fit_stacked(build, flat, config, seeds=[0])
+    flat["test"] = replace(flat["test"], y=torch.zeros(len(flat["test"].x), 1))
+    with pytest.raises(ValueError, match=r"test: expected 9 rows .*, one for each graph, got"):
+        fit_stacked(build, flat, config_of("GT-ZINC"), seeds=[0])
+
+
+@pytest.mark.parametrize(("name", "split"), [("training", "train"), ("validation", "val")])
+def test_a_split_without_a_label_is_refused_by_name(splits, name, split):
+    parts = {n: [graph.clone() for graph in getattr(splits, n)] for n in SPLITS}
+    for graph in chain.from_iterable(parts.values()):
+        graph.y = (graph.y > 0).double()
+    for graph in parts[split]:
         graph.y = graph.y * torch.nan
-    with pytest.raises(ValueError, match="every validation target is NaN"):
-        config = config_of("GT-ZINC", loss="bce")
-        train = [graph.clone() for graph in splits.train]
-        for graph in train:
-            graph.y = (graph.y > 0).double()
-        stacked(replace(splits, train=train, val=unlabeled), config)
+    with pytest.raises(ValueError, match=f"every {name} target is NaN"):
+        stacked(replace(splits, **parts), config_of("GT-ZINC", loss="bce"))
 
 
 @pytest.mark.parametrize("name", ["GT-ZINC", "GATv2-ZINC"])
