@@ -190,11 +190,7 @@ def read_proteins(folder: Path | str) -> list[Data]:
         and torch.equal(*of_node[edge_index])
         and is_undirected(coalesce(edge_index)),
     }
-    for what, is_so in right.items():
-        if not is_so:
-            raise ValueError(
-                f"{folder}: expected {what}; a file is cut short, or these are not of PROTEINS"
-            )
+    sets.expect_all(folder, right)
     edge_index = coalesce(remove_self_loops(edge_index)[0])
     low, high = structures[edge_index].sort(dim=0).values
     types = low * (5 - low) // 2 + high  # the place of this pair in PAIR_TYPES

@@ -29,7 +29,7 @@ from torch_geometric.datasets import Planetoid
 from torch_geometric.io import read_planetoid_data
 from torch_geometric.utils import from_networkx, index_to_mask, to_dense_adj, to_undirected
 
-from studies.data.sets import SPLITS, Description, Source, Splits, read_url
+from studies.data.sets import SPLITS, Description, Source, Splits, expect_all, read_url
 
 PER_CLASS, VAL, TEST = 20, 500, 1000
 """Sizes of Planetoid's public split, training nodes of each class and of the other splits."""
@@ -128,9 +128,7 @@ def read_ogb_proteins(folder: Path | str, split: str = "species") -> dict[str, D
         "each node in one split at most": len(nodes.unique()) == len(nodes)
         and _are_ids(nodes, len(y)),
     }
-    for what, is_so in right.items():
-        if not is_so:
-            raise ValueError(f"{folder}: expected {what}; a file is cut short or of other data")
+    expect_all(folder, right)
     edge_index, weights = to_undirected(ends.t(), weights.float(), num_nodes=len(y), reduce="max")
     graph = Data(species.flatten().unique(return_inverse=True)[1], edge_index, weights)
     graph.edge_type = weights.argmax(dim=1)

@@ -193,6 +193,13 @@ def check_values(path: Path, column: pd.Series, is_right: pd.Series, expected: s
         )
 
 
+def expect_all(folder: Path | str, right: Mapping[str, bool]) -> None:
+    """Raise ValueError with the first thing that raw files should have and have not."""
+    for what, is_so in right.items():
+        if not is_so:
+            raise ValueError(f"{folder}: expected {what}; a file is cut short or of other data")
+
+
 def graphs_of_rows(
     table: pd.DataFrame, path: Path | str, graph: Callable[[str, Any], Data]
 ) -> list[Data]:
