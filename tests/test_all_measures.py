@@ -11,6 +11,8 @@ from mapkg.all_measures import (
     BIN,
     COLUMNS,
     AllMeasures,
+    _bisected_medians,
+    _graph_medians,
     is_massive_by_sun,
     layer_ratio,
     row_measures,
@@ -131,6 +133,23 @@ def by_unit(batches, over):
         ratios += [*(finite.max(axis=1) / lower_median(finite))] if len(finite) else []
     massive = np.array(ratios) > 1000
     return {"max_layer_ratio": max(ratios), "share_rows_with_layer_massive": massive.mean()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_medians_by_bisection_as_on_a_gpu_are_the_selected_ones(dtype):
+    generator = torch.Generator().manual_seed(0)
+    ascending = torch.randn(2, 60, 7, generator=generator, dtype=dtype).pow(5).abs().sort().values
+    ascending[0, :9] = 0
+    graph = torch.randint(5, (2, 60), generator=generator)
+    graph[0, :9], graph[1, graph[1] == 2] = 0, 4  # a median of zero; no row in the third graph
+    selected = _graph_medians(ascending, graph, 4)[:, :4]
+    for i, j in itertools.product(range(2), range(4)):
+        rows = ascending[i, graph[i] == j].numpy()
+        expected = lower_median(rows) if len(rows) else math.nan
+        np.testing.assert_equal(selected[i, j].item(), expected)
+    there = ~selected.isnan()
+    assert torch.equal(_bisected_medians(ascending, graph, 4)[:, :4][there], selected[there])
+    assert there.sum() == 7 and selected.nan_to_num().min() == 0
 
 
 def test_without_heads_no_sum_is_clamped_and_without_rows_there_is_no_ratio():
