@@ -46,8 +46,8 @@ BEYOND = {
 
 WITH_THRESHOLD = ("row", "layer_wide", "sun")
 
-STATES = ("untrained", "high", "best", "last")
-"""Recorded epochs, 0, the last at the high rate, nearest to the least validation loss, the last."""
+STATES = ("untrained", "high", "last")
+"""Recorded epochs that are compared: 0, the last one at the high rate, and the last one."""
 
 ANCHOR = {"test": (0.264, 0.008), "train": (0.048, 0.006), "epochs": 321.5, "seeds": 4}
 """Mean and standard deviation over seeds of the MAE, of Dwivedi and Bresson 2021, Table 1, with
@@ -82,7 +82,10 @@ def to_the_end(
     configuration differs from that of the ``name``.
     """
     config, parts = fit_to_data(config, splits.description), []
-    recorded = dict(record_epochs=lambda epoch: epoch <= 20 or epoch % 5 == 0, save_seconds=60.0)
+    recorded = dict(
+        record_epochs=lambda epoch: epoch <= 20 or epoch % 5 == 0,
+        **dict(save_seconds=60.0, progress=False),  # each seed has a bar here
+    )
     for seed in seeds:
         with tqdm(desc=f"{name}, seed {seed}", unit=" epochs") as bar:
 
@@ -109,7 +112,8 @@ def with_phases(every: pd.DataFrame, best_epoch: Mapping[int, int], lr: float) -
     """Rows of recorded epochs, of a run's table of losses and measures, with what they are.
 
     ``halved`` is the first epoch of the seed below the rate ``lr``, ``epochs`` its last one,
-    ``state`` one of ``STATES`` or empty.
+    ``state`` one of ``STATES``, ``best`` where another one is nearest to the least validation loss,
+    or empty.
     """
     trained = every.dropna(subset="lr")
     lower = trained[trained["lr"] < 0.99 * lr]
@@ -121,8 +125,8 @@ def with_phases(every: pd.DataFrame, best_epoch: Mapping[int, int], lr: float) -
     epoch, seeds = table["epoch"], table["seed"]
     distance = (epoch - table["best_epoch"]).abs()
     ends = {
+        "best": distance == distance.groupby(seeds).transform("min"),  # gives way to others
         "last": epoch == epoch.groupby(seeds).transform("max"),
-        "best": distance == distance.groupby(seeds).transform("min"),
         "high": epoch == epoch.where(epoch < table["halved"]).groupby(seeds).transform("max"),
         "untrained": epoch == 0,
     }
@@ -133,7 +137,7 @@ def with_phases(every: pd.DataFrame, best_epoch: Mapping[int, int], lr: float) -
 
 
 def thinned(run: pd.DataFrame) -> pd.DataFrame:
-    """Epochs 0, 1, 2, 5 and 10, every twentieth one, and those of ``STATES``."""
+    """Epochs 0, 1, 2, 5 and 10, every twentieth one, and those with a state."""
     epoch = run["epoch"]
     kept = epoch.isin(KEPT_EPOCHS) | (epoch % KEPT_STEP == 0) | (run["state"] != "")
     first = ["seed", "epoch", "layer", "state", "halved", "best_epoch", "epochs"]
@@ -197,9 +201,20 @@ def with_measures(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**has)
 
 
+def _whole(table: pd.DataFrame) -> pd.DataFrame:
+    """The table, if each of its seeds has all ``STATES``; ValueError if not."""
+    for state in STATES:
+        if lacking := {*table["seed"]} - {*table.loc[table["state"] == state, "seed"]}:
+            raise ValueError(
+                f"seeds {sorted(lacking)}: expected an epoch of the state {state!r}, got none; "
+                "train them until the rate has fallen and training ends by it"
+            )
+    return table
+
+
 def seeds_by_layer(table: pd.DataFrame) -> pd.DataFrame:
     """How many seeds have each measure in a layer, or any, the exact 95 % interval as a share."""
-    rows = {}
+    table, rows = _whole(table), {}
     for (name, title), state in product(MEASURES.items(), STATES):
         wide = table[table["state"] == state].pivot(index="seed", columns="layer", values=name)
         some = int(wide.any(axis=1).sum())
@@ -241,7 +256,7 @@ def kept(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = {}
     for name in WITH_THRESHOLD:
-        has = table.set_index(["state", "seed", "layer"])[name].sort_index()
+        has = _whole(table).set_index(["state", "seed", "layer"])[name].sort_index()
         of_network = has.groupby(["state", "seed"]).any()
         for title, values in {"networks": of_network, "layers of a network": has}.items():
             before, after = values["high"], values["last"]
@@ -282,21 +297,18 @@ def steady(counts: pd.DataFrame) -> pd.DataFrame:
 def beside_anchor(measured: pd.DataFrame) -> pd.DataFrame:
     """Errors of both states on a split beside the anchor's, with Welch's test and interval.
 
-    Welch's variances are those of samples. So the anchor's deviation, which is that of a
-    population, is multiplied by the root of n / (n - 1).
+    The anchor's deviation is that of a population, and the test takes that of a sample.
     """
     found, rows = measured.set_index(["split", "state"])["mae_of_batches"].sort_index(), {}
     for split, state in product(("train", "test"), ("best", "last")):
-        (theirs, spread), mae, n = ANCHOR[split], found[split, state], ANCHOR["seeds"]
-        spread *= np.sqrt(n / (n - 1))
-        parts = np.array([mae.var() / len(mae), spread**2 / n])
-        freedom = parts.sum() ** 2 / (parts**2 / [len(mae) - 1, n - 1]).sum()
-        difference, error = mae.mean() - theirs, np.sqrt(parts.sum())
-        low, high = stats.t.interval(LEVEL, freedom, difference, error)
-        row = {"mae": mae.mean(), "deviation": mae.std(), "seeds": len(mae)}
-        row |= {"anchor": theirs, "anchor deviation": spread, "difference": difference}
-        p = 2 * stats.t.sf(abs(difference) / error, freedom)
-        rows[split, state] = row | {"low": low, "high": high, "p": p}
+        (mean, deviation), mae = ANCHOR[split], found[split, state]
+        # Numbers of this mean and deviation, of which the test knows nothing else.
+        theirs = mean + deviation * np.resize([-1, 1], ANCHOR["seeds"])
+        test = stats.ttest_ind(mae, theirs, equal_var=False)
+        low, high = test.confidence_interval(LEVEL)
+        row = {"mae": mae.mean(), "deviation": mae.std(), "seeds": len(mae), "anchor": mean}
+        row |= {"anchor deviation": theirs.std(ddof=1), "difference": mae.mean() - mean}
+        rows[split, state] = row | {"low": low, "high": high, "p": test.pvalue}
     return pd.DataFrame(rows).T.astype({"seeds": int})
 
 

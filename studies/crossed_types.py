@@ -105,7 +105,8 @@ def crossed(
             return untrained(config, square, torch.initial_seed() % 4)
 
         seeds = range(4 * square, 4 * square + 4)
-        run = fit(make, data, config, seeds=[*seeds], record_epochs=lambda epoch: False)
+        how = dict(record_epochs=lambda epoch: False, progress=False)
+        run = fit(make, data, config, seeds=[*seeds], **how)
         network, found = untrained(config, square, 0), []
         before = measured(network).set_index(["measure", "edge"]).mean(axis=1)
         for rotation, seed in enumerate(seeds):

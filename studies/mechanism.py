@@ -182,8 +182,8 @@ def mechanism(
             return untrained(config, settings["factors"], settings["gate"], data)
 
         seen = {0: "untrained", epochs: "trained"}
-        how = dict(seeds=seeds, stack=stack, record_epochs=seen.__contains__)
-        run = fit(make, data, config, **how)
+        how = dict(stack=stack, record_epochs=seen.__contains__, progress=False)
+        run = fit(make, data, config, seeds=seeds, **how)
         table = run.observations[["seed", "epoch", "layer", *KEPT]]
         losses = run.history[["seed", "epoch", "train_loss", "val_loss"]]
         table = table.merge(losses, on=["seed", "epoch"], how="left")

@@ -7,6 +7,7 @@ belongs to a graph of its own and is masked. ``studies.steps`` has what cannot b
 """
 
 import copy
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,11 +63,23 @@ class FlatGraphs:
     def of(cls, graphs: Sequence[Data]) -> "FlatGraphs":
         """Flatten PyG graphs."""
         data, ptr, _ = collate(Data, list(graphs), increment=False, add_batch=False)
+        if missing := [name for name in ("x", "edge_attr", "y") if data.get(name) is None]:
+            raise ValueError(
+                f"{', '.join(missing)}: expected in every graph where several networks are trained "
+                "at once, got none; without types of nodes or edges give all the id 0"
+            )
         if data.edge_index.numel() == 0:  # one of no graph, for padding to stand on
             data.edge_index = data.edge_index.new_zeros(2, 1)
             data.edge_attr = data.edge_attr.new_zeros(1, *data.edge_attr.shape[1:])
         tensors = data.x, data.edge_index, data.edge_attr, data.y
         return cls(*tensors, node_ptr=ptr["x"], edge_ptr=ptr["edge_index"])
+
+    def checksum(self) -> int:
+        """A number that other graphs, targets or features would hardly have."""
+        checksum = 0
+        for tensor in vars(self).values():
+            checksum = zlib.crc32(tensor.detach().cpu().contiguous().numpy(), checksum)
+        return checksum
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "FlatGraphs":
         """The same on a device; targets and float features in another precision."""
@@ -318,7 +331,9 @@ def why_not_stackable(network: nn.Module) -> str:
     for name, module in network.named_modules():
         kind = type(module)
         own = kind in _ROW_BY_ROW or getattr(kind, "is_row_by_row", False)
-        stackable = kind in _EXCHANGED or (own and set(module._parameters) <= set(TERMS))
+        kept = module._buffers.keys() - module._non_persistent_buffers_set
+        own &= set(module._parameters) <= set(TERMS) and not kept
+        stackable = own or kind in _EXCHANGED
         if kind in (nn.BatchNorm1d, nn.LayerNorm):
             needed = ("weight", "bias", "momentum", "running_mean")
             stackable = all(getattr(module, each, 0) is not None for each in needed)

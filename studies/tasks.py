@@ -1,7 +1,7 @@
 """What graphs, the nodes of a graph, and trees differ in when a network is trained on them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -39,9 +39,9 @@ class Task:
     may_diverge: ClassVar[bool] = True  # a loss that is not finite ends a run, or is an error
     solved: ClassVar[float] = -math.inf  # nothing is left to learn at this value of ``score``
 
-    def faults(self) -> Iterator[str]:
-        """Why the splits cannot be trained on."""
-        for name in self.checked:
+    def faults(self, others: Sequence[str] = ()) -> Iterator[str]:
+        """Why the splits cannot be trained on; ``others`` are used besides ``checked`` ones."""
+        for name in (*self.checked, *others):
             part = getattr(self.splits, name)
             if not hasattr(part, "__len__") or isinstance(part, Data):
                 yield (
@@ -85,9 +85,9 @@ class GraphTask(Task):
     adam: ClassVar = dict(fused=True)
     may_diverge: ClassVar = False
 
-    def faults(self):
-        yield from super().faults()
-        for name in self.checked:
+    def faults(self, others=()):
+        yield from super().faults(others)
+        for name in (*self.checked, *others):
             for place, graph in enumerate(getattr(self.splits, name)):
                 for fault in _faults_of_graph(graph, self.splits.train[0], self.config):
                     yield f"{name} graph {place}: {fault}"
@@ -184,8 +184,8 @@ class NodeTask(Task):
 
     evaluate: bool = True  # or the learning rate stays
 
-    def faults(self):
-        yield from super().faults()
+    def faults(self, others=()):
+        yield from super().faults(others)
         graph, classes = self._graph, self.splits.description.num_targets
         y, number = graph.y, graph.num_nodes
         yield from _faults_of_ends(graph)

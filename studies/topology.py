@@ -171,7 +171,7 @@ def topology(
     sizes = dict(hidden_channels=hidden, heads=heads, num_layers=layers, batch_size=16)
 
     def train(data: Splits, config: Config) -> Result:
-        run = fit(build, data, config, seeds=seeds)
+        run = fit(build, data, config, seeds=seeds, progress=False)
         tables = []
         for seed, state in product(seeds, ("untrained", "trained")):
             seed_all(seed)

@@ -71,12 +71,16 @@ def fit(
         model: for several ``seeds``, see ``fit_stacked``, what gives an untrained one of a Config.
         task: what to train on; or splits, those of graphs with a Config as ``schedule``.
         seed: of order and dropout. The initial weights are the model's own.
+        seeds: networks to be trained by the schedule of the Config, all at once.
         folder: where the state is written after each row of the history, and gone on from.
-        observe: called before the first epoch and after each row; its rows are kept.
-        **stacked: settings of ``fit_stacked``.
+        observe: called before the first epoch and after each row; its rows are kept. Not for
+            ``seeds``.
+        **stacked: settings of ``fit_stacked``, for ``seeds``.
     """
+    if seeds is None and stacked:
+        raise TypeError(f"{', '.join(stacked)}: known with seeds= only, got no seeds")
     task = task if isinstance(task, Task) else _task(task, schedule)
-    for fault in task.faults():
+    for fault in task.faults(["test"] if seeds is not None else []):
         raise ValueError(fault)
     if isinstance(task, GraphTask) and not isinstance(schedule, Schedule):
         schedule = Schedule.of(task.config)
@@ -87,9 +91,18 @@ def fit(
                 "seeds: expected lists of graphs and a Config; networks for NodesOfGraph and trees "
                 "are trained one after the other, with seed=, which takes a CPU less time"
             )
-        settings = dict(seeds=seeds, folder=folder, device=device, **stacked)
+        if seed or observe is not None or schedule != Schedule.of(task.config):
+            raise ValueError(
+                "seeds: expected no seed= or observe=, and the schedule of the Config, got others; "
+                "change the Config, record_epochs= or watch="
+            )
+        settings = dict(seeds=seeds, folder=folder, device=device, progress=progress, **stacked)
         with alone(folder):
             return fit_stacked(model, task.splits, task.config, **settings)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected a network, got {type(model).__name__}; what builds one needs seeds="
+        )
     if schedule.epochs == 0 and not isinstance(task, GraphTask):
         raise ValueError("epochs: expected 1 or more, got 0")
     with alone(folder):

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mapkg.all_measures import COLUMNS
 from mapkg.models.config import Config
@@ -49,6 +50,7 @@ def fit_stacked(
     record_epochs: Callable[[int], bool] = lambda epoch: True,
     save_seconds: float = 0.0,
     watch: Callable[["Progress"], bool] = lambda run: False,
+    progress: bool = True,
 ) -> Fit:
     """Train one network per seed, all at once.
 
@@ -56,15 +58,20 @@ def fit_stacked(
     gives an untrained network after torch was seeded, with ``layers`` and called as a
     ``GraphNetwork``, which predicts for nodes where ``config.readout`` is None; ``stack`` one with
     steps of another kind. A weight without a gradient in a batch has one of zero there, where a
-    network alone leaves it out.
+    network alone leaves it out, and a batch of a single row has a BatchNorm, which torch refuses.
     The scores of the test split are measured at ``record_epochs``, the state is written after
     ``save_seconds`` or more. ``watch`` is called before the first epoch and after each one, and
     stops the run for now if it returns true.
     """
+    if isinstance(build, nn.Module):
+        made = type(build).__name__
+        raise TypeError(f"build: expected what makes a network of a Config, got one, {made}")
     if not isinstance(splits, Mapping):
-        if len(splits.test) == 0:
-            raise ValueError("the test split is empty; training needs at least one graph")
-        splits = {n: FlatGraphs.of(getattr(splits, n)) for n in ("train", "val", "test")}
+        splits = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    for name, graphs in splits.items():
+        if len(graphs) == 0:
+            raise ValueError(f"the {name} split is empty; training needs at least one graph")
+    splits = {n: g if isinstance(g, FlatGraphs) else FlatGraphs.of(g) for n, g in splits.items()}
     for name, graphs in splits.items():
         rows = len(graphs.x) if config.readout is None else len(graphs)
         if len(graphs.y) != rows:
@@ -72,24 +79,28 @@ def fit_stacked(
             raise ValueError(
                 f"{name}: expected {rows} rows of targets y, one for each {of}, got {len(graphs.y)}"
             )
-    if len(seeds) == 0 or len(set(seeds)) < len(seeds) or [*map(int, seeds)] != [*seeds]:
-        raise ValueError(f"seeds: expected different whole numbers, one or more, got {[*seeds]}")
+    found = [*seeds] if isinstance(seeds, Iterable) else []
+    if not found or len(set(found)) < len(found) or [*map(int, found)] != found:
+        wanted = "seeds: expected different whole numbers, one or more, such as range(3)"
+        raise ValueError(f"{wanted}, got {found or seeds!r}")
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         networks = []
-        for seed in seeds:
+        for seed in found:
             torch.manual_seed(seed)
             networks.append(build(config))
-        run = Progress(networks, splits, config, [int(s) for s in seeds], device, stack, folder)
+        run = Progress(networks, splits, config, [*map(int, found)], device, stack, folder)
         if run.epoch == 0 and record_epochs(0) and not len(run.tables["measures"]):
             run.stack.evaluate("record")
             run.keep_measures()
-        saved = time.perf_counter()
-        while not watch(run) and run.running:
-            run.train_epoch(record_epochs)
-            if time.perf_counter() - saved >= save_seconds:
-                run.save()
-                saved = time.perf_counter()
+        saved, shown = time.perf_counter(), dict(total=config.max_epochs, initial=run.epoch)
+        with tqdm(desc="epochs", **shown, disable=not progress) as bar:
+            while not watch(run) and run.running:
+                run.train_epoch(record_epochs)
+                bar.update()
+                if time.perf_counter() - saved >= save_seconds:
+                    run.save()
+                    saved = time.perf_counter()
         run.save()
     return run.fit()
 
@@ -108,9 +119,13 @@ class Progress:
             print(f"{why}, so that networks are trained one by one", file=sys.stderr)
         states = [network.state_dict() for network in networks]
         state = {"state": {n: torch.stack([one[n] for one in states]) for n in states[0]}}
+        self.data = {f"checksum of {name}": graphs.checksum() for name, graphs in splits.items()}
         if self.path is not None and self.path.is_file():
             state = self._resume()
             print(f"resumed after epoch {self.epoch} from {self.path}", file=sys.stderr)
+        for one in self.seeds.values():  # some may have nothing to do, or a longer run than before
+            if one.stop_reason in ("", "max epochs", "time limit"):
+                one.stop_reason = self._reason_to_stop(one)
         splits = {**splits, "record": splits["test"]}
         fixed = {n: torch.arange(len(g)) for n, g in splits.items() if n != "train"}
         fixed = {n: stacked.in_batches(ids, config.batch_size) for n, ids in fixed.items()}
@@ -253,14 +268,11 @@ class Progress:
         self.seeds = {one["seed"]: SeedProgress(**one) for one in values["seeds"]}
         vars(self).update({name: values[name] for name in _KEPT if name in values})
         self.tables = tensors["tables"]
-        for one in self.seeds.values():  # a stop by the length of a run that is longer now
-            if one.stop_reason in ("max epochs", "time limit"):
-                one.stop_reason = self._reason_to_stop(one)
         return tensors
 
     def _identity(self) -> dict[str, Any]:
         sizes = {f"{n} rows": [*map(len, (g, g.x, g.edge_attr))] for n, g in self.host.items()}
-        settings = {**self.config.to_dict(), "seeds": list(self.seeds), **sizes}
+        settings = {**self.config.to_dict(), "seeds": list(self.seeds), **sizes, **self.data}
         return {n: v for n, v in settings.items() if n not in ("max_epochs", "max_hours")}
 
     def frames(self) -> list[pd.DataFrame]:

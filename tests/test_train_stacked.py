@@ -19,9 +19,10 @@ from studies import extras, steps
 from studies import stacked as networks
 from studies.data import SPLITS
 from studies.observation import summarise_scores
-from studies.published import CONFIGS
+from studies.published import CONFIGS, Schedule
 from studies.stacked import why_not_stackable
 from studies.steps import Stack
+from studies.tasks import GraphTask
 from studies.train import fit, seed_all
 from studies.train_stacked import fit_stacked
 
@@ -53,7 +54,7 @@ def splits():
 
 
 def stacked(splits, config, seeds=SEEDS, make=build_double, **settings):
-    settings = {"record_epochs": lambda epoch: False} | settings
+    settings = {"record_epochs": lambda epoch: False, "progress": False} | settings
     return fit(make, splits, config, seeds=seeds, **settings)
 
 
@@ -263,6 +264,10 @@ def test_a_resumed_run_is_that_of_an_uninterrupted_one(splits, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             stacked(splits, **dict(config=config, folder=tmp_path) | change)
+    others = [graph.clone() for graph in splits.train]
+    others[7].y += 1
+    with pytest.raises(ValueError, match="another run: checksum of train: stored"):
+        stacked(replace(splits, train=others), config, folder=tmp_path)
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"damaged, .* remove it to start afresh"):
@@ -286,11 +291,53 @@ def test_scores_are_measured_as_those_of_a_single_network(splits, name):
 
 
 def test_seeds_that_are_none_or_repeated_and_empty_splits_are_refused(splits):
-    for seeds in ((), (1, 2, 1), (1.5,), "01"):
+    for seeds in ((), (1, 2, 1), (1.5,), "01", 3):
         with pytest.raises(ValueError, match="seeds: expected different whole numbers"):
             stacked(splits, config_of("GT-ZINC"), seeds=seeds)
-    with pytest.raises(ValueError, match="the test split is empty"):
-        stacked(replace(splits, test=[]), config_of("GT-ZINC"))
+    for name in SPLITS:
+        with pytest.raises(ValueError, match=f"the {name} split is empty"):
+            stacked(replace(splits, **{name: []}), config_of("GT-ZINC"))
+
+
+def test_the_test_split_is_looked_at_too_where_several_are_trained(splits):
+    changed = [graph.clone() for graph in splits.test]
+    changed[3].x[0] = 28
+    with pytest.raises(ValueError, match="test graph 3: x: expected ids from 0, fewer than"):
+        stacked(replace(splits, test=changed), config_of("GT-ZINC"))
+    one_by_one(replace(splits, test=changed), config_of("GT-ZINC", max_epochs=1), SEEDS[:1])
+
+
+@pytest.mark.parametrize("name", ["x", "edge_attr"])
+def test_graphs_without_features_are_told_what_to_do(splits, name):
+    bare = replace(splits, **{n: [graph.clone() for graph in getattr(splits, n)] for n in SPLITS})
+    for graph in chain(bare.train, bare.val, bare.test):
+        graph.num_nodes, graph[name] = graph.num_nodes, None
+    with pytest.raises(ValueError, match=f"^{name}: expected in every graph .* give all the id 0"):
+        stacked(bare, config_of("GT-ZINC"))
+
+
+def test_settings_of_one_network_are_not_taken_for_those_of_several(splits):
+    config, wanted = config_of("GT-ZINC", max_epochs=1), "expected no seed= or observe=, and the"
+    other = Schedule.of(config.replace(lr=0.5))
+    for given in (dict(seed=3), dict(observe=lambda model, epoch: []), dict(schedule=other)):
+        task = GraphTask(splits, config)
+        with pytest.raises(ValueError, match=f"seeds: {wanted} schedule of the Config"):
+            fit(build_double, task, **dict(seeds=[0], progress=False) | given)
+    with pytest.raises(TypeError, match="fodler, record_epochs: known with seeds= only"):
+        fit(build_double(config), splits, config, fodler="x", record_epochs=bool)
+    with pytest.raises(TypeError, match="model: expected a network, got function; what builds"):
+        fit(build_double, splits, config)
+    with pytest.raises(TypeError, match=r"build: expected what makes .* got one, GraphNet"):
+        fit(build_double(config), splits, config, seeds=[0])
+
+
+@pytest.mark.parametrize("changes", [dict(max_epochs=0), dict(max_hours=1e-12, max_epochs=0)])
+def test_no_epoch_is_none(splits, changes):
+    config = config_of("GT-ZINC", **changes)
+    found, alone = stacked(splits, config, SEEDS[:1]), one_by_one(splits, config, SEEDS[:1])
+    assert found.history.empty and found.stop_reason == {SEEDS[0]: "max epochs"}
+    last = alone[SEEDS[0]].last_weights
+    torch.testing.assert_close(found.last_weights[SEEDS[0]], last, rtol=0, atol=0)
 
 
 def norm_of_two_layers(network):
@@ -311,10 +358,26 @@ def norm_of_graphs(network):
     network.head[1] = nn.BatchNorm1d(4).double()
 
 
+class Shifted(nn.Module):
+    is_row_by_row = True
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("by", torch.tensor(0.1).double())
+
+    def forward(self, x):
+        return x + self.by
+
+
+def buffered(network):
+    network.layers[0].attention.score = Shifted()
+
+
 UNUSUAL = {
     norm_of_two_layers: r"layers\.1\.node_block\.batch_norm1: it stands in the network twice",
     tied: r"layers\.0\.attention\.key\.weight: it stands in the network twice",
     frozen: r"node_embedding\.weight: it is frozen",
+    buffered: r"layers\.0\.attention\.score: Shifted is not known to treat every row",
     norm_of_graphs: r"head\.1: BatchNorm1d is not known to treat every row",
 }
 
