@@ -1,6 +1,6 @@
 """Many seeds of one network trained at once: how fast, how exact, and to the end.
 
-    python benchmarks/stacked.py --prepare DATA --table zinc12k_official.csv.gz  # needs RDKit
+    python benchmarks/stacked.py --prepare DATA  # needs RDKit and the data
     python benchmarks/stacked.py --device cuda --data DATA --out OUT --state STATE
     python benchmarks/stacked.py --device cpu --data DATA --compare
     python benchmarks/stacked.py --device cuda --self-test
@@ -41,7 +41,6 @@ from studies.stacked import FlatGraphs, epoch_batches
 from studies.train_stacked import Progress, fit_stacked
 
 DATA_FILE, ABOUT_FILE = "splits.safetensors", "run.json"
-TRAIN_ATOMS, TRAIN_EDGES = 231_664, 498_558  # of the benchmark's 10,000 training molecules
 MIB = 2**20
 LARGEST_FILE, LARGEST_SUM = 14 * MIB, 60 * MIB  # what a machine may hand back
 SIZES = ((16, 2), (32, 4), (64, 10))
@@ -50,8 +49,7 @@ SIZES = ((16, 2), (32, 4), (64, 10))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prepare", type=Path, help="folder to write the tensors of --table to")
-    parser.add_argument("--table", type=Path, help="a .csv.gz with split, smiles and y")
+    parser.add_argument("--prepare", type=Path, help="folder to write the tensors of ZINC to")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="folder of prepared tensors")
     parser.add_argument("--out", type=Path, help="folder of results")
@@ -74,7 +72,7 @@ def main() -> None:
     if parsed.always:
         steps.LARGE = float("inf")
     if parsed.prepare:
-        prepare(parsed.table, parsed.prepare)
+        prepare(parsed.prepare)
     elif parsed.self_test:
         self_test(parsed.device, parsed.engine)
     elif parsed.compare:
@@ -83,27 +81,15 @@ def main() -> None:
         train(parsed)
 
 
-def prepare(table: Path, folder: Path) -> None:
-    """Turn a table of SMILES into tensors, and check that they are the benchmark's."""
-    import pandas as pd
+def prepare(folder: Path) -> None:
+    """Turn the benchmark's molecules into tensors."""
+    from studies.data import SPLITS, load
 
-    from studies.data.molecules import molecule_graph
-
-    rows = pd.read_csv(table)
-    splits = {
-        split: FlatGraphs.of(
-            [molecule_graph(s, y) for s, y in zip(part.smiles, part.y, strict=True)]
-        )
-        for split, part in rows.groupby("split")
-    }
-    train = splits["train"]
-    found = (len(train), len(train.x), train.edge_index.size(1))
-    first = tuple(int(rows) for rows in train.rows(torch.tensor([0])))
-    if (found, first) != ((10_000, TRAIN_ATOMS, TRAIN_EDGES), (29, 64)):
-        raise ValueError(f"not the benchmark's training molecules: {found}, the first {first}")
+    molecules = load("zinc")
+    splits = {name: FlatGraphs.of(getattr(molecules, name)) for name in SPLITS}
     folder.mkdir(parents=True, exist_ok=True)
     save_splits(folder / DATA_FILE, splits)
-    print(f"wrote {folder / DATA_FILE}: {found[0]} training molecules, {found[1:]} nodes and edges")
+    print(f"wrote {folder / DATA_FILE}: {', '.join(f'{n} {len(g)}' for n, g in splits.items())}")
 
 
 def save_splits(path: Path, splits: dict[str, FlatGraphs]) -> None:

@@ -1,8 +1,8 @@
 """Write the tracked tables of a finished run of ``benchmarks/stacked.py``.
 
-    python benchmarks/stacked_tables.py RUN zinc12k_official.csv.gz data/results/converged_gt_zinc_
+    python benchmarks/stacked_tables.py RUN data/results/converged_gt_zinc_
 
-RUN is its output folder; the second argument is the table of molecules it was trained on.
+RUN is its output folder.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from mapkg.evaluation import predictions
 from mapkg.models.config import Config
 from studies.converged import thinned, windows, with_measures, with_phases
-from studies.data import Splits, load_table
+from studies.data import Splits, load
 from studies.extras import build
 from studies.files import commit, versions
 from studies.tables import write as write_table
@@ -26,7 +26,6 @@ from studies.tables import write as write_table
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("molecules", type=Path)
     parser.add_argument("output", help="what the names of the tables begin with")
     parsed = parser.parse_args()
     torch.set_num_threads(1)
@@ -34,7 +33,7 @@ def main() -> None:
     tables = {
         "epochs": thinned(run),
         "windows": windows(run),
-        "errors": errors(parsed.run, load_table(parsed.molecules)),
+        "errors": errors(parsed.run, load("zinc")),
     }
     origin = {"config": about["config_name"], "dataset": "ZINC-12k", "machine": about["device"]}
     origin |= {"versions": about["versions"], "commit": about["commit"]}
