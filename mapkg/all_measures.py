@@ -126,7 +126,8 @@ def _graph_medians(
         return _bisected_medians(ascending, graph, graphs)
     medians = ascending.new_full((len(graph), graphs + 1), torch.nan)
     for found, rows, index in zip(medians, ascending, graph, strict=True):
-        order = index.argsort()[: int((index < graphs).sum())]
+        order = (index < graphs).nonzero().flatten()
+        order = order[index[order].argsort()]
         which, sizes = index[order].unique_consecutive(return_counts=True)
         parts = rows.index_select(0, order).split(sizes.tolist())
         for i, part in zip(which.tolist(), parts, strict=True):
@@ -168,10 +169,11 @@ BIN = (_HIGH - _LOW) / _BINS
 
 _COUNTS = (
     *("rows", "zero_medians", "nonfinite_rows", "rows_with_zero", "rows_with_massive"),
-    *("layer_massive", "sun_edges", "sun_molecules", "molecules", "saturated", "head_sums"),
+    *("layer_massive", "sun_edges", "sun_molecules", "molecules", "saturated"),
 )
 _MAXIMA = ("max_abs", "max_ratio", "max_layer_ratio")
 _OF_ROWS = ("largest", "median", "ratio", "max_over_second", "max_over_q90", "kurtosis")
+_BINNED = ("magnitude", "finite", *_OF_ROWS)
 
 COLUMNS = (
     *("rows", "zero_medians", "nonfinite_rows", "rows_with_zero"),
@@ -224,11 +226,12 @@ class AllMeasures:
         self._counts = zeros(_COUNTS, dtype=torch.long)
         self._sums = zeros((*_MAXIMA, "spread", "spread_square"), dtype=torch.double)
         # One bin below the range, one above, and one for what is not counted.
-        self._bins = zeros(("magnitude", "finite", *_OF_ROWS), _BINS + 3, dtype=torch.int32)
+        size = (len(_BINNED), networks, _BINS + 3)
+        self._counted = torch.zeros(size, dtype=torch.int32, device=device)
 
     def reset(self) -> None:
         """Forget everything."""
-        for tensor in (self._counts | self._sums | self._bins).values():
+        for tensor in (*self._counts.values(), *self._sums.values(), self._counted):
             tensor.zero_()
 
     @torch.no_grad()
@@ -252,10 +255,11 @@ class AllMeasures:
         finite = mask & largest.isfinite()
         usable = finite & (median > 0)
         with_log = usable & (least > 0)
-        self._bin("magnitude", log10, finite.unsqueeze(-1))
-        self._bin("finite", largest.log10(), finite)  # of a row without a median, too
-        for name in _OF_ROWS:
-            self._bin(name, of_rows[name].log10(), usable)
+        _bin(self._counted[0], log10, finite.unsqueeze(-1))
+        # The largest of a row without a median, too.
+        rows = [largest, *(of_rows[name] for name in _OF_ROWS)]
+        valid = torch.stack([finite] + [usable] * len(_OF_ROWS))
+        _bin(self._counted[1:], torch.stack([row.double() for row in rows]).log10_(), valid)
         spread = of_rows["spread"].where(with_log, 0).double()
         self._sums["spread"] += spread.sum(dim=1)
         self._sums["spread_square"] += spread.square().sum(dim=1)
@@ -293,19 +297,12 @@ class AllMeasures:
         if self.heads is not None:
             sums = x.unflatten(-1, (self.heads, -1)).sum(dim=-1)
             counted["saturated"] = (sums.abs() > SCORE_CLAMP) & finite.unsqueeze(-1)
-            counted["head_sums"] = finite.unsqueeze(-1).expand_as(sums)
         for name, which in counted.items():
             self._counts[name] += which.flatten(1).sum(dim=1)
 
-    def _bin(self, name: str, log10: Tensor, valid: Tensor) -> None:
-        """Count values, [S, rows] or [S, rows, D], by log10 of them, which is overwritten.
-
-        Those that are not valid go to the last bin.
-        """
-        place = log10.sub_(_LOW).div_(BIN).floor_().clamp_(-1, _BINS).add_(1)
-        index = place.masked_fill_(~valid, _BINS + 2).flatten(1).long()
-        one = torch.ones((), dtype=torch.int32, device=index.device)
-        self._bins[name].scatter_add_(1, index, one.expand_as(index))
+    @property
+    def _bins(self) -> dict[str, Tensor]:
+        return dict(zip(_BINNED, self._counted, strict=True))
 
     def table(self) -> Float[Tensor, "stack columns"]:
         """``COLUMNS`` of each network, on the CPU."""
@@ -315,11 +312,12 @@ class AllMeasures:
     def statistics(self) -> dict[str, Float[Tensor, " stack"]]:
         """``COLUMNS``, and ``spread_rms``, the root of the mean variance of ``ln |x|`` in rows."""
         count = {name: counts.double() for name, counts in self._counts.items()}
-        usable = count["rows"] - count["zero_medians"] - count["nonfinite_rows"]
+        finite = count["rows"] - count["nonfinite_rows"]
+        usable = finite - count["zero_medians"]
         with_log = usable - count["rows_with_zero"]
         middle = {name: self._quantile(name, 0.5) for name in self._bins}
         largest, ratio, by_layer, spread, square = self._sums.values()
-        layer_massive = count["layer_massive"] / (count["rows"] - count["nonfinite_rows"])
+        layer_massive = count["layer_massive"] / finite
         if self.over == "data":
             by_layer = largest / middle["magnitude"]
             layer_massive = self._share_above(self.threshold * middle["magnitude"])
@@ -341,7 +339,7 @@ class AllMeasures:
             "spread_rms": (square / with_log).sqrt(),
             "spread_sd": variance.sqrt().where(with_log > 1, torch.nan),
             **{f"{name}_q50": middle[name] for name in _OF_ROWS[3:]},
-            "share_saturated": count["saturated"] / count["head_sums"],
+            "share_saturated": count["saturated"] / (finite * (self.heads or 0)),
         }
 
     def _quantile(self, name: str, q: float) -> Float[Tensor, " stack"]:
@@ -359,6 +357,18 @@ class AllMeasures:
         index = ((magnitude.log10() - _LOW) / BIN).floor().clamp(-1, _BINS).nan_to_num(-1) + 1
         below = sums.gather(-1, index.long().unsqueeze(-1)).squeeze(-1)
         return 1 - below / sums[:, -1]
+
+
+def _bin(bins: Tensor, log10: Tensor, valid: Tensor) -> None:
+    """Count values [*bins.shape[:-1], ...] by log10 of them, which is overwritten.
+
+    Those that are not valid go to the last bin.
+    """
+    last = _BINS + 2
+    least = torch.where(valid, 0, last).to(log10.dtype)  # with a mask it would take much longer
+    place = log10.sub_(_LOW).div_(BIN).floor_().add_(1).clamp_(max=last - 1).clamp_(min=least)
+    index = place.nan_to_num_(last).view(*bins.shape[:-1], -1).int()
+    bins.scatter_add_(-1, index.long(), torch.ones_like(index))
 
 
 def _any_of(graph: Tensor, which: Tensor, graphs: int) -> Bool[Tensor, "stack graphs"]:
