@@ -47,7 +47,7 @@ BEYOND = {
 WITH_THRESHOLD = ("row", "layer_wide", "sun")
 
 STATES = ("untrained", "high", "last")
-"""Recorded epochs that are compared: 0, the last one at the high rate, and the last one."""
+"""Recorded epochs that are compared, 0, the last one at the high rate, and the last one."""
 
 ANCHOR = {"test": (0.264, 0.008), "train": (0.048, 0.006), "epochs": 321.5, "seeds": 4}
 """Mean and standard deviation over seeds of the MAE, of Dwivedi and Bresson 2021, Table 1, with
@@ -234,19 +234,28 @@ def compare_phases(table: pd.DataFrame) -> pd.DataFrame:
     return with_holm(pd.DataFrame(rows).T)
 
 
-def beside_one_another(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Seeds of each run that have a measure with a threshold in some layer, at both times.
+def beside_one_another(
+    runs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]], measures: Sequence[str]
+) -> pd.DataFrame:
+    """Seeds of each run, recorded epochs and windows, that have a measure in some layer.
 
-    ``fewer`` and ``more`` are seeds in which fewer or more layers have it at the end.
+    At the end of both phases, and ``mostly``: in half or more of a window's epochs.
     """
     rows = {}
-    for title, table in runs.items():
-        counted, changes = seeds_by_layer(table)["any"], compare_phases(table)
-        for measure in (MEASURES[name] for name in WITH_THRESHOLD):
-            row = {"seeds": table["seed"].nunique()}
-            row |= {state: counted[measure, state] for state in ("high", "last")}
-            rows[title, measure] = row | changes.loc[measure, ["fewer", "more"]].to_dict()
-    return pd.DataFrame(rows).T.astype(int).rename_axis(index=["network", "measure"])
+    for title, (table, counts) in runs.items():
+        counted, seeds = seeds_by_layer(table)["any"], table["seed"].nunique()
+        rows[title] = {("", "seeds"): seeds}
+        half = counts[[*measures]].ge(counts["recorded"] / 2, axis=0)
+        mostly = half.groupby([counts["phase"], counts["seed"]]).any().groupby("phase").sum()
+        for name in measures:
+            measure, of_windows = MEASURES[name], mostly[name]
+            rows[title] |= {
+                (measure, "before"): counted[measure, "high"],
+                (measure, "mostly before"): of_windows["high"],
+                (measure, "at the end"): counted[measure, "last"],
+                (measure, "mostly at the end"): of_windows["end"],
+            }
+    return pd.DataFrame(rows).T.astype(int)
 
 
 def kept(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,6 @@ belongs to a graph of its own and is masked. ``studies.steps`` has what cannot b
 """
 
 import copy
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,13 +72,6 @@ class FlatGraphs:
             data.edge_attr = data.edge_attr.new_zeros(1, *data.edge_attr.shape[1:])
         tensors = data.x, data.edge_index, data.edge_attr, data.y
         return cls(*tensors, node_ptr=ptr["x"], edge_ptr=ptr["edge_index"])
-
-    def checksum(self) -> int:
-        """A number that other graphs, targets or features would hardly have."""
-        checksum = 0
-        for tensor in vars(self).values():
-            checksum = zlib.crc32(tensor.detach().cpu().contiguous().numpy(), checksum)
-        return checksum
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "FlatGraphs":
         """The same on a device; targets and float features in another precision."""

@@ -105,6 +105,14 @@ def fit_stacked(
     return run.fit()
 
 
+def _checksum(graphs: FlatGraphs) -> int:
+    """A number that other graphs, features or targets would hardly have."""
+    checksum = 0
+    for tensor in vars(graphs).values():
+        checksum = zlib.crc32(tensor.detach().cpu().contiguous().numpy(), checksum)
+    return checksum
+
+
 class Progress:
     """The state of a stacked run, which ``watch`` sees; ``tables`` are float64."""
 
@@ -119,7 +127,7 @@ class Progress:
             print(f"{why}, so that networks are trained one by one", file=sys.stderr)
         states = [network.state_dict() for network in networks]
         state = {"state": {n: torch.stack([one[n] for one in states]) for n in states[0]}}
-        self.data = {f"checksum of {name}": graphs.checksum() for name, graphs in splits.items()}
+        self.data = {f"checksum of {name}": _checksum(graphs) for name, graphs in splits.items()}
         if self.path is not None and self.path.is_file():
             state = self._resume()
             print(f"resumed after epoch {self.epoch} from {self.path}", file=sys.stderr)

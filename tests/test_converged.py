@@ -112,7 +112,7 @@ def test_a_network_that_cannot_be_stacked_is_trained_to_the_end_too(tmp_path):
     assert table[["max_ratio", "kurtosis_q50", "sun_molecules"]].notna().all(axis=None)
 
 
-def test_networks_beside_one_another_lose_and_gain_layers():
+def test_networks_beside_one_another_keep_lose_and_gain_layers():
     places = [*product((0, 1), (0, 1), enumerate(study.STATES))]
     table = pd.concat(
         rows_of(seed=[seed], layer=layer, epoch=epoch, state=state)
@@ -124,10 +124,14 @@ def test_networks_beside_one_another_lose_and_gain_layers():
     # By another measure one seed keeps its layer.
     table.loc[table.query("seed == 0 and layer == 0 and epoch > 0").index, "sun_molecules"] = 1
     table = study.with_measures(table)
-    rows = study.beside_one_another({"a": table}).loc["a"]
-    columns = ["seeds", "high", "last", "fewer", "more"]
-    assert rows.loc[study.MEASURES["row"], columns].tolist() == [2, 1, 1, 1, 1]
-    assert rows.loc[study.MEASURES["sun"], columns].tolist() == [2, 1, 1, 0, 0]
+    windows = pd.DataFrame(
+        [*product((0, 1), (0, 1), ("high", "end"))], columns=["seed", "layer", "phase"]
+    ).assign(recorded=[9, 10] * 4, row=[4, 5, 0, 0, 5, 5, 5, 4], sun=0)
+    row = study.beside_one_another({"a": (table, windows)}, ["row", "sun"]).loc["a"]
+    times = ["before", "mostly before", "at the end", "mostly at the end"]
+    assert row["", "seeds"] == 2
+    assert row[study.MEASURES["row"]][times].tolist() == [1, 1, 1, 2]  # half of 9 is 4.5
+    assert row[study.MEASURES["sun"]][times].tolist() == [1, 0, 1, 0]
     of_row, of_sun = (study.kept(table).loc[study.MEASURES[name]] for name in ("row", "sun"))
     assert of_row.columns.tolist() == ["before", "kept", "lost", "gained"]
     assert of_row.to_numpy().tolist() == [[1, 0, 1, 1], [1, 0, 1, 2]]
