@@ -80,16 +80,17 @@ def fit_stacked(
                 f"{name}: expected {rows} rows of targets y, one for each {of}, got {len(graphs.y)}"
             )
     found = [*seeds] if isinstance(seeds, Iterable) else []
-    if not found or len(set(found)) < len(found) or [*map(int, found)] != found:
+    whole = [*map(int, found)]
+    if not found or whole != found or len(set(whole)) < len(whole):
         wanted = "seeds: expected different whole numbers, one or more, such as range(3)"
         raise ValueError(f"{wanted}, got {found or seeds!r}")
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         networks = []
-        for seed in found:
+        for seed in whole:
             torch.manual_seed(seed)
             networks.append(build(config))
-        run = Progress(networks, splits, config, [*map(int, found)], device, stack, folder)
+        run = Progress(networks, splits, config, whole, device, stack, folder)
         if run.epoch == 0 and record_epochs(0) and not len(run.tables["measures"]):
             run.stack.evaluate("record")
             run.keep_measures()

@@ -291,7 +291,7 @@ def test_scores_are_measured_as_those_of_a_single_network(splits, name):
 
 
 def test_seeds_that_are_none_or_repeated_and_empty_splits_are_refused(splits):
-    for seeds in ((), (1, 2, 1), (1.5,), "01", 3):
+    for seeds in ((), (1, 2, 1), (1.5,), "01", 3, torch.tensor([4, 4])):
         with pytest.raises(ValueError, match="seeds: expected different whole numbers"):
             stacked(splits, config_of("GT-ZINC"), seeds=seeds)
     for name in SPLITS:
