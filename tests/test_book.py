@@ -327,6 +327,8 @@ def test_a_page_has_one_box_with_the_verdicts_of_the_claims_and_all_are_on_the_f
         assert shown["boxes"] == [[claim["verdict"] for claim in claims]], name
         assert front.count(f'href="../notebooks/{name}.html"') >= len(claims), name
         assert all("{" in claim["number"] for claim in claims), f"{name}: a number that was typed"
+        page = (site / "notebooks" / f"{name}.html").read_text()
+        assert re.findall(r"\d\.0 of \d", page) == [], f"{name}: a count is a whole number"
 
 
 def test_a_figure_is_on_the_first_screen_and_each_has_a_caption_and_a_text_instead(read):
